@@ -1,0 +1,34 @@
+"""Pytree algebra that optax does not have: norms with a derivative at zero, and tests for finiteness."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+
+def squared_norm(tree: PyTree) -> Float[Array, ""]:
+    """Sum of the squares of all entries."""
+    return sum((jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)), start=jnp.zeros(()))
+
+
+def safe_norm(tree: PyTree) -> Float[Array, ""]:
+    """Euclidean norm of all entries, whose derivative at the zero tree is zero instead of NaN."""
+    square = squared_norm(tree)
+    positive = square > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
+
+
+def all_finite(tree: PyTree) -> Bool[Array, ""]:
+    """Whether no entry is infinite or NaN."""
+    leaves = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack(leaves)) if leaves else jnp.array(True)
+
+
+def select(condition: Bool[Array, ""], yes: PyTree, no: PyTree) -> PyTree:
+    """`yes` where the scalar `condition` holds, else `no`: trees of equal structure, typed keys included."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+
+
+def relative(difference: PyTree, reference: PyTree) -> Float[Array, ""]:
+    """Norm of `difference` over the norm of `reference`; 0 when both vanish."""
+    top, bottom = safe_norm(difference), safe_norm(reference)
+    return jnp.where(top == 0, 0.0, top / jnp.where(bottom > 0, bottom, 1e-30))

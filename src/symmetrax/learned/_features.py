@@ -1,0 +1,58 @@
+"""What a learned optimizer sees at a step."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, PyTree
+
+
+class Info(NamedTuple):
+    """What is known when an optimizer has to move.
+
+    `gradient` and `params` have the structure of the parameters, `previous` is the network's last update
+    (zeros at first), `orbit_derivative` the derivative of the squared gradient norm in the algebra
+    coordinates (None unless the network asks for it), `key` a random key for optimizers that draw (None
+    unless one is passed to `update`).
+
+    >>> Info(gradient=1.0, params=2.0, previous=0.0, orbit_derivative=None, key=None).params
+    2.0
+    """
+
+    gradient: PyTree
+    params: PyTree
+    previous: PyTree
+    orbit_derivative: Array | None
+    key: Key[Array, ""] | None
+
+
+class Move(NamedTuple):
+    """What a learned optimizer proposes: an update, and algebra coordinates or None.
+
+    >>> Move(update=0.5, algebra=None).update
+    0.5
+    """
+
+    update: PyTree
+    algebra: Any
+
+
+#: Inputs that the whole-gradient optimizer can take beside the gradient, each adding its size to the width.
+INPUTS = ("iterate", "previous", "orbit_derivative")
+
+
+def log_and_sign(gradient: Float[Array, " n"], p: float = 10.0) -> Float[Array, "2 n"]:
+    """The two features per coordinate of Andrychowicz et al. 2016 (appendix A).
+
+    With |g| >= exp(-p): (log|g| / p, sign g); below: (-1, exp(p) g). Both have the gradient's order of
+    magnitude removed, and finite derivatives everywhere.
+
+    >>> print(log_and_sign(jnp.array([1.0, 0.0, -1e-5])).round(2))
+    [[ 0.   -1.   -1.  ]
+     [ 1.    0.   -0.22]]
+    """
+    size = jnp.abs(gradient)
+    large = size >= jnp.exp(-p)
+    logarithm = jnp.log(jnp.where(large, size, 1.0)) / p
+    return jnp.stack(
+        [jnp.where(large, logarithm, -1.0), jnp.where(large, jnp.sign(gradient), jnp.exp(p) * gradient)]
+    )

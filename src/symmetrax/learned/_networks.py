@@ -1,0 +1,91 @@
+"""Recurrent cores and heads. Features come first: inputs have shape (features, *batch), with any batch axes.
+
+One layout serves a single vector, the coordinates of a network, and a batch of tasks in the last axis, in
+which the products are one large matrix product. (`equinox.nn.LSTMCell` takes one vector at a time, and was
+measured 1.1 to 2.6 times slower in this use.)
+"""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+#: The hidden and cell state of every layer.
+LSTMState = tuple[tuple[Float[Array, "width *b"], Float[Array, "width *b"]], ...]
+
+
+class LSTMCell(eqx.Module):
+    """One layer: gates in the order input, forget, cell, output; uniform(-1/sqrt(width), 1/sqrt(width))."""
+
+    weight_ih: Float[Array, "gates inputs"]
+    weight_hh: Float[Array, "gates width"]
+    bias: Float[Array, " gates"]
+
+    def __init__(self, inputs: int, width: int, *, key: Key[Array, ""]):
+        bound = 1 / math.sqrt(width)
+        shapes = {"weight_ih": (4 * width, inputs), "weight_hh": (4 * width, width), "bias": (4 * width,)}
+        for subkey, (name, shape) in zip(jax.random.split(key, 3), shapes.items(), strict=True):
+            setattr(self, name, jax.random.uniform(subkey, shape, minval=-bound, maxval=bound))
+
+    def __call__(self, x, state):
+        h, c = state
+        gates = self.weight_ih @ x + self.weight_hh @ h + _column(self.bias, x)
+        i, f, g, o = jnp.split(gates, 4)
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        return jax.nn.sigmoid(o) * jnp.tanh(c), c
+
+
+class LSTM(eqx.Module):
+    """A stack of LSTM layers of equal width.
+
+    >>> import jax, jax.numpy as jnp
+    >>> core = LSTM(inputs=2, width=20, depth=2, key=jax.random.key(0))
+    >>> hidden, state = core(jnp.ones((2, 7)), core.zero_state((7,)))
+    >>> hidden.shape, len(state)
+    ((20, 7), 2)
+    """
+
+    cells: tuple[LSTMCell, ...]
+
+    def __init__(self, inputs: int, width: int, depth: int, *, key: Key[Array, ""]):
+        sizes = [inputs, *[width] * (depth - 1)]
+        self.cells = tuple(
+            LSTMCell(size, width, key=subkey)
+            for size, subkey in zip(sizes, jax.random.split(key, depth), strict=True)
+        )
+
+    def zero_state(self, batch: tuple[int, ...] = ()) -> LSTMState:
+        """The state before the first step, for batch axes of this shape."""
+        zeros = jnp.zeros((self.cells[0].weight_hh.shape[1], *batch))
+        return tuple((zeros, zeros) for _ in self.cells)
+
+    def __call__(
+        self, x: Float[Array, "inputs *b"], state: LSTMState
+    ) -> tuple[Float[Array, "width *b"], LSTMState]:
+        after = []
+        for cell, (h, c) in zip(self.cells, state, strict=True):
+            x, c = cell(x, (h, c))
+            after.append((x, c))
+        return x, tuple(after)
+
+
+class Linear(eqx.Module):
+    """A linear head, initialized like the cells."""
+
+    weight: Float[Array, "outputs width"]
+    bias: Float[Array, " outputs"]
+
+    def __init__(self, width: int, outputs: int, *, key: Key[Array, ""]):
+        bound = 1 / math.sqrt(width)
+        first, second = jax.random.split(key)
+        self.weight = jax.random.uniform(first, (outputs, width), minval=-bound, maxval=bound)
+        self.bias = jax.random.uniform(second, (outputs,), minval=-bound, maxval=bound)
+
+    def __call__(self, x: Float[Array, "width *b"]) -> Float[Array, "outputs *b"]:
+        return self.weight @ x + _column(self.bias, x)
+
+
+def _column(bias: Float[Array, " n"], like: Array) -> Array:
+    return bias.reshape((-1,) + (1,) * (like.ndim - 1))

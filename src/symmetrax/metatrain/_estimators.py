@@ -1,0 +1,109 @@
+"""Meta-gradients: how the loss of an optimizer's trajectory depends on the optimizer's weights."""
+
+from abc import abstractmethod
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, PyTree
+
+from symmetrax._unroll import Crew, MakeTransform, advance_many, begin_many
+from symmetrax.tasks._base import AbstractTaskFamily
+
+
+def loss_weights(unroll: int, ratio: float | Float[Array, ""] = 1.0) -> Float[Array, " unroll"]:
+    """Weights w_t of the losses in a window, proportional to ratio^(unroll - 1 - t), with sum 1.
+
+    `ratio` 1 weighs all steps equally; below 1 the last steps count most. 0 keeps the last alone.
+
+    >>> print(loss_weights(3, 0.5))
+    [0.14285715 0.2857143  0.5714286 ]
+    """
+    powers = jnp.asarray(ratio, float) ** jnp.arange(unroll - 1, -1, -1)
+    return powers / jnp.sum(powers)
+
+
+class AbstractMetaGradient(eqx.Module):
+    """A way to estimate meta-gradients, a window at a time.
+
+    `init` draws fresh tasks; each `step` advances them by one window and returns the window's meta-loss, an
+    estimate of its gradient with respect to the network, and the carry for the next window. A run is
+    `windows` windows of `unroll` steps, `steps` in all, on `tasks` tasks of `family`, which meet the
+    optimizer `make_transform(network, task)`. Raises ValueError if `unroll` does not divide `steps`.
+
+    >>> import symmetrax as sx
+    >>> estimator = sx.TruncatedBPTT(sx.make_family("booth"), sx.Recipe(), steps=20, unroll=5)
+    >>> isinstance(estimator, sx.AbstractMetaGradient), estimator.windows
+    (True, 4)
+    """
+
+    family: AbstractTaskFamily
+    make_transform: MakeTransform
+    steps: int = eqx.field(static=True)
+    unroll: int = eqx.field(static=True)
+    tasks: int = eqx.field(static=True, default=1)
+
+    def __check_init__(self):
+        if min(self.steps, self.unroll, self.tasks) < 1 or self.steps % self.unroll:
+            raise ValueError(
+                f"{type(self).__name__} cuts `steps` into windows of `unroll`: all must be at least 1 and "
+                f"`unroll` must divide `steps`, got steps={self.steps}, unroll={self.unroll}, "
+                f"tasks={self.tasks}."
+            )
+
+    @property
+    def windows(self) -> int:
+        """Windows in a run."""
+        return self.steps // self.unroll
+
+    @abstractmethod
+    def init(self, network: PyTree, key: Key[Array, ""], shape: Any) -> PyTree:
+        """Fresh tasks of this shape, at their start."""
+
+    @abstractmethod
+    def step(
+        self, network: PyTree, carry: PyTree, key: Key[Array, ""], shape: Any
+    ) -> tuple[Float[Array, ""], PyTree, PyTree]:
+        """One window: its meta-loss, the meta-gradient (a tree like `network`), and the next carry."""
+
+
+class TruncatedBPTT(AbstractMetaGradient):
+    """Backpropagation through windows of `unroll` steps: algorithm 1 of arXiv:2504.15399.
+
+    The meta-loss of a window is the mean over tasks of sum_t w_t f(x_t), over exactly `unroll` losses, with
+    the weights of `loss_weights(unroll, ratio)`. Parameters and the optimizer's state go on into the next
+    window, their derivatives do not. Whether the gradient that the network sees is differentiated through is
+    up to `make_transform` (`Recipe.meta_order`).
+
+    **Arguments:** as for every estimator; `remat` recomputes steps in the backward pass (less memory).
+
+    >>> import jax, symmetrax as sx
+    >>> estimator = TruncatedBPTT(sx.make_family("booth"), sx.Recipe(), steps=20, unroll=5, tasks=8)
+    >>> network = sx.WholeLSTM(2, width=4, key=jax.random.key(0))
+    >>> carry = estimator.init(network, jax.random.key(1), None)
+    >>> loss, gradient, carry = estimator.step(network, carry, jax.random.key(2), None)
+    >>> loss.shape, jax.tree.structure(gradient) == jax.tree.structure(network)
+    ((), True)
+    """
+
+    ratio: float | Float[Array, ""] = 1.0
+    remat: bool = eqx.field(static=True, default=False)
+
+    def init(self, network: PyTree, key: Key[Array, ""], shape: Any) -> Crew:
+        return begin_many(self.make_transform, network, self.family, shape, self.tasks, key)
+
+    def step(
+        self, network: PyTree, carry: Crew, key: Key[Array, ""], shape: Any
+    ) -> tuple[Float[Array, ""], PyTree, Crew]:
+        del key  # every random draw of a run follows from the key of `init`
+
+        def meta_loss(network):
+            after, trace = advance_many(
+                self.make_transform, network, self.family, shape, carry, self.unroll, remat=self.remat
+            )
+            losses = trace.loss if trace.loss.ndim == 1 else jnp.mean(trace.loss, axis=-1)
+            return jnp.sum(loss_weights(self.unroll, self.ratio) * losses), after
+
+        (loss, after), gradient = eqx.filter_value_and_grad(meta_loss, has_aux=True)(network)
+        return loss, gradient, jax.lax.stop_gradient(after)

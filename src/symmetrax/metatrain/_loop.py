@@ -1,0 +1,205 @@
+"""The outer loop: many tasks, many seeds, one compiled program; killed and resumed without a trace."""
+
+import hashlib
+import pathlib
+import re
+import time
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from symmetrax._files import load_arrays, named_arrays, restore, save_arrays
+from symmetrax._tree import all_finite, select
+from symmetrax.metatrain._estimators import AbstractMetaGradient
+
+CHECKPOINT_FORMAT = 1
+
+
+class MetaTrained(NamedTuple):
+    """What meta-training gives. Every array has the seeds as its first axis.
+
+    `networks` is the trained network, all seeds stacked; `losses` the mean meta-loss of every run, shape
+    (seeds, runs); `skipped` the number of windows whose meta-gradient was not finite and was not used.
+
+    >>> MetaTrained._fields
+    ('networks', 'losses', 'skipped')
+    """
+
+    networks: PyTree
+    losses: Float[np.ndarray, "seeds runs"]
+    skipped: Int[np.ndarray, " seeds"]
+
+    def network(self, seed: int = 0) -> PyTree:
+        """The network of one seed."""
+        return jax.tree.map(lambda x: x[seed], self.networks)
+
+
+class Progress(NamedTuple):
+    """What a progress callback is told after every chunk.
+
+    >>> Progress(done=50, runs=500, loss=0.1, tasks_per_second=1e3).done
+    50
+    """
+
+    done: int
+    runs: int
+    loss: float
+    tasks_per_second: float
+
+
+class _State(NamedTuple):
+    networks: PyTree
+    outer: PyTree
+    skipped: Int[Array, " seeds"]
+    losses: Float[np.ndarray, "seeds runs"]
+    done: np.ndarray
+
+
+def meta_train(
+    make_network: Callable[[Key[Array, ""]], PyTree],
+    estimator: AbstractMetaGradient,
+    optimizer: optax.GradientTransformation,
+    key: Key[Array, ""],
+    *,
+    runs: int,
+    seeds: int = 1,
+    chunk: int = 50,
+    checkpoint: str | pathlib.Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> MetaTrained:
+    """Train networks to optimize: algorithm 1 of arXiv:2504.15399, for several meta-seeds at once.
+
+    Each of `runs` runs draws `estimator.tasks` fresh tasks, unrolls them in `estimator.windows` windows and
+    lets `optimizer` (any optax transformation) step the network after each. A window whose meta-gradient is
+    not finite is skipped and counted. Runs are compiled in chunks of `chunk`; seeds are spread over the
+    devices there are, and mapped (vmapped on accelerators) on each. The tasks of a chunk share one of
+    `estimator.family.shapes`; every shape comes once, in random order, before any comes again.
+
+    Seed i uses `fold_in(key, i)`, so seeds can be added without changing the first ones, and arms trained
+    from one key meet the same tasks. With `checkpoint`, the state is written there after every chunk, and
+    the same call continues from it, bit for bit as if it had never stopped. Raises ValueError if the file
+    belongs to another call.
+
+    >>> import jax, optax, symmetrax as sx
+    >>> family = sx.make_family("ellipse-fixed")
+    >>> estimator = sx.TruncatedBPTT(family, sx.Recipe(), steps=10, unroll=5, tasks=16)
+    >>> make = lambda key: sx.WholeLSTM(2, width=8, key=key)
+    >>> trained = meta_train(make, estimator, optax.adam(1e-2), jax.random.key(0), runs=20, seeds=2)
+    >>> trained.losses.shape, trained.skipped.tolist()
+    ((2, 20), [0, 0])
+    """
+    if min(runs, seeds, chunk) < 1:
+        raise ValueError(
+            f"meta_train needs at least one run, seed and run per chunk, got runs={runs}, seeds={seeds}, "
+            f"chunk={chunk}."
+        )
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(seeds))
+    start = _initial(make_network, optimizer, keys)
+    state = _State(*start, losses=np.full((seeds, runs), np.nan, np.float32), done=np.asarray(0))
+    path = None if checkpoint is None else pathlib.Path(checkpoint)
+    identity = _fingerprint(estimator, key, runs, seeds, chunk)
+    if path is not None and path.exists():
+        state = _resume(path, state, identity)
+    began, first = time.perf_counter(), int(state.done)
+    for done in range(first, runs, chunk):
+        count = min(chunk, runs - done)
+        shape = _shape(estimator.family.shapes, key, done // chunk)
+        trained = _train(estimator, optimizer, state[:3], keys, jnp.asarray(done), count, shape)
+        *arrays, losses = jax.block_until_ready(trained)
+        history = state.losses.copy()
+        history[:, done : done + count] = losses
+        state = _State(*arrays, losses=history, done=np.asarray(done + count))
+        if path is not None:
+            save_arrays(path, named_arrays(state), {"format": CHECKPOINT_FORMAT, "identity": identity})
+        if progress is not None:
+            rate = seeds * estimator.tasks * (done + count - first) / (time.perf_counter() - began)
+            progress(Progress(done + count, runs, float(np.mean(losses)), rate))
+    return MetaTrained(state.networks, state.losses, np.asarray(state.skipped))
+
+
+@eqx.filter_jit
+def _initial(make_network, optimizer, keys) -> tuple[PyTree, PyTree, Int[Array, " seeds"]]:
+    """Networks, outer states and counts of all seeds, in one program."""
+    networks = eqx.filter_vmap(lambda key: make_network(jax.random.fold_in(key, 0)))(keys)
+    return networks, jax.vmap(optimizer.init)(networks), jnp.zeros(len(keys), int)
+
+
+@eqx.filter_jit
+def _train(estimator, optimizer, state, keys, done, count, shape):
+    """`count` runs of every seed, from run number `done`."""
+
+    def window(run_key):
+        def body(carry, _):
+            network, outer, skipped, crew = carry
+            loss, gradient, crew = estimator.step(network, crew, run_key, shape)
+            updates, after = optimizer.update(gradient, outer, network)
+            finite = jnp.isfinite(loss) & all_finite(gradient)
+            network = select(finite, optax.apply_updates(network, updates), network)
+            outer = select(finite, after, outer)
+            return (network, outer, skipped + ~finite, crew), loss
+
+        return body
+
+    def run(carry, index, key):
+        run_key = jax.random.fold_in(key, 1 + index)
+        crew = estimator.init(carry[0], run_key, shape)
+        body = window(run_key)
+        (*carry, _), losses = jax.lax.scan(body, (*carry, crew), None, length=estimator.windows)
+        return tuple(carry), jnp.mean(losses)
+
+    def seed(inputs):
+        state, key = inputs
+        return jax.lax.scan(lambda c, i: run(c, i, key), state, done + jnp.arange(count))
+
+    return _over_seeds(seed, len(keys))((state, keys))
+
+
+def _over_seeds(seed: Callable, seeds: int) -> Callable:
+    """Map `seed` over the first axis: one after another, which keeps the weights in a core's cache, on each
+    of as many devices as divide the seeds; all at once on an accelerator."""
+    batched = (lambda x: jax.lax.map(seed, x)) if jax.default_backend() == "cpu" else jax.vmap(seed)
+    devices = max(n for n in range(1, jax.device_count() + 1) if seeds % n == 0)
+    flat = lambda x: (lambda state, losses: (*state, losses))(*batched(x))  # noqa: E731
+    if devices == 1:
+        return flat
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("seeds",))
+    spread = jax.sharding.PartitionSpec("seeds")
+    return jax.shard_map(flat, mesh=mesh, in_specs=spread, out_specs=spread, check_vma=False)
+
+
+def _shape(shapes: tuple[Hashable, ...], key: Key[Array, ""], index: int) -> Hashable:
+    """The shape of chunk `index`: each cycle goes through all shapes in a random order."""
+    cycle, place = divmod(index, len(shapes))
+    entropy = [int(x) for x in np.asarray(jax.random.key_data(key)).ravel()]
+    return shapes[np.random.default_rng([*entropy, cycle]).permutation(len(shapes))[place]]
+
+
+def _fingerprint(estimator: Any, key: Key[Array, ""], *counts: int) -> str:
+    """What makes one call of `meta_train` different from another, but for the functions it is given."""
+    leaves, structure = jax.tree.flatten(eqx.filter(estimator, eqx.is_array_like))
+    digest = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", f"{structure}{counts}").encode())
+    for leaf in [*leaves, jax.random.key_data(key)]:
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def _resume(path: pathlib.Path, like: _State, identity: str) -> _State:
+    arrays, card = load_arrays(path, "meta-training checkpoint")
+    if card.get("format") != CHECKPOINT_FORMAT:
+        raise ValueError(
+            f"{path} is a checkpoint of format {card.get('format')!r}; this version reads "
+            f"{CHECKPOINT_FORMAT}."
+        )
+    if card.get("identity") != identity:
+        raise ValueError(
+            f"{path} holds the state of another meta-training (another family, recipe, key or number of "
+            "runs, seeds or steps). Delete it, or write this one elsewhere."
+        )
+    restored = restore(like, arrays, path)
+    return restored._replace(losses=np.asarray(restored.losses), done=np.asarray(restored.done))

@@ -1,0 +1,113 @@
+"""What leaves a loss unchanged: the two interfaces of a symmetry.
+
+A symmetry is an *action*: a group element `a` moves parameters `w` to `act(a, w)` and every loss that has
+the symmetry keeps its value, `loss(act(a, w)) = loss(w)`. Elements are pytrees; so are parameters.
+
+Groups with a Lie algebra (rotations, scalings) can be searched and learned by gradients; permutations and
+sign flips can not. Hence two interfaces, and no method that only raises.
+"""
+
+from abc import abstractmethod
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+
+class Precondition(NamedTuple):
+    """Whether a symmetry holds here, as values that can be computed inside a compiled program.
+
+    `code` is 0 where the symmetry holds, else an index into the symmetry's `reasons`; `residual` is the
+    relative error that decided it (dimensionless).
+
+    >>> import jax.numpy as jnp
+    >>> int(Precondition(code=jnp.array(0), residual=jnp.array(0.0)).code)
+    0
+    """
+
+    code: Int[Array, ""]
+    residual: Float[Array, ""]
+
+
+class AbstractSymmetry(eqx.Module):
+    """A group acting on parameters without changing the loss.
+
+    Laws, for elements `a`, `b` and parameters `w` (checked by `symmetrax.verify`):
+
+    - invariance: `loss(act(a, w)) = loss(w)`
+    - composition: `act(compose(a, b), w) = act(a, act(b, w))`
+    - identity: `act(identity(), w) = w`; inverse: `act(inverse(a), act(a, w)) = w`
+    - gradient law: the gradient at `act(a, w)` is `pull(a, w, g)`, with `g` the gradient at `w`
+
+    >>> import jax.numpy as jnp, symmetrax as sx
+    >>> symmetry = sx.booth().symmetry()
+    >>> isinstance(symmetry, sx.AbstractSymmetry)
+    True
+    """
+
+    #: Whether `act` is linear in the parameters: then one gradient gives the gradient on the whole orbit.
+    linear: eqx.AbstractClassVar[bool]
+
+    #: Words for the codes of `holds`; the first one is for 0, "holds".
+    reasons: eqx.AbstractClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def identity(self) -> PyTree:
+        """The element that moves nothing."""
+
+    @abstractmethod
+    def compose(self, a: PyTree, b: PyTree) -> PyTree:
+        """The element that acts as `a` after `b`."""
+
+    @abstractmethod
+    def inverse(self, a: PyTree) -> PyTree:
+        """The element that undoes `a`."""
+
+    @abstractmethod
+    def sample(self, key: Key[Array, ""]) -> PyTree:
+        """A random element; the identity at most with probability zero."""
+
+    @abstractmethod
+    def act(self, a: PyTree, params: PyTree, batch: PyTree = None) -> PyTree:
+        """Parameters moved by `a`. `batch` matters to data-dependent actions only."""
+
+    @abstractmethod
+    def holds(self, params: PyTree, batch: PyTree = None) -> Precondition:
+        """Whether the action is defined and exact at `params`, as a traceable code and residual."""
+
+    def push(self, a: PyTree, params: PyTree, tangent: PyTree, batch: PyTree = None) -> PyTree:
+        """A displacement at `params`, carried to `act(a, params)`: the derivative of the action."""
+        return jax.jvp(lambda w: self.act(a, w, batch), (params,), (tangent,))[1]
+
+    def pull(self, a: PyTree, params: PyTree, cotangent: PyTree, batch: PyTree = None) -> PyTree:
+        """A gradient at `params`, carried to `act(a, params)`: the transposed derivative of the inverse."""
+        there = self.act(a, params, batch)
+        (carried,) = jax.vjp(lambda w: self.act(self.inverse(a), w, batch), there)[1](cotangent)
+        return carried
+
+
+class AbstractLieSymmetry(AbstractSymmetry):
+    """A symmetry whose group has a Lie algebra, so that it can be searched and learned by gradients.
+
+    Coordinates in the algebra form an array of shape `algebra`; zeros are the identity:
+    `exp(zeros) = identity()`.
+
+    >>> import symmetrax as sx
+    >>> sx.booth().symmetry().algebra
+    (1,)
+    """
+
+    @property
+    @abstractmethod
+    def algebra(self) -> tuple[int, ...]:
+        """Shape of the algebra's coordinates."""
+
+    @abstractmethod
+    def exp(self, coordinates: Array) -> PyTree:
+        """The group element at these coordinates."""
+
+    def zero(self) -> Float[Array, "..."]:
+        """The coordinates of the identity."""
+        return jnp.zeros(self.algebra)

@@ -1,0 +1,71 @@
+"""Rotations pulled back through an invertible map: the symmetry of every sum of squares."""
+
+from typing import ClassVar
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from symmetrax._tree import relative
+from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition
+from symmetrax.symmetry._groups import SpecialOrthogonal
+from symmetrax.symmetry._maps import AbstractMap
+
+
+class Pullback(AbstractLieSymmetry):
+    """x -> h^-1(R h(x)): the rotations R in SO(n) that keep f(x) = ||h(x)||^2.
+
+    `map` is h, a bijection of R^n. Elements are matrices R of shape (n, n); the algebra has n(n-1)/2
+    coordinates, one angle in radians when n = 2. The action is exact for every R; how far a point moves is
+    not bounded when h^-1 is steep. Source: section 5.1.1 of arXiv:2504.15399 (n = 2).
+
+    `linear` is False: the action is affine in x only for linear h, and gradients travel by `pull`.
+
+    >>> import jax.numpy as jnp, symmetrax as sx
+    >>> task = sx.booth()
+    >>> symmetry = Pullback(task.map)
+    >>> x = jnp.array([5.0, -5.0])
+    >>> there = symmetry.act(symmetry.exp(jnp.array([0.5])), x)
+    >>> bool(jnp.allclose(task.loss(there), task.loss(x)))
+    True
+    """
+
+    linear: ClassVar[bool] = False
+    reasons: ClassVar[tuple[str, ...]] = (
+        "holds",
+        "the map is not invertible here: h^-1(h(x)) differs from x",
+    )
+
+    map: AbstractMap
+
+    @property
+    def group(self) -> SpecialOrthogonal:
+        """The rotations of the map's image."""
+        return SpecialOrthogonal(self.map.size)
+
+    @property
+    def algebra(self) -> tuple[int, ...]:
+        return self.group.algebra
+
+    def identity(self) -> Float[Array, "n n"]:
+        return self.group.identity()
+
+    def compose(self, a: Float[Array, "n n"], b: Float[Array, "n n"]) -> Float[Array, "n n"]:
+        return self.group.compose(a, b)
+
+    def inverse(self, a: Float[Array, "n n"]) -> Float[Array, "n n"]:
+        return self.group.inverse(a)
+
+    def sample(self, key: Key[Array, ""]) -> Float[Array, "n n"]:
+        return self.group.sample(key)
+
+    def exp(self, coordinates: Float[Array, " k"]) -> Float[Array, "n n"]:
+        return self.group.exp(coordinates)
+
+    def act(self, a: Float[Array, "n n"], params: Float[Array, " n"], batch=None) -> Float[Array, " n"]:
+        return self.map.inverse(self.group.multiply(a, self.map(params)))
+
+    def holds(self, params: Float[Array, " n"], batch=None) -> Precondition:
+        residual = relative(self.map.inverse(self.map(params)) - params, params)
+        tolerance = jnp.sqrt(jnp.finfo(params.dtype).eps)
+        # Written so that a NaN residual does not hold.
+        return Precondition(jnp.where(residual <= tolerance, 0, 1), residual)
