@@ -2,6 +2,9 @@ from ._unroll import Carry as Carry
 from ._unroll import Trace as Trace
 from ._unroll import unroll as unroll
 from ._unroll import unroll_many as unroll_many
+from .learned._artifact import ArtifactError as ArtifactError
+from .learned._artifact import load as load
+from .learned._artifact import save as save
 from .learned._base import AbstractLearnedOptimizer as AbstractLearnedOptimizer
 from .learned._base import LearnedState as LearnedState
 from .learned._coordinatewise import CoordinatewiseLSTM as CoordinatewiseLSTM

@@ -54,7 +54,7 @@ class Trace(NamedTuple):
 
 
 #: A function from a network and a task to an optax transformation.
-MakeTransform = Callable[[Any, AbstractTask], optax.GradientTransformationExtraArgs]
+MakeTransform = Callable[[Any, AbstractTask], optax.GradientTransformation]
 
 
 def begin(transform: optax.GradientTransformation, task: AbstractTask, key: Key[Array, ""]) -> Carry:
@@ -199,9 +199,17 @@ def begin_many(
         task = family.task(drawn, shape)
         return Crew(drawn, begin(make_transform(network, task), task, start))
 
-    if tasks == 1:
-        return one(jax.random.split(key, 1)[0])
-    return jax.vmap(one, out_axes=-1)(jax.random.split(key, tasks))
+    return _for_tasks(one, tasks, key)
+
+
+def draw_many(family: AbstractTaskFamily, tasks: int, key: Key[Array, ""]) -> PyTree:
+    """The arrays of the tasks that `begin_many` draws from the same key."""
+    return _for_tasks(lambda key: family.draw(jax.random.split(key)[0]), tasks, key)
+
+
+def _for_tasks(one: Callable[[Key[Array, ""]], Any], tasks: int, key: Key[Array, ""]) -> Any:
+    keys = jax.random.split(key, tasks)
+    return one(keys[0]) if tasks == 1 else jax.vmap(one, out_axes=-1)(keys)
 
 
 def advance_many(

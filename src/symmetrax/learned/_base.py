@@ -50,11 +50,13 @@ class AbstractLearnedOptimizer(eqx.Module):
     (2,)
     """
 
-    #: Whether the network reads `Info.orbit_derivative`, which costs a second derivative.
-    wants_orbit_derivative: eqx.AbstractVar[bool]
-
     #: Name under which artifacts of this class are saved.
     kind: eqx.AbstractClassVar[str]
+
+    @property
+    @abstractmethod
+    def wants_orbit_derivative(self) -> bool:
+        """Whether the network reads `Info.orbit_derivative`, which costs a second derivative."""
 
     @abstractmethod
     def memory(self, params: PyTree) -> PyTree:
@@ -63,6 +65,11 @@ class AbstractLearnedOptimizer(eqx.Module):
     @abstractmethod
     def propose(self, info: Info, memory: PyTree) -> tuple[Move, PyTree]:
         """A move, and the recurrent state after it."""
+
+    @abstractmethod
+    def example(self) -> Info:
+        """An input of the right shape, with flat vectors for gradient and parameters: artifacts record the
+        step that it gives."""
 
     @abstractmethod
     def config(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Key, PyTree
 
 from symmetrax.learned._base import AbstractLearnedOptimizer
-from symmetrax.learned._features import Info, Move, log_and_sign
+from symmetrax.learned._features import Info, Move, example_info, log_and_sign
 from symmetrax.learned._networks import LSTM, Linear, LSTMState
 
 
@@ -29,7 +29,6 @@ class CoordinatewiseLSTM(AbstractLearnedOptimizer):
     """
 
     kind: ClassVar[str] = "coordinatewise-lstm"
-    wants_orbit_derivative: ClassVar[bool] = False
 
     core: LSTM
     head: Linear
@@ -48,6 +47,10 @@ class CoordinatewiseLSTM(AbstractLearnedOptimizer):
         self.head = Linear(width, 1, key=head)
         self.width, self.depth, self.scale = width, depth, scale
 
+    @property
+    def wants_orbit_derivative(self) -> bool:
+        return False
+
     def memory(self, params: PyTree) -> LSTMState:
         return self.core.zero_state((sum(x.size for x in jax.tree.leaves(params)),))
 
@@ -55,6 +58,9 @@ class CoordinatewiseLSTM(AbstractLearnedOptimizer):
         gradient, unravel = ravel_pytree(info.gradient)
         hidden, memory = self.core(log_and_sign(gradient), memory)
         return Move(unravel(self.scale * self.head(hidden)[0]), None), memory
+
+    def example(self) -> Info:
+        return example_info(6)
 
     def config(self) -> dict[str, Any]:
         return {"width": self.width, "depth": self.depth, "scale": self.scale}

@@ -40,6 +40,13 @@ class Move(NamedTuple):
 INPUTS = ("iterate", "previous", "orbit_derivative")
 
 
+def example_info(size: int, slopes: int = 0) -> Info:
+    """A fixed, unremarkable input for `size` parameters and, if any, `slopes` algebra coordinates."""
+    ramp = jnp.linspace(-1.0, 2.0, size)
+    slope = jnp.linspace(0.5, 1.0, slopes) if slopes else None
+    return Info(gradient=ramp, params=1 - ramp, previous=0.1 * ramp, orbit_derivative=slope, key=None)
+
+
 def log_and_sign(gradient: Float[Array, " n"], p: float = 10.0) -> Float[Array, "2 n"]:
     """The two features per coordinate of Andrychowicz et al. 2016 (appendix A).
 

@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Key, PyTree
 
 from symmetrax.learned._base import AbstractLearnedOptimizer
-from symmetrax.learned._features import INPUTS, Info, Move
+from symmetrax.learned._features import INPUTS, Info, Move, example_info
 from symmetrax.learned._networks import LSTM, Linear, LSTMState
 
 
@@ -93,6 +93,9 @@ class WholeLSTM(AbstractLearnedOptimizer):
         hidden, memory = self.core(jnp.concatenate(features), memory)
         algebra = None if self.algebra_head is None else self.algebra_head(hidden)
         return Move(unravel(self.head(hidden)), algebra), memory
+
+    def example(self) -> Info:
+        return example_info(self.size, max(self.algebra, 1) if self.wants_orbit_derivative else 0)
 
     def config(self) -> dict[str, Any]:
         return {

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from symmetrax._files import load_arrays, named_arrays, restore, save_arrays
 from symmetrax._tree import all_finite, select
+from symmetrax.metatrain._devices import spread
 from symmetrax.metatrain._estimators import AbstractMetaGradient
 
 CHECKPOINT_FORMAT = 1
@@ -71,6 +72,7 @@ def meta_train(
     seeds: int = 1,
     chunk: int = 50,
     checkpoint: str | pathlib.Path | None = None,
+    save_every: float = 0.0,
     progress: Callable[[Progress], None] | None = None,
 ) -> MetaTrained:
     """Train networks to optimize: algorithm 1 of arXiv:2504.15399, for several meta-seeds at once.
@@ -82,9 +84,9 @@ def meta_train(
     `estimator.family.shapes`; every shape comes once, in random order, before any comes again.
 
     Seed i uses `fold_in(key, i)`, so seeds can be added without changing the first ones, and arms trained
-    from one key meet the same tasks. With `checkpoint`, the state is written there after every chunk, and
-    the same call continues from it, bit for bit as if it had never stopped. Raises ValueError if the file
-    belongs to another call.
+    from one key meet the same tasks. With `checkpoint`, the state is written there after a chunk, at most
+    every `save_every` seconds and at the end, and the same call continues from it, bit for bit as if it had
+    never stopped. Raises ValueError if the file belongs to another call.
 
     >>> import jax, optax, symmetrax as sx
     >>> family = sx.make_family("ellipse-fixed")
@@ -107,6 +109,7 @@ def meta_train(
     if path is not None and path.exists():
         state = _resume(path, state, identity)
     began, first = time.perf_counter(), int(state.done)
+    saved = began
     for done in range(first, runs, chunk):
         count = min(chunk, runs - done)
         shape = _shape(estimator.family.shapes, key, done // chunk)
@@ -115,7 +118,9 @@ def meta_train(
         history = state.losses.copy()
         history[:, done : done + count] = losses
         state = _State(*arrays, losses=history, done=np.asarray(done + count))
-        if path is not None:
+        due = done + count == runs or time.perf_counter() - saved >= save_every
+        if path is not None and due:
+            saved = time.perf_counter()
             save_arrays(path, named_arrays(state), {"format": CHECKPOINT_FORMAT, "identity": identity})
         if progress is not None:
             rate = seeds * estimator.tasks * (done + count - first) / (time.perf_counter() - began)
@@ -157,20 +162,8 @@ def _train(estimator, optimizer, state, keys, done, count, shape):
         state, key = inputs
         return jax.lax.scan(lambda c, i: run(c, i, key), state, done + jnp.arange(count))
 
-    return _over_seeds(seed, len(keys))((state, keys))
-
-
-def _over_seeds(seed: Callable, seeds: int) -> Callable:
-    """Map `seed` over the first axis: one after another, which keeps the weights in a core's cache, on each
-    of as many devices as divide the seeds; all at once on an accelerator."""
-    batched = (lambda x: jax.lax.map(seed, x)) if jax.default_backend() == "cpu" else jax.vmap(seed)
-    devices = max(n for n in range(1, jax.device_count() + 1) if seeds % n == 0)
-    flat = lambda x: (lambda state, losses: (*state, losses))(*batched(x))  # noqa: E731
-    if devices == 1:
-        return flat
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("seeds",))
-    spread = jax.sharding.PartitionSpec("seeds")
-    return jax.shard_map(flat, mesh=mesh, in_specs=spread, out_specs=spread, check_vma=False)
+    (networks, outer, skipped), losses = spread(seed, (state, keys))
+    return networks, outer, skipped, losses
 
 
 def _shape(shapes: tuple[Hashable, ...], key: Key[Array, ""], index: int) -> Hashable:

@@ -24,7 +24,7 @@ def _plane(kind: Kind, make_fixed: Callable | None) -> Callable[[str, bool], Abs
         start = FAR_STARTS[kind] if far else None
         # A fixed task is made by the checked constructors; a random family only borrows their start.
         task = (make_fixed or booth)(start=start)
-        return PlaneFamily(name, kind, None if make_fixed is None else task.map, task.start)
+        return PlaneFamily(name, kind, None if make_fixed is None else task.map, task.start, task.spread)
 
     return build
 

@@ -25,7 +25,7 @@ Kind = Literal["booth", "rosenbrock"]
 
 
 class SumOfSquares(AbstractTask):
-    """f(x) = ||map(x)||^2 on R^n, started at `start`, or at N(0, I) if `start` is None.
+    """f(x) = ||map(x)||^2 on R^n, started at N(start, spread^2 I).
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> sx.booth().loss(jnp.array([1.0, 3.0])).item(), sx.booth().loss(jnp.array([5.0, -5.0])).item()
@@ -33,10 +33,11 @@ class SumOfSquares(AbstractTask):
     """
 
     map: AbstractMap
-    start: Float[Array, " n"] | None = None
+    start: Float[Array, " n"]
+    spread: Float[Array, ""]
 
     def init(self, key: Key[Array, ""]) -> Float[Array, " n"]:
-        return jax.random.normal(key, (self.map.size,)) if self.start is None else self.start
+        return self.start + self.spread * jax.random.normal(key, (self.map.size,))
 
     def batch(self, key: Key[Array, ""]) -> None:
         return None
@@ -52,7 +53,8 @@ def generalized_booth(matrix, offset=None, *, start=None) -> SumOfSquares:
     """The convex quadratic f(x) = ||matrix @ x + offset||^2.
 
     `matrix` has shape (n, n) and must be invertible, `offset` and `start` have shape (n,); `offset`
-    defaults to zeros, `start` to a draw from N(0, I). Raises ValueError for a singular matrix.
+    defaults to zeros. Runs start at `start`, by default at a draw from N(0, I). Raises ValueError for a
+    singular matrix.
 
     >>> import jax.numpy as jnp
     >>> generalized_booth([[0.5, 0.0], [0.0, 3.0]]).loss(jnp.array([2.0, 1.0])).item()
@@ -66,7 +68,7 @@ def generalized_booth(matrix, offset=None, *, start=None) -> SumOfSquares:
         raise ValueError(
             f"The map x -> matrix @ x + offset must be invertible, got the singular matrix {matrix.tolist()}."
         )
-    return SumOfSquares(Affine(jnp.asarray(matrix), jnp.asarray(offset)), _start(start, len(matrix)))
+    return SumOfSquares(Affine(jnp.asarray(matrix), jnp.asarray(offset)), *_start(start, len(matrix)))
 
 
 def generalized_rosenbrock(a, b, c, d, *, start=None) -> SumOfSquares:
@@ -87,7 +89,7 @@ def generalized_rosenbrock(a, b, c, d, *, start=None) -> SumOfSquares:
             "The map (x, y) -> (c(x) y + d(x), a x + b) is singular: a and c must not be zero, "
             f"got a={a.item()}, c={c.tolist()}."
         )
-    return SumOfSquares(Triangular(*(jnp.asarray(v) for v in (a, b, c, d))), _start(start, 2))
+    return SumOfSquares(Triangular(*(jnp.asarray(v) for v in (a, b, c, d))), *_start(start, 2))
 
 
 def booth(*, start=None) -> SumOfSquares:
@@ -116,7 +118,7 @@ class PlaneFamily(AbstractTaskFamily):
     `kind` is "booth" (h affine: entries of matrix and offset iid N(0, 1)) or "rosenbrock" (h triangular:
     a, b, the constant c and the three coefficients of d iid N(0, 1)), as in figures 4 and 6 of
     arXiv:2504.15399. A draw whose map is singular (condition above 1e4; |a| or |c| below 1e-4) is redrawn.
-    With `fixed`, every task has that map. Tasks start at N(0, I), or at `start`.
+    With `fixed`, every task has that map. Runs start at N(start, spread^2 I), by default at N(0, I).
 
     >>> import jax
     >>> family = PlaneFamily(name="mine", kind="booth", fixed=booth().map)
@@ -127,7 +129,8 @@ class PlaneFamily(AbstractTaskFamily):
     name: str = eqx.field(static=True)
     kind: Kind = eqx.field(static=True)
     fixed: AbstractMap | None = None
-    start: Float[Array, "2"] | None = None
+    start: Float[Array, "2"] = eqx.field(default_factory=lambda: jnp.zeros(2))
+    spread: Float[Array, ""] = eqx.field(default_factory=lambda: jnp.ones(()))
 
     def draw(self, key: Key[Array, ""]) -> PyTree:
         if self.fixed is not None:
@@ -137,7 +140,7 @@ class PlaneFamily(AbstractTaskFamily):
         return _redraw(_draw_triangular, _good_triangular, key)
 
     def task(self, drawn: PyTree, shape: None = None) -> SumOfSquares:
-        return SumOfSquares(drawn if self.fixed is None else self.fixed, self.start)
+        return SumOfSquares(drawn if self.fixed is None else self.fixed, self.start, self.spread)
 
 
 def _draw_affine(key: Key[Array, ""]) -> Affine:
@@ -179,5 +182,8 @@ def _numbers(name: str, value: Any, shape: tuple[int, ...] | None = None) -> np.
     return numbers
 
 
-def _start(start: Any, size: int) -> Array | None:
-    return None if start is None else jnp.asarray(_numbers("start", start, (size,)))
+def _start(start: Any, size: int) -> tuple[Array, Array]:
+    """Mean and spread of the starting points: N(0, I), or one fixed point."""
+    if start is None:
+        return jnp.zeros(size), jnp.ones(())
+    return jnp.asarray(_numbers("start", start, (size,))), jnp.zeros(())

@@ -1,0 +1,305 @@
+"""Arms and controls: what is compared, and how each of them is trained, tuned and run.
+
+All arms of an experiment meet the same tasks with the same random draws. A *trained* arm is a learned
+optimizer; a *control* runs a trained arm's network in another way; a *tuned* arm is hand-made, with
+hyperparameters chosen on the training stream, never on the tasks that are reported.
+"""
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Key, PyTree
+
+from symmetrax._tree import safe_norm
+from symmetrax._unroll import MakeTransform, Trace, unroll_many
+from symmetrax.learned._base import AbstractLearnedOptimizer
+from symmetrax.learned._features import Info, Move
+from symmetrax.learned._recipe import Recipe
+from symmetrax.learned._whole import WholeLSTM
+from symmetrax.metatrain._devices import spread
+from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
+from symmetrax.teleportation._guard import Guard
+from symmetrax.teleportation._search import Oracle
+from symmetrax.teleportation._transform import teleported
+
+#: 25 learning rates from 1e-3 to 3, equally spaced in their logarithm.
+RATES = np.geomspace(1e-3, 3, 25)
+#: Values of momentum, and of Adam's b1.
+MOMENTA = np.array([0.0, 0.3, 0.5, 0.7, 0.8, 0.9])
+
+When = Literal["never", "schedule", "always"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedArm:
+    """A learned optimizer: what its network reads, when it teleports, and how it is meta-trained.
+
+    >>> TrainedArm("teleport", teleports="always").uses_algebra
+    True
+    """
+
+    name: str
+    teleports: When = "never"
+    guarded: bool = False
+    meta_order: int = 1
+    inputs: tuple[str, ...] = ()
+
+    @property
+    def uses_algebra(self) -> bool:
+        """Whether the network emits algebra coordinates."""
+        return self.teleports != "never"
+
+
+@dataclasses.dataclass(frozen=True)
+class ControlArm:
+    """The network of the trained arm `of`, with its teleports switched off, or in a random direction.
+
+    >>> ControlArm("teleport-off", of="teleport", how="off").how
+    'off'
+    """
+
+    name: str
+    of: str
+    how: Literal["off", "random"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TunedArm:
+    """A hand-made optimizer, `make(hyperparameters, task)`, and where its hyperparameters come from.
+
+    They are "rate" and "momentum" (b1 of Adam), each tuned over these values; arms of one `make` share the
+    program that tunes them. `extra(task)` is the number of gradient evaluations per step beside the one at
+    the new point that every optimizer needs.
+
+    >>> TunedArm("gd", descent, momenta=(0.0,)).rates[0]
+    0.001
+    """
+
+    name: str
+    make: MakeTransform
+    rates: tuple[float, ...] = tuple(RATES.tolist())
+    momenta: tuple[float, ...] = tuple(MOMENTA.tolist())
+    extra: Callable[[AbstractTask], int] = lambda task: 0
+
+
+Arm = TrainedArm | ControlArm | TunedArm
+
+
+def descent(hyper: dict[str, Array], task: AbstractTask) -> optax.GradientTransformation:
+    """Gradient descent with momentum.
+
+    >>> import symmetrax as sx
+    >>> optimizer = descent({"rate": jnp.array(0.5), "momentum": jnp.array(0.0)}, sx.booth())
+    >>> optimizer.update(jnp.array(1.0), optimizer.init(jnp.array(1.0)))[0].item()
+    -0.5
+    """
+    return optax.sgd(hyper["rate"], momentum=hyper["momentum"])
+
+
+def adam(hyper: dict[str, Array], task: AbstractTask) -> optax.GradientTransformation:
+    """Adam, whose b1 is the hyperparameter "momentum".
+
+    >>> import symmetrax as sx
+    >>> optimizer = adam({"rate": jnp.array(0.5), "momentum": jnp.array(0.9)}, sx.booth())
+    >>> round(optimizer.update(jnp.array(3.0), optimizer.init(jnp.array(3.0)))[0].item(), 5)
+    -0.5
+    """
+    return optax.adam(hyper["rate"], b1=hyper["momentum"])
+
+
+def oracle_descent(hyper: dict[str, Array], task: AbstractTask) -> optax.GradientTransformation:
+    """Gradient descent that first goes, unguarded, to the point of the orbit with the largest gradient.
+
+    >>> import symmetrax as sx
+    >>> hyper = {"rate": jnp.array(1 / 18), "momentum": jnp.array(0.0)}
+    >>> trace = sx.unroll(oracle_descent(hyper, sx.booth()), sx.booth(), jax.random.key(0), steps=1)
+    >>> bool(trace.loss[1] < 1e-6)  # the best rate on the steep axis: solved at once
+    True
+    """
+    symmetry = task.symmetry()
+    if symmetry is None:
+        raise ValueError(f"The oracle needs a symmetry, and {type(task).__name__} describes none.")
+    return teleported(descent(hyper, task), symmetry, search=Oracle(), guard=None)
+
+
+def oracle_evaluations(task: AbstractTask) -> int:
+    """What the oracle spends per step: its search, and the gradient at the point it finds.
+
+    >>> import symmetrax as sx
+    >>> oracle_evaluations(sx.booth())
+    1
+    """
+    symmetry = task.symmetry()
+    assert symmetry is not None
+    return 1 + Oracle().evaluations(symmetry)
+
+
+class RandomDirection(AbstractLearnedOptimizer):
+    """A network whose algebra coordinates keep their norm but point in a random direction.
+
+    The control for a learned teleport: with one coordinate, the angle's sign is drawn. `update` needs the
+    extra argument `key`.
+
+    >>> network = RandomDirection(WholeLSTM(2, algebra=1, width=4, key=jax.random.key(0)))
+    >>> network.contract()["emits"]
+    ['update', 'algebra in a random direction']
+    """
+
+    kind: ClassVar[str] = "random-direction"
+    network: AbstractLearnedOptimizer
+
+    @property
+    def wants_orbit_derivative(self) -> bool:
+        return self.network.wants_orbit_derivative
+
+    def memory(self, params: PyTree) -> PyTree:
+        return self.network.memory(params)
+
+    def propose(self, info: Info, memory: PyTree) -> tuple[Move, PyTree]:
+        if info.key is None:
+            raise ValueError("RandomDirection draws: pass key=... to `update`.")
+        move, memory = self.network.propose(info, memory)
+        direction = jax.random.normal(info.key, move.algebra.shape, move.algebra.dtype)
+        direction = direction / safe_norm(direction)
+        return move._replace(algebra=safe_norm(move.algebra) * direction), memory
+
+    def example(self) -> Info:
+        return self.network.example()
+
+    def config(self) -> dict[str, Any]:
+        return self.network.config()
+
+    def contract(self) -> dict[str, Any]:
+        return {**self.network.contract(), "emits": ["update", "algebra in a random direction"]}
+
+
+class MakeWhole(eqx.Module):
+    """Builds a `WholeLSTM` from a key; equal builders are equal to the compiler, so arms share programs.
+
+    >>> MakeWhole(size=2, width=4)(jax.random.key(0)).width
+    4
+    """
+
+    size: int = eqx.field(static=True)
+    algebra: int = eqx.field(static=True, default=0)
+    width: int = eqx.field(static=True, default=100)
+    depth: int = eqx.field(static=True, default=2)
+    inputs: tuple[str, ...] = eqx.field(static=True, default=())
+
+    def __call__(self, key: Key[Array, ""]) -> WholeLSTM:
+        return WholeLSTM(
+            self.size,
+            algebra=self.algebra,
+            width=self.width,
+            depth=self.depth,
+            inputs=self.inputs,
+            key=key,
+        )
+
+
+def recipe(
+    arm: TrainedArm, schedule: tuple[int, ...], steps: int, *, training: bool, off: bool = False
+) -> Recipe:
+    """How the network of an arm is used: which of `steps` steps teleport, guarded or not.
+
+    The order of the meta-gradient matters to training alone; leaving it out of test recipes lets arms share
+    compiled programs.
+
+    >>> recipe(TrainedArm("teleport-schedule", "schedule"), (2,), 4, training=False).teleports.tolist()
+    [False, False, True, False]
+    """
+    teleports = None
+    if arm.uses_algebra:
+        on = {"always": range(steps), "schedule": schedule, "never": ()}[arm.teleports]
+        teleports = np.zeros(steps, bool)
+        teleports[[] if off else [t for t in on if t < steps]] = True
+        teleports = jnp.asarray(teleports)
+    guard = Guard() if arm.guarded else None
+    return Recipe(teleports, guard, arm.meta_order if training else 1)
+
+
+def tune(
+    arms: list[TunedArm],
+    family: AbstractTaskFamily,
+    key: Key[Array, ""],
+    *,
+    steps: int,
+    tasks: int,
+    shape: Any = None,
+) -> dict[str, dict[str, float]]:
+    """For every arm, the hyperparameters with the lowest median final loss over `tasks` training tasks.
+
+    >>> import symmetrax as sx
+    >>> arm = TunedArm("gd", descent, rates=(1e-3, 0.05, 3.0), momenta=(0.0,))
+    >>> found = tune([arm], sx.make_family("booth"), jax.random.key(0), steps=12, tasks=16)
+    >>> round(found["gd"]["rate"], 3)
+    0.05
+    """
+    best = {}
+    for make in dict.fromkeys(arm.make for arm in arms):
+        sharing = [arm for arm in arms if arm.make is make]
+        pairs = sorted({pair for arm in sharing for pair in itertools.product(arm.rates, arm.momenta)})
+        rates, momenta = (jnp.asarray(values) for values in zip(*pairs, strict=True))
+        points = {"rate": rates, "momentum": momenta}
+        finals = np.asarray(_final_losses(make, points, family, key, steps, tasks, shape))
+        finals = np.where(np.isfinite(finals), finals, np.inf)
+        medians = dict(zip(pairs, np.quantile(finals, 0.5, axis=1, method="inverted_cdf"), strict=True))
+        for arm in sharing:
+            rate, momentum = min(itertools.product(arm.rates, arm.momenta), key=lambda p: medians[p])
+            best[arm.name] = {"rate": rate, "momentum": momentum}
+    return best
+
+
+@eqx.filter_jit
+def _final_losses(make, points, family, key, steps, tasks, shape):
+    def one(hyper):
+        return unroll_many(make, hyper, family, key, steps, tasks, shape=shape).loss[-1]
+
+    return spread(one, points)
+
+
+def evaluate(
+    make: MakeTransform,
+    networks: PyTree,
+    family: AbstractTaskFamily,
+    keys: Key[Array, " seeds"],
+    *,
+    steps: int,
+    tasks: int,
+    shape: Any = None,
+    watch: tuple[str, ...] = (),
+    points: bool = False,
+) -> tuple[Trace, float]:
+    """Unroll every seed's network on that seed's `tasks` tasks; also the seconds it takes once compiled.
+
+    `networks` and `keys` have the seeds as first axis; so has the trace, then steps, then tasks.
+
+    >>> import symmetrax as sx
+    >>> hyper = {"rate": jnp.full(3, 0.05), "momentum": jnp.zeros(3)}
+    >>> keys = jax.random.split(jax.random.key(0), 3)
+    >>> trace, seconds = evaluate(descent, hyper, sx.make_family("booth"), keys, steps=12, tasks=10)
+    >>> trace.loss.shape
+    (3, 13, 10)
+    """
+    arguments = (make, networks, family, keys, steps, tasks, shape, watch, points)
+    jax.block_until_ready(_evaluate(*arguments))
+    began = time.perf_counter()
+    trace = jax.block_until_ready(_evaluate(*arguments))
+    return trace, time.perf_counter() - began
+
+
+@eqx.filter_jit
+def _evaluate(make, networks, family, keys, steps, tasks, shape, watch, points):
+    def one(inputs):
+        network, key = inputs
+        return unroll_many(make, network, family, key, steps, tasks, shape=shape, watch=watch, points=points)
+
+    return spread(one, (networks, keys))

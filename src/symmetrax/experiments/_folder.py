@@ -1,0 +1,132 @@
+"""Run folders: a config beside its results, resumed by the same command and refused to any other."""
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+import shutil
+from typing import Any
+
+import numpy as np
+
+from symmetrax._files import write_atomic
+
+LIBRARIES = ("symmetrax", "jax", "jaxlib", "equinox", "optax", "numpy")
+
+
+class RunFolder:
+    """The folder of one run of an experiment.
+
+    Opening it writes `config.json`: the experiment, its preset and every setting, library versions, and the
+    machine. If the folder holds a run of the same settings, that run is continued; of others, or if the
+    folder holds anything else, it is left untouched and a ValueError says what differs.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as place:
+    ...     folder = RunFolder(place + "/run", "fig3", "quick", {"seeds": 3})
+    ...     sorted(path.name for path in folder.path.iterdir())
+    ['config.json']
+    """
+
+    def __init__(self, path: str | pathlib.Path, experiment: str, preset: str, settings: dict[str, Any]):
+        self.path = pathlib.Path(path)
+        identity = {"experiment": experiment, "preset": preset, "settings": json.loads(json.dumps(settings))}
+        config = self.path / "config.json"
+        if config.exists():
+            self._check_same(config, identity)
+            return
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise ValueError(
+                f"{self.path} exists and is not a run folder: choose an empty or new one with --out."
+            )
+        versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+        write_atomic(config, as_json({**identity, "versions": versions, "machine": machine()}))
+
+    def _check_same(self, config: pathlib.Path, identity: dict[str, Any]) -> None:
+        try:
+            found = json.loads(config.read_text())
+            different = [name for name in identity if found[name] != identity[name]]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{config} is not the config of a run ({error}); choose another --out."
+            ) from error
+        if different:
+            name = different[0]
+            raise ValueError(
+                f"{self.path} holds a run with another {name}: {_difference(found[name], identity[name])}. "
+                "Choose another --out, or delete the folder."
+            )
+
+    def arrays(self, name: str, arrays: dict[str, np.ndarray]) -> pathlib.Path:
+        """Write arrays as `NAME.npz`."""
+        path = self.path / f"{name}.npz"
+        temporary = self.path / f".{name}.tmp.npz"
+        np.savez_compressed(temporary, allow_pickle=False, **arrays)
+        temporary.replace(path)
+        return path
+
+    def results(self, results: dict[str, Any]) -> pathlib.Path:
+        """Write `results.json`, which says that the run is complete."""
+        path = self.path / "results.json"
+        write_atomic(path, as_json(results))
+        return path
+
+    def drop_checkpoints(self) -> None:
+        """Delete the checkpoints of training, which a complete run does not need."""
+        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+
+    def finished(self) -> dict[str, Any] | None:
+        """The results of a complete run, else None."""
+        path = self.path / "results.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+
+def machine() -> dict[str, Any]:
+    """What ran it: processor, cores, system, Python.
+
+    >>> sorted(machine())
+    ['cores', 'processor', 'python', 'system']
+    """
+    processor = platform.processor() or platform.machine()
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next((line.split(":")[1].strip() for line in lines if "model name" in line), processor)
+    except OSError:
+        pass
+    return {
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }
+
+
+def as_json(value: Any) -> str:
+    """Indented JSON; infinities and NaNs, which JSON lacks, become the strings "inf", "-inf" and "nan".
+
+    >>> as_json({"loss": float("inf")})
+    '{\\n  "loss": "inf"\\n}'
+    """
+
+    def plain(value):
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return plain(dataclasses.asdict(value))
+        if isinstance(value, dict):
+            return {str(key): plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        if isinstance(value, float | np.floating):
+            return float(value) if math.isfinite(value) else str(float(value))
+        return value.item() if isinstance(value, np.generic) else value
+
+    return json.dumps(plain(value), indent=2, allow_nan=False)
+
+
+def _difference(found: Any, wanted: Any) -> str:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
+        return ", ".join(f"{key}={found.get(key)} there, {wanted.get(key)} here" for key in keys)
+    return f"{found} there, {wanted} here"

@@ -1,0 +1,90 @@
+"""The experiments that have a name, and running one in its folder. Imports nothing heavy."""
+
+import dataclasses
+import difflib
+import importlib
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+PRESETS = ("quick", "full")
+
+
+class Experiment(NamedTuple):
+    """What an experiment shows, and the module that has its `config` and `run`.
+
+    >>> EXPERIMENTS["fig3"].module
+    'symmetrax.experiments.plane'
+    """
+
+    title: str
+    module: str
+
+
+_PLANE = "symmetrax.experiments.plane"
+_FIGURE = "learned optimizers with and without teleportation on {} (arXiv:2504.15399, figure {})"
+
+EXPERIMENTS = {
+    "demo": Experiment(
+        "the main job: learn to optimize the plane, with teleports, and digits networks",
+        "symmetrax.experiments.demo",
+    ),
+    "digits": Experiment(
+        "the coordinate-wise LSTM trains classifiers of digits, against tuned Adam",
+        "symmetrax.experiments.digits",
+    ),
+    "fig3": Experiment(_FIGURE.format("one ellipse", 3), _PLANE),
+    "fig4": Experiment(_FIGURE.format("random ellipses", 4), _PLANE),
+    "fig5": Experiment(_FIGURE.format("one Rosenbrock-like function", 5), _PLANE),
+    "fig6": Experiment(_FIGURE.format("random Rosenbrock-like functions", 6), _PLANE),
+}
+
+
+def choose(what: str, name: str, names: Any) -> str:
+    """`name` if it is one of `names`, else a ValueError that lists them.
+
+    >>> choose("preset", "quik", PRESETS)
+    Traceback (most recent call last):
+    ValueError: Unknown preset 'quik'; choose one of quick, full. Did you mean 'quick'?
+    """
+    if name in names:
+        return name
+    near = difflib.get_close_matches(name, names, 1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"Unknown {what} {name!r}; choose one of {', '.join(names)}.{hint}")
+
+
+def run_experiment(
+    name: str, preset: str = "full", out: str | Path | None = None, seed: int = 0, *, quiet: bool = False
+) -> Path:
+    """Run an experiment, or continue it, in its folder (by default `runs/NAME-PRESET-SEED`).
+
+    A complete run is not repeated. Raises ValueError for unknown names and for a folder that holds anything
+    but a run of these settings.
+
+    >>> run_experiment("fig0")
+    Traceback (most recent call last):
+    ValueError: Unknown experiment 'fig0'; choose one of demo, digits, ... Did you mean 'fig6'?
+    """
+    module = importlib.import_module(EXPERIMENTS[choose("experiment", name, EXPERIMENTS)].module)
+    choose("preset", preset, PRESETS)
+    from symmetrax.experiments._folder import RunFolder
+    from symmetrax.experiments._report import Reporter
+
+    settings = module.config(name, preset, seed)
+    path = Path("runs", f"{name}-{preset}-{seed}") if out is None else Path(out)
+    folder = RunFolder(path, name, preset, dataclasses.asdict(settings))
+    reporter = Reporter(quiet=quiet)
+    results = folder.finished()
+    if results is None:
+        began = time.perf_counter()
+        results = module.run(settings, folder, reporter)
+        seconds = time.perf_counter() - began
+        folder.results({"experiment": name, "preset": preset, "seconds": seconds, **results})
+        folder.drop_checkpoints()
+        reporter.note(f"done in {seconds:.0f} s")
+    else:
+        reporter.note(f"{path} holds this run already; delete it to run again")
+    module.show(settings, results, reporter)
+    reporter.note(f"results, plots and artifacts: {path}")
+    return path

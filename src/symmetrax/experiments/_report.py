@@ -1,0 +1,116 @@
+"""What a person sees while an experiment runs: a progress bar with numbers, then tables."""
+
+import contextlib
+import math
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import rich.box
+import rich.console
+import rich.progress
+import rich.table
+
+from symmetrax.metatrain._loop import Progress
+
+
+class Reporter:
+    """Progress to standard error, tables to standard output.
+
+    >>> Reporter(quiet=True).note("nothing is shown")
+    """
+
+    def __init__(self, *, quiet: bool = False):
+        # A file or pipe has no width of its own: wide enough for the tables.
+        self.console = rich.console.Console(quiet=quiet, width=None if sys.stdout.isatty() else 110)
+        self._progress = rich.console.Console(stderr=True, quiet=quiet)
+
+    def note(self, text: str) -> None:
+        """One line of what is going on."""
+        self._progress.print(text, style="dim", highlight=False)
+
+    def print(self, thing: Any) -> None:
+        """A table, or a line, of results."""
+        self.console.print(thing, highlight=False)
+
+    @contextlib.contextmanager
+    def training(self, name: str, runs: int) -> Iterator[Callable[[Progress], None]]:
+        """A progress bar, as the callback that `meta_train` wants."""
+        columns = (
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TextColumn("{task.fields[numbers]}"),
+            rich.progress.TimeRemainingColumn(),
+        )
+        with rich.progress.Progress(*columns, console=self._progress) as bar:
+            task = bar.add_task(f"meta-train {name}", total=runs, numbers="compiling")
+
+            def show(progress: Progress) -> None:
+                numbers = f"loss {progress.loss:.3g}, {progress.tasks_per_second:,.0f} tasks/s"
+                bar.update(task, completed=progress.done, numbers=numbers)
+
+            yield show
+
+
+def arms_table(title: str, arms: dict[str, dict[str, Any]], against: str) -> rich.table.Table:
+    """Final losses of all arms, best median first, with the paired comparison against one of them."""
+    table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    table.add_column("arm", no_wrap=True)
+    versus_title = f"loss / {against} (95 %)"
+    for name in ("median", "mean", "diverged", versus_title, "gradients", "refused"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, arm in sorted(arms.items(), key=lambda item: number(item[1]["loss_median"][-1])):
+        versus = arm["versus"].get(against)
+        table.add_row(
+            name,
+            f"{number(arm['loss_median'][-1]):.2g}",
+            f"{number(arm['loss_mean'][-1]):.2g}",
+            f"{arm['diverged'] / arm['runs']:.1%}",
+            "" if versus is None else ratio_text(versus),
+            f"{arm['gradient_evaluations']:.0f}",
+            "" if arm.get("refused") is None else f"{arm['refused']:.0%}",
+        )
+    return table
+
+
+def verdict_table(verdicts: list[dict[str, str]]) -> rich.table.Table:
+    """Claims, and what became of them."""
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, show_lines=False, pad_edge=False)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("claim, where it is made, and why")
+    for row in verdicts:
+        table.add_row(row["outcome"], f"{row['claim']} ({row['source']}): {row['why']}")
+    return table
+
+
+def claims_table(rows: list[dict[str, Any]]) -> rich.table.Table:
+    """Claims as numbers: what was measured must be at most the bound."""
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("outcome", "measured", "bound"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("claim, and where it is made")
+    for row in rows:
+        numbers = (f"{row['measured']:.1e}", f"{row['bound']:.1e}")
+        table.add_row(row["outcome"], *numbers, f"{row['claim']} ({row['source']})")
+    return table
+
+
+def number(value: float | str) -> float:
+    """A number of `results.json`, where infinities are strings.
+
+    >>> number("inf")
+    inf
+    """
+    return float(value)
+
+
+def ratio_text(versus: dict[str, Any]) -> str:
+    """A log ratio and its interval, as factors.
+
+    >>> ratio_text({"log_ratio": 0.0, "low": -0.6931, "high": "inf"})
+    '1 (0.5 to inf)'
+    """
+    factors = [math.exp(min(number(versus[key]), 700.0)) for key in ("log_ratio", "low", "high")]
+    factor, low, high = ("inf" if f > 1e300 else f"{f:.2g}" for f in factors)
+    return f"{factor} ({low} to {high})"

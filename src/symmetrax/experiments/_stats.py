@@ -1,0 +1,160 @@
+"""Statistics, fixed once for all experiments.
+
+Every run counts: a loss that is not finite counts as infinite, and a run has diverged when its final loss is
+infinite or above 10 f(x_0). Final losses are floored at 1e-12 f(x_0), below which both sides of a comparison
+have solved the task. Arms meet the same tasks, so comparisons are paired; the unit of inference is the
+meta-seed, since the tasks of one seed share one trained network.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import scipy.stats
+from jaxtyping import Float
+
+FLOOR = 1e-12
+DIVERGED = 10.0
+#: With at least this many seeds intervals come from a cluster bootstrap, with fewer from a t-distribution.
+ENOUGH_SEEDS = 20
+LEVEL = 0.95
+
+Losses = Float[np.ndarray, "seeds tasks steps"]
+
+
+class Interval(NamedTuple):
+    """A median paired difference of natural logs of final losses, with its 95 % interval.
+
+    Negative: the first arm is better. `log_ratio` -0.69 says that it halves the loss.
+
+    >>> Interval(log_ratio=-0.69, low=-1.0, high=-0.4).high
+    -0.4
+    """
+
+    log_ratio: float
+    low: float
+    high: float
+
+
+Outcome = Literal["reproduced", "reversed", "inconclusive"]
+
+
+def finals(losses: Losses) -> Float[np.ndarray, "seeds tasks"]:
+    """Final losses, infinite where they are not finite, floored at 1e-12 f(x_0).
+
+    >>> finals(np.array([[[1.0, 0.0], [1.0, np.nan]]])).tolist()
+    [[1e-12, inf]]
+    """
+    last = np.where(np.isfinite(losses[..., -1]), losses[..., -1], np.inf)
+    return np.maximum(last.astype(float), FLOOR * losses[..., 0])
+
+
+def summary(losses: Losses, expected_runs: int) -> dict:
+    """Median, quartiles and mean of every step, and the number of diverged runs, over *all* runs.
+
+    Raises ValueError if fewer or more than `expected_runs` runs came in.
+
+    >>> summary(np.array([[[1.0, 0.5], [1.0, 20.0]]]), expected_runs=2)["diverged"]
+    1
+    """
+    runs = losses.reshape(-1, losses.shape[-1]).astype(float)
+    if len(runs) != expected_runs:
+        raise ValueError(f"Statistics are over all runs: expected {expected_runs}, got {len(runs)}.")
+    runs = np.where(np.isfinite(runs), runs, np.inf)
+    quartiles = np.quantile(runs, [0.25, 0.5, 0.75], axis=0, method="inverted_cdf")
+    return {
+        "runs": len(runs),
+        "diverged": int(np.sum(runs[:, -1] > DIVERGED * runs[:, 0])),
+        **{
+            f"loss_{name}": row.tolist()
+            for name, row in zip(("q25", "median", "q75"), quartiles, strict=True)
+        },
+        "loss_mean": np.mean(runs, axis=0).tolist(),
+    }
+
+
+def log_ratios(ours: Losses, theirs: Losses) -> Float[np.ndarray, "seeds tasks"]:
+    """ln(our final loss / their final loss), run by run; 0 where both diverged.
+
+    >>> log_ratios(np.array([[[1.0, 0.5]]]), np.array([[[1.0, 1.0]]])).round(2).tolist()
+    [[-0.69]]
+    """
+    ours, theirs = finals(ours), finals(theirs)
+    both = np.isinf(ours) & np.isinf(theirs)
+    # Solved against solved is a tie too, but only if both starts are the same: they are, by pairing.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        difference = np.log(ours) - np.log(theirs)
+    return np.where(both | (ours == theirs), 0.0, difference)
+
+
+def intervals(
+    ratios: dict[Any, Float[np.ndarray, "seeds tasks"]], seed: int = 0, draws: int = 1000
+) -> dict[Any, Interval]:
+    """The median of each array of paired log ratios with a 95 % interval; all arrays have one shape.
+
+    With 20 seeds or more: a cluster bootstrap that resamples seeds, then tasks within each, `draws` times
+    (the same resamples for all). With fewer: a t-interval on the medians of the seeds; with one seed the
+    interval is the whole line.
+
+    >>> intervals({"a": np.full((3, 4), -1.0)})["a"]
+    Interval(log_ratio=-1.0, low=-1.0, high=-1.0)
+    """
+    if not ratios:
+        return {}
+    seeds, _ = next(iter(ratios.values())).shape
+    bounds = _bootstrap(ratios, seed, draws) if seeds >= ENOUGH_SEEDS else _t_intervals(ratios)
+    return {name: Interval(_median(values), *bounds[name]) for name, values in ratios.items()}
+
+
+def verdict(claim: str, source: str, interval: Interval, *, negative: bool = True) -> dict:
+    """Whether a claim is `reproduced`, `reversed` or `inconclusive`: it is the first when the whole interval
+    lies on the claim's side of zero (`negative`: the first arm is better), the second when it lies on the
+    other.
+
+    >>> verdict("a beats b", "section 5", Interval(-1.0, -2.0, -0.5))["outcome"]
+    'reproduced'
+    """
+    below, above = interval.high < 0, interval.low > 0
+    agrees, opposes = (below, above) if negative else (above, below)
+    outcome: Outcome = "reproduced" if agrees else "reversed" if opposes else "inconclusive"
+    why = (
+        f"median log ratio {interval.log_ratio:+.2f} (95 % interval {interval.low:+.2f} to "
+        f"{interval.high:+.2f}), a factor of {np.exp(interval.log_ratio):.2g} in the final loss"
+    )
+    return {"claim": claim, "source": source, "outcome": outcome, "why": why}
+
+
+def _median(values: np.ndarray) -> float:
+    return float(np.quantile(values, 0.5, method="inverted_cdf"))
+
+
+def _t_intervals(ratios: dict[Any, np.ndarray]) -> dict[Any, tuple[float, float]]:
+    """Intervals from the medians of the seeds, around their mean."""
+    bounds = {}
+    for name, values in ratios.items():
+        medians = np.quantile(values, 0.5, axis=1, method="inverted_cdf")
+        if len(medians) < 2 or not np.all(np.isfinite(medians)):
+            bounds[name] = (-np.inf, np.inf)
+            continue
+        half = scipy.stats.t.ppf((1 + LEVEL) / 2, len(medians) - 1) * scipy.stats.sem(medians)
+        bounds[name] = (float(np.mean(medians) - half), float(np.mean(medians) + half))
+    return bounds
+
+
+def _bootstrap(ratios: dict[Any, np.ndarray], seed: int, draws: int) -> dict[Any, tuple[float, float]]:
+    """Percentile intervals of the median under resampled seeds and tasks, as weights of sorted values."""
+    random = np.random.default_rng(seed)
+    seeds, tasks = next(iter(ratios.values())).shape
+    orders = {name: np.argsort(values, axis=None, kind="stable") for name, values in ratios.items()}
+    medians = {name: np.empty(draws) for name in ratios}
+    for draw in range(draws):
+        copies = random.multinomial(seeds, np.full(seeds, 1 / seeds))
+        weights = np.concatenate(
+            [np.bincount(random.integers(tasks, size=k * tasks), minlength=tasks) for k in copies]
+        )
+        for name, order in orders.items():
+            reached = np.cumsum(weights[order])
+            middle = np.searchsorted(reached, reached[-1] / 2)
+            medians[name][draw] = ratios[name].flat[order[middle]]
+    tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    bounds = {name: np.quantile(m, tails, method="inverted_cdf") for name, m in medians.items()}
+    return {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
