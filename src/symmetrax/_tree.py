@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, PyTree
 
 
@@ -32,3 +33,11 @@ def relative(difference: PyTree, reference: PyTree) -> Float[Array, ""]:
     """Norm of `difference` over the norm of `reference`; 0 when both vanish."""
     top, bottom = safe_norm(difference), safe_norm(reference)
     return jnp.where(top == 0, 0.0, top / jnp.where(bottom > 0, bottom, 1e-30))
+
+
+def check_finite(params: PyTree, what: str) -> None:
+    """Raise ValueError, naming the leaf, if concrete parameters are not finite; traced ones pass."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not isinstance(leaf, Tracer) and not bool(jnp.all(jnp.isfinite(leaf))):
+            name = jax.tree_util.keystr(path, simple=True, separator=".") or "params"
+            raise ValueError(f"Cannot {what} a point that is not finite: {name} is {leaf}.")

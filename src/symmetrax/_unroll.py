@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from symmetrax._tree import safe_norm
+from symmetrax._tree import check_finite, safe_norm
 from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
 
 #: What is read from an optimizer's state into the trace, where the state has it.
@@ -158,7 +158,8 @@ def unroll(
     `value`, `grad`, `value_fn`, `batch` and `key`, and ignores what it does not know.
 
     **Arguments:** `watch` names what to read from the optimizer's state, such as "algebra", "defect",
-    "refused"; `points=True` keeps the parameters of every step.
+    "refused"; `points=True` keeps the parameters of every step. Raises ValueError for a start that is not
+    finite.
 
     >>> import jax, optax, symmetrax as sx
     >>> trace = unroll(optax.sgd(0.05), sx.booth(start=[5.0, -5.0]), jax.random.key(0), steps=12)
@@ -166,6 +167,7 @@ def unroll(
     ((13,), 144.0, True)
     """
     carry = begin(transform, task, key)
+    check_finite(carry.params, "start from")
     return _from_start(lambda c: step(transform, task, c), carry, steps, watch, points, None)
 
 

@@ -123,6 +123,19 @@ def verdict(claim: str, source: str, interval: Interval, *, negative: bool = Tru
     return {"claim": claim, "source": source, "outcome": outcome, "why": why}
 
 
+def sign_verdict(claim: str, source: str, ratios: Float[np.ndarray, " seeds"]) -> dict:
+    """The verdict of a sign test at 5 % on one log ratio for each seed; ties are left out.
+
+    >>> sign_verdict("a beats b", "section 5", np.full(20, -1.0))["why"]
+    'one run alone says so for 20 of 20 meta-seeds'
+    """
+    wins, losses = int(np.sum(ratios < 0)), int(np.sum(ratios > 0))
+    decided = wins + losses > 0 and scipy.stats.binomtest(wins, wins + losses).pvalue < 1 - LEVEL
+    outcome: Outcome = "inconclusive" if not decided else "reproduced" if wins > losses else "reversed"
+    why = f"one run alone says so for {wins} of {len(ratios)} meta-seeds"
+    return {"claim": claim, "source": source, "outcome": outcome, "why": why}
+
+
 def _median(values: np.ndarray) -> float:
     return float(np.quantile(values, 0.5, method="inverted_cdf"))
 

@@ -47,8 +47,8 @@ class Config:
     seeds: int = 6
     tasks: int = 50
     tuning_tasks: int = 8
-    runs: int = 400
-    batch: int = 4
+    runs: int = 1000
+    batch: int = 1
     steps: int = 100
     unroll: int = 20
     width: int = 20
@@ -63,7 +63,7 @@ def config(name: str, preset: str = "full", seed: int = 0) -> Config:
     6
     """
     full = Config(seed=seed)
-    return full if preset == "full" else dataclasses.replace(full, seeds=2, tasks=16, runs=60)
+    return full if preset == "full" else dataclasses.replace(full, seeds=2, tasks=16, runs=150)
 
 
 class MakeCoordinatewise(eqx.Module):
@@ -138,7 +138,7 @@ def _train(settings: Config, streams: Streams, folder: RunFolder, reporter: Repo
             streams.train,
             runs=settings.runs,
             seeds=settings.seeds,
-            chunk=2,
+            chunk=10,
             checkpoint=folder.path / "checkpoints" / "digits.safetensors",
             save_every=20.0,
             progress=progress,

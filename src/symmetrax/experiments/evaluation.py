@@ -13,6 +13,7 @@ from symmetrax.experiments._stats import intervals, log_ratios, summary
 from symmetrax.experiments._streams import Streams
 from symmetrax.learned._artifact import load
 from symmetrax.learned._recipe import Recipe
+from symmetrax.tasks._base import AbstractTask
 from symmetrax.tasks._families import make_family
 from symmetrax.teleportation._guard import Guard
 
@@ -42,6 +43,8 @@ def evaluate_artifact(
     tasks_of = make_family(family)
     if min(steps, tasks) < 1:
         raise ValueError(f"An evaluation needs at least one step and one task, got {steps} and {tasks}.")
+    for shape in tasks_of.shapes:
+        _check_fit(network, tasks_of.task(tasks_of.draw(jax.random.key(0)), shape))
     # Another stream than any training: the experiments of this library draw from the keys' first split.
     streams = Streams.of(seed + 1_000_003, 1)
     networks = jax.tree.map(lambda x: x[None], network)
@@ -64,6 +67,11 @@ def evaluate_artifact(
     title = f"{pathlib.Path(artifact).name} on {family}: loss after {steps} steps, one meta-seed"
     Reporter(quiet=quiet).print(arms_table(title, arms, "adam"))
     return arms
+
+
+def _check_fit(network: Any, task: AbstractTask) -> None:
+    """Let the network refuse the task before anything is tuned or compiled."""
+    jax.eval_shape(lambda key: network.memory(task.init(key)), jax.random.key(0))
 
 
 def _recipe(network: Any, training: dict[str, Any], steps: int, symmetry: Any) -> Recipe:

@@ -34,7 +34,7 @@ from symmetrax.experiments._arms import (
 )
 from symmetrax.experiments._folder import RunFolder
 from symmetrax.experiments._report import Reporter, arms_table, verdict_table
-from symmetrax.experiments._stats import intervals, log_ratios, summary, verdict
+from symmetrax.experiments._stats import intervals, log_ratios, sign_verdict, summary, verdict
 from symmetrax.experiments._streams import Streams
 from symmetrax.experiments._trajectories import trajectories
 from symmetrax.learned._artifact import save
@@ -303,17 +303,8 @@ def last_run_verdicts(far: dict[str, Ran]) -> list[dict[str, str]]:
     for ours, theirs, text in CLAIMS[:2]:
         if ours in far and theirs in far:
             last = log_ratios(far[ours].losses, far[theirs].losses)[:, -1]
-            wins = int(np.sum(last < 0))
-            share = f"the last run alone says so for {wins} of {len(last)} meta-seeds"
-            outcome = "reproduced" if wins == len(last) else "reversed" if wins == 0 else "inconclusive"
-            rows.append(
-                {
-                    "claim": f"{text}, by the published protocol (last run, far start)",
-                    "source": "code matching the figures",
-                    "outcome": outcome,
-                    "why": share,
-                }
-            )
+            claim = f"{text}, by the published protocol (last run, far start)"
+            rows.append(sign_verdict(claim, "code matching the figures", last))
     return rows
 
 

@@ -17,7 +17,7 @@ from symmetrax.learned._features import Info, Move
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.teleportation._guard import NOT_MEASURED, Guard, jump
 from symmetrax.teleportation._objectives import orbit_derivative
-from symmetrax.teleportation._transform import Schedule, due
+from symmetrax.teleportation._transform import Schedule, due, settled
 
 
 class LearnedState(NamedTuple):
@@ -107,6 +107,8 @@ class AbstractLearnedOptimizer(eqx.Module):
 
 
 def _transformation(network, symmetry, schedule, guard, meta_order):
+    schedule = settled(schedule)
+
     def init(params: PyTree) -> LearnedState:
         return LearnedState(
             count=jnp.array(0),

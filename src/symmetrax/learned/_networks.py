@@ -24,10 +24,9 @@ class LSTMCell(eqx.Module):
     bias: Float[Array, " gates"]
 
     def __init__(self, inputs: int, width: int, *, key: Key[Array, ""]):
-        bound = 1 / math.sqrt(width)
-        shapes = {"weight_ih": (4 * width, inputs), "weight_hh": (4 * width, width), "bias": (4 * width,)}
-        for subkey, (name, shape) in zip(jax.random.split(key, 3), shapes.items(), strict=True):
-            setattr(self, name, jax.random.uniform(subkey, shape, minval=-bound, maxval=bound))
+        drawn = _uniform(key, 4 * width, inputs + width + 1, width)
+        self.weight_ih, self.weight_hh, self.bias = jnp.split(drawn, [inputs, inputs + width], axis=1)
+        self.bias = self.bias[:, 0]
 
     def __call__(self, x, state):
         h, c = state
@@ -78,13 +77,17 @@ class Linear(eqx.Module):
     bias: Float[Array, " outputs"]
 
     def __init__(self, width: int, outputs: int, *, key: Key[Array, ""]):
-        bound = 1 / math.sqrt(width)
-        first, second = jax.random.split(key)
-        self.weight = jax.random.uniform(first, (outputs, width), minval=-bound, maxval=bound)
-        self.bias = jax.random.uniform(second, (outputs,), minval=-bound, maxval=bound)
+        drawn = _uniform(key, outputs, width + 1, width)
+        self.weight, self.bias = drawn[:, :-1], drawn[:, -1]
 
     def __call__(self, x: Float[Array, "width *b"]) -> Float[Array, "outputs *b"]:
         return self.weight @ x + _column(self.bias, x)
+
+
+def _uniform(key: Key[Array, ""], rows: int, columns: int, width: int) -> Float[Array, "rows columns"]:
+    """Weights and biases of a layer in one draw, which compiles several times faster than one for each."""
+    bound = 1 / math.sqrt(width)
+    return jax.random.uniform(key, (rows, columns), minval=-bound, maxval=bound)
 
 
 def _column(bias: Float[Array, " n"], like: Array) -> Array:

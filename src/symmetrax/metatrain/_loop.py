@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from symmetrax._files import load_arrays, named_arrays, restore, save_arrays
 from symmetrax._tree import all_finite, select
-from symmetrax.metatrain._devices import spread
+from symmetrax.metatrain._devices import place, spread
 from symmetrax.metatrain._estimators import AbstractMetaGradient
 
 CHECKPOINT_FORMAT = 1
@@ -108,6 +108,8 @@ def meta_train(
     identity = _fingerprint(estimator, key, runs, seeds, chunk)
     if path is not None and path.exists():
         state = _resume(path, state, identity)
+    arrays = place((state.networks, state.outer, state.skipped))
+    state = _State(*arrays, losses=state.losses, done=state.done)
     began, first = time.perf_counter(), int(state.done)
     saved = began
     for done in range(first, runs, chunk):

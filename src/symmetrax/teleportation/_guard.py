@@ -85,8 +85,9 @@ def jump(
 ) -> Jump:
     """Move `params` by `element`, unless `guard` refuses.
 
-    Both ends of the displacement come from the same code, so the identity displaces by exactly zero, and
-    its derivative is the action's: nothing branches on a zero angle. A refused jump has zero derivative,
+    Both ends of the displacement come from one batched call of the action, so the identity displaces by
+    exactly zero, and its derivative is the action's: nothing branches on a zero angle. (Two calls would be
+    rounded differently, as the compiler sees fit.) A refused jump has zero derivative,
     and none of its infinities or NaNs leak into a gradient: the differentiated action is evaluated at the
     identity, and at `retreat` if given, a point known to be harmless, instead of `params`.
 
@@ -94,9 +95,9 @@ def jump(
     """
 
     def displace(element: PyTree, params: PyTree) -> PyTree:
-        there = symmetry.act(element, params, batch)
-        here = symmetry.act(symmetry.identity(), params, batch)
-        return optax.tree.sub(there, here)
+        both = jax.tree.map(lambda a, e: jnp.stack([a, e]), element, symmetry.identity())
+        ends = jax.vmap(lambda a: symmetry.act(a, params, batch))(both)
+        return jax.tree.map(lambda end, w: (end[0] - end[1]).astype(w.dtype), ends, params)
 
     if guard is None:
         return Jump(displace(element, params), jnp.array(NOT_MEASURED), jnp.array(0))

@@ -8,9 +8,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree
 
+from symmetrax._tree import check_finite
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.symmetry._maps import Affine
 from symmetrax.symmetry._pullback import Pullback
@@ -173,7 +173,7 @@ def teleport(
     >>> bool(info.after > info.before), int(info.refused)
     (True, 0)
     """
-    _check_finite(params)
+    check_finite(params, "teleport from")
     search = Ascent() if search is None else search
 
     def value_fn(w):
@@ -198,13 +198,6 @@ def teleport(
 
 def _has_closed_form(symmetry: Any) -> bool:
     return isinstance(symmetry, Pullback) and isinstance(symmetry.map, Affine) and symmetry.map.size == 2
-
-
-def _check_finite(params: PyTree) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not isinstance(leaf, Tracer) and not bool(jnp.all(jnp.isfinite(leaf))):
-            name = jax.tree_util.keystr(path, simple=True, separator=".") or "params"
-            raise ValueError(f"Cannot teleport from a point that is not finite: {name} is {leaf}.")
 
 
 def _golden(value: Callable, low: Array, high: Array, steps: int) -> Array:

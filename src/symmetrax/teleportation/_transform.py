@@ -1,10 +1,11 @@
 """`teleported`: an optax optimizer that moves along a symmetry before it steps."""
 
-from collections.abc import Callable, Iterable
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
@@ -16,7 +17,7 @@ from symmetrax.teleportation._search import AbstractSearch, Ascent
 
 #: Steps at which a teleport happens: their numbers (from 0), a function of the step count, one boolean per
 #: step (an array may be traced, so that a sweep over schedules compiles once), or None for every step.
-Schedule = Iterable[int] | Callable[[Array], Array] | Bool[Array, " steps"] | None
+Schedule = Iterable[int] | Callable[[Array], Any] | Bool[Array | np.ndarray, " steps"] | None
 
 
 def due(schedule: Schedule, count: Int[Array, ""]) -> Bool[Array, ""]:
@@ -30,10 +31,14 @@ def due(schedule: Schedule, count: Int[Array, ""]) -> Bool[Array, ""]:
         return jnp.array(True)
     if callable(schedule):
         return jnp.asarray(schedule(count), bool)
-    if isinstance(schedule, jax.Array) and schedule.dtype == bool:
-        return schedule[jnp.minimum(count, len(schedule) - 1)] & (count < len(schedule))
-    steps = sorted(schedule)
-    return jnp.any(count == jnp.array(steps)) if steps else jnp.array(False)
+    if isinstance(schedule, jax.Array | np.ndarray) and schedule.dtype == bool:
+        return jnp.any(jnp.asarray(schedule) & (jnp.arange(len(schedule)) == count))
+    return jnp.any(jnp.array(list(schedule), int) == count)
+
+
+def settled(schedule: Schedule) -> Schedule:
+    """A schedule that can be read many times: an iterator is read now."""
+    return tuple(schedule) if isinstance(schedule, Iterator) else schedule
 
 
 class TeleportedState(NamedTuple):
@@ -87,7 +92,7 @@ def teleported(
     if transport not in ("keep", "reset"):
         raise ValueError(f"`transport` must be 'keep' or 'reset', got {transport!r}.")
     stepper = optax.with_extra_args_support(inner)
-    search = Ascent() if search is None else search
+    search, schedule = search or Ascent(), settled(schedule)
 
     def init(params: PyTree) -> TeleportedState:
         nothing = jnp.array(NOT_MEASURED)

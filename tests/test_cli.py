@@ -1,0 +1,129 @@
+"""The command line: what it prints, and how it refuses."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import symmetrax as sx
+from symmetrax.cli import main
+from symmetrax.experiments import claims
+from symmetrax.experiments._registry import EXPERIMENTS
+from symmetrax.tasks._families import family_names
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch, tmp_path):
+    """The command line sets variables for JAX; a test's process keeps its own."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+def refuse(capsys, *arguments):
+    """Run a command that must fail: exit code 2, nothing printed but one line on standard error."""
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    captured = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1, captured.err
+    return captured.err
+
+
+def test_list_names_every_experiment_and_family(capsys):
+    main(["list"])
+    printed = capsys.readouterr().out
+    for name in (*EXPERIMENTS, *family_names(), "quick", "full"):
+        assert name in printed
+
+
+def test_help_imports_nothing_heavy():
+    script = (
+        "import sys\nfrom symmetrax.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'jax', 'numpy', 'matplotlib', 'equinox', 'optax', 'sklearn', 'rich.progress'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "evaluate" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "fig33"], "Unknown experiment 'fig33'; choose one of demo, "),
+        (
+            ["run", "fig3", "--preset", "quck"],
+            "Unknown preset 'quck'; choose one of quick, full. Did you mean",
+        ),
+        (
+            ["evaluate", "nowhere.safetensors", "--family", "booth"],
+            "There is no trained optimizer at nowhere",
+        ),
+    ],
+)
+def test_unknown_names_are_refused(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in refuse(capsys, *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_another_config_is_refused_and_untouched(capsys, tmp_path):
+    (tmp_path / "config.json").write_text(
+        json.dumps({"experiment": "fig3", "preset": "quick", "settings": {"seeds": 1}})
+    )
+    before = (tmp_path / "config.json").read_bytes()
+    message = refuse(capsys, "run", "fig4", "--preset", "quick", "--out", str(tmp_path))
+    assert "holds a run with another experiment: fig3 there, fig4 here" in message
+    assert (tmp_path / "config.json").read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.fixture
+def artifact(tmp_path):
+    network = sx.WholeLSTM(2, algebra=1, width=4, key=jax.random.key(0))
+    return sx.save(network, tmp_path / "it.safetensors", training={"family": "booth", "guarded": False})
+
+
+def test_evaluate_prints_the_optimizer_beside_tuned_adam(capsys, artifact):
+    main(["evaluate", str(artifact), "--family", "ellipse-random", "--steps", "3", "--tasks", "7"])
+    printed = capsys.readouterr().out
+    assert "learned" in printed
+    assert "adam" in printed
+    assert "it.safetensors on ellipse-random: loss after 3 steps" in printed
+
+
+def test_evaluate_refuses_what_does_not_fit(capsys, artifact):
+    assert "Unknown family 'booht'" in refuse(capsys, "evaluate", str(artifact), "--family", "booht")
+    assert "built for 2 parameters" in refuse(capsys, "evaluate", str(artifact), "--family", "digits")
+    message = refuse(capsys, "evaluate", str(artifact), "--family", "booth", "--steps", "0")
+    assert "at least one step" in message
+    artifact.write_bytes(artifact.read_bytes()[:1000])
+    assert "not a whole safetensors file" in refuse(capsys, "evaluate", str(artifact), "--family", "booth")
+
+
+def test_claims_hold_and_say_so_in_json(capsys):
+    main(["claims", "--json"])
+    rows = json.loads(capsys.readouterr().out)
+    assert len(rows) == len(claims.CLAIMS)
+    for row in rows:
+        assert set(row) == {"claim", "source", "measured", "bound", "outcome"}
+        assert row["outcome"] == "holds", row
+        assert row["measured"] <= row["bound"]
+
+
+def test_a_failed_claim_gives_exit_code_1(capsys, monkeypatch):
+    broken = claims.Claim("one is small", "nowhere", lambda: 1.0, 0.5)
+    undefined = claims.Claim("NaN is small", "nowhere", lambda: np.nan, 0.5)
+    for claim in (broken, undefined):
+        monkeypatch.setattr(claims, "CLAIMS", (claim,))
+        with pytest.raises(SystemExit) as stopped:
+            main(["claims"])
+        assert stopped.value.code == 1
+        assert "failed" in capsys.readouterr().out

@@ -1,0 +1,185 @@
+"""When a jump is refused, and that a refused one leaves no trace: not in the values, not in the gradients."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import symmetrax as sx
+from symmetrax.teleportation._guard import jump
+
+POINT = (5.0, -5.0)
+NOT_FINITE, TOO_LONG, NOT_INVARIANT = 1, 2, 3
+
+
+class Turn(sx.AbstractSearch):
+    """Always the same coordinates."""
+
+    angle: float
+
+    def __call__(self, objective, symmetry, params):
+        return jnp.full(symmetry.algebra, self.angle)
+
+    def evaluations(self, symmetry):
+        return 0
+
+
+class Overflows(sx.Pullback):
+    """A rotation, and where it turns, infinitely far."""
+
+    worst: float = np.inf
+
+    def act(self, a, params, batch=None):
+        turned = super().act(a, params, batch)
+        return turned + jnp.where(a[1, 0] == 0, 0.0, self.worst) * params
+
+
+def cases():
+    """Task, symmetry, guard and code: one jump for each reason to refuse it."""
+    booth = sx.booth()
+    tiny = 1e-200 if jax.config.jax_enable_x64 else 1e-30
+    steep = sx.Triangular(jnp.array(tiny), jnp.array(0.0), jnp.array([1.0]), jnp.array([1.0, 0.0, 0.0]))
+    cliff = eqx.tree_at(lambda task: task.map, sx.rosenbrock(), steep)
+    return {
+        "infinite": (booth, Overflows(booth.map), sx.Guard(), NOT_FINITE),
+        "NaN": (booth, Overflows(booth.map, np.nan), sx.Guard(), NOT_FINITE),
+        "overflow": (cliff, cliff.symmetry(), sx.Guard(), NOT_FINITE),
+        "long": (booth, booth.symmetry(), sx.Guard(jump=0.1), TOO_LONG),
+        "moved": (booth, sx.rosenbrock().symmetry(), sx.Guard(jump=1e9), NOT_INVARIANT),
+    }
+
+
+@pytest.mark.parametrize("name", cases())
+def test_each_reason_to_refuse_has_its_code_and_the_point_stays(name):
+    task, symmetry, guard, code = cases()[name]
+    x = jnp.array(POINT)
+    there, info = sx.teleport(task.loss, x, symmetry, search=Turn(0.5), guard=guard)
+    assert info.refused == code
+    assert jnp.array_equal(there, x)
+    assert sx.REFUSALS[code].split(":")[0] == {1: "not finite", 2: "too long", 3: "not invariant"}[code]
+    assert info.after == info.before
+    taken, info = sx.teleport(task.loss, x, symmetry, search=Turn(0.5), guard=None)
+    assert info.refused == 0
+    assert info.defect == -1.0
+    assert not jnp.array_equal(taken, x)
+
+
+@pytest.mark.parametrize("name", cases())
+@pytest.mark.parametrize("double", [False, True])
+def test_a_refused_jump_has_zero_and_finite_gradients(name, double):
+    with jax.enable_x64(double):
+        task, symmetry, guard, code = cases()[name]
+
+        @eqx.filter_jit
+        def displacement(coordinates, x, retreat):
+            found = jump(
+                symmetry, symmetry.exp(coordinates), x, guard=guard, value_fn=task.loss, retreat=retreat
+            )
+            return jnp.sum(jnp.sin(found.displacement)), found
+
+        for retreat in (None, jnp.array([0.5, 0.5])):
+            derivative = eqx.filter_jit(jax.grad(displacement, argnums=(0, 1), has_aux=True))
+            gradients, found = derivative(jnp.array([0.5]), jnp.array(POINT), retreat)
+            assert found.refused == code
+            assert not jnp.any(found.displacement)
+            for gradient in gradients:
+                assert jnp.array_equal(gradient, jnp.zeros_like(gradient))
+
+
+def test_gradients_through_a_refused_teleport_are_those_of_staying():
+    x = jnp.array(POINT)
+    for name, (task, symmetry, guard, _) in cases().items():
+        stay = jax.jacobian(
+            lambda x: sx.teleport(task.loss, x, symmetry, search=Turn(0.5), guard=guard)[0]  # noqa: B023
+        )(x)
+        assert jnp.array_equal(stay, jnp.eye(2)), name
+
+
+def test_an_element_that_is_not_a_number_is_refused_with_zero_gradients():
+    task = sx.booth()
+
+    def landing(element, x):
+        found = jump(task.symmetry(), element, x, guard=sx.Guard(), value_fn=task.loss)
+        return jnp.sum(x + found.displacement), found.refused
+
+    for bad in (jnp.nan, jnp.inf):
+        gradients, refused = jax.grad(landing, (0, 1), has_aux=True)(jnp.full((2, 2), bad), jnp.array(POINT))
+        assert refused == NOT_FINITE
+        assert jnp.array_equal(gradients[0], jnp.zeros((2, 2)))
+        assert jnp.array_equal(gradients[1], jnp.ones(2))
+
+
+def test_an_accepted_jump_has_the_gradients_of_the_action(float64):
+    task, x, xi = sx.booth(), jnp.array(POINT), jnp.array([0.1])
+    symmetry = task.symmetry()
+
+    def landing(guard):
+        return jax.jacobian(
+            lambda xi, x: (
+                x + jump(symmetry, symmetry.exp(xi), x, guard=guard, value_fn=task.loss).displacement
+            ),
+            (0, 1),
+        )(xi, x)
+
+    expected = jax.jacobian(lambda xi, x: symmetry.act(symmetry.exp(xi), x), (0, 1))(xi, x)
+    for guard in (None, sx.Guard(jump=10.0)):
+        for found, right in zip(landing(guard), expected, strict=True):
+            np.testing.assert_allclose(found, right, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("guard", [None, sx.Guard()])
+def test_zero_coordinates_displace_by_exactly_nothing_but_have_a_derivative(guard):
+    """A branch on a zero angle would kill the gradient of a head that starts at zero."""
+    task = sx.rosenbrock()
+    symmetry = task.symmetry()
+
+    def displacement(xi, x):
+        found = jump(symmetry, symmetry.exp(xi), x, guard=guard, value_fn=task.loss)
+        return found.displacement, found.displacement
+
+    derivative = jax.jit(jax.jacobian(displacement, has_aux=True))
+    for x in jax.random.normal(jax.random.key(0), (20, 2)):
+        slope, moved = derivative(jnp.zeros(1), x)
+        assert jnp.array_equal(moved, jnp.zeros(2))
+        assert jnp.linalg.norm(slope) > 1e-3
+
+
+judge = jax.jit(lambda guard, move, here, there: guard.judge({"p": move[:1], "q": move[1:]}, here, there))
+
+
+@settings(max_examples=200)
+@given(
+    move=st.lists(st.floats(-4, 4) | st.sampled_from([np.nan, np.inf]), min_size=2, max_size=2),
+    here=st.floats(-10, 10) | st.sampled_from([0.0, 1e-8]),
+    change=st.floats(-1e-2, 1e-2) | st.sampled_from([np.nan, np.inf, 1e-12]),
+    bounds=st.tuples(st.floats(1, 6), st.floats(1e-5, 1e-1), st.floats(1e-8, 1e-2)),
+)
+def test_the_guard_refuses_what_its_bounds_say(float64, move, here, change, bounds):
+    """Not finite comes before too long, too long before not invariant; `floor` keeps small losses jumping."""
+    there, (longest, tolerance, floor) = here + change, bounds
+    guard = sx.Guard(*(jnp.array(b) for b in bounds))
+    defect, code = judge(guard, np.array(move), here, there)
+    if not np.all(np.isfinite([*move, there])):
+        assert code == NOT_FINITE
+    elif np.hypot(*move) > longest:
+        assert code == TOO_LONG
+    else:
+        allowed = tolerance * max(abs(here), floor)
+        assert code == (NOT_INVARIANT if abs(there - here) > allowed else 0)
+        assert defect == pytest.approx(abs(there - here) / max(abs(here), floor), rel=1e-12)
+
+
+def test_bounds_must_be_positive():
+    for name in ("jump", "tolerance", "floor"):
+        for value in (0.0, -1.0, float("nan")):
+            with pytest.raises(ValueError, match=f"Guard needs {name} > 0, got {name}={value}"):
+                sx.Guard(**{name: value})
+
+
+def test_a_guard_without_a_loss_says_what_to_pass():
+    symmetry = sx.booth().symmetry()
+    with pytest.raises(ValueError, match=r"pass value_fn=.*or guard=None"):
+        jump(symmetry, symmetry.identity(), jnp.zeros(2), guard=sx.Guard())
