@@ -2,7 +2,6 @@
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -76,4 +75,4 @@ def test_both_orders_agree_where_the_gradient_does_not_depend_on_the_weights():
         return jax.grad(final)(weights)
 
     np.testing.assert_allclose(slope(1), slope(2), rtol=1e-12)
-    assert np.all(slope(1)[-4:] != 0) or np.any(slope(1) != 0)
+    assert np.any(slope(1) != 0)

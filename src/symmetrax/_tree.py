@@ -14,8 +14,8 @@ def squared_norm(tree: PyTree) -> Float[Array, ""]:
 def safe_norm(tree: PyTree) -> Float[Array, ""]:
     """Euclidean norm of all entries, whose derivative at the zero tree is zero instead of NaN."""
     square = squared_norm(tree)
-    positive = square > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
+    zero = square == 0  # NaN is not zero
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, square)))
 
 
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
@@ -32,7 +32,7 @@ def select(condition: Bool[Array, ""], yes: PyTree, no: PyTree) -> PyTree:
 def relative(difference: PyTree, reference: PyTree) -> Float[Array, ""]:
     """Norm of `difference` over the norm of `reference`; 0 when both vanish."""
     top, bottom = safe_norm(difference), safe_norm(reference)
-    return jnp.where(top == 0, 0.0, top / jnp.where(bottom > 0, bottom, 1e-30))
+    return jnp.where(top == 0, 0.0, top / jnp.where(bottom == 0, 1e-30, bottom))
 
 
 def check_finite(params: PyTree, what: str) -> None:

@@ -9,6 +9,7 @@ holds f(x_1) ... f(x_T).
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
@@ -166,9 +167,16 @@ def unroll(
     >>> trace.loss.shape, trace.loss[0].item(), bool(trace.loss[-1] < 10.0)
     ((13,), 144.0, True)
     """
+    start, trace = _unroll(transform, task, key, steps, watch, points)
+    check_finite(start, "start from")
+    return trace
+
+
+@eqx.filter_jit
+def _unroll(transform, task, key, steps, watch, points):
     carry = begin(transform, task, key)
-    check_finite(carry.params, "start from")
-    return _from_start(lambda c: step(transform, task, c), carry, steps, watch, points, None)
+    trace = _from_start(lambda c: step(transform, task, c), carry, steps, watch, points, None)
+    return carry.params, trace
 
 
 class Crew(NamedTuple):
@@ -268,6 +276,11 @@ def unroll_many(
     (13, 100)
     """
     shape = family.shapes[0] if shape is None else shape
+    return _unroll_many(make_transform, network, family, key, steps, tasks, shape, watch, points)
+
+
+@eqx.filter_jit
+def _unroll_many(make_transform, network, family, key, steps, tasks, shape, watch, points):
     crew = begin_many(make_transform, network, family, shape, tasks, key)
     one_step, axis = _each(make_transform, network, family, shape, crew)
     return _from_start(one_step, crew.carry, steps, watch, points, axis)

@@ -31,7 +31,9 @@ def trajectories(
         arrays[f"{name}.points"] = np.moveaxis(points, -1, 0)
         if "algebra" in trace.watched and trace.watched["algebra"].ndim == 4:
             landings = points[:-1] + np.asarray(trace.watched["previous"][0])[1:, :, :count]
-            angles = np.asarray(trace.watched["algebra"][0])[1:, :, :count]
+            # A refused teleport went nowhere, whatever its angle.
+            taken = np.asarray(trace.watched["refused"][0])[1:, None, :count] == 0
+            angles = np.where(taken, np.asarray(trace.watched["algebra"][0])[1:, :, :count], 0.0)
             arrays[f"{name}.arcs"] = np.stack(
                 [_arcs(family.task(some[i]), landings[..., i], angles[..., i]) for i in range(count)]
             )
