@@ -1,12 +1,14 @@
 """Long reproductions: what the paper's figures show when every run counts (`make test-slow`)."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 
 from symmetrax.experiments import plane
 from symmetrax.experiments._folder import RunFolder
+from symmetrax.experiments._registry import run_experiment
 from symmetrax.experiments._report import Reporter
 from symmetrax.experiments._streams import Streams
 from symmetrax.tasks._families import make_family
@@ -64,3 +66,23 @@ def test_figure_6_without_a_guard_is_heavy_tailed_and_with_one_it_is_not(tmp_pat
     assert np.sum(at_last["teleport"].mean(axis=1) >= 10) >= 12
     assert np.sum(medians["teleport-guarded"] < medians["vanilla"]) >= 16, medians
     assert np.sum(at_last["teleport-guarded"].mean(axis=1) <= 2) >= 16
+
+
+def test_the_demo_does_its_main_job(tmp_path):
+    """Both halves in one folder; the learned optimizers beat what they should, and everything is on disk."""
+    path = run_experiment("demo", out=tmp_path / "demo", quiet=True)
+    groups = json.loads((path / "results.json").read_text())["groups"]
+    on_plane, digits = groups["ellipse-random"]["arms"], groups["digits"]["arms"]
+    assert on_plane["vanilla"]["loss_median"][-1] < on_plane["gd"]["loss_median"][-1]
+    assert on_plane["teleport"]["loss_median"][-1] < on_plane["teleport-off"]["loss_median"][-1]
+    assert on_plane["teleport"]["runs"] == 4 * 200
+    assert digits["learned"]["loss_median"][-1] < digits["gd"]["loss_median"][-1]
+    assert digits["learned"]["test_accuracy"] > 0.9
+    for name in ("curves.png", "trajectories.png", "digits.png", "losses.npz", "config.json"):
+        assert (path / name).stat().st_size > 0
+    assert sorted(p.stem for p in (path / "artifacts").iterdir()) == [
+        "digits-coordinatewise",
+        "teleport",
+        "teleport-guarded",
+        "vanilla",
+    ]

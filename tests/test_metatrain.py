@@ -68,18 +68,24 @@ def test_training_twice_gives_equal_arrays():
     assert not np.any(other.losses == first.losses)
 
 
-def test_the_first_network_is_that_of_the_seed_and_chunks_change_nothing():
-    frozen = sx.meta_train(network, estimator(), optax.sgd(0.0), KEY, runs=1, seeds=2)
+def test_every_seed_starts_from_its_own_network():
+    """Nothing to learn: the networks stay as they were drawn."""
+    kept = sx.meta_train(network, estimator(lambda n, task: optax.sgd(0.0)), OPTIMIZER, KEY, runs=2, seeds=2)
     for seed in range(2):
-        expected = network(jax.random.fold_in(jax.random.fold_in(KEY, seed), 0))
-        for found, right in zip(
-            jax.tree.leaves(frozen.network(seed)), jax.tree.leaves(expected), strict=True
-        ):
-            np.testing.assert_allclose(found, right, rtol=1e-6)
+        drawn = network(jax.random.fold_in(jax.random.fold_in(KEY, seed), 0))
+        for found, expected in zip(jax.tree.leaves(kept.network(seed)), jax.tree.leaves(drawn), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_chunks_change_nothing():
     whole, pieces = (
-        sx.meta_train(network, estimator(), OPTIMIZER, KEY, runs=6, chunk=chunk) for chunk in (6, 2)
+        sx.meta_train(network, estimator(), OPTIMIZER, KEY, runs=6, seeds=2, chunk=chunk) for chunk in (50, 3)
     )
     np.testing.assert_allclose(pieces.losses, whole.losses, rtol=1e-5)
+    for found, expected in zip(
+        jax.tree.leaves(pieces.networks), jax.tree.leaves(whole.networks), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_every_run_draws_fresh_tasks_and_arms_of_one_key_meet_the_same():
@@ -87,14 +93,8 @@ def test_every_run_draws_fresh_tasks_and_arms_of_one_key_meet_the_same():
     it = estimator(standing, tasks=1)
     found = sx.meta_train(rate, it, OPTIMIZER, KEY, runs=20, seeds=2).losses
     assert len(np.unique(found)) == 40
-    again = sx.meta_train(
-        lambda key: jnp.array([0.5]),
-        estimator(lambda n, task: standing(n[0], task), tasks=1),
-        OPTIMIZER,
-        KEY,
-        runs=20,
-        seeds=2,
-    )
+    other = estimator(lambda rates, task: standing(rates[0], task), tasks=1)
+    again = sx.meta_train(lambda key: jnp.array([0.5]), other, OPTIMIZER, KEY, runs=20, seeds=2)
     np.testing.assert_allclose(again.losses, found, rtol=1e-6)
     seed, run = 1, 7
     key = jax.random.fold_in(jax.random.fold_in(KEY, seed), 1 + run)

@@ -190,6 +190,12 @@ def test_a_diverged_run_shows_in_the_gradient_norm():
     assert not jnp.any(jnp.isfinite(trace.gradient_norm[~jnp.isfinite(trace.loss)]))
 
 
+def test_a_start_that_is_not_finite_is_an_error():
+    task = eqx.tree_at(lambda task: task.start, sx.booth(start=[5.0, -5.0]), jnp.array([jnp.inf, 0.0]))
+    with pytest.raises(ValueError, match=r"not finite: params is \[inf +0\.\]"):
+        sx.unroll(optax.sgd(0.1), task, KEY, 3)
+
+
 def test_no_steps_is_an_error():
     with pytest.raises(ValueError, match="at least one step, got steps=0"):
         sx.unroll(optax.sgd(0.1), sx.booth(), KEY, 0)

@@ -22,7 +22,7 @@ class Reporter:
 
     def __init__(self, *, quiet: bool = False):
         # A file or pipe has no width of its own: wide enough for the tables.
-        self.console = rich.console.Console(quiet=quiet, width=None if sys.stdout.isatty() else 110)
+        self.console = rich.console.Console(quiet=quiet, width=None if sys.stdout.isatty() else 120)
         self._progress = rich.console.Console(stderr=True, quiet=quiet)
 
     def note(self, text: str) -> None:
@@ -58,7 +58,7 @@ def arms_table(title: str, arms: dict[str, dict[str, Any]], against: str) -> ric
     table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     table.add_column("arm", no_wrap=True)
     versus_title = f"loss / {against} (95 %)"
-    for name in ("median", "mean", "diverged", versus_title, "gradients", "refused"):
+    for name in ("median", "mean", "diverged", versus_title, "grads", "us/step", "refused"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, arm in sorted(arms.items(), key=lambda item: number(item[1]["loss_median"][-1])):
         versus = arm["versus"].get(against)
@@ -69,9 +69,17 @@ def arms_table(title: str, arms: dict[str, dict[str, Any]], against: str) -> ric
             f"{arm['diverged'] / arm['runs']:.1%}",
             "" if versus is None else ratio_text(versus),
             f"{arm['gradient_evaluations']:.0f}",
+            _per_step(arm),
             "" if arm.get("refused") is None else f"{arm['refused']:.0%}",
         )
     return table
+
+
+def _per_step(arm: dict[str, Any]) -> str:
+    """Microseconds per optimizer step and task, everything included, when many tasks run together."""
+    if "seconds" not in arm:
+        return ""
+    return f"{1e6 * arm['seconds'] / arm['runs'] / (len(arm['loss_median']) - 1):.2g}"
 
 
 def verdict_table(verdicts: list[dict[str, str]]) -> rich.table.Table:

@@ -105,6 +105,28 @@ def intervals(
     return {name: Interval(_median(values), *bounds[name]) for name, values in ratios.items()}
 
 
+def compare(
+    losses: dict[str, Losses], references: tuple[str, ...], expected_runs: int
+) -> dict[str, dict[str, Any]]:
+    """The statistics of every arm, and its paired comparison ("versus") with each arm of reference.
+
+    >>> arms = {"a": np.ones((3, 4, 2)), "b": np.full((3, 4, 2), 2.0)}
+    >>> arms["b"][..., -1] = np.e
+    >>> compare(arms, ("b", "not there"), expected_runs=12)["a"]["versus"]["b"]["log_ratio"]
+    -1.0
+    """
+    references = tuple(name for name in references if name in losses)
+    pairs = {(a, b): log_ratios(losses[a], losses[b]) for a in losses for b in references if a != b}
+    found = intervals(pairs)
+    return {
+        a: {
+            **summary(values, expected_runs),
+            "versus": {b: found[a, b]._asdict() for b in references if a != b},
+        }
+        for a, values in losses.items()
+    }
+
+
 def verdict(claim: str, source: str, interval: Interval, *, negative: bool = True) -> dict:
     """Whether a claim is `reproduced`, `reversed` or `inconclusive`: it is the first when the whole interval
     lies on the claim's side of zero (`negative`: the first arm is better), the second when it lies on the

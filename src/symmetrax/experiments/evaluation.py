@@ -9,7 +9,7 @@ import numpy as np
 
 from symmetrax.experiments._arms import TunedArm, adam, evaluate, tune
 from symmetrax.experiments._report import Reporter, arms_table
-from symmetrax.experiments._stats import intervals, log_ratios, summary
+from symmetrax.experiments._stats import compare
 from symmetrax.experiments._streams import Streams
 from symmetrax.learned._artifact import load
 from symmetrax.learned._recipe import Recipe
@@ -58,12 +58,9 @@ def evaluate_artifact(
             trace, _ = evaluate(make, nets, tasks_of, streams.test, steps=steps, tasks=tasks, shape=shape)
             losses[name].append(np.asarray(trace.loss).reshape(1, steps + 1, tasks).transpose(0, 2, 1))
     arrays = {name: np.concatenate(parts, axis=1) for name, parts in losses.items()}
-    found = intervals({"learned": log_ratios(arrays["learned"], arrays["adam"])})["learned"]
-    arms = {
-        name: {**summary(a, tasks * len(tasks_of.shapes)), "gradient_evaluations": float(steps), "versus": {}}
-        for name, a in arrays.items()
-    }
-    arms["learned"]["versus"] = {"adam": found._asdict()}
+    arms = compare(arrays, ("adam",), tasks * len(tasks_of.shapes))
+    for arm in arms.values():
+        arm["gradient_evaluations"] = float(steps)
     title = f"{pathlib.Path(artifact).name} on {family}: loss after {steps} steps, one meta-seed"
     Reporter(quiet=quiet).print(arms_table(title, arms, "adam"))
     return arms

@@ -34,7 +34,7 @@ from symmetrax.experiments._arms import (
 )
 from symmetrax.experiments._folder import RunFolder
 from symmetrax.experiments._report import Reporter, arms_table, verdict_table
-from symmetrax.experiments._stats import intervals, log_ratios, sign_verdict, summary, verdict
+from symmetrax.experiments._stats import compare, intervals, log_ratios, sign_verdict, verdict
 from symmetrax.experiments._streams import Streams
 from symmetrax.experiments._trajectories import trajectories
 from symmetrax.learned._artifact import save
@@ -144,12 +144,11 @@ def run(settings: Config, folder: RunFolder, reporter: Reporter) -> dict[str, An
     tuned = tune(hand_made, family, streams.tune, steps=settings.test_steps, tasks=settings.tuning_tasks)
     reporter.note(f"evaluate {len(arms)} arms on {settings.seeds} x {settings.tasks} unseen tasks")
     ran = {a.name: run_arm(a, settings, family, streams, trained, tuned) for a in arms}
-    group = compare(ran, settings.seeds * settings.tasks)
+    group = describe(settings, ran)
     results = {"groups": {settings.family: {"arms": group}}, "verdicts": verdicts(settings, ran)}
     if settings.far:
         far = far_protocol(settings, streams, arms, trained, tuned)
-        far_group = compare(far, settings.seeds * settings.tasks)
-        results["groups"][f"{settings.family}-far"] = {"arms": far_group}
+        results["groups"][f"{settings.family}-far"] = {"arms": describe(settings, far)}
         results["verdicts"] += last_run_verdicts(far)
         folder.arrays("losses-far", {name: r.losses.astype(np.float32) for name, r in far.items()})
     save_networks(settings, folder, trained, group)
@@ -248,21 +247,13 @@ def _use(arm: Arm, settings: Config, family, trained, tuned) -> tuple[Any, PyTre
     return recipe(of, settings.schedule, settings.steps, training=False, off=off), networks, extra, extras
 
 
-def compare(ran: dict[str, Ran], expected_runs: int) -> dict[str, Any]:
-    """The statistics of every arm, and its paired comparisons with the arms of reference."""
-    references = [name for name in REFERENCES if name in ran]
-    pairs = {(a, b): log_ratios(ran[a].losses, ran[b].losses) for a in ran for b in references if a != b}
-    found = intervals(pairs)
-    return {
-        name: {
-            **summary(r.losses, expected_runs),
-            "gradient_evaluations": r.gradients,
-            "seconds": r.seconds,
-            **r.extras,
-            "versus": {b: found[name, b]._asdict() for b in references if b != name},
-        }
-        for name, r in ran.items()
+def describe(settings: Config, ran: dict[str, Ran]) -> dict[str, Any]:
+    """The arms of a group of `results.json`."""
+    arms = compare({name: r.losses for name, r in ran.items()}, REFERENCES, settings.seeds * settings.tasks)
+    costs = {
+        n: {"gradient_evaluations": r.gradients, "seconds": r.seconds, **r.extras} for n, r in ran.items()
     }
+    return {name: {**arms[name], **costs[name]} for name in ran}
 
 
 CLAIMS = (
