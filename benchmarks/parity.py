@@ -1,12 +1,15 @@
 """Both sides compute the same numbers, or the comparison means nothing."""
+# Torch is an extra, which the linters do without.
+# pyright: reportMissingImports=false
 
 from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-import symmetrax as sx
 import torch
+
+import symmetrax as sx
 import torch_baseline as baseline
 from workload import UNROLL, WIDTH, Workload
 

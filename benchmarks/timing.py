@@ -2,31 +2,28 @@
 
 import statistics
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
+
+Name = TypeVar("Name", bound=Hashable)
 
 
-def seconds(call: Callable[[], Any], calls: int) -> float:
-    """Seconds per call, over `calls` of them; a call must return when its work is done."""
-    began = time.perf_counter()
-    for _ in range(calls):
-        call()
-    return (time.perf_counter() - began) / calls
-
-
-def in_turns(contestants: dict[str, tuple[Callable[[], Any], int]], rounds: int) -> dict[str, list[float]]:
+def in_turns(contestants: dict[Name, tuple[Callable[[], Any], int]], rounds: int) -> dict[Name, list[float]]:
     """Seconds per call of each contestant `(call, calls per round)`, one number per round.
 
-    They take turns, so that a busy neighbour hits all of them, after one unmeasured call each. The pause
-    between turns lets the thread pool of one engine fall asleep before another starts.
+    They take turns, so that a busy neighbour hits all of them, after one unmeasured call each. A call must
+    return when its work is done. The pause lets one engine's threads fall asleep before another starts.
     """
-    times: dict[str, list[float]] = {name: [] for name in contestants}
+    times: dict[Name, list[float]] = {name: [] for name in contestants}
     for call, _ in contestants.values():
         call()
     for _ in range(rounds):
         for name, (call, calls) in contestants.items():
             time.sleep(0.02)
-            times[name].append(seconds(call, calls))
+            began = time.perf_counter()
+            for _ in range(calls):
+                call()
+            times[name].append((time.perf_counter() - began) / calls)
     return times
 
 
@@ -41,7 +38,7 @@ def row(
     required: float | None = None,
     goal: float | None = None,
 ) -> dict[str, Any]:
-    """One line of the table from paired measurements, one per rebuild: medians, and the spread of the ratio."""
+    """One line of the table, from pairs of measurements, one per rebuild: medians, and the ratio's spread."""
     ratios = [a / b for a, b in zip(ours, baseline, strict=True)]
     return {
         "name": name,

@@ -5,6 +5,8 @@ rotation angle; x <- h^-1(R(angle) h(x + update)) with h(x, y) = (c y + d(x), a 
 the mean loss is differentiated in the weights, and Adam steps. Tasks are the *first* axis, hand-batched, the
 layout that torch's modules want. The gradient that the network reads is treated as a constant.
 """
+# Torch is an extra, which the linters do without.
+# pyright: reportMissingImports=false
 
 from typing import NamedTuple
 
@@ -76,7 +78,7 @@ def meta_loss(network: Optimizer, tasks: Tasks, unroll: int) -> Tensor:
     x = tasks.start.detach().requires_grad_()
     value, losses = loss(tasks, x), []
     for _ in range(unroll):
-        # One forward pass serves the inner gradient and the meta-loss; torch.autograd.grad cuts the former off.
+        # One forward pass serves the meta-loss and this gradient, which comes out as a constant.
         (gradient,) = torch.autograd.grad(value.sum(), x, retain_graph=True)
         update, angle, state = network(gradient, state)
         x = inverse_map(tasks, rotate(angle, forward_map(tasks, x + update)))

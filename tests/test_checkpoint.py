@@ -20,7 +20,7 @@ class Interruption(Exception):
 
 
 def network(key, width=6):
-    return sx.WholeLSTM(2, algebra=1, width=width, key=key)
+    return sx.WholeLSTM(2, algebra=1, width=width, depth=1, key=key)
 
 
 def estimator(family="ellipse-random", unroll=5, guard=sx.Guard()):  # noqa: B008 (a frozen module)

@@ -228,3 +228,10 @@ def test_the_far_protocol_starts_every_run_at_one_point(small):
     point = jnp.array([-5.0, 3.5])
     expected = jax.vmap(lambda h: family.task(h).loss(point), in_axes=-1)(drawn)
     np.testing.assert_allclose(start[0], expected, rtol=1e-5)
+
+
+def test_unknown_arms_and_controls_without_their_arm_are_refused():
+    with pytest.raises(ValueError, match=r"Unknown arm 'telport'; choose one of .* Did you mean 'teleport'"):
+        dataclasses.replace(TINY, arms=("vanilla", "telport"))
+    with pytest.raises(ValueError, match="'teleport-off' runs the network of 'teleport', which is not"):
+        dataclasses.replace(TINY, arms=("vanilla", "teleport-off"))

@@ -1,5 +1,6 @@
 """A network as an optax transformation: update then act, schedules, guards and meta-gradients."""
 
+import functools
 import os
 import platform
 import subprocess
@@ -20,8 +21,8 @@ MATRIX, OFFSET = np.array([[1.0, 2.0], [2.0, 1.0]]), np.array([-7.0, -5.0])
 FULL = ("iterate", "previous", "orbit_derivative")
 
 
-def network(algebra=1, key=KEY, **options):
-    return sx.WholeLSTM(2, algebra=algebra, width=8, key=key, **options)
+def network(algebra=1, key=KEY, depth=1, **options):
+    return sx.WholeLSTM(2, algebra=algebra, width=8, depth=depth, key=key, **options)
 
 
 def without_angle(network):
@@ -34,18 +35,33 @@ def plain(network, task):
     return network.transform()
 
 
-@eqx.filter_jit
-def replay(make_transform, network, family, tasks, steps=6):
-    """What an optimizer answers to random gradients at random points of random tasks, task axis last.
-
-    Whole runs of two programs part after some steps, when the compiler fuses a multiplication and an addition
-    of the loss in one of them only; their optimizers must not."""
+@functools.cache
+def scenes(name, tasks, steps=6):
+    """Random tasks with random points and gradients, the task axis last; a single task has none."""
+    family = sx.make_family(name)
 
     def one(key):
         draw, at, slope = jax.random.split(key, 3)
-        task = family.task(family.draw(draw))
-        optimizer = make_transform(network, task)
         points, gradients = 2 * jax.random.normal(at, (steps, 2)), 9 * jax.random.normal(slope, (steps, 2))
+        return family.draw(draw), points, gradients
+
+    several = jax.vmap(one, out_axes=-1)(jax.random.split(KEY, tasks))
+    return family, jax.tree.map(lambda x: x[..., 0], several) if tasks == 1 else several
+
+
+def replay(make_transform, network, name, tasks):
+    """What an optimizer answers in each scene, and its states.
+
+    Whole runs of two programs part after some steps, when the compiler fuses a multiplication and an addition
+    of the loss in one of them only; their optimizers must not."""
+    return _replay(make_transform, network, *scenes(name, tasks))
+
+
+@eqx.filter_jit
+def _replay(make_transform, network, family, scene):
+    def one(drawn, points, gradients):
+        task = family.task(drawn)
+        optimizer = make_transform(network, task)
 
         def answer(state, seen):
             updates, state = optimizer.update(seen[1], state, seen[0], value_fn=task.loss)
@@ -53,20 +69,18 @@ def replay(make_transform, network, family, tasks, steps=6):
 
         return jax.lax.scan(answer, optimizer.init(points[0]), (points, gradients))[1]
 
-    if tasks == 1:
-        return one(KEY)
-    return jax.vmap(one, out_axes=-1)(jax.random.split(KEY, tasks))
+    single = scene[1].ndim == 2
+    return one(*scene) if single else jax.vmap(one, in_axes=-1, out_axes=-1)(*scene)
 
 
 @pytest.mark.parametrize("name", ["ellipse-random", "rosenbrock-random"])
 @pytest.mark.parametrize("tasks", [1, 7, 64])
 def test_zero_angle_equals_vanilla_bit_for_bit(name, tasks):
     """S06: on random tasks, in single precision, batched or not, guarded or not."""
-    family = sx.make_family(name)
-    updates, state = replay(plain, network(algebra=0), family, tasks)
+    updates, state = replay(plain, network(algebra=0), name, tasks)
     for guard in (None, sx.Guard()):
         recipe = sx.Recipe(teleports=jnp.ones(6, bool), guard=guard)
-        found, after = replay(recipe, without_angle(network()), family, tasks)
+        found, after = replay(recipe, without_angle(network()), name, tasks)
         assert not jnp.any(after.algebra)
         assert eqx.tree_equal(after.memory, state.memory)
         assert jnp.array_equal(found, updates)
@@ -80,7 +94,7 @@ def test_zero_angle_runs_equal_vanilla_runs_bit_for_bit():
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(WHOLE_RUNS)], env=environment, capture_output=True, text=True
     )
-    assert done.stdout.split() == ["True"] * 4, done.stderr
+    assert done.stdout.split() == ["True"] * 2, done.stderr
 
 
 WHOLE_RUNS = """
@@ -93,9 +107,8 @@ WHOLE_RUNS = """
     for name in ("ellipse-random", "rosenbrock-random"):
         family = sx.make_family(name)
         vanilla = run(lambda n, task: n.transform(), networks[0], family, key, 12, 7, points=True)
-        for guard in (None, sx.Guard()):
-            found = run(sx.Recipe(jnp.ones(12, bool), guard), networks[1], family, key, 12, 7, points=True)
-            print(eqx.tree_equal(found, vanilla))
+        found = run(sx.Recipe(jnp.ones(12, bool)), networks[1], family, key, 12, 7, points=True)
+        print(eqx.tree_equal(found, vanilla))
 """
 
 
@@ -148,7 +161,7 @@ def by_hand(network, start, steps, teleports):
 @pytest.mark.parametrize("schedule", [None, {1, 3}, ()])
 def test_the_update_comes_first_then_the_group_element_acts(float64, schedule):
     """Everything by hand: features in order, the state carried, x <- a.(x + u) on schedule."""
-    task, learned = sx.booth(start=[2.0, -1.0]), network(inputs=FULL, key=jax.random.key(1))
+    task, learned = sx.booth(start=[2.0, -1.0]), network(inputs=FULL, depth=2, key=jax.random.key(1))
     optimizer = learned.transform(task.symmetry(), schedule=schedule, guard=None)
     watch = ("algebra", "previous")
     trace = jax.jit(lambda key: sx.unroll(optimizer, task, key, 5, points=True, watch=watch))(KEY)
@@ -166,7 +179,7 @@ def test_the_update_comes_first_then_the_group_element_acts(float64, schedule):
 
 def test_a_schedule_teleports_at_its_steps_only():
     """S07: none is vanilla, all is the default, and {1} is vanilla but for step 1."""
-    family, every, guard = sx.make_family("ellipse-random"), jnp.ones(6, bool), sx.Guard(jump=100.0)
+    family, every, guard = "ellipse-random", jnp.ones(6, bool), sx.Guard(jump=100.0)
     vanilla, _ = replay(plain, network(algebra=0), family, 7)
     (never, _), (once, state), (always, _) = (
         replay(sx.Recipe(teleports=steps, guard=guard), network(), family, 7)
@@ -183,7 +196,7 @@ def test_a_schedule_teleports_at_its_steps_only():
 
 
 def test_a_refused_teleport_leaves_the_update():
-    family = sx.make_family("rosenbrock-random")
+    family = "rosenbrock-random"
     vanilla, _ = replay(plain, network(algebra=0), family, 7)
     recipe = sx.Recipe(teleports=jnp.arange(6) >= 2, guard=sx.Guard(jump=jnp.array(1e-20)))
     refused, state = replay(recipe, network(), family, 7)

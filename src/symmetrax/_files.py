@@ -29,7 +29,8 @@ def write_atomic(path: pathlib.Path, content: bytes | str) -> None:
 
 def save_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray], card: dict[str, Any]) -> None:
     """Write arrays and a JSON card as one `.safetensors` file."""
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    # Not np.ascontiguousarray, which gives a number of shape () an axis.
+    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     metadata = {"card": json.dumps(card, sort_keys=True)}
     write_atomic(path, safetensors.numpy.save(contiguous, metadata))
 
@@ -69,7 +70,8 @@ def restore(like: PyTree, arrays: dict[str, np.ndarray], path: pathlib.Path) -> 
             raise ValueError(
                 f"{path}: the array {name!r} has shape {found.shape}, expected {expected.shape}."
             )
-        return jax.numpy.asarray(found, expected.dtype)
+        as_array = np.asarray if isinstance(expected, np.ndarray) else jax.numpy.asarray
+        return as_array(found, expected.dtype)
 
     return jax.tree_util.tree_map_with_path(leaf, like)
 

@@ -7,6 +7,7 @@ protocol of the published code beside them to show what it hides.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -33,6 +34,7 @@ from symmetrax.experiments._arms import (
     tune,
 )
 from symmetrax.experiments._folder import RunFolder
+from symmetrax.experiments._registry import choose
 from symmetrax.experiments._report import Reporter, arms_table, verdict_table
 from symmetrax.experiments._stats import compare, intervals, log_ratios, sign_verdict, verdict
 from symmetrax.experiments._streams import Streams
@@ -80,7 +82,7 @@ DRAWN = ("adam", "vanilla", "teleport", "teleport-guarded")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """All settings of a run.
+    """All settings of a run. Raises ValueError for an unknown arm, or a control without the arm it controls.
 
     >>> config("fig3", "quick").family
     'ellipse-fixed'
@@ -103,6 +105,15 @@ class Config:
     arms: tuple[str, ...] = tuple(arm.name for arm in ARMS)
     #: Whether to show the published protocol too: far fixed starts, and the last run alone.
     far: bool = True
+
+    def __post_init__(self):
+        known = {arm.name: arm for arm in ARMS}
+        for name in self.arms:
+            arm = known[choose("arm", name, known)]
+            if isinstance(arm, ControlArm) and arm.of not in self.arms:
+                raise ValueError(
+                    f"The arm {name!r} runs the network of {arm.of!r}, which is not among the arms."
+                )
 
 
 def config(name: str, preset: str = "full", seed: int = 0) -> Config:
@@ -195,12 +206,10 @@ def train(
         )
 
 
-_OUTER: dict[float, optax.GradientTransformation] = {}
-
-
+@functools.cache
 def _outer_adam(rate: float) -> optax.GradientTransformation:
     """The published outer optimizer, unclipped; one object for all arms, so that they share programs."""
-    return _OUTER.setdefault(rate, optax.adam(rate))
+    return optax.adam(rate)
 
 
 def run_arm(

@@ -30,7 +30,8 @@ class LSTMCell(eqx.Module):
 
     def __call__(self, x, state):
         h, c = state
-        gates = self.weight_ih @ x + self.weight_hh @ h + _column(self.bias, x)
+        gates = jnp.tensordot(self.weight_ih, x, 1) + jnp.tensordot(self.weight_hh, h, 1)
+        gates = gates + _column(self.bias, x)
         i, f, g, o = jnp.split(gates, 4)
         c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
         return jax.nn.sigmoid(o) * jnp.tanh(c), c
@@ -81,7 +82,7 @@ class Linear(eqx.Module):
         self.weight, self.bias = drawn[:, :-1], drawn[:, -1]
 
     def __call__(self, x: Float[Array, "width *b"]) -> Float[Array, "outputs *b"]:
-        return self.weight @ x + _column(self.bias, x)
+        return jnp.tensordot(self.weight, x, 1) + _column(self.bias, x)
 
 
 def _uniform(key: Key[Array, ""], rows: int, columns: int, width: int) -> Float[Array, "rows columns"]:

@@ -196,5 +196,4 @@ def _resume(path: pathlib.Path, like: _State, identity: str) -> _State:
             f"{path} holds the state of another meta-training (another family, recipe, key or number of "
             "runs, seeds or steps). Delete it, or write this one elsewhere."
         )
-    restored = restore(like, arrays, path)
-    return restored._replace(losses=np.asarray(restored.losses), done=np.asarray(restored.done))
+    return restore(like, arrays, path)

@@ -56,8 +56,9 @@ class Classification(AbstractTask):
 
     def held_out(self, params: PyTree) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Cross-entropy and accuracy on the images that training never shows."""
-        logits, labels = self.logits(params, jnp.asarray(self.test.pixels)), jnp.asarray(self.test.labels)
-        return self.loss(params, (self.test.pixels, labels)), jnp.mean(jnp.argmax(logits, -1) == labels)
+        pixels, labels = jnp.asarray(self.test.pixels), jnp.asarray(self.test.labels)
+        right = jnp.argmax(self.logits(params, pixels), -1) == labels
+        return self.loss(params, (pixels, labels)), jnp.mean(right)
 
     def symmetry(self) -> None:
         """None: the symmetries of networks are not described yet."""

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from symmetrax._tree import all_finite, safe_norm, select
 from symmetrax.symmetry._base import AbstractSymmetry
@@ -85,9 +85,8 @@ def jump(
 ) -> Jump:
     """Move `params` by `element`, unless `guard` refuses.
 
-    Both ends of the displacement come from one batched call of the action, so the identity displaces by
-    exactly zero, and its derivative is the action's: nothing branches on a zero angle. (Two calls would be
-    rounded differently, as the compiler sees fit.) A refused jump has zero derivative,
+    The identity displaces by exactly zero, and its derivative is still the action's: a branch on a zero angle
+    would have none, and a head that starts at zero would never learn. A refused jump has zero derivative,
     and none of its infinities or NaNs leak into a gradient: the differentiated action is evaluated at the
     identity, and at `retreat` if given, a point known to be harmless, instead of `params`.
 
@@ -95,9 +94,11 @@ def jump(
     """
 
     def displace(element: PyTree, params: PyTree) -> PyTree:
-        both = jax.tree.map(lambda a, e: jnp.stack([a, e]), element, symmetry.identity())
-        ends = jax.vmap(lambda a: symmetry.act(a, params, batch))(both)
-        return jax.tree.map(lambda end, w: (end[0] - end[1]).astype(w.dtype), ends, params)
+        identity = symmetry.identity()
+        there, here = symmetry.act(element, params, batch), symmetry.act(identity, params, batch)
+        displacement = jax.tree.map(lambda v, u, w: (v - u).astype(w.dtype), there, here, params)
+        still = jax.tree.map(lambda a, e: jnp.all(a == e), element, identity)
+        return _still(displacement, jnp.all(jnp.stack(jax.tree.leaves(still))))
 
     if guard is None:
         return Jump(displace(element, params), jnp.array(NOT_MEASURED), jnp.array(0))
@@ -119,3 +120,17 @@ def jump(
         jax.lax.stop_gradient(defect),
         refused,
     )
+
+
+@jax.custom_jvp
+def _still(displacement: PyTree, condition: Bool[Array, ""]) -> PyTree:
+    """Zeros where `condition` holds, with the derivative of `displacement` all the same.
+
+    Equal elements give equal ends but for rounding: the compiler may fuse the two calls differently.
+    """
+    return select(condition, optax.tree.zeros_like(displacement), displacement)
+
+
+@_still.defjvp
+def _still_jvp(primals, tangents):
+    return _still(*primals), tangents[0]
