@@ -184,6 +184,15 @@ def test_watched_values_are_read_from_the_state_where_it_has_them():
     assert set(few.watched) == {"count"}
 
 
+def test_a_learned_optimizer_inside_teleported_can_be_watched():
+    """Both states tell of a teleport, under the same names."""
+    task = sx.booth(start=[5.0, -5.0])
+    learned = sx.WholeLSTM(2, width=8, key=KEY).transform()
+    trace = sx.unroll(sx.teleported(learned, task.symmetry(), search=sx.Oracle(), guard=None), task, KEY, 2)
+    assert jnp.all(jnp.isfinite(trace.loss))
+    assert jnp.any(trace.gradient_norm[1:] != trace.gradient_norm[0])
+
+
 def test_a_diverged_run_shows_in_the_gradient_norm():
     trace = sx.unroll(optax.sgd(1e3), sx.rosenbrock(start=[5.0, -5.0]), KEY, 6)
     assert not jnp.isfinite(trace.loss[-1])
