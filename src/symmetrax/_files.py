@@ -16,7 +16,8 @@ from jaxtyping import PyTree
 def write_atomic(path: pathlib.Path, content: bytes | str) -> None:
     """Write a file so that a crash at any moment leaves the old one or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # One name, so that what a killed process leaves is overwritten by the next.
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)

@@ -16,10 +16,15 @@ import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from symmetrax._tree import check_finite, safe_norm
+from symmetrax.learned._networks import GATES
 from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
 
 #: What is read from an optimizer's state into the trace, where the state has it.
 WATCHED = ("algebra", "defect", "refused", "previous")
+
+
+#: What `remat` does not recompute.
+KEEP = jax.checkpoint_policies.save_only_these_names(GATES)
 
 
 class Carry(NamedTuple):
@@ -107,7 +112,8 @@ def advance(
 ) -> tuple[Carry, Trace]:
     """`steps` steps in one `lax.scan`; the trace holds what each of them reached.
 
-    `remat` recomputes each step in the backward pass instead of storing it: less memory, and often faster.
+    `remat` recomputes each step in the backward pass instead of storing it, but for what its products gave:
+    less memory, and often faster.
     `axis` is the axis of tasks in `carry`, if there is one.
 
     >>> import functools, jax, optax, symmetrax as sx
@@ -122,15 +128,21 @@ def advance(
         carry = one_step(carry)
         return carry, observe(carry, watch, points, axis)
 
-    return jax.lax.scan(jax.checkpoint(body) if remat else body, carry, None, length=steps)
+    return jax.lax.scan(jax.checkpoint(body, policy=KEEP) if remat else body, carry, None, length=steps)
 
 
 def observe(carry: Carry, watch: tuple[str, ...], points: bool, axis: int | None) -> Trace:
     """What a trace keeps of one moment."""
     norm = safe_norm if axis is None else jax.vmap(safe_norm, in_axes=axis)
-    watched = {name: optax.tree.get(carry.state, name) for name in watch}
+    watched = {name: _outermost(carry.state, name) for name in watch}
     watched = {name: value for name, value in watched.items() if value is not None}
     return Trace(carry.value, norm(carry.gradient), watched, carry.params if points else None)
+
+
+def _outermost(state: optax.OptState, name: str) -> Any:
+    """The value of that name in a state, of the outer transformation where one wraps another; else None."""
+    found = optax.tree.get_all_with_path(state, name)
+    return min(found, key=lambda item: len(item[0]))[1] if found else None
 
 
 def _from_start(
@@ -275,6 +287,8 @@ def unroll_many(
     >>> unroll_many(descent, 0.05, family, jax.random.key(0), steps=12, tasks=100).loss.shape
     (13, 100)
     """
+    if tasks < 1:
+        raise ValueError(f"`unroll_many` needs at least one task, got tasks={tasks}.")
     shape = family.shapes[0] if shape is None else shape
     return _unroll_many(make_transform, network, family, key, steps, tasks, shape, watch, points)
 

@@ -92,9 +92,7 @@ def orbit_gradient_range() -> float:
     for seed in range(100):
         matrix = np.random.default_rng(seed).normal(size=(2, 2))
         norms = np.linalg.norm(2 * matrix.T @ circle, axis=0)
-        symmetry = SumOfSquares(
-            Affine(jnp.asarray(matrix), jnp.zeros(2)), jnp.zeros(2), jnp.ones(())
-        ).symmetry()
+        symmetry = SumOfSquares(Affine(jnp.asarray(matrix), jnp.zeros(2))).symmetry()
         # The same orbit through the library: its gradients at the angles of the two extremes.
         x = symmetry.map.inverse(jnp.array([1.0, 0.0]))
         ends = [

@@ -150,7 +150,11 @@ def _transformation(network, symmetry, schedule, guard, meta_order):
         jumped = jump(
             symmetry, symmetry.exp(xi), landing, batch, guard=guard, value_fn=value_fn, retreat=params
         )
-        state = state._replace(algebra=xi, defect=jumped.defect, refused=jnp.where(now, jumped.refused, 0))
+        state = state._replace(
+            algebra=xi,
+            defect=jnp.where(now, jumped.defect, NOT_MEASURED),
+            refused=jnp.where(now, jumped.refused, 0),
+        )
         return optax.tree.add(move.update, jumped.displacement), state
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -91,8 +91,11 @@ class WholeLSTM(AbstractLearnedOptimizer):
         }
         features = [gradient, *(ravel_pytree(seen[name])[0] for name in self.inputs)]
         hidden, memory = self.core(jnp.concatenate(features), memory)
-        algebra = None if self.algebra_head is None else self.algebra_head(hidden)
-        return Move(unravel(self.head(hidden)), algebra), memory
+        if self.algebra_head is None:
+            return Move(unravel(self.head(hidden)), None), memory
+        # Both heads in one product: the derivative of a single row would be recomputed in every gate's.
+        both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), self.head, self.algebra_head)(hidden)
+        return Move(unravel(both[: self.size]), both[self.size :]), memory
 
     def example(self) -> Info:
         return example_info(self.size, max(self.algebra, 1) if self.wants_orbit_derivative else 0)

@@ -27,6 +27,8 @@ Kind = Literal["booth", "rosenbrock"]
 class SumOfSquares(AbstractTask):
     """f(x) = ||map(x)||^2 on R^n, started at N(start, spread^2 I).
 
+    By default runs start at N(0, I), or always at `start` if that is given without a `spread`.
+
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> sx.booth().loss(jnp.array([1.0, 3.0])).item(), sx.booth().loss(jnp.array([5.0, -5.0])).item()
     (0.0, 144.0)
@@ -35,6 +37,13 @@ class SumOfSquares(AbstractTask):
     map: AbstractMap
     start: Float[Array, " n"]
     spread: Float[Array, ""]
+
+    def __init__(self, map: AbstractMap, start: Any = None, spread: Any = None):
+        if spread is None:
+            spread = jnp.ones(()) if start is None else jnp.zeros(())
+        self.map = map
+        self.start = jnp.zeros(map.size) if start is None else jnp.asarray(start)
+        self.spread = jnp.asarray(spread)
 
     def init(self, key: Key[Array, ""]) -> Float[Array, " n"]:
         return self.start + self.spread * jax.random.normal(key, (self.map.size,))
@@ -68,7 +77,7 @@ def generalized_booth(matrix, offset=None, *, start=None) -> SumOfSquares:
         raise ValueError(
             f"The map x -> matrix @ x + offset must be invertible, got the singular matrix {matrix.tolist()}."
         )
-    return SumOfSquares(Affine(jnp.asarray(matrix), jnp.asarray(offset)), *_start(start, len(matrix)))
+    return SumOfSquares(Affine(jnp.asarray(matrix), jnp.asarray(offset)), _start(start, len(matrix)))
 
 
 def generalized_rosenbrock(a, b, c, d, *, start=None) -> SumOfSquares:
@@ -89,7 +98,7 @@ def generalized_rosenbrock(a, b, c, d, *, start=None) -> SumOfSquares:
             "The map (x, y) -> (c(x) y + d(x), a x + b) is singular: a and c must not be zero, "
             f"got a={a.item()}, c={c.tolist()}."
         )
-    return SumOfSquares(Triangular(*(jnp.asarray(v) for v in (a, b, c, d))), *_start(start, 2))
+    return SumOfSquares(Triangular(*(jnp.asarray(v) for v in (a, b, c, d))), _start(start, 2))
 
 
 def booth(*, start=None) -> SumOfSquares:
@@ -182,8 +191,5 @@ def _numbers(name: str, value: Any, shape: tuple[int, ...] | None = None) -> np.
     return numbers
 
 
-def _start(start: Any, size: int) -> tuple[Array, Array]:
-    """Mean and spread of the starting points: N(0, I), or one fixed point."""
-    if start is None:
-        return jnp.zeros(size), jnp.ones(())
-    return jnp.asarray(_numbers("start", start, (size,))), jnp.zeros(())
+def _start(start: Any, size: int) -> np.ndarray | None:
+    return None if start is None else _numbers("start", start, (size,))
