@@ -91,7 +91,7 @@ def show(rows: list[dict[str, Any]]) -> None:
             number(row["ours"]),
             number(row["baseline"]),
             row["unit"],
-            f"[{'green' if met(row) else 'red'}]{row['ratio']:.2f}[/] ({low:.2f}-{high:.2f})",
+            f"[{color(row)}]{row['ratio']:.2f}[/] ({low:.2f}-{high:.2f})",
             required,
             goal,
             f"{row['compile_seconds']:.1f} s",
@@ -101,11 +101,13 @@ def show(rows: list[dict[str, Any]]) -> None:
     console.print(table)
 
 
-def met(row: dict[str, Any]) -> bool:
-    """Whether the ratio is what is required."""
-    if row["required"] is None:
-        return True
-    return row["ratio"] <= row["required"] if row["better"] == "lower" else row["ratio"] >= row["required"]
+def color(row: dict[str, Any]) -> str:
+    """Red where the ratio misses what is required, yellow where it misses the goal."""
+
+    def met(bound: float | None) -> bool:
+        return bound is None or (row["ratio"] <= bound if row["better"] == "lower" else row["ratio"] >= bound)
+
+    return "red" if not met(row["required"]) else "green" if met(row["goal"]) else "yellow"
 
 
 def number(value: float) -> str:

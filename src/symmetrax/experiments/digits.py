@@ -63,7 +63,7 @@ def config(name: str, preset: str = "full", seed: int = 0) -> Config:
     6
     """
     full = Config(seed=seed)
-    return full if preset == "full" else dataclasses.replace(full, seeds=2, tasks=16, runs=150)
+    return full if preset == "full" else dataclasses.replace(full, seeds=2, tasks=10, tuning_tasks=4, runs=90)
 
 
 class MakeCoordinatewise(eqx.Module):
