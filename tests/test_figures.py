@@ -77,7 +77,7 @@ def test_the_demo_does_its_main_job(tmp_path):
     assert on_plane["teleport"]["loss_median"][-1] < on_plane["teleport-off"]["loss_median"][-1]
     assert on_plane["teleport"]["runs"] == 4 * 200
     assert digits["learned"]["loss_median"][-1] < digits["gd"]["loss_median"][-1]
-    assert digits["learned"]["test_accuracy"] > 0.9
+    assert digits["learned"]["test_accuracy"] > 0.85
     for name in ("curves.png", "trajectories.png", "digits.png", "losses.npz", "config.json"):
         assert (path / name).stat().st_size > 0
     assert sorted(p.stem for p in (path / "artifacts").iterdir()) == [

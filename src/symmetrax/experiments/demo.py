@@ -11,7 +11,6 @@ PLANE_ARMS = (
     "gd",
     "momentum",
     "adam",
-    "oracle",
     "vanilla",
     "teleport",
     "teleport-guarded",

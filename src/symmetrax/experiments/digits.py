@@ -63,7 +63,11 @@ def config(name: str, preset: str = "full", seed: int = 0) -> Config:
     6
     """
     full = Config(seed=seed)
-    return full if preset == "full" else dataclasses.replace(full, seeds=2, tasks=10, tuning_tasks=4, runs=90)
+    return (
+        full
+        if preset == "full"
+        else dataclasses.replace(full, seeds=2, tasks=10, tuning_tasks=4, runs=90, steps=60)
+    )
 
 
 class MakeCoordinatewise(eqx.Module):
