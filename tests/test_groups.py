@@ -68,7 +68,7 @@ def test_zero_coordinates_are_exactly_the_identity(n):
 
 
 def test_one_angle_turns_the_plane_counter_clockwise():
-    turned = sx.SpecialOrthogonal(2).multiply(EXP[2](np.array([[0.3]]))[0], jnp.array([2.0, 0.0]))
+    turned = sx.SpecialOrthogonal(2).multiply(EXP[2](np.array([[0.3]]))[0], jnp.array([[2.0], [0.0]]))
     np.testing.assert_allclose(turned, [2 * np.cos(0.3), 2 * np.sin(0.3)], rtol=1e-15)
 
 
@@ -79,7 +79,8 @@ def test_group_operations_are_matrix_product_and_transpose(n):
     x = np.linspace(-1, 1, n)
     np.testing.assert_allclose(group.compose(jnp.asarray(a), jnp.asarray(b)), a @ b, rtol=0, atol=1e-15)
     np.testing.assert_allclose(group.inverse(jnp.asarray(a)), np.linalg.inv(a), rtol=0, atol=1e-14)
-    np.testing.assert_allclose(group.multiply(jnp.asarray(a), jnp.asarray(x)), a @ x, rtol=0, atol=1e-15)
+    moved = group.multiply(jnp.asarray(a), jnp.asarray(x)[:, None])[:, 0]
+    np.testing.assert_allclose(moved, a @ x, rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize("n", SIZES)

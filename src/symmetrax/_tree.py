@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, PyTree
 
@@ -35,9 +36,18 @@ def relative(difference: PyTree, reference: PyTree) -> Float[Array, ""]:
     return jnp.where(top == 0, 0.0, top / jnp.where(bottom == 0, 1e-30, bottom))
 
 
+def leaf_name(path: tuple) -> str:
+    """The name of a leaf from its key path: `blocks.0.attn.weight`; "params" for a lone array.
+
+    >>> import jax
+    >>> [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path({"w": [1.0, 2.0]})]
+    ['w.0', 'w.1']
+    """
+    return jax.tree_util.keystr(path, simple=True, separator=".") or "params"
+
+
 def check_finite(params: PyTree, what: str) -> None:
     """Raise ValueError, naming the leaf, if concrete parameters are not finite; traced ones pass."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not isinstance(leaf, Tracer) and not bool(jnp.all(jnp.isfinite(leaf))):
-            name = jax.tree_util.keystr(path, simple=True, separator=".") or "params"
-            raise ValueError(f"Cannot {what} a point that is not finite: {name} is {leaf}.")
+        if not isinstance(leaf, Tracer) and not bool(np.all(np.isfinite(leaf))):
+            raise ValueError(f"Cannot {what} a point that is not finite: {leaf_name(path)} is {leaf}.")

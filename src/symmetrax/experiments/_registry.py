@@ -1,11 +1,12 @@
 """The experiments that have a name, and running one in its folder. Imports nothing heavy."""
 
 import dataclasses
-import difflib
 import importlib
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from symmetrax._text import near_match
 
 PRESETS = ("quick", "full")
 
@@ -49,9 +50,7 @@ def choose(what: str, name: str, names: Any) -> str:
     """
     if name in names:
         return name
-    near = difflib.get_close_matches(name, names, 1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"Unknown {what} {name!r}; choose one of {', '.join(names)}.{hint}")
+    raise ValueError(f"Unknown {what} {name!r}; choose one of {', '.join(names)}.{near_match(name, names)}")
 
 
 def run_experiment(

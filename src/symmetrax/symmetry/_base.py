@@ -50,8 +50,10 @@ class AbstractSymmetry(eqx.Module):
     #: Whether `act` is linear in the parameters: then one gradient gives the gradient on the whole orbit.
     linear: eqx.AbstractClassVar[bool]
 
-    #: Words for the codes of `holds`; the first one is for 0, "holds".
-    reasons: eqx.AbstractClassVar[tuple[str, ...]]
+    @property
+    @abstractmethod
+    def reasons(self) -> tuple[str, ...]:
+        """Words for the codes of `holds`; the first one is for 0, "holds". May be a class attribute."""
 
     @abstractmethod
     def identity(self) -> PyTree:
@@ -107,6 +109,14 @@ class AbstractLieSymmetry(AbstractSymmetry):
     @abstractmethod
     def exp(self, coordinates: Array) -> PyTree:
         """The group element at these coordinates."""
+
+    def bounded(self, coordinates: Float[Array, "..."], bound: float | Array) -> Float[Array, "..."]:
+        """Coordinates within `bound` of the identity: a search on a group that is not compact has no end.
+
+        Here every coordinate is clipped to [-bound, bound]; compact groups need no bound, and return
+        `coordinates` as they are.
+        """
+        return jnp.clip(coordinates, -bound, bound)
 
     def zero(self) -> Float[Array, "..."]:
         """The coordinates of the identity."""

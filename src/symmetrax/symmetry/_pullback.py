@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Key
 
 from symmetrax._tree import relative
 from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition
-from symmetrax.symmetry._groups import SpecialOrthogonal
+from symmetrax.symmetry._groups import SpecialOrthogonal, matvec
 from symmetrax.symmetry._maps import AbstractMap
 
 
@@ -61,8 +61,11 @@ class Pullback(AbstractLieSymmetry):
     def exp(self, coordinates: Float[Array, " k"]) -> Float[Array, "n n"]:
         return self.group.exp(coordinates)
 
+    def bounded(self, coordinates: Float[Array, " k"], bound) -> Float[Array, " k"]:
+        return coordinates
+
     def act(self, a: Float[Array, "n n"], params: Float[Array, " n"], batch=None) -> Float[Array, " n"]:
-        return self.map.inverse(self.group.multiply(a, self.map(params)))
+        return self.map.inverse(matvec(a, self.map(params)))
 
     def holds(self, params: Float[Array, " n"], batch=None) -> Precondition:
         residual = relative(self.map.inverse(self.map(params)) - params, params)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -10,23 +11,31 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 
-from symmetrax._tree import relative, safe_norm
+from symmetrax._tree import leaf_name, relative, safe_norm
 from symmetrax.symmetry._base import AbstractSymmetry
+from symmetrax.symmetry._diagnose import Suspect, suspects
+from symmetrax.symmetry._network import NetworkSymmetry
+
+#: Up to this change of the loss a symmetry that is not exact is called approximate, above it wrong; so is one
+#: whose gradients are further off than the second: at special values of the parameters only they tell.
+APPROXIMATE, APPROXIMATE_GRADIENT = 1e-3, 1e-1
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
     """Worst relative defects found by `verify`, each a number without unit (0 is perfect).
 
-    `invariance`: of the loss. `identity`, `composition`, `inverse`: of the moved parameters.
-    `gradient`: of the gradient law. `moved`: the *smallest* relative move among the trials; if it is 0 the
-    laws were tested on nothing. `reasons`: what `holds` said where it did not hold, in words.
+    `invariance`: of the loss (and of the outputs, if they were given). `identity`, `composition`, `inverse`:
+    of the moved parameters. `gradient`: of the gradient law. `moved`: the *smallest* relative move among the
+    trials; if it is 0 the laws were tested on nothing. `fresh`: the invariance on data that the action did
+    not see, if there were any. `leaves`: the gradient law, array by array. `reasons`: what `holds` said where
+    it did not hold, in words. `suspects`: legs that may be wrong, if invariance failed.
 
     >>> import jax, jax.numpy as jnp, symmetrax as sx
     >>> task = sx.booth()
     >>> report = sx.verify(task.loss, jnp.zeros(2), task.symmetry(), jax.random.key(0))
-    >>> report.worst < 1e-3, report.moved > 0, report.reasons
-    (True, True, ())
+    >>> report.worst < 1e-3, report.moved > 0, report.outcome
+    (True, True, 'exact')
     """
 
     invariance: float
@@ -37,17 +46,43 @@ class Report:
     moved: float
     trials: int
     reasons: tuple[str, ...]
+    tolerance: float
+    fresh: float | None = None
+    leaves: dict[str, float] = dataclasses.field(default_factory=dict)
+    suspects: tuple[Suspect, ...] = ()
 
     @property
     def worst(self) -> float:
         """The largest of the five defects; NaN if any is."""
         return float(np.max([self.invariance, self.identity, self.composition, self.inverse, self.gradient]))
 
+    @property
+    def outcome(self) -> str:
+        """In words: exact (everywhere, or on the given batch only), approximate, wrong, or untested."""
+        if not self.moved > 0:
+            return "untested: nothing moved"
+        if self.worst <= self.tolerance:
+            return (
+                "exact"
+                if self.fresh is None or self.fresh <= self.tolerance
+                else "exact on the given batch only"
+            )
+        near = max(self.invariance, self.identity, self.composition, self.inverse) <= APPROXIMATE
+        return "approximate" if near and self.gradient <= APPROXIMATE_GRADIENT else "wrong"
+
     def __str__(self) -> str:
         rows = [(f.name, getattr(self, f.name)) for f in dataclasses.fields(self)[:5]]
+        if self.fresh is not None:
+            rows.insert(1, ("fresh data", self.fresh))
         lines = [f"{name:<12}{value:.1e}" for name, value in rows]
         lines.append(f"{'moved':<12}{self.moved:.1e} at least, {self.trials} trials")
-        return "\n".join([*lines, *(f"does not hold: {reason}" for reason in self.reasons)])
+        if not self.gradient <= self.tolerance:
+            bad = {name: value for name, value in self.leaves.items() if not value <= self.tolerance}
+            lines += [
+                f"gradient of {name}: {value:.1e}" for name, value in bad.items() if len(self.leaves) > 1
+            ]
+        lines += [f"does not hold: {reason}" for reason in self.reasons]
+        return "\n".join([*lines, *(f"suspect: {suspect}" for suspect in self.suspects)])
 
 
 def verify(
@@ -57,25 +92,33 @@ def verify(
     key: Key[Array, ""],
     batch: PyTree = None,
     *,
+    fresh: PyTree = None,
+    outputs: Callable[[PyTree, PyTree], PyTree] | None = None,
     trials: int = 16,
     spread: float = 1.0,
+    tolerance: float | None = None,
 ) -> Report:
     """Measure how well `symmetry` leaves `loss` unchanged near `params`.
 
     Draws `trials` points `params + spread * N(0, I)` and at each two random elements a, b, and measures
 
-    - invariance |loss(a.w) - loss(w)| / |loss(w)|
+    - invariance |loss(a.w) - loss(w)| / |loss(w)|, and the same of `outputs`, by norms
     - identity ||e.w - w|| / ||w||, inverse ||a^-1.(a.w) - w|| / ||w||
     - composition ||(ab).w - a.(b.w)|| / ||(ab).w||
     - gradient ||grad loss(a.w) - pull(a, w, grad loss(w))|| / ||grad loss(a.w)||
 
     and returns the worst of each. Points are perturbed because at special values (zeros, ones) a wrong
-    symmetry can look right. Errors grow like machine precision times the condition of the action, so judge
-    a report in float64 where you can.
+    symmetry can look right; the gradient law, array by array, is the stronger test there. Errors grow like
+    machine precision times the condition of the action, so judge a report in float64 where you can. If
+    invariance fails for a `NetworkSymmetry`, single edits of its legs are tried, and those that mend it
+    named.
 
-    **Arguments:** `loss(params, batch)` returns a scalar; `batch` is handed to it and to the action.
+    **Arguments:** `loss(params, batch)` returns a scalar; `batch` is handed to it and to the action. `fresh`
+    is another batch, which the loss sees and the action does not; `outputs(params, batch)` returns what the
+    network says. Leaves of `params` that are not arrays of floats stay as they are. `tolerance` (default
+    1e-9 in float64, 1e-3 in float32) is what counts as rounding.
 
-    **Returns** a `Report`; print it for a table.
+    **Returns** a `Report`; print it for a table. Raises TypeError if no leaf is an array of floats.
 
     >>> import jax, jax.numpy as jnp, symmetrax as sx
     >>> task = sx.rosenbrock()
@@ -85,37 +128,108 @@ def verify(
     """
     if trials < 1:
         raise ValueError(f"verify needs at least one trial, got trials={trials}.")
-    if not all(jnp.issubdtype(jnp.asarray(x).dtype, jnp.floating) for x in jax.tree.leaves(params)):
-        raise TypeError("verify perturbs `params`, so every leaf must be a floating-point array.")
-    defects, codes = _measure(loss, params, symmetry, jax.random.split(key, trials), batch, spread)
-    worst = {name: float(np.max(values)) for name, values in defects.items() if name != "moved"}
-    reasons = tuple(symmetry.reasons[code] for code in sorted(set(np.asarray(codes).tolist())) if code)
-    return Report(**worst, moved=float(np.min(defects["moved"])), trials=trials, reasons=reasons)
+    numbers, rest = eqx.partition(params, eqx.is_inexact_array)
+    leaves = jax.tree.leaves(numbers)
+    if not leaves:
+        found = sorted({str(getattr(leaf, "dtype", type(leaf).__name__)) for leaf in jax.tree.leaves(params)})
+        raise TypeError(f"verify perturbs the floating-point arrays of `params`; it has none, only {found}.")
+    if tolerance is None:
+        tolerance = 1e-9 if all(leaf.dtype == jnp.float64 for leaf in leaves) else 1e-3
+    laws = _Laws(loss, outputs, symmetry, rest, batch, fresh)
+    found = [laws.trial(k, numbers, spread) for k in jax.random.split(key, trials)]
+    worst = {name: float(np.max([defects[name] for defects, _, _ in found])) for name in found[0][0]}
+    moved = float(np.min([defects["moved"] for defects, _, _ in found]))
+    codes = sorted({int(code) for _, _, code in found if code})
+    by_leaf = {name: float(np.max([residuals[name] for _, residuals, _ in found])) for name in found[0][1]}
+    named = ()
+    if isinstance(symmetry, NetworkSymmetry) and not worst["invariance"] <= tolerance:
+        at, element = jax.random.split(key)
+        w = optax.tree.add_scale(numbers, spread, optax.tree.random_like(at, numbers))
+        named = suspects(symmetry, lambda s, a: laws.invariance(s, a, w), numbers, element, tolerance)
+    return Report(
+        **worst | {"moved": moved},
+        trials=trials,
+        reasons=tuple(symmetry.reasons[code] for code in codes),
+        tolerance=tolerance,
+        leaves=by_leaf,
+        suspects=named,
+    )
 
 
 @eqx.filter_jit
-def _measure(loss, params, symmetry, keys, batch, spread):
-    def trial(key):
+def _values(loss, outputs, numbers, rest, batch):
+    """The loss, its gradient, and the outputs."""
+
+    def value(numbers):
+        return loss(eqx.combine(numbers, rest), batch)
+
+    said = None if outputs is None else outputs(eqx.combine(numbers, rest), batch)
+    return *jax.value_and_grad(value)(numbers), said
+
+
+@dataclasses.dataclass(frozen=True)
+class _Laws:
+    """The laws of one symmetry and one loss. Only the loss is compiled: an action is tried once or twice."""
+
+    loss: Callable
+    outputs: Callable | None
+    symmetry: AbstractSymmetry
+    rest: PyTree
+    batch: PyTree
+    fresh: PyTree
+
+    def act(self, a: PyTree, numbers: PyTree, symmetry: AbstractSymmetry | None = None) -> PyTree:
+        moved = (symmetry or self.symmetry).act(a, eqx.combine(numbers, self.rest), self.batch)
+        return eqx.filter(moved, eqx.is_inexact_array)
+
+    def values(self, numbers: PyTree, batch: PyTree) -> tuple[Array, PyTree, PyTree]:
+        return _values(self.loss, self.outputs, numbers, self.rest, batch)
+
+    def change(self, here: PyTree, there: PyTree, batch: PyTree) -> float:
+        """The larger relative change of the loss and of the outputs."""
+        value, _, said = self.values(here, batch)
+        moved_value, _, moved_said = self.values(there, batch)
+        change = relative(moved_value - value, value)
+        if said is not None:
+            change = jnp.maximum(change, relative(optax.tree.sub(moved_said, said), said))
+        return float(change)
+
+    def invariance(self, symmetry: AbstractSymmetry, a: PyTree, numbers: PyTree) -> float:
+        return self.change(numbers, self.act(a, numbers, symmetry), self.batch)
+
+    def trial(
+        self, key: Array, numbers: PyTree, spread: float
+    ) -> tuple[dict[str, Any], dict[str, Any], Array]:
+        symmetry, batch = self.symmetry, self.batch
         at, first, second = jax.random.split(key, 3)
-        w = optax.tree.add_scale(params, spread, optax.tree.random_like(at, params))
+        w = optax.tree.add_scale(numbers, spread, optax.tree.random_like(at, numbers))
         a, b, e = symmetry.sample(first), symmetry.sample(second), symmetry.identity()
-        there = symmetry.act(a, w, batch)
-        both = symmetry.act(symmetry.compose(a, b), w, batch)
-        value, gradient = jax.value_and_grad(loss)(w, batch)
-        moved_value, moved_gradient = jax.value_and_grad(loss)(there, batch)
-        carried = symmetry.pull(a, w, gradient, batch)
+        there = self.act(a, w)
+        both = self.act(symmetry.compose(a, b), w)
+        _, gradient, _ = self.values(w, batch)
+        _, moved_gradient, _ = self.values(there, batch)
+        carried = eqx.filter(
+            symmetry.pull(a, eqx.combine(w, self.rest), gradient, batch), eqx.is_inexact_array
+        )
 
         def gap(x, y, reference):
             return relative(optax.tree.sub(x, y), reference)
 
         defects = {
-            "invariance": relative(moved_value - value, value),
-            "identity": gap(symmetry.act(e, w, batch), w, w),
-            "composition": gap(both, symmetry.act(a, symmetry.act(b, w, batch), batch), both),
-            "inverse": gap(symmetry.act(symmetry.inverse(a), there, batch), w, w),
+            "invariance": self.change(w, there, batch),
+            "identity": gap(self.act(e, w), w, w),
+            "composition": gap(both, self.act(a, self.act(b, w)), both),
+            "inverse": gap(self.act(symmetry.inverse(a), there), w, w),
             "gradient": gap(moved_gradient, carried, moved_gradient),
             "moved": safe_norm(optax.tree.sub(there, w)) / jnp.maximum(safe_norm(w), 1e-30),
         }
-        return defects, symmetry.holds(w, batch).code
-
-    return jax.vmap(trial)(keys)
+        if self.fresh is not None:
+            defects["fresh"] = self.change(w, there, self.fresh)
+        whole = safe_norm(moved_gradient)
+        moved_leaves = jax.tree_util.tree_leaves_with_path(moved_gradient)
+        residuals = {
+            # A gradient of rounding errors alone has no relative error: measure it against the others.
+            leaf_name(path): safe_norm(x - y) / jnp.maximum(safe_norm(x), 1e-6 * whole + 1e-30)
+            for (path, x), y in zip(moved_leaves, jax.tree.leaves(carried), strict=True)
+        }
+        return defects, residuals, symmetry.holds(eqx.combine(w, self.rest), batch).code

@@ -1,0 +1,354 @@
+"""Invertible matrices carried past an activation: the data-dependent symmetry of multilayer perceptrons."""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, ClassVar, Literal, cast
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.scipy.linalg as jsl
+import numpy as np
+from jaxtyping import Array, Bool, Float, Key, PyTree
+
+from symmetrax._tree import relative
+from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition
+from symmetrax.symmetry._groups import GeneralLinear
+
+#: One pair (g, g^-T) for each hidden layer.
+Element = tuple[tuple[Array, Array], ...]
+
+# Norm of the algebra coordinates, layer by layer, of the element at which `holds` measures the drift.
+PROBE = 0.1
+
+
+class ActivationGL(AbstractLieSymmetry):
+    """Invertible matrices acting on the hidden units of a perceptron, exact on one batch.
+
+    The network is W_m s(W_m-1 ... s(W_1 X)) with an elementwise activation s. Let X be the input of a layer
+    with weights V, and U the weights of the next one. An invertible matrix a acts on the pair
+
+    - with `form="output"` as (U, V) -> (U s(VX) s(aVX)^+, aV), for any activation. The outputs on the batch
+      stay iff s(aVX) has full column rank: no more samples than hidden units.
+    - with `form="preimage"` as (U, V) -> (U a^-1, s^-1(a s(VX)) X^+), for activations with an inverse. The
+      outputs on the batch stay iff X has full column rank: no more samples than inputs of the layer.
+
+    ^+ is the pseudo-inverse, samples are columns. All hidden layers move at once, and each is fitted to what
+    the layers before it compute after they moved. On larger batches the fit is by least squares and the
+    action approximate: `residual` measures by how much, `holds` says so.
+
+    Both formulas forget what U (or V) does on inputs that the batch does not contain. Here it is kept, so
+    that the identity moves nothing: "output" changes U by the least that restores the outputs,
+    U + (U s(VX) - U s(aVX)) s(aVX)^+; "preimage" adds V (I - X X^+), carried by the previous layer's a^-1.
+    There is no difference on the batch, nor when it has at least as many samples as columns of U (of V).
+    "preimage" obeys every law where it is exact. "output" obeys composition and inverse there for what the
+    network computes on the batch; for the parameters, and thus for `pull`, only if there are as many samples
+    as columns of U. With fewer, U beyond the batch depends on the way taken.
+
+    Elements are one pair (g, g^-T) for each hidden layer; the algebra has one coordinate for each entry of
+    each g, in the order of the layers, row by row. Gradients are not defined where a fit loses rank.
+
+    **Arguments:** `weights` names the leaves W_1 ... W_m of the parameters, each of shape (out, in), as
+    `jax.tree_util.keystr(path, simple=True, separator=".")` does. `sizes` are the numbers of hidden units
+    (`ActivationGL.of` reads them off). `biases` names the leaves b_1 ... b_m, None for a layer without; a
+    bias counts as one more unit of the layer before it. `inputs(batch)` gives the network's inputs, shape
+    (samples, features): by default the batch, or its first item if it is a tuple. `solver` of the fits is
+    "qr", "svd" (slower; bears lost rank) or "gram" (fastest; squares the condition number).
+
+    Raises ValueError for names, shapes, or options that do not fit.
+    Sources: arXiv:2205.10637, equation 8 ("preimage"); arXiv:2305.13404 ("output").
+
+    >>> import jax, jax.numpy as jnp
+    >>> first, second, third = jax.random.split(jax.random.key(0), 3)
+    >>> params = {"v": jax.random.normal(first, (5, 9)), "u": jax.random.normal(second, (2, 5))}
+    >>> x = jax.random.normal(third, (4, 9))
+    >>> symmetry = ActivationGL(weights=("v", "u"), sizes=(5,))
+    >>> float(symmetry.residual(symmetry.exp(jnp.full(25, 0.1)), params, x)) < 1e-4
+    True
+    >>> symmetry.reasons[symmetry.holds(params, x).code]
+    'holds'
+    """
+
+    linear: ClassVar[bool] = False
+
+    weights: tuple[str, ...] = eqx.field(static=True)
+    sizes: tuple[int, ...] = eqx.field(static=True)
+    biases: tuple[str | None, ...] | None = eqx.field(static=True, default=None)
+    activation: Callable = eqx.field(static=True, default=jax.nn.leaky_relu)
+    inverse_activation: Callable | None = eqx.field(static=True, default=None)
+    form: Literal["output", "preimage"] = eqx.field(static=True, default="output")
+    inputs: Callable | None = eqx.field(static=True, default=None)
+    solver: Literal["qr", "svd", "gram"] = eqx.field(static=True, default="qr")
+
+    def __check_init__(self):
+        if len(self.weights) < 2 or len(self.sizes) != len(self.weights) - 1:
+            raise ValueError(
+                "ActivationGL needs the names of at least two weights and one size for each hidden layer "
+                f"between them, got weights={self.weights} and sizes={self.sizes}."
+            )
+        if self.biases is not None and len(self.biases) != len(self.weights):
+            raise ValueError(
+                f"`biases` needs one name (or None) for each of {self.weights}, got {self.biases}."
+            )
+        if self.form not in ("output", "preimage"):
+            raise ValueError(f"`form` must be 'output' or 'preimage', got {self.form!r}.")
+        if self.form == "preimage" and self.inverse_activation is None:
+            raise ValueError("form='preimage' inverts the activation: pass inverse_activation=...")
+        if self.solver not in ("qr", "svd", "gram"):
+            raise ValueError(f"`solver` must be 'qr', 'svd' or 'gram', got {self.solver!r}.")
+
+    @classmethod
+    def of(cls, params: PyTree, weights: Sequence[str], **options) -> "ActivationGL":
+        """The symmetry of these parameters, whose leaves give the `sizes`; `options` as in the class.
+
+        >>> import jax.numpy as jnp
+        >>> ActivationGL.of([jnp.ones((5, 9)), jnp.ones((2, 5))], ("0", "1")).sizes
+        (5,)
+        """
+        leaves = _named(params, weights)
+        sizes = tuple(leaves[name].shape[0] for name in weights[:-1])
+        return cls(weights=tuple(weights), sizes=sizes, **options)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Words for the codes of `holds`, layer by layer; the last one is about the whole network."""
+        fitted = ("units", "features") if self.form == "output" else ("inputs", "inputs")
+        words = [
+            f"the batch has more samples than the layer has {fitted[0]}",
+            f"the {fitted[1]} have lost rank",
+        ]
+        if self.form == "preimage":
+            words.append("a value left the domain of the inverse activation")
+        layers = range(1, len(self.sizes) + 1)
+        named = (f"layer {layer}: {word}" for layer in layers for word in words)
+        return ("holds", *named, "the outputs on the batch change by more than rounding")
+
+    @property
+    def _biases(self) -> tuple[str | None, ...]:
+        return self.biases or (None,) * len(self.weights)
+
+    @property
+    def algebra(self) -> tuple[int]:
+        return (sum(size**2 for size in self.sizes),)
+
+    @property
+    def groups(self) -> tuple[GeneralLinear, ...]:
+        """The group of each hidden layer."""
+        return tuple(GeneralLinear(size) for size in self.sizes)
+
+    def identity(self) -> Element:
+        return tuple(group.identity() for group in self.groups)
+
+    def compose(self, a: Element, b: Element) -> Element:
+        return tuple(group.compose(*pair) for group, *pair in zip(self.groups, a, b, strict=True))
+
+    def inverse(self, a: Element) -> Element:
+        return tuple(group.inverse(g) for group, g in zip(self.groups, a, strict=True))
+
+    def sample(self, key: Key[Array, ""]) -> Element:
+        """Rotations times scalings between e^-1/2 and e^1/2 times rotations: condition number at most e."""
+        keys = jax.random.split(key, len(self.sizes))
+        return tuple(_well_conditioned(*pair) for pair in zip(keys, self.sizes, strict=True))
+
+    def exp(self, coordinates: Float[Array, " coordinates"]) -> Element:
+        ends = np.cumsum([size**2 for size in self.sizes])
+        blocks = jnp.split(coordinates, ends[:-1])
+        return tuple(
+            group.exp(block.reshape(group.algebra)) for group, block in zip(self.groups, blocks, strict=True)
+        )
+
+    def act(self, a: Element, params: PyTree, batch: PyTree = None) -> PyTree:
+        layers, x = self._open(params, batch)
+        with jax.default_matmul_precision("highest"):
+            moved = (self._act_output if self.form == "output" else self._act_preimage)(a, layers, x)
+        return self._write(params, moved)
+
+    def outputs(self, params: PyTree, batch: PyTree) -> Float[Array, "samples outputs"]:
+        """What the network computes on the batch."""
+        layers, x = self._open(params, batch)
+        with jax.default_matmul_precision("highest"):
+            return self._seen(layers, x)[-1] @ layers[-1].T
+
+    def residual(self, a: Element, params: PyTree, batch: PyTree) -> Float[Array, ""]:
+        """Relative change of the outputs on the batch when `a` acts: ||outputs' - outputs|| / ||outputs||."""
+        here, there = self.outputs(params, batch), self.outputs(self.act(a, params, batch), batch)
+        return relative(there - here, here)
+
+    def holds(self, params: PyTree, batch: PyTree = None) -> Precondition:
+        """Whether the action is exact on the batch. `residual` is measured, whatever the code says: the
+        relative change of the outputs when an element acts whose coordinates have norm 0.1 in each layer.
+        """
+        layers, x = self._open(params, batch)
+        probe, broken = self._probe(), []
+        with jax.default_matmul_precision("highest"):
+            seen = self._seen(layers, x)
+            for layer, (g, _) in enumerate(probe):
+                fitted = seen[layer + (self.form == "output")]
+                broken += [jnp.array(fitted.shape[0] > fitted.shape[1]), _lost_rank(fitted)]
+                if self.form == "preimage":
+                    features = self.activation(seen[layer] @ layers[layer].T)
+                    wanted = jnp.stack([features, features @ g.T])
+                    error = relative(self.activation(self._undo(wanted)) - wanted, wanted)
+                    broken.append(~(error <= _rounding(error)))
+        residual = self.residual(probe, params, batch)
+        broken.append(~(residual <= _rounding(residual)))  # written so that NaN does not hold
+        return Precondition(jnp.select(broken, list(range(1, len(broken) + 1)), 0), residual)
+
+    def _act_output(self, a: Element, layers: list[Array], x: Array) -> list[Array]:
+        moved, here, there = [], x, x  # features before the action and after it, samples as rows
+        for layer, weight in enumerate(layers):
+            target = signal = _with_one(here, weight) @ weight.T
+            if layer > 0:
+                fitted = _with_one(there, weight)
+                weight = weight + self._fit(fitted, target - fitted @ weight.T).T
+                signal = fitted @ weight.T
+            if layer < len(a):
+                g, _ = a[layer]
+                weight = g @ weight
+                here, there = self.activation(target), self.activation(signal @ g.T)
+            moved.append(weight)
+        return moved
+
+    def _act_preimage(self, a: Element, layers: list[Array], x: Array) -> list[Array]:
+        moved, here, there, dual = [], x, x, None  # dual: g^-T of the layer before
+        for (g, next_dual), weight in zip(a, layers, strict=False):
+            seen, fitted = _with_one(here, weight), _with_one(there, weight)
+            signal = seen @ weight.T
+            features = self.activation(signal)
+            target = self._undo(features @ g.T)
+            if dual is None:
+                weight = weight + self._fit(seen, target - signal).T
+            elif fitted.shape[0] < fitted.shape[1]:
+                unseen = weight - self._fit(seen, signal).T
+                weight = _after(unseen, dual) + self._fit(fitted, target).T
+            else:
+                weight = _after(weight, dual)
+                weight = weight + self._fit(fitted, target - fitted @ weight.T).T
+            here, there, dual = features, self.activation(fitted @ weight.T), next_dual
+            moved.append(weight)
+        return [*moved, _after(layers[-1], a[-1][1])]
+
+    def _fit(self, x: Float[Array, "n p"], y: Float[Array, "n q"]) -> Float[Array, "p q"]:
+        """The smallest matrix w with the least ||x w - y||, that is x^+ y."""
+        n, p = x.shape
+        if self.solver == "svd":
+            return jnp.linalg.pinv(x) @ y
+        if n == p:
+            return jnp.linalg.solve(x, y)
+        if self.solver == "gram":
+            if n < p:
+                return x.T @ jsl.solve(x @ x.T, y, assume_a="pos")
+            return jsl.solve(x.T @ x, x.T @ y, assume_a="pos")
+        if n < p:
+            q, r = jnp.linalg.qr(x.T)
+            return q @ jsl.solve_triangular(r, y, trans="T")
+        q, r = jnp.linalg.qr(x)
+        return jsl.solve_triangular(r, q.T @ y)
+
+    def _undo(self, features: Float[Array, "..."]) -> Float[Array, "..."]:
+        return cast(Callable, self.inverse_activation)(features)
+
+    def _seen(self, layers: list[Array], x: Array) -> list[Array]:
+        """What each layer multiplies its weights with: features, and a one if it has a bias."""
+        seen = [_with_one(x, layers[0])]
+        for weight, after in pairwise(layers):
+            seen.append(_with_one(self.activation(seen[-1] @ weight.T), after))
+        return seen
+
+    def _probe(self) -> Element:
+        blocks = [np.random.default_rng(size).normal(size=size**2) for size in self.sizes]
+        return self.exp(jnp.concatenate([jnp.asarray(PROBE * x / np.linalg.norm(x)) for x in blocks]))
+
+    def _open(self, params: PyTree, batch: PyTree) -> tuple[list[Array], Array]:
+        """Weights and inputs of the network, checked against each other."""
+        layers, x = self._read(params), self._inputs(batch)
+        expected = layers[0].shape[1] - (self._biases[0] is not None)
+        if x.shape[1] != expected:
+            raise ValueError(f"{self.weights[0]} takes {expected} features, the inputs have shape {x.shape}.")
+        return layers, x
+
+    def _inputs(self, batch: PyTree) -> Float[Array, "samples features"]:
+        if batch is None:
+            raise ValueError("ActivationGL depends on the data: pass the batch on which the loss is to stay.")
+        first = batch[0] if isinstance(batch, tuple) else batch
+        x = first if self.inputs is None else self.inputs(batch)
+        if jnp.ndim(x) != 2:
+            raise ValueError(
+                f"The inputs must have shape (samples, features), got {jnp.shape(x)}: pass inputs=..., a "
+                "function from the batch to such an array."
+            )
+        return jnp.asarray(x, jnp.result_type(x, float))
+
+    def _read(self, params: PyTree) -> list[Float[Array, "out in"]]:
+        """The weights of each layer, with the bias as last column if there is one."""
+        biases = self._biases
+        leaves = _named(params, (*self.weights, *(name for name in biases if name is not None)))
+        layers = []
+        for layer, (name, bias) in enumerate(zip(self.weights, biases, strict=True)):
+            weight = leaves[name]
+            rows = (*self.sizes, None)[layer]
+            columns = (None, *self.sizes)[layer]
+            fits = weight.ndim == 2 and rows in (None, weight.shape[0]) and columns in (None, weight.shape[1])
+            if not fits:
+                raise ValueError(
+                    f"With sizes={self.sizes}, {name} must have shape ({rows or 'any'}, {columns or 'any'}), "
+                    f"got {weight.shape}."
+                )
+            if bias is not None:
+                weight = jnp.concatenate([weight, leaves[bias][:, None]], axis=1)
+            layers.append(weight)
+        return layers
+
+    def _write(self, params: PyTree, layers: list[Array]) -> PyTree:
+        new = {}
+        for name, bias, layer in zip(self.weights, self._biases, layers, strict=True):
+            new[name] = layer if bias is None else layer[:, :-1]
+            if bias is not None:
+                new[bias] = layer[:, -1]
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: new[_name(path)].astype(leaf.dtype) if _name(path) in new else leaf, params
+        )
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _named(params: PyTree, names: Sequence[str]) -> dict[str, Array]:
+    """Leaves by name. Raises ValueError, listing what there is, if one is missing."""
+    leaves = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    missing = [name for name in names if name not in leaves]
+    if missing:
+        raise ValueError(f"The parameters have no leaves {missing}; their leaves are {list(leaves)}.")
+    return {name: jnp.asarray(leaves[name]) for name in names}
+
+
+def _with_one(x: Float[Array, "n p"], weight: Float[Array, "q r"]) -> Float[Array, "n r"]:
+    """Features as `weight` takes them: with a one after them if its last column is a bias."""
+    if x.shape[1] == weight.shape[1] - 1:
+        return jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1)
+    return x
+
+
+def _after(weight: Float[Array, "q r"], dual: Float[Array, "p p"]) -> Float[Array, "q r"]:
+    """`weight` times g^-1, which leaves a bias in the last column alone."""
+    p = dual.shape[0]
+    return jnp.concatenate([weight[:, :p] @ dual.T, weight[:, p:]], axis=1)
+
+
+def _well_conditioned(key: Key[Array, ""], size: int) -> tuple[Array, Array]:
+    left, middle, right = jax.random.split(key, 3)
+    q, r = jax.random.orthogonal(left, size), jax.random.orthogonal(right, size)
+    stretch = jnp.exp(jax.random.uniform(middle, (size,), minval=-0.5, maxval=0.5))
+    with jax.default_matmul_precision("highest"):
+        return (q * stretch) @ r, (q / stretch) @ r
+
+
+def _lost_rank(x: Float[Array, "n p"]) -> Bool[Array, ""]:
+    values = jnp.linalg.svdvals(x)
+    return ~(values[-1] > values[0] * max(x.shape) * jnp.finfo(x.dtype).eps)  # written so that NaN has none
+
+
+def _rounding(x: Float[Array, "..."]) -> Float[Array, ""]:
+    """What may pass for rounding: the square root of the machine precision."""
+    return jnp.sqrt(jnp.finfo(x.dtype).eps)

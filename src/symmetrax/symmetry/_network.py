@@ -1,0 +1,374 @@
+"""Groups on the legs of a parameter tree: almost every exact symmetry of a network."""
+
+import re
+import string
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key, PyTree
+
+from symmetrax._text import near_match
+from symmetrax._tree import leaf_name
+from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition
+from symmetrax.symmetry._groups import AbstractGroup
+from symmetrax.symmetry._legs import (
+    Both,
+    Concatenated,
+    Merged,
+    Node,
+    Plain,
+    Touch,
+    Visit,
+    Word,
+    check_commuting,
+    index_lengths,
+    parse,
+    walk,
+    words,
+)
+
+
+class NetworkSymmetry(AbstractLieSymmetry):
+    """Matrix groups acting on the axes of arrays that touch the same hidden spaces.
+
+    `spaces` names the hidden spaces and gives each a group. `legs` says, for every array that touches one,
+    what happens to each of its axes: a word per axis, einops-like. `h` transforms with g, `h*` with g^-T,
+    `_` not at all; `(h _)` is a merged axis, `a+b` a concatenated one, `h^2` a power. So for a hidden layer
+    w2 relu(w1 x + b1) the legs are w1 "h _", b1 "h", w2 "_ h*", and the group is `PositiveDiagonal`.
+
+    Arrays are named by their path, `layers.0.weight`, in any pytree: dicts, equinox modules, states of flax.
+    `{i}` in paths, words and spaces makes one copy for every array that matches. Arrays without a leg, and
+    leaves that are not arrays, pass untouched.
+
+    **Arguments:** `like` is the parameter tree; only its shapes are used, to expand the patterns and to check
+    every axis now. Raises ValueError for an array that is not there, an unknown name, an axis whose length
+    is not its space's size, a space without a leg.
+
+    An element is a dict from spaces to elements of their groups. The algebra has one coordinate vector, of
+    shape (k,), the groups' coordinates one after another; discrete groups have none. The action is linear, so
+    one gradient gives the gradient on the whole orbit: at `act(a, w)` it is `act(dual(a), gradient)`. It is
+    computed in float32 at least and returned in each array's own dtype.
+
+    >>> import jax, jax.numpy as jnp, symmetrax as sx
+    >>> params = {"w1": jnp.ones((4, 3)), "b1": jnp.ones(4), "w2": jnp.ones((2, 4))}
+    >>> legs = {"w1": "h _", "b1": "h", "w2": "_ h*"}
+    >>> symmetry = NetworkSymmetry({"h": sx.PositiveDiagonal(4)}, legs, like=params)
+    >>> there = symmetry.act(symmetry.exp(jnp.log(jnp.array([1.0, 2.0, 3.0, 4.0]))), params)
+    >>> print(there["b1"].round(3))
+    [1. 2. 3. 4.]
+    """
+
+    linear: ClassVar[bool] = True
+    reasons: ClassVar[tuple[str, ...]] = ("holds",)
+
+    spaces: dict[str, AbstractGroup]
+    legs: dict[str, str] = eqx.field(static=True)
+
+    def __init__(self, spaces: Mapping[str, AbstractGroup], legs: Mapping[str, str], like: PyTree):
+        arrays = named_shapes(like)
+        expanded, bindings = _expand_legs(legs, arrays)
+        self.legs = _Frozen(expanded)
+        self.spaces = _expand_spaces(spaces, self.legs, bindings)
+        _check_indices(self.spaces)
+        jax.eval_shape(lambda tree: self.visit(tree, lambda x, touches: x), arrays)
+
+    @property
+    def algebra(self) -> tuple[int]:
+        return (sum(self._lengths().values()),)
+
+    def identity(self) -> dict[str, Any]:
+        return {name: group.identity() for name, group in self.spaces.items()}
+
+    def compose(self, a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+        return {name: group.compose(a[name], b[name]) for name, group in self.spaces.items()}
+
+    def inverse(self, a: dict[str, Any]) -> dict[str, Any]:
+        return {name: group.inverse(a[name]) for name, group in self.spaces.items()}
+
+    def dual(self, a: dict[str, Any]) -> dict[str, Any]:
+        """The inverse transpose of `a`: what moves gradients when `a` moves parameters."""
+        return {name: group.dual(a[name]) for name, group in self.spaces.items()}
+
+    def sample(self, key: Key[Array, ""]) -> dict[str, Any]:
+        keys = jax.random.split(key, len(self.spaces))
+        return {name: group.sample(k) for k, (name, group) in zip(keys, self.spaces.items(), strict=True)}
+
+    def exp(self, coordinates: Float[Array, " k"]) -> dict[str, Any]:
+        return {name: self.spaces[name].exp(part) for name, part in self.split(coordinates).items()}
+
+    def bounded(self, coordinates: Float[Array, " k"], bound: float | Array) -> Float[Array, " k"]:
+        parts = self.split(coordinates)
+        return self.join({name: self.spaces[name].bounded(part, bound) for name, part in parts.items()})
+
+    def split(self, coordinates: Float[Array, " k"]) -> dict[str, Array]:
+        """The coordinates of every space, in the shapes of the groups' algebras."""
+        ends = np.cumsum([0, *self._lengths().values()])
+        return {
+            name: coordinates[low:high].reshape(group.algebra)
+            for (name, group), low, high in zip(self.spaces.items(), ends, ends[1:], strict=False)
+        }
+
+    def join(self, parts: Mapping[str, Array]) -> Float[Array, " k"]:
+        """One coordinate vector from those of the spaces, the inverse of `split`; zeros for the others."""
+        zeros = {name: jnp.zeros(group.algebra) for name, group in self.spaces.items()}
+        return jnp.concatenate([jnp.ravel(parts.get(name, zero)) for name, zero in zeros.items()])
+
+    def act(self, a: dict[str, Any], params: PyTree, batch: PyTree = None) -> PyTree:
+        def move(x: Array, touches: tuple[Touch, ...]) -> Array:
+            moved = x
+            for touch in touches:
+                moved = apply(self.spaces[touch.word.name], a[touch.word.name], moved, touch)
+            return moved.astype(x.dtype)
+
+        return self.visit(params, move)
+
+    def push(self, a: dict[str, Any], params: PyTree, tangent: PyTree, batch: PyTree = None) -> PyTree:
+        return self.act(a, tangent)
+
+    def pull(self, a: dict[str, Any], params: PyTree, cotangent: PyTree, batch: PyTree = None) -> PyTree:
+        return self.act(self.dual(a), cotangent)
+
+    def pull_squared(self, a: dict[str, Any], squares: PyTree) -> PyTree:
+        """Squares of gradients (entry by entry) at `params`, carried to `act(a, params)`.
+
+        Exact for scalings, signs and permutations; raises ValueError for groups that mix entries.
+        """
+        return self.push_squared(self.dual(a), squares)
+
+    def push_squared(self, a: dict[str, Any], squares: PyTree) -> PyTree:
+        """Squares of displacements (entry by entry), carried to `act(a, params)`; see `pull_squared`."""
+        return self.act({name: group.squared(a[name]) for name, group in self.spaces.items()}, squares)
+
+    def holds(self, params: PyTree, batch: PyTree = None) -> Precondition:
+        """Always: names and sizes were checked when it was made; the loss is measured by `verify`."""
+        return Precondition(jnp.array(0), jnp.array(0.0))
+
+    def visit(self, tree: PyTree, visit: Visit) -> PyTree:
+        """Call `visit(block, touches)` on the blocks of every array with a leg, and put them together."""
+
+        def move(path: tuple, leaf: Any) -> Any:
+            name = leaf_name(path)
+            if name not in self.legs or leaf is None:
+                return leaf
+            try:
+                return walk(self.legs[name], leaf, self.spaces, visit)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+
+        return jax.tree_util.tree_map_with_path(move, tree)
+
+    def only(self, *names: str) -> "NetworkSymmetry":
+        """The same symmetry with some of its spaces; the others stay as they are."""
+        for name in names:
+            if name not in self.spaces:
+                raise ValueError(f"There is no space {name!r}.{near_match(name, self.spaces)}")
+        dropped = set(self.spaces) - set(names)
+        legs = {path: _without(text, dropped, self.spaces) for path, text in self.legs.items()}
+        kept = {path: text for path, text in legs.items() if any(w.name in names for w in _all_words(text))}
+        return self._made({name: self.spaces[name] for name in names}, kept)
+
+    def __or__(self, other: "NetworkSymmetry") -> "NetworkSymmetry":
+        """Both at once: the spaces of both, and on every array the legs of both, axis by axis."""
+        for name in set(self.spaces) & set(other.spaces):
+            if self.spaces[name] != other.spaces[name]:
+                raise ValueError(
+                    f"Both symmetries have a space {name!r}, with groups {self.spaces[name]} and "
+                    f"{other.spaces[name]}: rename one."
+                )
+        spaces = {**self.spaces, **other.spaces}
+        _check_indices(spaces)
+        paths = [*self.legs, *(path for path in other.legs if path not in self.legs)]
+        legs = {path: _both(path, self.legs.get(path), other.legs.get(path), spaces) for path in paths}
+        return self._made(spaces, legs)
+
+    def with_legs(self, legs: Mapping[str, str]) -> "NetworkSymmetry":
+        """The same spaces on other legs, given for every array by its full path and not checked."""
+        return self._made(self.spaces, dict(legs))
+
+    def _made(self, spaces: dict[str, AbstractGroup], legs: dict[str, str]) -> "NetworkSymmetry":
+        """Another symmetry from checked parts."""
+        made = object.__new__(type(self))
+        object.__setattr__(made, "spaces", spaces)
+        object.__setattr__(made, "legs", _Frozen(legs))
+        return made
+
+    def _lengths(self) -> dict[str, int]:
+        return {name: int(np.prod(group.algebra)) for name, group in self.spaces.items()}
+
+    def __str__(self) -> str:
+        lines = [f"{name}: {group}" for name, group in self.spaces.items()]
+        width = max((len(path) for path in self.legs), default=0)
+        return "\n".join([*lines, *(f"  {path:<{width}}  {text}" for path, text in self.legs.items())])
+
+
+def _all_words(text: str) -> tuple[Word, ...]:
+    return tuple(word for node in parse(text) for word in words(node))
+
+
+class _Frozen(dict):
+    """A dict that can be part of a compiled program's key."""
+
+    def __hash__(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return hash(tuple(self.items()))
+
+
+def apply(group: AbstractGroup, element: PyTree, x: Array, touch: Touch) -> Array:
+    """Multiply the axis of `x` that `touch` names by the element, or its dual, or its power."""
+    word = touch.word
+    if word.index is not None:
+        taken = word.index if isinstance(word.index, int) else slice(*word.index)
+        element = jax.tree.map(lambda leaf: leaf[taken], element)
+    if word.star:
+        element = group.dual(element)
+    if word.power != 1:
+        element = group.power(element, word.power)
+    front = range(len(touch.indices) + 1)
+    axes = (*touch.indices, touch.axis)
+    apart = jnp.moveaxis(x, axes, front)
+    flat = apart.reshape(*apart.shape[: len(axes)], -1)
+    return jnp.moveaxis(group.multiply(element, flat).reshape(apart.shape), front, axes)
+
+
+def named_shapes(tree: PyTree) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of all arrays of a tree, by name.
+
+    >>> named_shapes({"w": jnp.ones((2, 3)), "activation": jnp.tanh})["w"].shape
+    (2, 3)
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        leaf_name(path): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        for path, leaf in leaves
+        if hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+    }
+
+
+def match_paths(pattern: str, names: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """The names that match a pattern, each with what its `{i}` stand for. Raises ValueError if there is none.
+
+    >>> match_paths("layers.{i}.weight", {"layers.0.weight": 0, "layers.1.weight": 0, "head": 0})
+    {'layers.0.weight': {'i': '0'}, 'layers.1.weight': {'i': '1'}}
+    """
+    regex, seen = "", set()
+    for literal, field, _, _ in string.Formatter().parse(pattern):
+        regex += re.escape(literal)
+        if field is not None:
+            regex += f"(?P={field})" if field in seen else f"(?P<{field}>[^.]+)"
+            seen.add(field)
+    found = {name: match.groupdict() for name in names if (match := re.fullmatch(regex, name))}
+    if not found:
+        listed = ", ".join(list(names)[:8]) + (", ..." if len(names) > 8 else "")
+        raise ValueError(f"No array is called {pattern!r}.{near_match(pattern, names)} There are: {listed}.")
+    return found
+
+
+def _expand_legs(
+    legs: Mapping[str, str], arrays: Mapping[str, Any]
+) -> tuple[dict[str, str], list[dict[str, str]]]:
+    """The leg of every array, and what the patterns' `{i}` stood for."""
+    expanded: dict[str, str] = {}
+    bindings: list[dict[str, str]] = []
+    for pattern, text in legs.items():
+        for name, bound in match_paths(pattern, arrays).items():
+            if name in expanded:
+                raise ValueError(f"The array {name!r} has two legs, the second from {pattern!r}.")
+            expanded[name] = _fill(text, bound, f"the leg {text!r} of {pattern!r}")
+            bindings.append(bound)
+    return expanded, bindings
+
+
+def _expand_spaces(
+    spaces: Mapping[str, AbstractGroup], legs: Mapping[str, str], bindings: list[dict[str, str]]
+) -> dict[str, AbstractGroup]:
+    """One space for every copy that a leg names."""
+    used = {word.name for text in legs.values() for word in _all_words(text)}
+    expanded: dict[str, AbstractGroup] = {}
+    for pattern, group in spaces.items():
+        fields = {field for _, field, _, _ in string.Formatter().parse(pattern) if field is not None}
+        copies = {pattern.format(**bound) for bound in bindings if fields <= set(bound)} if fields else {pattern}
+        names = sorted(copies & used, key=_natural)
+        if not names:
+            raise ValueError(f"The space {pattern!r} has no leg.{near_match(pattern, used)}")
+        expanded |= dict.fromkeys(names, group)
+    return expanded
+
+
+def _fill(text: str, bound: Mapping[str, str], where: str) -> str:
+    try:
+        return text.format(**bound)
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(f"{where} has a {{}} that its path does not have, or a brace too many: {error}.") from None
+
+
+def _check_indices(spaces: Mapping[str, AbstractGroup]) -> None:
+    """Raise ValueError if an index is a space: where one acts along what the other counts, they do not commute."""
+    for name in (name for group in spaces.values() for name, _ in group.per):
+        if name in spaces:
+            raise ValueError(
+                f"{name!r} is a space and an index of another group: the two would not commute. Make two "
+                "symmetries, or give the index another name."
+            )
+
+
+def _natural(name: str) -> list:
+    """Sorts qk2 before qk10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def _without(text: str, dropped: set[str], groups: Mapping[str, AbstractGroup]) -> str:
+    """A leg in which some spaces do not act: their words, and the indices only they have, become numbers."""
+    nodes = parse(text)
+    lengths = index_lengths(nodes, groups)
+    kept = {
+        name for space, group in groups.items() if space not in dropped for name in (space, *dict(group.per))
+    }
+
+    def blank(node: Node) -> Node:
+        match node:
+            case Word(name):
+                return node if name in kept else Plain(groups[name].size if name in groups else lengths[name])
+            case Plain():
+                return node
+            case Both(parts):
+                left = tuple(part for part in parts if part.name in kept)
+                return Both(left) if len(left) > 1 else left[0] if left else blank(parts[0])
+            case Merged(parts) | Concatenated(parts):
+                return type(node)(tuple(blank(part) for part in parts))
+
+    def axis(node: Node) -> Node:
+        left = blank(node)
+        return left if words(left) else Plain()  # an index stays: another axis may need it
+
+    return " ".join(str(axis(node)) for node in nodes)
+
+
+def _join_axes(one: Node, other: Node) -> Node:
+    """One axis with the legs of both; raises ValueError where they take it apart differently."""
+    if one == other or isinstance(other, Plain):
+        return one
+    if isinstance(one, Plain):
+        return other
+    for kind in (Merged, Concatenated):
+        if isinstance(one, kind) and isinstance(other, kind) and len(one.parts) == len(other.parts):
+            return kind(tuple(_join_axes(a, b) for a, b in zip(one.parts, other.parts, strict=True)))
+    if isinstance(one, Word | Both) and isinstance(other, Word | Both):
+        return Both((*words(one), *words(other)))
+    raise ValueError(f"one axis has the legs {one} and {other}, which cannot be joined: write them as one")
+
+
+def _both(path: str, first: str | None, second: str | None, spaces: Mapping[str, AbstractGroup]) -> str:
+    if first is None or second is None:
+        return first or second or ""
+    ones, others = parse(first), parse(second)
+    if len(ones) != len(others):
+        raise ValueError(f"{path}: the legs {first!r} and {second!r} differ in their number of axes.")
+    try:
+        text = " ".join(str(_join_axes(one, other)) for one, other in zip(ones, others, strict=True))
+        check_commuting(text, spaces)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}.") from None
+    return text
