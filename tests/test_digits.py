@@ -82,11 +82,21 @@ def test_held_out_measures_loss_and_accuracy_on_the_test_images():
     assert accuracy == pytest.approx(np.mean(guesses == FAMILY.test.labels), abs=1e-6)
 
 
-def test_digits_have_neither_far_starts_nor_a_symmetry():
+def test_digits_have_no_far_starts():
     with pytest.raises(ValueError, match="'digits' has no far starts"):
         sx.make_family("digits", far=True)
-    assert FAMILY.task(()).symmetry() is None
+
+
+class Unknown(sx.Classification):
+    """A classifier that does not tell its symmetry."""
+
+    def symmetry(self):
+        return None
+
+
+def test_nothing_can_teleport_without_a_symmetry():
+    task = Unknown(FAMILY.train, FAMILY.test, 12, 64)
     recipe = sx.Recipe(teleports=jnp.ones(3, bool))
     network = sx.CoordinatewiseLSTM(width=4, key=jax.random.key(0))
-    with pytest.raises(ValueError, match="Classification describes no symmetry"):
-        recipe(network, FAMILY.task(()))
+    with pytest.raises(ValueError, match="Unknown describes no symmetry"):
+        recipe(network, task)

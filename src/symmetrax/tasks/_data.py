@@ -1,16 +1,33 @@
 """Images with labels, from files."""
 
 import functools
+import gzip
+import math
+import os
+import pathlib
+import struct
+import zlib
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Array
+
+#: The environment variable that names the folder of data files.
+FOLDER = "SYMMETRAX_DATA"
+
+#: Files of MNIST, images and labels: training set, test set, a set of its own. Each may end in ".gz".
+PAIRS = (
+    ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+    ("images-idx3-ubyte", "labels-idx1-ubyte"),
+)
 
 
 class Images(NamedTuple):
     """Pixels in [0, 1], float32 of shape (n, pixels), and labels, int32 of shape (n,)."""
 
-    pixels: np.ndarray
-    labels: np.ndarray
+    pixels: np.ndarray | Array
+    labels: np.ndarray | Array
 
 
 @functools.cache
@@ -27,7 +44,142 @@ def digits() -> tuple[Images, Images]:
     from sklearn.datasets import load_digits  # takes a second to import
 
     data, target = load_digits(return_X_y=True)
-    order = np.random.default_rng(0).permutation(len(target))
-    pixels = (data[order] / 16).astype(np.float32)
-    labels = target[order].astype(np.int32)
-    return Images(pixels[:1437], labels[:1437]), Images(pixels[1437:], labels[1437:])
+    images = Images((data / 16).astype(np.float32), target.astype(np.int32))
+    return _split(images, 1437)
+
+
+def mnist() -> tuple[Images, Images]:
+    """The 28 x 28 digits of MNIST, as training and test images with 784 pixels.
+
+    They are read from the IDX files in the folder that the environment variable SYMMETRAX_DATA names:
+    `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte` and
+    `t10k-labels-idx1-ubyte`, compressed by gzip (`.gz`) or not. If only one pair of images and labels is
+    there, or the pair `images-idx3-ubyte` and `labels-idx1-ubyte`, four fifths of it, a fixed random choice,
+    are for training. Without such files, scikit-learn downloads `mnist_784` from OpenML and keeps it in its
+    own cache. Either way, what was read once stays in memory.
+
+    Raises ValueError for a broken or incomplete pair of files, and where there are neither files nor a
+    network. Source: Y. LeCun, C. Cortes and C. J. C. Burges, The MNIST Database of Handwritten Digits.
+    """
+    folder = os.environ.get(FOLDER)
+    pairs = _pairs(pathlib.Path(folder).expanduser().resolve()) if folder else ()
+    if pairs:
+        return _from_files(pairs)
+    try:
+        return _from_openml()
+    except Exception as error:  # whatever a download can fail with
+        looked = (
+            f"the folder {folder} holds none" if folder else "it is not set, and can name a folder with one"
+        )
+        names = ", ".join(" and ".join(pair) for pair in PAIRS)
+        raise ValueError(
+            f"There is no MNIST. {FOLDER}: {looked} of the pairs {names} (.gz or not). "
+            f"Download from OpenML: {type(error).__name__}: {' '.join(str(error).split())}. "
+            "Put the files into such a folder, or try again with a network."
+        ) from error
+
+
+def read_idx(path: pathlib.Path, axes: int) -> np.ndarray:
+    """The unsigned bytes of an IDX file with `axes` axes, compressed by gzip or not.
+
+    The format: two zero bytes, 8 for unsigned bytes, the number of axes; the length of each axis as four
+    bytes, most significant first; the values. Raises ValueError, naming the file, for anything else.
+
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder) / "labels-idx1-ubyte"
+    ...     _ = path.write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 3, 7, 2, 1]))
+    ...     read_idx(path, 1).tolist()
+    [7, 2, 1]
+    """
+    content = path.read_bytes()
+    if content[:2] == b"\x1f\x8b":
+        try:
+            content = gzip.decompress(content)
+        except (EOFError, OSError, zlib.error) as error:
+            raise ValueError(f"{path} is not a whole gzip file: {error}.") from error
+    magic, start = bytes([0, 0, 8, axes]), 4 + 4 * axes
+    if content[:4] != magic:
+        found = content[:4].hex(" ") or "nothing"
+        raise ValueError(
+            f"{path} is not an IDX file of bytes with axes={axes}: it starts with {found}, expected "
+            f"{magic.hex(' ')}."
+        )
+    if len(content) < start:
+        raise ValueError(f"{path} ends in its header: {len(content)} bytes, expected at least {start}.")
+    sizes = struct.unpack(f">{axes}I", content[4:start])
+    expected = start + math.prod(sizes)
+    if len(content) != expected:
+        raise ValueError(
+            f"{path} has {len(content):,} bytes, expected {expected:,} for the sizes {sizes} in its header "
+            "(both uncompressed)."
+        )
+    return np.frombuffer(content, np.uint8, offset=start).reshape(sizes)
+
+
+Pair = tuple[pathlib.Path, pathlib.Path]
+
+
+def _pairs(folder: pathlib.Path) -> tuple[Pair, ...]:
+    """The files to read: a training and a test pair, else the only pair, else none."""
+    training, test = (_pair(folder, names) for names in PAIRS[:2])
+    if training and test:
+        return training, test
+    only = training or test or _pair(folder, PAIRS[2])
+    return (only,) if only else ()
+
+
+def _pair(folder: pathlib.Path, names: tuple[str, str]) -> Pair | None:
+    """The files of these names, None if there is neither; one without the other is an error."""
+    images, labels = (
+        next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+        for name in names
+    )
+    if images and labels:
+        return images, labels
+    if images or labels:
+        missing = names[1] if images else names[0]
+        raise ValueError(f"{images or labels} is there, but {missing} (.gz or not) is missing beside it.")
+    return None
+
+
+@functools.cache
+def _from_files(pairs: tuple[Pair, ...]) -> tuple[Images, Images]:
+    images = [_read(*pair) for pair in pairs]
+    return (images[0], images[1]) if len(images) == 2 else _split(images[0], len(images[0].labels) * 4 // 5)
+
+
+def _read(images: pathlib.Path, labels: pathlib.Path) -> Images:
+    """One pair of files, whose images and labels must fit together."""
+    pixels, target = read_idx(images, 3), read_idx(labels, 1)
+    if pixels.shape[1:] != (28, 28):
+        raise ValueError(f"{images} has images of {pixels.shape[1:]} pixels, expected (28, 28).")
+    if len(pixels) != len(target):
+        raise ValueError(f"{images} has {len(pixels):,} images, but {labels} has {len(target):,} labels.")
+    if len(target) < 2:
+        raise ValueError(f"{images} has {len(target)} images, expected at least 2.")
+    if target.max() > 9:
+        raise ValueError(f"{labels} has the label {target.max()}, expected 0 to 9.")
+    return _scaled(pixels.reshape(-1, 784), target)
+
+
+@functools.cache
+def _from_openml() -> tuple[Images, Images]:
+    from sklearn.datasets import fetch_openml  # takes a second to import
+
+    # The other parser needs pandas.
+    data, target = fetch_openml("mnist_784", version=1, as_frame=False, parser="liac-arff", return_X_y=True)
+    images = _scaled(data, target)
+    return Images(*(part[:60_000] for part in images)), Images(*(part[60_000:] for part in images))
+
+
+def _scaled(pixels: np.ndarray, labels: np.ndarray) -> Images:
+    """From bytes, or numbers up to 255."""
+    return Images(np.divide(pixels, 255, dtype=np.float32), labels.astype(np.int32))
+
+
+def _split(images: Images, train: int) -> tuple[Images, Images]:
+    """`train` images and the others, by a random permutation that is always the same."""
+    order = np.random.default_rng(0).permutation(len(images.labels))
+    pixels, labels = images.pixels[order], images.labels[order]
+    return Images(pixels[:train], labels[:train]), Images(pixels[train:], labels[train:])

@@ -3,8 +3,10 @@
 import difflib
 from collections.abc import Callable
 
+import jax.numpy as jnp
+
 from symmetrax.tasks._base import AbstractTaskFamily
-from symmetrax.tasks._data import digits
+from symmetrax.tasks._data import Images, digits, mnist
 from symmetrax.tasks._plane import (
     Kind,
     PlaneFamily,
@@ -13,6 +15,7 @@ from symmetrax.tasks._plane import (
     generalized_rosenbrock,
     rosenbrock,
 )
+from symmetrax.tasks._regression import RegressionFamily
 from symmetrax.tasks._supervised import ImageFamily
 
 # The fixed starts of the code published with the benchmark: far outside N(0, I).
@@ -29,10 +32,19 @@ def _plane(kind: Kind, make_fixed: Callable | None) -> Callable[[str, bool], Abs
     return build
 
 
-def _digits(name: str, far: bool) -> ImageFamily:
-    if far:
-        raise ValueError("The family 'digits' has no far starts: they belong to the plane.")
-    return ImageFamily(name, *digits())
+def _near_only(build: Callable[[str], AbstractTaskFamily]) -> Callable[[str, bool], AbstractTaskFamily]:
+    def checked(name: str, far: bool) -> AbstractTaskFamily:
+        if far:
+            raise ValueError(f"The family {name!r} has no far starts: they belong to the plane.")
+        return build(name)
+
+    return checked
+
+
+def _mnist(name: str) -> ImageFamily:
+    # On the device once, not at every call of a compiled program.
+    train, test = (Images(*(jnp.asarray(part) for part in images)) for images in mnist())
+    return ImageFamily(name, train, test, widths=((16, 10),), batch_size=20, slope=0.1, bias=False)
 
 
 _FAMILIES: dict[str, Callable[[str, bool], AbstractTaskFamily]] = {
@@ -44,7 +56,9 @@ _FAMILIES: dict[str, Callable[[str, bool], AbstractTaskFamily]] = {
     "rosenbrock-random": _plane("rosenbrock", None),
     "booth": _plane("booth", booth),
     "rosenbrock": _plane("rosenbrock", rosenbrock),
-    "digits": _digits,
+    "regression": _near_only(RegressionFamily),
+    "mnist": _near_only(_mnist),
+    "digits": _near_only(lambda name: ImageFamily(name, *digits())),
 }
 
 
@@ -61,9 +75,16 @@ def make_family(name: str, *, far: bool = False) -> AbstractTaskFamily:
     """The task family called `name`.
 
     "ellipse-fixed", "ellipse-random", "rosenbrock-fixed" and "rosenbrock-random" are the settings of figures
-    3, 4, 5 and 6 of arXiv:2504.15399; "booth" and "rosenbrock" are the classical functions; "digits" trains
-    small classifiers on real images. Tasks of the plane start at N(0, I); with `far`, at the fixed points
-    (-5, 3.5) or (-6, -2) that the published code tests from. Raises ValueError for an unknown name.
+    3, 4, 5 and 6 of arXiv:2504.15399; "booth" and "rosenbrock" are the classical functions. Tasks of the
+    plane start at N(0, I); with `far`, at the fixed points (-5, 3.5) or (-6, -2) where the published tests
+    start.
+
+    "regression" fits random data with a small network: see `RegressionFamily`. "digits" trains small
+    classifiers on real images. "mnist" trains the 784-16-10-10 classifiers without biases, by minibatches of
+    20, of arXiv:2305.13404, here with slope 0.1 below zero; its images are read, from the folder
+    SYMMETRAX_DATA or by a download, only when the family is made.
+
+    Raises ValueError for an unknown name, and for "mnist" where there are no images.
 
     >>> make_family("booth").name
     'booth'

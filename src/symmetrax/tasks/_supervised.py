@@ -8,38 +8,54 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from symmetrax.symmetry._network import NetworkSymmetry
 from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
 from symmetrax.tasks._data import Images
+from symmetrax.tasks._networks import Perceptron
+
+#: Units of the only hidden layer, or of several.
+Widths = int | tuple[int, ...]
+
+
+def _several(widths: Widths) -> tuple[int, ...]:
+    return (widths,) if isinstance(widths, int) else widths
 
 
 class Classification(AbstractTask):
-    """A ReLU network with one hidden layer of `width` units, trained on `train` by minibatches.
+    """A (leaky) ReLU network with hidden layers of `widths` units, trained on `train` by minibatches.
 
-    The loss is the mean cross-entropy. Parameters are a dict of two matrices and two biases, drawn by He's
-    rule (variance 2 / inputs) with zero biases. `held_out` measures on `test`.
+    The loss is the mean cross-entropy. Parameters are a dict of matrices and, with `bias`, biases, drawn by
+    He's rule with zero biases: see `Perceptron`. An integer as `widths` means one hidden layer. `held_out`
+    measures on `test`.
 
     >>> import jax, symmetrax as sx
-    >>> task = sx.make_family("digits").task((), 12)
+    >>> task = sx.make_family("digits").task((), (16, 12))
     >>> params = task.init(jax.random.key(0))
     >>> {name: leaf.shape for name, leaf in sorted(params.items())}
-    {'b1': (12,), 'b2': (10,), 'w1': (12, 64), 'w2': (10, 12)}
+    {'b1': (16,), 'b2': (12,), 'b3': (10,), 'w1': (16, 64), 'w2': (12, 16), 'w3': (10, 12)}
     """
 
     train: Images
     test: Images
-    width: int = eqx.field(static=True)
+    widths: tuple[int, ...] = eqx.field(static=True, converter=_several)
     batch_size: int = eqx.field(static=True)
     classes: int = eqx.field(static=True, default=10)
+    slope: float = eqx.field(static=True, default=0.0)
+    bias: bool = eqx.field(static=True, default=True)
+
+    @property
+    def width(self) -> int:
+        """The units of the first hidden layer."""
+        return self.widths[0]
+
+    @property
+    def network(self) -> Perceptron:
+        """The function from pixels to logits."""
+        sizes = (self.train.pixels.shape[1], *self.widths, self.classes)
+        return Perceptron(sizes, self.slope, self.bias)
 
     def init(self, key: Key[Array, ""]) -> dict[str, Array]:
-        first, second = jax.random.split(key)
-        he = jax.nn.initializers.he_normal(in_axis=-1, out_axis=-2)
-        return {
-            "w1": he(first, (self.width, self.train.pixels.shape[1])),
-            "b1": jnp.zeros(self.width),
-            "w2": he(second, (self.classes, self.width)),
-            "b2": jnp.zeros(self.classes),
-        }
+        return self.network.init(key)
 
     def batch(self, key: Key[Array, ""]) -> tuple[Float[Array, "b pixels"], Int[Array, " b"]]:
         rows = jax.random.randint(key, (self.batch_size,), 0, len(self.train.labels))
@@ -47,8 +63,7 @@ class Classification(AbstractTask):
 
     def logits(self, params: PyTree, pixels: Float[Array, "b pixels"]) -> Float[Array, "b classes"]:
         """Unnormalized log-probabilities of the classes."""
-        hidden = jax.nn.relu(pixels @ params["w1"].T + params["b1"])
-        return hidden @ params["w2"].T + params["b2"]
+        return self.network(params, pixels)
 
     def loss(self, params: PyTree, batch: Any = None) -> Float[Array, ""]:
         pixels, labels = batch
@@ -60,15 +75,16 @@ class Classification(AbstractTask):
         right = jnp.argmax(self.logits(params, pixels), -1) == labels
         return self.loss(params, (pixels, labels)), jnp.mean(right)
 
-    def symmetry(self) -> None:
-        """None: the symmetries of networks are not described yet."""
-        return
+    def symmetry(self) -> NetworkSymmetry:
+        """Positive scalings of the hidden units: see `Perceptron`."""
+        return self.network.symmetry()
 
 
 class ImageFamily(AbstractTaskFamily):
-    """Classifiers of one data set whose width is one of `widths`: see `Classification`.
+    """Classifiers of one data set whose hidden layers are one of `widths`: see `Classification`.
 
-    Tasks differ in width, initialization and order of minibatches, so nothing is drawn.
+    Tasks differ in widths, initialization and order of minibatches, so nothing is drawn. Each of `widths` is
+    a shape: the units of the only hidden layer, or a tuple of those of several.
 
     >>> import symmetrax as sx
     >>> sx.make_family("digits").shapes
@@ -78,16 +94,20 @@ class ImageFamily(AbstractTaskFamily):
     name: str = eqx.field(static=True)
     train: Images
     test: Images
-    widths: tuple[int, ...] = eqx.field(static=True, default=(12, 16, 24))
+    widths: tuple[Widths, ...] = eqx.field(static=True, default=(12, 16, 24))
     batch_size: int = eqx.field(static=True, default=64)
+    slope: float = eqx.field(static=True, default=0.0)
+    bias: bool = eqx.field(static=True, default=True)
 
     @property
-    def shapes(self) -> tuple[int, ...]:
+    def shapes(self) -> tuple[Widths, ...]:
         return self.widths
 
     def draw(self, key: Key[Array, ""]) -> tuple[()]:
         return ()
 
-    def task(self, drawn: tuple[()], shape: int | None = None) -> Classification:
-        width = self.widths[0] if shape is None else shape
-        return Classification(self.train, self.test, width, self.batch_size)
+    def task(self, drawn: tuple[()], shape: Widths | None = None) -> Classification:
+        widths = self.widths[0] if shape is None else shape
+        return Classification(
+            self.train, self.test, widths, self.batch_size, slope=self.slope, bias=self.bias
+        )

@@ -1,0 +1,87 @@
+"""Fully connected networks, as functions of a dict of parameters."""
+
+import itertools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, PyTree
+
+from symmetrax.symmetry._models import mlp_symmetry
+from symmetrax.symmetry._network import NetworkSymmetry
+
+
+class Perceptron(eqx.Module):
+    """Layers x -> w x + b with a (leaky) ReLU between them: `sizes` are inputs, hidden units, outputs.
+
+    Parameters are a dict: matrices `w1`, `w2`, ... of shape (out, in) and, with `bias`, vectors `b1`, `b2`,
+    ... of shape (out,). `slope` is that of the activation below zero, so 0 means ReLU. Raises ValueError
+    without a hidden layer, or for a layer without units.
+
+    >>> import jax
+    >>> network = Perceptron(sizes=(4, 3, 2), bias=False)
+    >>> params = network.init(jax.random.key(0))
+    >>> {name: leaf.shape for name, leaf in sorted(params.items())}
+    {'w1': (3, 4), 'w2': (2, 3)}
+    >>> network(params, jax.numpy.ones((7, 4))).shape
+    (7, 2)
+    """
+
+    sizes: tuple[int, ...] = eqx.field(static=True)
+    slope: float = eqx.field(static=True, default=0.0)
+    bias: bool = eqx.field(static=True, default=True)
+
+    def __check_init__(self):
+        if len(self.sizes) < 3 or min(self.sizes) < 1:
+            raise ValueError(
+                "A perceptron needs inputs, at least one hidden layer and outputs, none without units, "
+                f"got sizes={self.sizes}."
+            )
+
+    @property
+    def layers(self) -> int:
+        """The number of matrices."""
+        return len(self.sizes) - 1
+
+    @property
+    def matrices(self) -> dict[str, tuple[int, int]]:
+        """The names and shapes of the matrices."""
+        pairs = enumerate(itertools.pairwise(self.sizes), start=1)
+        return {f"w{layer}": (outputs, inputs) for layer, (inputs, outputs) in pairs}
+
+    def init(
+        self, key: Key[Array, ""], initializer: jax.nn.initializers.Initializer | None = None
+    ) -> dict[str, Array]:
+        """Zero biases, and weights by He's rule, of variance 2 / ((1 + slope^2) inputs), or `initializer`."""
+        draw = initializer or jax.nn.initializers.variance_scaling(
+            2.0 / (1.0 + self.slope**2), "fan_in", "truncated_normal", in_axis=-1, out_axis=-2
+        )
+        keys = jax.random.split(key, self.layers)
+        params = {name: draw(own, self.matrices[name]) for name, own in zip(self.matrices, keys, strict=True)}
+        if self.bias:
+            params |= {f"b{layer}": jnp.zeros(size) for layer, size in enumerate(self.sizes[1:], start=1)}
+        return params
+
+    def __call__(self, params: PyTree, x: Float[Array, "*n inputs"]) -> Float[Array, "*n outputs"]:
+        """The outputs for inputs in the last axis."""
+        for layer in range(1, self.layers + 1):
+            x = x @ params[f"w{layer}"].T
+            if self.bias:
+                x = x + params[f"b{layer}"]
+            if layer < self.layers:
+                x = self.activation(x)
+        return x
+
+    def symmetry(self) -> NetworkSymmetry:
+        """Every hidden unit scaled by s > 0 and what reads it by 1 / s, exact for a (leaky) ReLU.
+
+        One space for each hidden layer, `hidden1`, `hidden2`, ...; the algebra has one coordinate, log s, for
+        each hidden unit. Source: arXiv:2012.01118.
+        """
+        like = jax.eval_shape(self.init, jax.random.key(0))
+        biases = [f"b{layer}" for layer in range(1, self.layers + 1)] if self.bias else []
+        return mlp_symmetry(like, list(self.matrices), biases)
+
+    def activation(self, x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        """x above zero, `slope` x below."""
+        return jax.nn.leaky_relu(x, self.slope) if self.slope else jax.nn.relu(x)

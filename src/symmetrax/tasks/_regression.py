@@ -1,0 +1,98 @@
+"""Regression with small networks on random data, as in the papers on teleportation."""
+
+from typing import Any, Literal, get_args
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, PyTree
+
+from symmetrax.symmetry._network import NetworkSymmetry
+from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
+from symmetrax.tasks._networks import Perceptron
+
+Start = Literal["uniform", "gaussian"]
+
+
+class Regression(AbstractTask):
+    """1/2 ||targets - f(inputs)||^2 over all samples, with f a leaky ReLU network without biases.
+
+    Samples are rows: `inputs` (samples, features), `targets` (samples, outputs); `widths` are the units of
+    the hidden layers. Weights start at U[0, 1], or with `start="gaussian"` centred, by He's rule (see
+    `Perceptron`): with positive weights and inputs no unit is near the kink of its activation. `batch` gives
+    all data, and `loss` uses them where it is given none. Source: arXiv:2205.10637.
+
+    >>> import jax, symmetrax as sx
+    >>> family = sx.make_family("regression")
+    >>> task = family.task(family.draw(jax.random.key(0)))
+    >>> params = task.init(jax.random.key(1))
+    >>> {name: leaf.shape for name, leaf in sorted(params.items())}
+    {'w1': (6, 5), 'w2': (7, 6), 'w3': (8, 7)}
+    >>> task.loss(params).shape
+    ()
+    """
+
+    inputs: Float[Array, "samples features"]
+    targets: Float[Array, "samples outputs"]
+    widths: tuple[int, ...] = eqx.field(static=True)
+    slope: float = eqx.field(static=True, default=0.1)
+    start: Start = eqx.field(static=True, default="uniform")
+
+    @property
+    def network(self) -> Perceptron:
+        """The function from inputs to outputs."""
+        sizes = (self.inputs.shape[1], *self.widths, self.targets.shape[1])
+        return Perceptron(sizes, self.slope, bias=False)
+
+    def init(self, key: Key[Array, ""]) -> dict[str, Array]:
+        # U[0, 1] is what this initializer means by scale 1.
+        initializer = jax.nn.initializers.uniform(1.0) if self.start == "uniform" else None
+        return self.network.init(key, initializer)
+
+    def batch(self, key: Key[Array, ""]) -> tuple[Array, Array]:
+        return self.inputs, self.targets
+
+    def loss(self, params: PyTree, batch: Any = None) -> Float[Array, ""]:
+        inputs, targets = (self.inputs, self.targets) if batch is None else batch
+        return 0.5 * jnp.sum(jnp.square(targets - self.network(params, inputs)))
+
+    def symmetry(self) -> NetworkSymmetry:
+        """Positive scalings of the hidden units: see `Perceptron`."""
+        return self.network.symmetry()
+
+
+class RegressionFamily(AbstractTaskFamily):
+    """Regressions on `samples` random samples, inputs and targets U[0, 1]; `dims` are the layers' sizes.
+
+    The defaults are those of arXiv:2205.10637, there called 4-5-6-7-8: 4 samples with 5 features, matrices of
+    shapes (6, 5), (7, 6), (8, 7). Two matrices of 20 x 20 and 20 samples, `dims=(20, 20, 20), samples=20`,
+    are a problem of arXiv:2305.13404. `slope` and `start` are those of `Regression`; ValueError for a start
+    of another name.
+
+    >>> import jax
+    >>> family = RegressionFamily("wide", dims=(20, 20, 20), samples=20)
+    >>> inputs, targets = family.draw(jax.random.key(0))
+    >>> inputs.shape, targets.shape
+    ((20, 20), (20, 20))
+    """
+
+    name: str = eqx.field(static=True)
+    dims: tuple[int, ...] = eqx.field(static=True, default=(5, 6, 7, 8))
+    samples: int = eqx.field(static=True, default=4)
+    slope: float = eqx.field(static=True, default=0.1)
+    start: Start = eqx.field(static=True, default="uniform")
+
+    def __check_init__(self):
+        Perceptron(self.dims)
+        if self.samples < 1:
+            raise ValueError(f"A regression needs at least one sample, got samples={self.samples}.")
+        if self.start not in get_args(Start):
+            raise ValueError(f"`start` must be one of {', '.join(get_args(Start))}, got {self.start!r}.")
+
+    def draw(self, key: Key[Array, ""]) -> tuple[Array, Array]:
+        first, second = jax.random.split(key)
+        shapes = (self.samples, self.dims[0]), (self.samples, self.dims[-1])
+        return jax.random.uniform(first, shapes[0]), jax.random.uniform(second, shapes[1])
+
+    def task(self, drawn: tuple[Array, Array], shape: None = None) -> Regression:
+        return Regression(*drawn, self.dims[1:-1], self.slope, self.start)
