@@ -20,8 +20,8 @@ class Turn(sx.AbstractSearch):
 
     angle: float
 
-    def __call__(self, objective, symmetry, params):
-        return jnp.full(symmetry.algebra, self.angle)
+    def __call__(self, orbit):
+        return jnp.full(orbit.symmetry.algebra, self.angle)
 
     def evaluations(self, symmetry):
         return 0

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import symmetrax as sx
-from symmetrax.teleportation._transform import due
+from symmetrax.teleportation._schedule import due
 
 START = (5.0, -5.0)
 MATRIX = np.array([[1.0, 2.0], [2.0, 1.0]])
@@ -19,8 +19,8 @@ class Turn(sx.AbstractSearch):
 
     angle: float
 
-    def __call__(self, objective, symmetry, params):
-        return jnp.full(symmetry.algebra, self.angle)
+    def __call__(self, orbit):
+        return jnp.full(orbit.symmetry.algebra, self.angle)
 
     def evaluations(self, symmetry):
         return 0
@@ -218,5 +218,5 @@ def test_wrong_calls_say_what_is_missing(unchecked):
         optimizer.update(x, optimizer.init(x), x)
     with pytest.raises(ValueError, match="`teleported` needs params"):
         optimizer.update(x, optimizer.init(x), value_fn=sx.booth().loss)
-    with pytest.raises(ValueError, match="must be 'keep' or 'reset', got 'carry'"):
-        sx.teleported(optax.sgd(0.1), sx.booth().symmetry(), transport="carry")
+    with pytest.raises(ValueError, match="must be one of keep, carry, reset, got 'move'"):
+        sx.teleported(optax.sgd(0.1), sx.booth().symmetry(), transport="move")

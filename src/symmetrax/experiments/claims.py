@@ -15,7 +15,8 @@ from symmetrax._tree import safe_norm
 from symmetrax.symmetry._maps import Affine
 from symmetrax.tasks._families import make_family
 from symmetrax.tasks._plane import PlaneFamily, SumOfSquares, booth, generalized_booth, rosenbrock
-from symmetrax.teleportation._search import Oracle, teleport
+from symmetrax.teleportation._search import Oracle
+from symmetrax.teleportation._teleport import teleport
 
 DRAWS = 1000
 

@@ -17,7 +17,7 @@ from symmetrax.learned._features import Info, Move
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.teleportation._guard import NOT_MEASURED, Guard, jump
 from symmetrax.teleportation._objectives import orbit_derivative
-from symmetrax.teleportation._transform import Schedule, due, settled
+from symmetrax.teleportation._schedule import Schedule, due, settled
 
 
 class LearnedState(NamedTuple):
@@ -137,8 +137,13 @@ def _transformation(network, symmetry, schedule, guard, meta_order):
         info = look(updates, state, params, value_fn, batch, key)
         move, memory = network.propose(info, state.memory)
         state = state._replace(count=state.count + 1, memory=memory, previous=move.update)
-        if symmetry is None or move.algebra is None:
+        if symmetry is None:
             return move.update, state
+        if move.algebra is None:
+            raise ValueError(
+                "This network emits no algebra coordinates, so it cannot teleport: build it with "
+                f"algebra={symmetry.algebra[0]}, or use it without a symmetry."
+            )
         if move.algebra.shape != symmetry.algebra:
             raise ValueError(
                 f"The network emits algebra coordinates of shape {move.algebra.shape}, but the symmetry has "

@@ -73,6 +73,22 @@ class Jump(NamedTuple):
     refused: Int[Array, ""]
 
 
+def land(
+    displacement: PyTree,
+    params: PyTree,
+    *,
+    guard: Guard | None,
+    value_fn: Callable[[PyTree], Float[Array, ""]],
+) -> Jump:
+    """Take a displacement that was found without a group, unless `guard` refuses."""
+    if guard is None:
+        return Jump(displacement, jnp.array(NOT_MEASURED), jnp.array(0))
+    trial = jax.lax.stop_gradient(displacement)
+    defect, refused = guard.judge(trial, value_fn(params), value_fn(optax.tree.add(params, trial)))
+    taken = select(refused == 0, displacement, optax.tree.zeros_like(displacement))
+    return Jump(taken, jax.lax.stop_gradient(defect), refused)
+
+
 def jump(
     symmetry: AbstractSymmetry,
     element: PyTree,

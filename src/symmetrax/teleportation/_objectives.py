@@ -1,29 +1,202 @@
-"""What a good point on the orbit is: scalars measured at a point."""
+"""What a good point on the orbit is: scalars measured at a point, larger is better."""
 
+from abc import abstractmethod
 from collections.abc import Callable
+from typing import Literal
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, PyTree
 
-from symmetrax._tree import squared_norm
+from symmetrax._tree import safe_norm, squared_norm
 from symmetrax.symmetry._base import AbstractLieSymmetry
+from symmetrax.teleportation._nuclear import nuclear_norm
 
-#: An objective: `(value_fn, params) -> scalar`, larger is better.
+#: An objective: `(value_fn, params) -> scalar`, larger is better. Plain functions are objectives too.
 Objective = Callable[[Callable[[PyTree], Float[Array, ""]], PyTree], Float[Array, ""]]
 
 
-def squared_gradient_norm(value_fn: Callable, params: PyTree) -> Float[Array, ""]:
-    """||grad value_fn(params)||^2: what teleportation raises in arXiv:2205.10637.
+class AbstractObjective(eqx.Module):
+    """What a search raises on the orbit, with its price.
 
-    By the descent lemma, a gradient step of size alpha <= 1/L lowers the loss by at least alpha/2 times
-    this, if L bounds the curvature.
+    `value_fn` maps parameters to the loss; `lower` turns an objective around. Derivatives with respect to
+    `params` must be finite wherever the loss has them, also where its gradient is zero.
+
+    >>> import symmetrax as sx
+    >>> isinstance(sx.GradientNorm(), AbstractObjective), sx.GradientNorm().cost
+    (True, 1.0)
+    """
+
+    @property
+    @abstractmethod
+    def cost(self) -> float:
+        """Price of one evaluation, in gradients of the loss, known before anything runs.
+
+        A plain value of the loss counts 1/3, a Hessian-vector product 2.
+        """
+
+    @abstractmethod
+    def __call__(self, value_fn: Callable, params: PyTree) -> Float[Array, ""]:
+        """How good the point `params` is; larger is better."""
+
+
+class AbstractGradientObjective(AbstractObjective):
+    """An objective of the gradient alone: `measure(grad value_fn(params))`.
+
+    Where a symmetry carries gradients exactly (`symmetry.pull`), one gradient gives this objective on the
+    whole orbit: a search may call `measure` and pay for no others.
 
     >>> import jax.numpy as jnp, symmetrax as sx
-    >>> float(squared_gradient_norm(sx.booth().loss, jnp.array([5.0, -5.0])))
-    2880.0
+    >>> float(sx.GradientNorm().measure({"w": jnp.array([3.0, 4.0])}))
+    25.0
     """
-    return squared_norm(jax.grad(value_fn)(params))
+
+    @property
+    def cost(self) -> float:
+        return 1.0
+
+    @abstractmethod
+    def measure(self, gradient: PyTree) -> Float[Array, ""]:
+        """How good a point with this gradient is; larger is better."""
+
+    def __call__(self, value_fn: Callable, params: PyTree) -> Float[Array, ""]:
+        return self.measure(jax.grad(value_fn)(params))
+
+
+class GradientNorm(AbstractGradientObjective):
+    """Size of the gradient g, in the norm that says what a first step can gain.
+
+    A step u of size ||u|| <= s lowers the loss, to first order, by at most s times the dual norm of g. So
+    each kind of optimizer has its own:
+
+    - `metric="squared"`: ||g||^2, for gradient steps. By the descent lemma a step of size alpha <= 1/L
+      lowers the loss by at least alpha/2 times this, if L bounds the curvature.
+    - `metric="l1"`: sum |g_i|, for steps of one size in every coordinate: sign descent, Adam.
+    - `metric="nuclear"`: the sum of the singular values of every matrix in g, for Muon. Leaves with more
+      axes are matrices of shape (first, rest); all others count with their Euclidean norm. Singular values
+      come from products alone, and the derivative is finite at matrices of any rank: zero at zero.
+
+    Source: arXiv:2205.10637 for "squared"; section 2 of arXiv:2409.20325 for the duality.
+
+    >>> import jax.numpy as jnp
+    >>> gradient = {"w": jnp.array([[3.0, 0.0], [0.0, -4.0]]), "b": jnp.array([3.0, 4.0])}
+    >>> [round(float(GradientNorm(metric).measure(gradient)), 4) for metric in ("squared", "l1", "nuclear")]
+    [50.0, 14.0, 12.0]
+    """
+
+    metric: Literal["squared", "l1", "nuclear"] = eqx.field(static=True, default="squared")
+
+    def __check_init__(self):
+        if self.metric not in ("squared", "l1", "nuclear"):
+            raise ValueError(f"GradientNorm needs metric 'squared', 'l1' or 'nuclear', got {self.metric!r}.")
+
+    def measure(self, gradient: PyTree) -> Float[Array, ""]:
+        if self.metric == "squared":
+            return squared_norm(gradient)
+        size = _magnitude if self.metric == "l1" else _spectral_dual
+        return sum((jnp.sum(size(x)) for x in jax.tree.leaves(gradient)), start=jnp.zeros(()))
+
+
+#: ||grad value_fn(params)||^2: what teleportation raises in arXiv:2205.10637, and the default everywhere.
+squared_gradient_norm = GradientNorm()
+
+
+class AfterSteps(AbstractObjective):
+    """Minus the loss after `steps` virtual steps of `optimizer`, started fresh.
+
+    What teleportation is for, asked directly: it knows about step sizes, momentum and curvature, at the
+    price of `steps` gradients. `optimizer` is any optax optimizer; its own `init` is called at the point,
+    and it is given `value_fn`, as line searches and `teleported` need. The batch is one and the same at
+    every step. Raises ValueError if `steps` < 1: without a step all points of an orbit are equally good.
+
+    Adam and its kin have no derivative where a gradient was always zero (the weights of a dead input). There
+    the optimizer is differentiated at a gradient that is tiny instead: its update is computed twice, but its
+    steps are its own, exactly.
+
+    >>> import jax.numpy as jnp, optax
+    >>> value_fn = lambda x: jnp.sum(x**2)
+    >>> float(AfterSteps(optax.sgd(0.25), steps=2)(value_fn, jnp.array([4.0])))  # 4, 2, 1
+    -1.0
+    """
+
+    optimizer: optax.GradientTransformation = eqx.field(static=True)
+    steps: int = eqx.field(static=True)
+
+    def __check_init__(self):
+        if self.steps < 1:
+            raise ValueError(f"AfterSteps needs at least one step, got steps={self.steps}.")
+
+    @property
+    def cost(self) -> float:
+        return self.steps + 1 / 3
+
+    def __call__(self, value_fn: Callable, params: PyTree) -> Float[Array, ""]:
+        stepper = optax.with_extra_args_support(self.optimizer)
+
+        def step(carry, _):
+            w, state = carry
+            value, gradient = jax.value_and_grad(value_fn)(w)
+
+            def propose(gradient):
+                return stepper.update(gradient, state, w, value=value, grad=gradient, value_fn=value_fn)
+
+            exact, nearby = propose(gradient), propose(jax.tree.map(_off_zero, gradient))
+            updates, state = jax.tree.map(_with_derivative_of, exact, nearby)
+            return (optax.apply_updates(w, updates), state), None
+
+        (last, _), _ = jax.lax.scan(step, (params, stepper.init(params)), None, length=self.steps)
+        return -value_fn(last)
+
+
+class Lower(AbstractObjective):
+    """Minus another objective; made by `lower`."""
+
+    objective: Objective
+
+    @property
+    def cost(self) -> float:
+        return cost_of(self.objective)
+
+    def __call__(self, value_fn: Callable, params: PyTree) -> Float[Array, ""]:
+        return -self.objective(value_fn, params)
+
+
+class LowerGradient(AbstractGradientObjective):
+    """Minus another objective of the gradient alone; made by `lower`."""
+
+    objective: AbstractGradientObjective
+
+    @property
+    def cost(self) -> float:
+        return self.objective.cost
+
+    def measure(self, gradient: PyTree) -> Float[Array, ""]:
+        return -self.objective.measure(gradient)
+
+
+def lower(objective: Objective) -> AbstractObjective:
+    """Minus `objective`, for going down: flatter, less curved, a smaller gradient.
+
+    Costs what `objective` costs, and depends on the gradient alone if `objective` does.
+
+    >>> import jax.numpy as jnp, symmetrax as sx
+    >>> small = lower(sx.GradientNorm())
+    >>> float(small(sx.booth().loss, jnp.array([5.0, -5.0]))), isinstance(small, sx.AbstractGradientObjective)
+    (-2880.0, True)
+    """
+    return LowerGradient(objective) if isinstance(objective, AbstractGradientObjective) else Lower(objective)
+
+
+def cost_of(objective: Objective) -> float:
+    """Price of one evaluation in gradients of the loss: `objective.cost`, or 1 for a plain function.
+
+    >>> import symmetrax as sx
+    >>> cost_of(sx.GuaranteedDecrease()), cost_of(lambda value_fn, params: value_fn(params))
+    (3.0, 1.0)
+    """
+    return objective.cost if isinstance(objective, AbstractObjective) else 1.0
 
 
 def orbit_derivative(
@@ -45,3 +218,25 @@ def orbit_derivative(
     _, transposed = jax.vjp(lambda xi: symmetry.act(symmetry.exp(xi), params, batch), symmetry.zero())
     (derivative,) = transposed(jax.tree.map(lambda x: 2 * x, curved))
     return jnp.asarray(derivative)
+
+
+def _spectral_dual(leaf: Float[Array, "..."]) -> Float[Array, ""]:
+    """The nuclear norm of a matrix, the Euclidean norm of anything smaller."""
+    return nuclear_norm(leaf.reshape(len(leaf), -1)) if leaf.ndim > 1 else safe_norm(leaf)
+
+
+def _magnitude(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """|x| with derivative 0 at 0, where that of `jnp.abs` is 1."""
+    return x * jnp.sign(x)
+
+
+def _off_zero(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`x`, where it is zero so small a number that its square still has a root's derivative."""
+    return x + jnp.where(x == 0, jnp.finfo(x.dtype).tiny ** 0.4, 0).astype(x.dtype)
+
+
+def _with_derivative_of(exact, nearby):
+    """The value of `exact` with the derivative of `nearby`, for leaves that have one."""
+    if not eqx.is_inexact_array(exact):
+        return exact
+    return jax.lax.stop_gradient(exact) + (nearby - jax.lax.stop_gradient(nearby))

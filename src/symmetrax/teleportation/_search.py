@@ -1,21 +1,22 @@
-"""Where on the orbit to go: searches in the algebra, and the verb `teleport`."""
+"""Where on the orbit to go: searches in the algebra."""
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Key
 
-from symmetrax._tree import check_finite
+from symmetrax._tree import safe_norm
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.symmetry._maps import Affine
 from symmetrax.symmetry._pullback import Pullback
-from symmetrax.teleportation._guard import Guard, jump
-from symmetrax.teleportation._objectives import Objective, squared_gradient_norm
+from symmetrax.teleportation._orbit import Orbit
+
+#: What a derivative of an objective costs, in values of it: a forward pass, and a backward one twice as dear.
+DERIVATIVE = 3
 
 
 class AbstractSearch(eqx.Module):
@@ -27,41 +28,96 @@ class AbstractSearch(eqx.Module):
     """
 
     @abstractmethod
-    def __call__(
-        self,
-        objective: Callable[[Array], Float[Array, ""]],
-        symmetry: AbstractLieSymmetry,
-        params: PyTree,
-    ) -> Float[Array, "..."]:
-        """Coordinates that make `objective(coordinates)` large on the orbit of `params`."""
+    def __call__(self, orbit: Orbit) -> Float[Array, "..."]:
+        """Coordinates that make `orbit(coordinates)` large."""
 
     @abstractmethod
-    def evaluations(self, symmetry: AbstractLieSymmetry) -> int:
-        """Evaluations of the objective (each one gradient of the loss), known before the search runs."""
+    def evaluations(self, symmetry: AbstractLieSymmetry) -> float | int:
+        """Evaluations of the objective, known before the search runs; a derivative counts as three."""
 
 
 class Ascent(AbstractSearch):
     """`steps` steps of gradient ascent from the identity: xi <- xi + rate * d objective / d xi.
 
-    Ten steps, the published choice, cost ten derivatives of a gradient. Ascent is local and its best `rate`
-    scales with the loss: Booth's function wants 1e-3. Source: algorithm 1 of arXiv:2205.10637, without its
-    mistake of returning the coordinates from before the last step.
+    Ten steps are the published choice. Ascent is local and its best `rate` scales with the loss: Booth's
+    function wants 1e-3. With `normalized` every step has length `rate` instead, whatever the scale. On groups
+    that are not compact the coordinates stay within `bound` (see `bounded`): the gradient norm has no largest
+    value there. Source: algorithm 1 of arXiv:2205.10637, without its mistake of returning the coordinates
+    from before the last step.
 
     >>> Ascent(steps=5).evaluations(None)
-    5
+    15
     """
 
     steps: int = eqx.field(static=True, default=10)
     rate: float | Float[Array, ""] = 1e-3
+    bound: float | Float[Array, ""] = 1.0
+    normalized: bool = eqx.field(static=True, default=False)
 
-    def __call__(self, objective, symmetry, params):
+    def __call__(self, orbit):
         def climb(xi, _):
-            return xi + self.rate * jax.grad(objective)(xi), None
+            step = jax.grad(orbit)(xi)
+            if self.normalized:
+                step = step / jnp.maximum(safe_norm(step), jnp.finfo(step.dtype).tiny)
+            return orbit.symmetry.bounded(xi + self.rate * step, self.bound), None
 
-        return jax.lax.scan(climb, symmetry.zero(), None, length=self.steps)[0]
+        return jax.lax.scan(climb, orbit.zero(), None, length=self.steps)[0]
 
     def evaluations(self, symmetry) -> int:
-        return self.steps
+        return DERIVATIVE * self.steps
+
+
+class Random(AbstractSearch):
+    """The best of `samples` random elements with normal coordinates of standard deviation `scale`.
+
+    With one sample it is the control of every optimized teleport: a random element of the same size. Every
+    teleport of an optimizer draws anew, from `key` and the step's number. Coordinates stay within `bound`.
+
+    >>> import jax
+    >>> Random(jax.random.key(0), samples=4).evaluations(None)
+    4
+    """
+
+    key: Key[Array, ""]
+    samples: int = eqx.field(static=True, default=16)
+    scale: float | Float[Array, ""] = 0.1
+    bound: float | Float[Array, ""] = 1.0
+
+    def __call__(self, orbit):
+        keys = jax.random.split(jax.random.fold_in(self.key, orbit.count), self.samples)
+        zero = orbit.zero()
+
+        def draw(key):
+            drawn = self.scale * jax.random.normal(key, zero.shape, zero.dtype)
+            return orbit.symmetry.bounded(drawn, self.bound)
+
+        return draw(keys[0]) if self.samples == 1 else best(orbit, jax.vmap(draw)(keys))
+
+    def evaluations(self, symmetry) -> int:
+        return self.samples if self.samples > 1 else 0
+
+
+class Grid(AbstractSearch):
+    """The best of `points` values from -bound to bound in every coordinate, for at most three coordinates.
+
+    >>> import symmetrax as sx
+    >>> Grid(points=9).evaluations(sx.booth().symmetry())
+    9
+    """
+
+    points: int = eqx.field(static=True, default=33)
+    bound: float | Float[Array, ""] = 1.0
+
+    def __call__(self, orbit):
+        zero = orbit.zero()
+        if zero.size > 3:
+            raise ValueError(f"A grid over {zero.size} algebra coordinates has no end; use Ascent or Random.")
+        ticks = [self.bound * jnp.linspace(-1.0, 1.0, self.points)] * zero.size
+        nodes = jnp.stack([axis.ravel() for axis in jnp.meshgrid(*ticks)], axis=-1)
+        return best(orbit, nodes.reshape(-1, *zero.shape).astype(zero.dtype))
+
+    def evaluations(self, symmetry) -> int:
+        return self.points ** symmetry.zero().size
 
 
 class Scan(AbstractSearch):
@@ -77,7 +133,8 @@ class Scan(AbstractSearch):
     points: int = eqx.field(static=True, default=256)
     refinements: int = eqx.field(static=True, default=40)
 
-    def __call__(self, objective, symmetry, params):
+    def __call__(self, orbit):
+        symmetry = orbit.symmetry
         if symmetry.algebra != (1,):
             raise ValueError(
                 f"Scan goes around a circle: it needs one algebra coordinate, got shape {symmetry.algebra}. "
@@ -86,7 +143,7 @@ class Scan(AbstractSearch):
 
         def value(angle):
             # NaN would win every argmax; an angle without a finite objective is never the best.
-            found = objective(angle[None])
+            found = orbit(angle[None])
             return jnp.where(jnp.isfinite(found), found, -jnp.inf)
 
         width = 2 * jnp.pi / self.points
@@ -115,11 +172,11 @@ class Oracle(AbstractSearch):
 
     scan: Scan = Scan()
 
-    def __call__(self, objective, symmetry, params):
-        if not _has_closed_form(symmetry):
-            return self.scan(objective, symmetry, params)
-        h = cast(Affine, cast(Pullback, symmetry).map)
-        u, (row, other) = h(params), h.matrix
+    def __call__(self, orbit):
+        if not _has_closed_form(orbit.symmetry):
+            return self.scan(orbit)
+        h = cast(Affine, cast(Pullback, orbit.symmetry).map)
+        u, (row, other) = h(orbit.params), h.matrix
         # Half the angle of (S11 - S22, 2 S12) is the direction of the top eigenvector.
         steep = 0.5 * jnp.arctan2(2 * jnp.sum(row * other), jnp.sum(row * row) - jnp.sum(other * other))
         angle = steep - jnp.arctan2(u[1], u[0])
@@ -130,70 +187,14 @@ class Oracle(AbstractSearch):
         return 0 if _has_closed_form(symmetry) else self.scan.evaluations(symmetry)
 
 
-class Teleport(NamedTuple):
-    """What a teleport did. `before` and `after` are the objective at the old and the new point.
+def best(orbit: Orbit, candidates: Float[Array, "n ..."]) -> Float[Array, "..."]:
+    """The candidate with the largest objective; one without a finite objective never wins."""
 
-    `algebra` holds the coordinates that were found; `defect` the relative change of the loss (-1 without a
-    guard: not measured); `refused` a code of `symmetrax.REFUSALS`; `evaluations` the number of gradient
-    evaluations that the search spent.
+    def value(xi):
+        found = orbit(xi)
+        return jnp.where(jnp.isfinite(found), found, -jnp.inf)
 
-    >>> Teleport._fields[:3]
-    ('before', 'after', 'algebra')
-    """
-
-    before: Float[Array, ""]
-    after: Float[Array, ""]
-    algebra: Float[Array, "..."]
-    defect: Float[Array, ""]
-    refused: Int[Array, ""]
-    evaluations: int
-
-
-def teleport(
-    loss: Callable[[PyTree, PyTree], Float[Array, ""]],
-    params: PyTree,
-    symmetry: AbstractLieSymmetry,
-    batch: PyTree = None,
-    *,
-    objective: Objective = squared_gradient_norm,
-    search: AbstractSearch | None = None,
-    guard: Guard | None = Guard(),  # noqa: B008 (a frozen module)
-) -> tuple[PyTree, Teleport]:
-    """Move `params` along the symmetry to where `objective` is larger, at the same loss.
-
-    **Arguments:** `loss(params, batch)` returns a scalar; `objective(value_fn, params)` is what to raise,
-    the squared gradient norm by default; `search` says how (default `Ascent()`); `guard` refuses bad jumps,
-    `guard=None` takes them all. Raises ValueError when concrete `params` are not finite.
-
-    **Returns** the new parameters, unchanged if the guard refused, and a `Teleport` record.
-
-    >>> import jax.numpy as jnp, symmetrax as sx
-    >>> task, x = sx.booth(), jnp.array([5.0, -5.0])
-    >>> there, info = teleport(task.loss, x, task.symmetry(), guard=sx.Guard(jump=20.0))
-    >>> bool(info.after > info.before), int(info.refused)
-    (True, 0)
-    """
-    check_finite(params, "teleport from")
-    search = Ascent() if search is None else search
-
-    def value_fn(w):
-        return loss(w, batch)
-
-    def on_orbit(xi):
-        return objective(value_fn, symmetry.act(symmetry.exp(xi), params, batch))
-
-    xi = search(on_orbit, symmetry, params)
-    jumped = jump(symmetry, symmetry.exp(xi), params, batch, guard=guard, value_fn=value_fn)
-    there = optax.tree.add(params, jumped.displacement)
-    info = Teleport(
-        before=objective(value_fn, params),
-        after=objective(value_fn, there),
-        algebra=xi,
-        defect=jumped.defect,
-        refused=jumped.refused,
-        evaluations=search.evaluations(symmetry),
-    )
-    return there, info
+    return candidates[jnp.argmax(jax.lax.map(value, candidates))]
 
 
 def _has_closed_form(symmetry: Any) -> bool:

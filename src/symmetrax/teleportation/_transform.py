@@ -1,54 +1,42 @@
 """`teleported`: an optax optimizer that moves along a symmetry before it steps."""
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from symmetrax._tree import select
 from symmetrax.symmetry._base import AbstractLieSymmetry
-from symmetrax.teleportation._guard import NOT_MEASURED, Guard, jump
+from symmetrax.teleportation._guard import NOT_MEASURED
+from symmetrax.teleportation._levelset import AbstractPointSearch
 from symmetrax.teleportation._objectives import Objective, squared_gradient_norm
-from symmetrax.teleportation._search import AbstractSearch, Ascent
+from symmetrax.teleportation._schedule import (
+    Plateau,
+    Progress,
+    Schedule,
+    beginning,
+    due,
+    settled,
+    watched,
+)
+from symmetrax.teleportation._search import AbstractSearch
+from symmetrax.teleportation._teleport import GuardChoice, check_search, default_guard, search_price, travel
+from symmetrax.teleportation._transport import carry
 
-#: Steps at which a teleport happens: their numbers (from 0), a function of the step count, one boolean per
-#: step (an array may be traced, so that a sweep over schedules compiles once), or None for every step.
-Schedule = Iterable[int] | Callable[[Array], Any] | Bool[Array | np.ndarray, " steps"] | None
-
-
-def due(schedule: Schedule, count: Int[Array, ""]) -> Bool[Array, ""]:
-    """Whether a teleport is due at step `count`.
-
-    >>> import jax.numpy as jnp
-    >>> [bool(due({2, 5}, jnp.array(count))) for count in range(4)]
-    [False, False, True, False]
-    """
-    if schedule is None:
-        return jnp.array(True)
-    if callable(schedule):
-        return jnp.asarray(schedule(count), bool)
-    if isinstance(schedule, jax.Array | np.ndarray) and schedule.dtype == bool:
-        return jnp.any(jnp.asarray(schedule) & (jnp.arange(len(schedule)) == count))
-    return jnp.any(jnp.array(list(schedule), int) == count)
-
-
-def settled(schedule: Schedule) -> Schedule:
-    """A schedule that can be read many times: an iterator is read now."""
-    return tuple(schedule) if isinstance(schedule, Iterator) else schedule
+TRANSPORTS = ("keep", "carry", "reset")
 
 
 class TeleportedState(NamedTuple):
     """State of `teleported`: the inner state, the step count, and the last teleport.
 
-    `algebra` (zeros when none was due), `defect` and `refused` are as in `symmetrax.Teleport`; read them
-    with `optax.tree.get(state, "refused")`.
+    `algebra` (zeros when none was due), `defect` and `refused` are as in `symmetrax.Teleport`; `evaluations`
+    counts the gradients that all searches so far have cost; `progress` is what a `Plateau` remembers. Read
+    them with `optax.tree.get(state, "refused")`.
 
     >>> TeleportedState._fields
-    ('count', 'inner', 'algebra', 'defect', 'refused')
+    ('count', 'inner', 'algebra', 'defect', 'refused', 'evaluations', 'progress')
     """
 
     count: Int[Array, ""]
@@ -56,28 +44,35 @@ class TeleportedState(NamedTuple):
     algebra: Float[Array, "..."]
     defect: Float[Array, ""]
     refused: Int[Array, ""]
+    evaluations: Float[Array, ""]
+    progress: Progress
 
 
 def teleported(
     inner: optax.GradientTransformation,
-    symmetry: AbstractLieSymmetry,
+    symmetry: AbstractLieSymmetry | None = None,
     *,
     objective: Objective = squared_gradient_norm,
-    search: AbstractSearch | None = None,
+    search: AbstractSearch | AbstractPointSearch | None = None,
     schedule: Schedule = None,
-    guard: Guard | None = Guard(),  # noqa: B008 (a frozen module)
-    transport: Literal["keep", "reset"] = "keep",
+    guard: GuardChoice = "default",
+    transport: Literal["keep", "carry", "reset"] = "keep",
 ) -> optax.GradientTransformationExtraArgs:
     """Wrap the optax optimizer `inner`: on schedule, teleport first, then step from the new point.
 
-    The update returned is the whole displacement, teleport and inner step together, so this stands last;
-    gradient clipping and learning-rate schedules go inside `inner`. A teleport that is due costs
-    `search.evaluations(symmetry)` gradients, two losses for the guard, and one gradient at the new point.
-    A refused one leaves the parameters where they are, and its reason in the state.
+    The update returned is the whole displacement, teleport and inner step together, so this stands last, and
+    it must be given the gradient at `params`: gradient clipping, masks and learning-rate schedules go inside
+    `inner`. A teleport that is due costs what its search costs (see `symmetrax.Teleport`), two losses for the
+    guard, and one gradient at the new point; with an exact linear symmetry and an objective of the gradient
+    alone, the gradient at `params` serves for the search and for the step, and only the guard is added.
+    A refused teleport leaves the parameters where they are, and its reason in the state.
 
-    **Arguments:** `schedule` gives the steps, counted from 0, before which to teleport (default: all).
-    `transport` keeps the inner optimizer's state across a teleport, or resets it. `update` needs the extra
-    argument `value_fn` (optax's own name: params to loss), and `batch` for data-dependent actions.
+    **Arguments:** `objective`, `search` and `guard` are as in `teleport`. `schedule` gives the steps, counted
+    from 0, before which to teleport (default: all): numbers, a function of the count such as `every(10)`, or
+    a `Plateau`. `transport` says what becomes of the inner optimizer's state: "keep" leaves it, "reset"
+    starts afresh, "carry" moves it with the parameters (momentum as gradients do; squared gradients exactly
+    for scalings, signs and permutations). `update` needs the extra argument `value_fn` (optax's own name: params
+    to loss), and `batch` for data-dependent actions; a `Plateau` takes the loss from `value` if it is given.
 
     >>> import jax, jax.numpy as jnp, optax, symmetrax as sx
     >>> task = sx.booth(start=[5.0, -5.0])
@@ -89,14 +84,33 @@ def teleported(
     >>> task.loss(optax.apply_updates(params, updates)) < 1e-6  # one step solves it
     Array(True, dtype=bool)
     """
-    if transport not in ("keep", "reset"):
-        raise ValueError(f"`transport` must be 'keep' or 'reset', got {transport!r}.")
+    if transport not in TRANSPORTS:
+        raise ValueError(f"`transport` must be one of {', '.join(TRANSPORTS)}, got {transport!r}.")
+    if not isinstance(inner, optax.GradientTransformation):
+        raise TypeError(f"`teleported` wraps an optax optimizer, got {type(inner).__name__}.")
+    search, schedule = check_search(symmetry, search), settled(schedule)
+    free_form = isinstance(search, AbstractPointSearch)
+    if free_form and transport == "carry":
+        raise ValueError(
+            "transport='carry' moves the state by a group element, and this search has none: use 'keep' or "
+            "'reset'."
+        )
     stepper = optax.with_extra_args_support(inner)
-    search, schedule = search or Ascent(), settled(schedule)
+    guard = default_guard(symmetry) if isinstance(guard, str) else guard
+    price = search_price(symmetry, objective, search, known=True)
+    nowhere = jnp.zeros(0) if free_form or symmetry is None else symmetry.zero()
 
     def init(params: PyTree) -> TeleportedState:
-        nothing = jnp.array(NOT_MEASURED)
-        return TeleportedState(jnp.array(0), stepper.init(params), symmetry.zero(), nothing, jnp.array(0))
+        _check_whole(params)
+        return TeleportedState(
+            count=jnp.array(0),
+            inner=stepper.init(params),
+            algebra=nowhere,
+            defect=jnp.array(NOT_MEASURED),
+            refused=jnp.array(0),
+            evaluations=jnp.array(0.0),
+            progress=beginning(),
+        )
 
     def update(updates, state, params=None, *, value_fn=None, batch=None, **extra):
         if params is None or value_fn is None:
@@ -105,32 +119,74 @@ def teleported(
                 f"`teleported` needs {missing}: call update(grads, state, params, value_fn=...), where "
                 "value_fn maps params to the loss."
             )
+        _check_whole(updates)
 
         def move():
-            def on_orbit(xi):
-                return objective(value_fn, symmetry.act(symmetry.exp(xi), params, batch))
-
-            xi = search(on_orbit, symmetry, params)
-            jumped = jump(symmetry, symmetry.exp(xi), params, batch, guard=guard, value_fn=value_fn)
-            there = optax.tree.add(params, jumped.displacement)
-            gradient = jax.grad(value_fn)(there)
-            fresh = stepper.init(there) if transport == "reset" else state.inner
-            kept = select(jumped.refused == 0, fresh, state.inner)
-            return jumped.displacement, gradient, kept, xi, jumped.defect, jumped.refused
+            trip = travel(
+                value_fn,
+                params,
+                symmetry,
+                batch,
+                objective=objective,
+                search=search,
+                guard=guard,
+                gradient=updates,
+                count=state.count,
+            )
+            accepted = trip.refused == 0
+            inner = state.inner
+            if transport == "reset":
+                inner = stepper.init(optax.tree.add(params, trip.displacement))
+            elif transport == "carry" and symmetry is not None:
+                inner = carry(inner, symmetry, trip.element, params, batch)
+            if symmetry is not None and symmetry.linear and not free_form:
+                gradient = symmetry.pull(trip.element, params, updates, batch)
+                gradient = select(accepted, gradient, updates)
+            else:
+                gradient = jax.grad(value_fn)(optax.tree.add(params, trip.displacement))
+            return (
+                trip.displacement,
+                gradient,
+                select(accepted, inner, state.inner),
+                trip.algebra.astype(nowhere.dtype),
+                trip.defect,
+                trip.refused,
+                state.evaluations + price,
+            )
 
         def stay():
             nothing = jnp.asarray(NOT_MEASURED), jnp.asarray(0)
-            return optax.tree.zeros_like(params), updates, state.inner, symmetry.zero(), *nothing
+            still = optax.tree.zeros_like(params)
+            return still, updates, state.inner, nowhere, *nothing, state.evaluations
 
-        displacement, gradient, carried, xi, defect, refused = jax.lax.cond(
-            due(schedule, state.count), move, stay
-        )
+        progress = state.progress
+        if isinstance(schedule, Plateau):
+            value = extra["value"] if extra.get("value") is not None else value_fn(params)
+            progress = watched(schedule, progress, value)
+        moves = due(schedule, state.count, progress)
+        displacement, gradient, carried, xi, defect, refused, spent = jax.lax.cond(moves, move, stay)
+        progress = progress._replace(waited=jnp.where(moves, 0, progress.waited))
         there = optax.tree.add(params, displacement)
         if "grad" in extra:
             extra["grad"] = gradient
         step, carried = stepper.update(gradient, carried, there, value_fn=value_fn, batch=batch, **extra)
         return optax.tree.add(displacement, step), TeleportedState(
-            state.count + 1, carried, xi, defect, refused
+            state.count + 1, carried, xi, defect, refused, spent, progress
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check_whole(params: PyTree) -> None:
+    """Raise ValueError if a mask outside has hidden some of the parameters."""
+    hidden = [x for x in jax.tree.leaves(params, is_leaf=_is_hidden) if _is_hidden(x)]
+    if hidden:
+        raise ValueError(
+            f"`teleported` sees only part of the parameters: {len(hidden)} of them are masked. A symmetry "
+            "moves arrays together, so put the mask inside, teleported(optax.masked(inner, mask), symmetry), "
+            "not around."
+        )
+
+
+def _is_hidden(leaf) -> bool:
+    return isinstance(leaf, optax.MaskedNode)

@@ -1,0 +1,199 @@
+"""The best point of an orbit in closed form, where the objective is a squared norm."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from symmetrax.symmetry._groups import GeneralLinear, ScaledRotation
+from symmetrax.teleportation._energies import Energies
+from symmetrax.teleportation._search import AbstractSearch, Orbit
+
+
+class ClosedForm(AbstractSearch):
+    """The largest or smallest gradient norm, or parameter norm, on the orbit of a `NetworkSymmetry`.
+
+    For a scaling s = exp(t) of one space the squared norm is sum(p exp(2 t) + q exp(-2 t)), with p and q sums
+    of squares: least where exp(4 t) = q / p, largest at an end of the box |t| <= `bound`, on the side of the
+    larger of p and q. For a matrix g it is tr(N P) + tr(N^-1 Q) with N = g'g and Gram matrices P and Q: least
+    where N is the geometric mean P^-1 # Q, and largest, among all g that stretch no vector by more than
+    exp(`bound`) nor shrink it, at log g = bound * sign(P - Q), the matrix sign. Of 2 x 2 scaled rotations
+    only the scale matters. Compact groups change no norm, and stay at the identity.
+
+    Spaces that touch a common array are done in turn, `sweeps` times over: down this converges to the least
+    norm (log J is convex), up to a vertex of the box that no single space can improve. All is done by matrix
+    products. Directions in which P or Q vanish have no least norm; there the geometric mean is taken of P
+    and Q plus `ridge` times their mean eigenvalue, and shortened to `bound`.
+
+    The objective must be `GradientNorm()` or `SmallNorm()`, or `lower` of one. Costs one gradient, or none
+    where the gradient at the point is known. Source: derived here; the minimum for low-rank pairs is known as
+    balancing.
+
+    >>> import jax.numpy as jnp, symmetrax as sx
+    >>> params = {"w1": jnp.array([[4.0]]), "w2": jnp.array([[1.0]])}
+    >>> symmetry = sx.mlp_symmetry(params, ["w1", "w2"])
+    >>> loss = lambda w, _: jnp.sum(w["w2"] @ w["w1"])
+    >>> balanced, _ = sx.teleport(loss, params, symmetry, objective=sx.SmallNorm(), search=ClosedForm())
+    >>> print(balanced["w1"], balanced["w2"])
+    [[2.]] [[2.]]
+    """
+
+    bound: float | Float[Array, ""] = 1.0
+    sweeps: int = eqx.field(static=True, default=20)
+    ridge: float = 1e-6
+
+    def __call__(self, orbit: Orbit) -> Float[Array, " k"]:
+        energies = orbit.energies
+        if energies is None:
+            raise ValueError(
+                "ClosedForm knows squared norms on the orbit of a NetworkSymmetry: the objective must be "
+                "GradientNorm(), SmallNorm() or `lower` of one, and the symmetry a NetworkSymmetry. Use "
+                f"Ascent() for {orbit.objective} and {type(orbit.symmetry).__name__}."
+            )
+        symmetry, largest = energies.symmetry, orbit.sign > 0
+
+        def sweep(_, coordinates: Array) -> Array:
+            parts = symmetry.split(coordinates)
+            for space in energies.spaces:
+                parts[space] = self._best(energies, space, parts, largest)
+            return symmetry.join(parts)
+
+        start = orbit.zero()
+        if not energies.coupled:
+            return sweep(0, start)
+        return jax.lax.fori_loop(0, self.sweeps, sweep, start)
+
+    def evaluations(self, symmetry) -> int:
+        return 1
+
+    def _best(self, energies: Energies, space: str, parts: dict[str, Array], largest: bool) -> Array:
+        group = energies.symmetry.spaces[space]
+        shares = [
+            (exponent, _placed(square, touch, group.lengths))
+            for touch, exponent, square in energies.share(space, parts)
+        ]
+        if isinstance(group, GeneralLinear):
+            up, down = (_total(shares, sign, group.algebra) for sign in (1, -1))
+            if largest:
+                return self.bound * matrix_sign(up - down)
+            return group.bounded(_log_mean(up, down, self.ridge) / 2, self.bound)
+        shape = (*group.lengths, 1 if isinstance(group, ScaledRotation) else group.size)
+        logs = self._largest(shares, shape) if largest else self._least(shares, shape)
+        if isinstance(group, ScaledRotation):
+            return jnp.concatenate([logs, jnp.zeros_like(logs)], axis=-1)
+        return logs
+
+    def _largest(self, shares: list[tuple[float, Array]], shape: tuple[int, ...]) -> Array:
+        def norm(t):
+            return sum((squares * jnp.exp(2 * exponent * t) for exponent, squares in shares), start=0.0)
+
+        return jnp.where(norm(self.bound) >= norm(-self.bound), self.bound, -self.bound) * jnp.ones(shape)
+
+    def _least(self, shares: list[tuple[float, Array]], shape: tuple[int, ...]) -> Array:
+        """Where the derivative, which only rises, changes its sign: in closed form, or by halving the box."""
+        if all(abs(exponent) == 1 for exponent, _ in shares):
+            up, down = (_total(shares, sign, shape) for sign in (1, -1))
+            tiny = jnp.finfo(up.dtype).tiny
+            ratio = jnp.where((up == 0) & (down == 0), 1.0, jnp.maximum(down, tiny) / jnp.maximum(up, tiny))
+            return jnp.clip(jnp.log(ratio) / 4, -self.bound, self.bound)
+
+        def halve(_, ends):
+            low, high = ends
+            middle = (low + high) / 2
+            slope = sum(
+                (e * squares * jnp.exp(2 * e * middle) for e, squares in shares), start=jnp.zeros(shape)
+            )
+            return jnp.where(slope > 0, low, middle), jnp.where(slope > 0, middle, high)
+
+        ends = (jnp.full(shape, -1.0) * self.bound, jnp.full(shape, 1.0) * self.bound)
+        low, high = jax.lax.fori_loop(0, 60, halve, ends)
+        return (low + high) / 2
+
+
+def matrix_sign(matrix: Float[Array, "... n n"]) -> Float[Array, "... n n"]:
+    """The sign of symmetric matrices: eigenvalues become -1, 0 or 1. By products alone.
+
+    Eigenvalues below about 1e-10 of the largest may come out in between.
+
+    >>> import jax.numpy as jnp
+    >>> print(abs(matrix_sign(jnp.array([[0.0, 2.0], [2.0, 0.0]]))).round(3))
+    [[0. 1.]
+     [1. 0.]]
+    """
+    square = jnp.sum(matrix**2, axis=(-1, -2), keepdims=True)
+    x = matrix / jnp.sqrt(jnp.where(square == 0, 1.0, square))
+
+    def grow(_, x):
+        """x (a + b x^2 + c x^4): lifts small eigenvalues 3.4 times, keeps those near 1 between .6 and 1.3."""
+        xx = _product(x, x)
+        return 3.4445 * x + _product(x, -4.7750 * xx + 2.0315 * _product(xx, xx))
+
+    def settle(_, x):
+        return 1.5 * x - 0.5 * _product(x, _product(x, x))
+
+    return jax.lax.fori_loop(0, 8, settle, jax.lax.fori_loop(0, 19, grow, x))
+
+
+def _log_mean(up: Array, down: Array, ridge: float) -> Array:
+    """log of the N that makes tr(N up) + tr(N^-1 down) least: of the geometric mean up^-1 # down."""
+    size = up.shape[-1]
+    eye = jnp.eye(size, dtype=up.dtype)
+
+    def regular(matrix):
+        mean = jnp.trace(matrix, axis1=-1, axis2=-2)[..., None, None] / size
+        return matrix + jnp.where(mean == 0, 1.0, ridge * mean) * eye
+
+    p, q = regular(up), regular(down)
+    scales = [jnp.sqrt(jnp.sum(m**2, axis=(-1, -2), keepdims=True)) for m in (p, q)]
+    mean, _ = _mean_and_inverse(q / scales[1], p / scales[0])
+    shift = jnp.log(scales[1] / scales[0]) / 2
+    return _logarithm(mean) + shift * eye
+
+
+def _mean_and_inverse(y: Array, z: Array, steps: int = 45) -> tuple[Array, Array]:
+    """z^-1 # y and its inverse, by coupled Newton-Schulz steps from symmetric y and z of norm at most 1."""
+
+    def step(_, pair):
+        y, z = pair
+        middle = 1.5 * jnp.eye(y.shape[-1], dtype=y.dtype) - 0.5 * _product(z, y)
+        return _symmetric(_product(y, middle)), _symmetric(_product(middle, z))
+
+    return jax.lax.fori_loop(0, steps, step, (y, z))
+
+
+def _logarithm(matrix: Array, roots: int = 7, terms: int = 18) -> Array:
+    """log of symmetric positive matrices: square roots until they are near the identity, then a series."""
+    eye = jnp.eye(matrix.shape[-1], dtype=matrix.dtype)
+    scale = jnp.sqrt(jnp.sum(matrix**2, axis=(-1, -2), keepdims=True))
+
+    def root(_, x):
+        size = jnp.sqrt(jnp.sum(x**2, axis=(-1, -2), keepdims=True))
+        found, _ = _mean_and_inverse(x / size, jnp.broadcast_to(eye, x.shape))
+        return found * jnp.sqrt(size)
+
+    rest = jax.lax.fori_loop(0, roots, root, matrix / scale) - eye
+    series = eye / terms
+    for k in range(terms - 1, 0, -1):
+        series = eye / k - _product(rest, series)
+    return 2**roots * _product(rest, series) + jnp.log(scale) * eye
+
+
+def _product(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, precision="highest")
+
+
+def _symmetric(a: Array) -> Array:
+    return (a + jnp.swapaxes(a, -1, -2)) / 2
+
+
+def _total(shares: list[tuple[float, Array]], sign: int, shape: tuple[int, ...]) -> Array:
+    return sum((square for exponent, square in shares if exponent * sign > 0), start=jnp.zeros(shape))
+
+
+def _placed(square: Array, touch, lengths: tuple[int, ...]) -> Array:
+    """Squares of some of the group's copies, among those of all."""
+    index = touch.word.index
+    if index is None:
+        return square
+    taken = index if isinstance(index, int) else slice(*index)
+    return jnp.zeros((*lengths, *square.shape[len(lengths) - isinstance(index, int) :])).at[taken].add(square)

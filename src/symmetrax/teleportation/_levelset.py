@@ -1,0 +1,242 @@
+"""Teleports that need no group: the steepest point that a local search finds at no larger loss."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from symmetrax._tree import all_finite, check_finite, select, squared_norm
+
+# The line search: the part of the predicted rise that must be achieved, and the part from which the next step
+# may be longer. A Newton step back to the level set is at most a quarter as long as the trial's own step, and
+# is followed by another only if it left a quarter of the excess.
+ARMIJO, GROW = 0.5, 0.75
+NEAR, SHRINK = 0.25, 0.25
+
+
+class Arrival(NamedTuple):
+    """Where a point search arrived.
+
+    `residual` says how far from its goal, in the search's own words; `evaluations` counts the gradients of
+    the loss really spent, a Hessian-vector product as two; `converged` whether the goal was reached.
+
+    >>> Arrival._fields
+    ('params', 'residual', 'evaluations', 'converged')
+    """
+
+    params: PyTree
+    residual: Float[Array, ""]
+    evaluations: Int[Array, ""]
+    converged: Bool[Array, ""]
+
+
+class AbstractPointSearch(eqx.Module):
+    """A way to find parameters of equal loss and larger gradient that uses no group.
+
+    The search is no part of a derivative: the arrival moves with `params` as if the jump were a constant.
+
+    >>> import symmetrax as sx
+    >>> isinstance(sx.LevelSet(), sx.AbstractPointSearch)
+    True
+    """
+
+    @abstractmethod
+    def __call__(
+        self, value_fn: Callable[[PyTree], Float[Array, ""]], params: PyTree, batch: PyTree = None
+    ) -> Arrival:
+        """A better point than `params`; `value_fn(params)` is the loss, on `batch` where that matters."""
+
+    @abstractmethod
+    def evaluations(self) -> int:
+        """The most gradients of the loss it can spend, known before it runs."""
+
+
+class _Walk(NamedTuple):
+    """The last accepted point with all that was measured there, and the trial that comes next.
+
+    `reach` is rho, `excess` the loss above the start's before the last correction of this trial.
+    """
+
+    params: PyTree
+    value: Array
+    gradient: PyTree
+    square: Array
+    reach: Array
+    direction: PyTree
+    slope: Array
+    residual: Array
+    trial: PyTree
+    scale: Array
+    tries: Array
+    excess: Array
+    steps: Array
+    evaluations: Array
+    going: Array
+
+
+class LevelSet(AbstractPointSearch):
+    """The largest gradient with f(w) <= f(w0), by successive linear programs: no symmetry is needed.
+
+    Every step solves: maximize <p, d> - ||d||^2 / (2 rho) subject to f(w) + <g, d> <= f(w0), where g is the
+    gradient, H the Hessian and p = H g / ||g||^2 the gradient of log ||g||. A line search halves d, at most
+    `radius` long, until log ||g|| rises by half of what <p, d> predicts, at a feasible point: a trial that
+    left the level set is first brought back by Newton steps along its gradient. So ||g|| never falls, f never
+    exceeds f(w0) + `tolerance` |f(w0)| (up to the rounding of f), and trials that are not finite are only
+    shorter steps. Derivatives see a constant jump.
+
+    The search is local: it can stop far below the maximum on the level set, as it does on Rosenbrock's
+    function. That maximum may not even exist: the gradients of deep networks can be unbounded on a level set,
+    and then `steps` * `radius` is what bounds the jump.
+
+    **Arguments:** `steps` linear programs; `radius`, in the units of the parameters (far too large, and the
+    first line search finds nothing); `tolerance`, for f and for the residual; `backtracks`, the most gradients
+    a line search may spend, corrections included. `radius` and `tolerance` may be arrays.
+
+    **Returns** an `Arrival` whose `residual` measures the conditions of Karush, Kuhn and Tucker (KKT): with
+    m = max(0, <p, g>) / ||g||^2, the larger of ||p - m g||^2 / max(||p||, ||p0||)^2 and m (f(w0) - f(w)), p0
+    being p at the start. `converged` says that it is at most `tolerance`. Where f, its gradient or H g is not
+    finite at the start, or the gradient is zero, the start comes back with an infinite residual.
+
+    Source: arXiv:2403.03362; its code's penalty is replaced by the way back to the level set.
+
+    >>> import jax, jax.numpy as jnp, symmetrax as sx
+    >>> task, x = sx.booth(), jnp.array([5.0, -5.0])
+    >>> found = LevelSet()(task.loss, x)
+    >>> round(float(jnp.linalg.norm(jax.grad(task.loss)(found.params))), 2), bool(found.converged)
+    (72.0, True)
+    """
+
+    steps: int = eqx.field(static=True, default=50)
+    radius: float | Float[Array, ""] = 1.0
+    tolerance: float | Float[Array, ""] = 1e-6
+    backtracks: int = eqx.field(static=True, default=25)
+
+    def __check_init__(self):
+        for name in ("steps", "radius", "tolerance", "backtracks"):
+            value = getattr(self, name)
+            if isinstance(value, int | float) and not value > 0:
+                raise ValueError(f"LevelSet needs {name} > 0, got {name}={value}.")
+
+    def evaluations(self) -> int:
+        return 3 + self.steps * (self.backtracks + 2)
+
+    def __call__(self, value_fn, params, batch=None) -> Arrival:
+        check_finite(params, "teleport from")
+        start = jax.lax.stop_gradient(params)
+        kind = jnp.zeros(()).dtype
+
+        def measure(w):
+            value, gradient = jax.value_and_grad(value_fn)(w)
+            return jnp.asarray(value, kind), gradient, squared_norm(gradient)
+
+        def uphill(w, gradient, square):
+            """The gradient of log ||gradient||: one Hessian-vector product."""
+            curved = jax.jvp(jax.grad(value_fn), (w,), (gradient,))[1]
+            return jax.tree.map(lambda q: q / jnp.where(square > 0, square, 1.0), curved)
+
+        value0, gradient0, square0 = measure(start)
+        p0 = uphill(start, gradient0, square0)
+        lean0 = squared_norm(p0)
+        bound = value0 + self.tolerance * jnp.abs(value0)
+
+        def aim(w, value, gradient, square, p, reach) -> _Walk:
+            """Solve the linear program at an accepted point, and start a line search there."""
+            norm = jnp.where(square > 0, square, 1.0)
+            along, lean = jnp.asarray(optax.tree.vdot(p, gradient)), squared_norm(p)
+            slack = jnp.maximum(value0 - value, 0.0)
+            multiplier = jnp.maximum(reach * along - slack, 0.0) / norm
+            whole = jax.tree.map(lambda u, g: reach * u - multiplier * g, p, gradient)
+            length = jnp.sqrt(squared_norm(whole))
+            cap = jnp.where(length > self.radius, self.radius / jnp.where(length > 0, length, 1.0), 1.0)
+            direction = jax.tree.map(lambda d: cap * d, whole)
+            m = jnp.maximum(along, 0.0) / norm
+            off = squared_norm(jax.tree.map(lambda u, g: u - m * g, p, gradient))
+            most = jnp.maximum(lean, lean0)
+            residual = jnp.maximum(off / jnp.where(most > 0, most, 1.0), m * slack)
+            sound = jnp.isfinite(residual) & jnp.isfinite(length) & jnp.isfinite(square) & (square > 0)
+            return _Walk(
+                params=w,
+                value=value,
+                gradient=gradient,
+                square=square,
+                reach=reach * cap,
+                direction=direction,
+                slope=jnp.asarray(optax.tree.vdot(p, direction)),
+                residual=jnp.where(sound, residual, jnp.inf),
+                trial=_shift(w, 1.0, direction),
+                scale=jnp.ones((), kind),
+                excess=jnp.array(jnp.inf, kind),
+                tries=jnp.array(self.backtracks),
+                steps=jnp.array(0),
+                evaluations=jnp.array(3),
+                going=sound & (residual > self.tolerance),
+            )
+
+        def turn(walk: _Walk) -> _Walk:
+            """Look at one trial; accept it, correct it, or halve the step."""
+            value, gradient, square = measure(walk.trial)
+            gain = 0.5 * (jnp.log(square) - jnp.log(walk.square))
+            predicted = walk.scale * walk.slope
+            finite = jnp.isfinite(value) & jnp.isfinite(gain) & all_finite(gradient)
+            accepted = finite & (value <= bound) & (gain >= ARMIJO * predicted)
+
+            def onward():
+                grown = jnp.where((walk.scale == 1) & (gain >= GROW * predicted), 2.0, walk.scale)
+                p = uphill(walk.trial, gradient, square)
+                ahead = aim(walk.trial, value, gradient, square, p, walk.reach * grown)
+                return ahead._replace(
+                    steps=walk.steps + 1,
+                    evaluations=walk.evaluations + 3,
+                    going=ahead.going & (walk.steps + 1 < self.steps),
+                )
+
+            def again():
+                excess = value - value0
+                back = excess / jnp.where(square > 0, square, 1.0)
+                near = back**2 * square <= (NEAR * walk.scale) ** 2 * squared_norm(walk.direction)
+                correct = finite & (value > bound) & near & (excess <= SHRINK * walk.excess)
+                scale = jnp.where(correct, walk.scale, walk.scale / 2)
+                shorter = _shift(walk.params, scale, walk.direction)
+                return walk._replace(
+                    trial=select(correct, _shift(walk.trial, -back, gradient), shorter),
+                    scale=scale,
+                    tries=walk.tries - 1,
+                    excess=jnp.where(correct, excess, jnp.inf),
+                    evaluations=walk.evaluations + 1,
+                    going=walk.tries > 1,
+                )
+
+            return jax.lax.cond(accepted, onward, again)
+
+        reach0 = self.radius / jnp.sqrt(jnp.where(lean0 > 0, lean0, 1.0))
+        walk = aim(start, value0, gradient0, square0, p0, jnp.asarray(reach0, kind))
+        walk = jax.lax.while_loop(lambda walk: walk.going, turn, walk)
+        return arrive(params, walk.params, walk.residual, walk.evaluations, walk.residual <= self.tolerance)
+
+
+def arrive(params: PyTree, there: PyTree, residual, evaluations, converged) -> Arrival:
+    """An arrival at `there` that moves with `params` as if the jump were a constant."""
+    exact = jax.tree.map(_land, params, there)
+    constants = jax.lax.stop_gradient((residual, jnp.asarray(evaluations, jnp.int32), converged))
+    return Arrival(exact, *constants)
+
+
+@jax.custom_jvp
+def _land(params: Array, there: Array) -> Array:
+    """`there`, to the last bit, with the derivative of `params`."""
+    return there
+
+
+@_land.defjvp
+def _land_jvp(primals, tangents):
+    return primals[1], tangents[0]
+
+
+def _shift(params: PyTree, scale: Float[Array, ""] | float, direction: PyTree) -> PyTree:
+    """params + scale * direction, in the precision of `params`."""
+    return jax.tree.map(lambda w, d: (w + scale * d).astype(w.dtype), params, direction)

@@ -1,0 +1,62 @@
+"""The sum of a matrix's singular values, from products alone."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+# Odd polynomials a s + b s^3 + c s^5 of singular values in (0, 1.2). The first raises small ones 3.4-fold
+# and keeps the others between 0.68 and 1.14; the second takes those to 1 and cubes the error each time.
+GROW, SETTLE = (3.4445, -4.7750, 2.0315), (1.875, -1.25, 0.375)
+
+
+def nuclear_norm(matrix: Float[Array, "m n"]) -> Float[Array, ""]:
+    """Sum of the singular values of `matrix` = U S V': its product with its polar factor U V'.
+
+    The polar factor comes from a Newton-Schulz iteration, which needs neither LAPACK nor gaps between
+    singular values, batches, and runs at the speed of matrix products: 17 rounds in single precision and 34
+    in double, each of three products. Values below machine precision times the norm may be missed. The
+    derivative is U V' on the range of `matrix` and somewhere between that and zero where singular values are
+    rounding errors: a subgradient, finite at every rank, zero at the zero matrix. Source: the coefficients
+    are those of Muon (section 2 of arXiv:2502.16982), to which steps that converge are added.
+
+    >>> import jax.numpy as jnp
+    >>> round(float(nuclear_norm(jnp.array([[3.0, 0.0], [0.0, -4.0]]))), 5)
+    7.0
+    """
+    matrix = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
+    return _pair(matrix, _polar(matrix))
+
+
+@jax.custom_jvp
+def _pair(matrix: Float[Array, "m n"], factor: Float[Array, "m n"]) -> Float[Array, ""]:
+    return jnp.sum(matrix * factor)
+
+
+@_pair.defjvp
+def _pair_jvp(primals, tangents):
+    # The polar factor maximizes the sum among matrices of spectral norm 1: its own derivative adds nothing.
+    matrix, factor = primals
+    return _pair(matrix, factor), jnp.sum(tangents[0] * factor)
+
+
+def _polar(matrix: Float[Array, "m n"]) -> Float[Array, "m n"]:
+    """U V' of the singular value decomposition, restricted to the range of `matrix`."""
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    precision = float(jnp.finfo(matrix.dtype).eps)
+    growing = math.ceil(math.log(1 / precision) / math.log(GROW[0]))
+    rounds = jnp.array([GROW] * growing + [SETTLE] * 4, matrix.dtype)
+
+    def sharpen(x, coefficients):
+        a, b, c = coefficients
+        gram = jnp.matmul(x, x.T, precision="highest")
+        mixed = b * gram + c * jnp.matmul(gram, gram, precision="highest")
+        return a * x + jnp.matmul(mixed, x, precision="highest"), None
+
+    # In two divisions, so that squares neither overflow nor vanish. The factor does not depend on the scale.
+    for size in (lambda x: jnp.max(jnp.abs(x), initial=0), lambda x: jnp.sqrt(jnp.sum(jnp.square(x)))):
+        scale = jax.lax.stop_gradient(size(wide))
+        wide = wide / jnp.where(scale == 0, 1, scale)
+    factor, _ = jax.lax.scan(sharpen, wide, rounds)
+    return factor if matrix.shape[0] <= matrix.shape[1] else factor.T

@@ -1,0 +1,254 @@
+"""Teleports along weights that a layer's inputs never meet: the null space of a batch."""
+
+import math
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from typing import Literal, NamedTuple, get_args
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from symmetrax._tree import all_finite, check_finite, leaf_name, relative, safe_norm, select, squared_norm
+from symmetrax.teleportation._levelset import AbstractPointSearch, Arrival, arrive
+
+Layout = Literal["out in", "in out"]
+
+# Rises of the gradient, and projections of its derivative, below so many rounding errors are none.
+NOISE = 100
+
+
+class NullSpace(AbstractPointSearch):
+    """A larger gradient at the same outputs on a batch: weights move where a layer's inputs are zero.
+
+    With R (n x d) the inputs of a layer with weights W (out x d), and V the right singular vectors of R, each
+    step is
+
+        W <- W + rate * D (I - V V'),    D = d (||g||^2 / 2) / dW = (H g)_W,
+
+    with g the gradient of the loss in all parameters and H its Hessian. So R W', and all that follows from
+    it, stays; the gradients of layers *before* W change, so that moving the first layer alone gains nothing.
+    With `energy` 1, V spans all of R and the loss on the batch is kept up to rounding by steps of any size;
+    that needs R of rank below d, such as fewer samples than inputs. With less, V is the fewest directions
+    with that part of ||R||^2: there is more room, and the loss changes. All layers may move at once, since
+    none changes what another receives. Leaves not named, biases included, stay where they are.
+
+    **Arguments:** `inputs(params, batch)` returns a dict from the path of a weight leaf, such as
+    "blocks.0.weight" ("params" for a lone array), to the layer's inputs R, of shape (..., d); `patches` makes
+    those of a convolution. In the `layout` "out in" the axes after a leaf's first are the d inputs; in "in out"
+    its first axis, or all but the last. Each of `steps` steps moves all leaves together by `rate` times their
+    norm, or with `normalize=False` by `rate` times the derivative: then the best rate depends on the scale of
+    the loss. The whole jump is at most `max_norm` long, in the units of the parameters. `rate`, `energy` and
+    `max_norm` may be arrays.
+
+    **Returns** an `Arrival` at the point visited with the largest gradient. `residual` is the largest
+    relative change of a layer's outputs, ||R (W' - W0')|| / ||R W0'||; `converged` says that the gradient
+    rose. If it did not, as without a null space, the parameters come back unchanged. Derivatives see a
+    constant jump. **Raises** ValueError for a path that is no leaf, and for inputs whose width is not the
+    leaf's. Source: arXiv:2502.11362.
+
+    >>> import jax, jax.numpy as jnp
+    >>> x, params = jnp.array([1.0, 2.0]), {"first": jnp.ones((3, 2)), "second": jnp.array([[1.0, 2.0, 3.0]])}
+    >>> def hidden(params, x):
+    ...     return jnp.tanh(params["first"] @ x)
+    >>> search = NullSpace(lambda params, x: {"second": hidden(params, x)})
+    >>> found = search(lambda params: jnp.sum(params["second"] @ hidden(params, x)), params, x)
+    >>> bool(found.converged), float(found.residual) < 1e-6
+    (True, True)
+    """
+
+    inputs: Callable[[PyTree, PyTree], dict[str, Array]]
+    steps: int = eqx.field(static=True, default=10)
+    rate: float | Float[Array, ""] = 1e-2
+    energy: float | Float[Array, ""] = 1.0
+    max_norm: float | Float[Array, ""] = math.inf
+    normalize: bool = eqx.field(static=True, default=True)
+    layout: Layout = eqx.field(static=True, default="out in")
+
+    def __check_init__(self):
+        for name in ("steps", "rate", "energy", "max_norm"):
+            value = getattr(self, name)
+            if isinstance(value, int | float) and not value > 0:
+                raise ValueError(f"NullSpace needs {name} > 0, got {name}={value}.")
+        if isinstance(self.energy, int | float) and self.energy > 1:
+            raise ValueError(f"`energy` is a part of the whole, at most 1, got {self.energy}.")
+        _check_layout(self.layout)
+
+    def evaluations(self) -> int:
+        return 3 * self.steps + 1
+
+    def __call__(self, value_fn, params, batch=None) -> Arrival:
+        check_finite(params, "teleport from")
+        start = jax.lax.stop_gradient(params)
+        layers = self._layers(start, jax.lax.stop_gradient(self.inputs(start, batch)))
+        names = _names(start)
+        weights = {name: layer.weights for name, layer in layers.items()}
+        size = safe_norm(weights)
+
+        def at(jump):
+            leaves, structure = jax.tree.flatten(start)
+            for i, name in enumerate(names):
+                if name in layers:
+                    leaves[i] = leaves[i] + self._fold(jump[name], leaves[i])
+            return jax.tree.unflatten(structure, leaves)
+
+        def keep(jump, gradient, best, largest):
+            square = squared_norm(gradient)
+            better = (square > largest) & jnp.isfinite(square) & all_finite(jump)
+            return select(better, jump, best), jnp.where(better, square, largest)
+
+        def climb(state, _):
+            jump, *best = state
+            w = at(jump)
+            gradient = jax.grad(value_fn)(w)
+            best = keep(jump, gradient, *best)
+            curved = jax.tree.leaves(jax.jvp(jax.grad(value_fn), (w,), (gradient,))[1])
+            curved = dict(zip(names, curved, strict=True))
+            derivative = {n: self._unfold(curved[n], x.weights.shape[1]) for n, x in layers.items()}
+            free = {n: x.project(derivative[n]) for n, x in layers.items()}
+            length, noise = safe_norm(free), NOISE * _eps(free) * safe_norm(derivative)
+            rate = self.rate * size / jnp.where(length > 0, length, 1.0) if self.normalize else self.rate
+            rate = jnp.where(length > noise, rate, 0.0)
+            jump = jax.tree.map(lambda j, d: (j + rate * d).astype(j.dtype), jump, free)
+            far = safe_norm(jump)
+            cap = jnp.where(far > self.max_norm, self.max_norm / jnp.where(far > 0, far, 1.0), 1.0)
+            return (jax.tree.map(lambda j: (cap * j).astype(j.dtype), jump), *best), best[1]
+
+        still = jax.tree.map(jnp.zeros_like, weights)
+        first = (still, still, jnp.array(-jnp.inf))
+        (jump, *best), largest = jax.lax.scan(climb, first, None, length=self.steps)
+        jump, square = keep(jump, jax.grad(value_fn)(at(jump)), *best)
+        rose = square > largest[0] * (1 + NOISE * _eps(jump))  # NaN and -inf, from a bad start, are no rise
+        jump = select(rose, jump, still)
+        changes = [relative(x.outputs(jump[n]), x.outputs(x.weights)) for n, x in layers.items()]
+        residual = jnp.where(rose, jnp.max(jnp.stack(changes)), 0.0)
+        return arrive(params, select(rose, at(jump), start), residual, self.evaluations(), rose)
+
+    def _layers(self, params: PyTree, inputs: dict[str, Array]) -> "dict[str, _Layer]":
+        """Weights and spans of the layers named, after checking that they fit."""
+        leaves = dict(zip(_names(params), jax.tree.leaves(params), strict=True))
+        if not inputs:
+            raise ValueError(f"`inputs` named no layer; the leaves are {', '.join(leaves)}.")
+        layers = {}
+        for name, rows in inputs.items():
+            if name not in leaves:
+                near = get_close_matches(name, leaves, n=1, cutoff=0.0)
+                raise ValueError(f"`inputs` names {name!r}, which is no leaf; did you mean {near[0]!r}?")
+            shape, width = leaves[name].shape, rows.shape[-1] if rows.ndim else 1
+            fits = {layout: _widths(shape, layout) for layout in get_args(Layout)}
+            if width not in fits[self.layout]:
+                wants = " or ".join(map(str, fits[self.layout])) or "two axes or more"
+                hint = "".join(f" It would fit layout={other!r}." for other in fits if width in fits[other])
+                raise ValueError(
+                    f"The inputs of {name!r} have shape {rows.shape}, so width {width}, but the leaf of "
+                    f"shape {shape} needs {wants} in the layout {self.layout!r}.{hint}"
+                )
+            layers[name] = _layer(self._unfold(leaves[name], width), rows.reshape(-1, width), self.energy)
+        return layers
+
+    def _unfold(self, leaf: Array, width: int) -> Array:
+        """The leaf as a matrix of shape (out, width)."""
+        return leaf.reshape(-1, width) if self.layout == "out in" else leaf.reshape(width, -1).T
+
+    def _fold(self, matrix: Array, leaf: Array) -> Array:
+        """A matrix of shape (out, width) in the shape of the leaf."""
+        return (matrix if self.layout == "out in" else matrix.T).reshape(leaf.shape).astype(leaf.dtype)
+
+
+def patches(
+    x: Float[Array, "n *image"],
+    kernel_shape: Sequence[int],
+    *,
+    strides: Sequence[int] | None = None,
+    padding: str | Sequence[tuple[int, int]] = "VALID",
+    dilation: Sequence[int] | None = None,
+    layout: Layout = "out in",
+) -> Float[Array, "rows width"]:
+    """What a convolution's weights meet: one row per position and image, for `NullSpace`.
+
+    **Arguments:** `kernel_shape` holds the spatial sizes, such as (3, 3); `strides`, `padding` and `dilation`
+    are those of `jax.lax.conv_general_dilated`. With the layout "out in", as in Equinox, `x` has the shape
+    (n, channels, height, width) and rows fit a leaf (out, channels, 3, 3); with "in out", as in Flax, they
+    are (n, height, width, channels) and (3, 3, channels, out). Any number of spatial axes; no groups.
+
+    >>> patches(jnp.ones((2, 3, 8, 8)), (5, 5)).shape  # 2 * 4 * 4 positions, 3 * 5 * 5 weights
+    (32, 75)
+    """
+    _check_layout(layout)
+    if x.ndim != len(kernel_shape) + 2:
+        raise ValueError(
+            f"A kernel of shape {tuple(kernel_shape)} needs images with {len(kernel_shape) + 2} axes, batch "
+            f"and channels included, got shape {x.shape}."
+        )
+    x = x if layout == "out in" else jnp.moveaxis(x, -1, 1)
+    found = jax.lax.conv_general_dilated_patches(
+        x,
+        tuple(kernel_shape),
+        (1,) * len(kernel_shape) if strides is None else tuple(strides),
+        padding,
+        rhs_dilation=dilation,
+        precision=jax.lax.Precision.HIGHEST,
+    )
+    rows = jnp.moveaxis(found, 1, -1).reshape(-1, x.shape[1], math.prod(kernel_shape))
+    return (rows if layout == "out in" else rows.swapaxes(1, 2)).reshape(len(rows), -1)
+
+
+class _Layer(NamedTuple):
+    """A layer: weights (out, d), inputs (n, d), and a basis (k, d) of the rows that must not move."""
+
+    weights: Array
+    inputs: Array
+    basis: Array
+    room: Array
+
+    def project(self, derivative: Array) -> Array:
+        """The part of a derivative (out, d) that no input meets: zeros if there is no room.
+
+        It is taken twice: the rounding errors of the first are relative to what it took away.
+        """
+        free = derivative.astype(self.basis.dtype)
+        for _ in range(2):
+            free = free - _product(_product(free, self.basis.T), self.basis)
+        return jnp.where(self.room, free, 0.0)
+
+    def outputs(self, weights: Array) -> Array:
+        """The layer's outputs (n, out)."""
+        return _product(self.inputs, weights.T)
+
+
+def _layer(weights: Array, rows: Array, energy: Array | float) -> _Layer:
+    """The span to keep: leading right singular vectors with that part of the energy; the others are zero."""
+    rows = rows.astype(jnp.promote_types(weights.dtype, jnp.float32))
+    n, d = rows.shape
+    _, values, basis = jnp.linalg.svd(jnp.linalg.qr(rows, mode="r") if n > d else rows, full_matrices=False)
+    rank = values > jnp.finfo(rows.dtype).eps * max(n, d) * values[0]
+    squares = jnp.square(values)
+    before = jnp.cumsum(squares) - squares
+    held = rank & ((jnp.asarray(energy) >= 1) | (before < energy * jnp.sum(squares)))
+    return _Layer(weights, rows, jnp.where(held[:, None], basis, 0.0), jnp.sum(held) < d)
+
+
+def _product(a: Array, b: Array) -> Array:
+    """A matrix product in full precision: accelerators round otherwise, and the null space is lost."""
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def _widths(shape: tuple[int, ...], layout: Layout) -> list[int]:
+    """The widths of the inputs that fit a leaf of this shape."""
+    if len(shape) < 2:
+        return []
+    return [math.prod(shape[1:])] if layout == "out in" else sorted({shape[0], math.prod(shape[:-1])})
+
+
+def _names(params: PyTree) -> list[str]:
+    return [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+
+
+def _eps(tree: PyTree) -> float:
+    return float(jnp.finfo(jnp.result_type(*jax.tree.leaves(tree))).eps)
+
+
+def _check_layout(layout: str) -> None:
+    if layout not in get_args(Layout):
+        raise ValueError(f"`layout` must be one of {get_args(Layout)}, got {layout!r}.")

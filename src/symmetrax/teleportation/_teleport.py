@@ -1,0 +1,169 @@
+"""The verb `teleport`, and the one way that it and optimizers search and jump."""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PyTree
+
+from symmetrax._tree import check_finite
+from symmetrax.symmetry._base import AbstractLieSymmetry
+from symmetrax.teleportation._guard import Guard, jump, land
+from symmetrax.teleportation._levelset import AbstractPointSearch
+from symmetrax.teleportation._objectives import Objective, squared_gradient_norm
+from symmetrax.teleportation._orbit import Orbit, price
+from symmetrax.teleportation._search import AbstractSearch, Ascent
+
+#: A guard, None to jump unchecked, or "default": see `default_guard`.
+GuardChoice = Guard | None | Literal["default"]
+
+
+class Teleport(NamedTuple):
+    """What a teleport did. `before` and `after` are the objective at the old and the new point.
+
+    `algebra` holds the coordinates that were found (none for searches without a group); `defect` the relative
+    change of the loss (-1 without a guard: not measured); `refused` a code of `symmetrax.REFUSALS`;
+    `evaluations` the gradients of the loss that the search spends, known before it runs. `before`, `after`
+    and the guard's two losses are not counted.
+
+    >>> Teleport._fields[:3]
+    ('before', 'after', 'algebra')
+    """
+
+    before: Float[Array, ""]
+    after: Float[Array, ""]
+    algebra: Float[Array, "..."]
+    defect: Float[Array, ""]
+    refused: Int[Array, ""]
+    evaluations: float
+
+
+def teleport(
+    loss: Callable[[PyTree, PyTree], Float[Array, ""]],
+    params: PyTree,
+    symmetry: AbstractLieSymmetry | None = None,
+    batch: PyTree = None,
+    *,
+    objective: Objective = squared_gradient_norm,
+    search: AbstractSearch | AbstractPointSearch | None = None,
+    guard: GuardChoice = "default",
+) -> tuple[PyTree, Teleport]:
+    """Move `params` along the symmetry to where `objective` is larger, at the same loss.
+
+    **Arguments:** `loss(params, batch)` returns a scalar; leaves of `params` that are not arrays of floats
+    stay as they are. `objective(value_fn, params)` is what to raise, the squared gradient norm by default;
+    `search` says how (default `Ascent()`); `LevelSet` and `NullSpace` need no `symmetry`. `guard` refuses bad
+    jumps, `guard=None` takes them all; by default it is a `Guard()`, without the bound on the jump's length
+    where the symmetry is exact and linear. Raises ValueError when concrete `params` are not finite.
+
+    **Returns** the new parameters, unchanged if the guard refused, and a `Teleport` record.
+
+    >>> import jax.numpy as jnp, symmetrax as sx
+    >>> task, x = sx.booth(), jnp.array([5.0, -5.0])
+    >>> there, info = teleport(task.loss, x, task.symmetry(), guard=sx.Guard(jump=20.0))
+    >>> bool(info.after > info.before), int(info.refused)
+    (True, 0)
+    """
+    numbers, rest = eqx.partition(params, eqx.is_inexact_array)
+    check_finite(numbers, "teleport from")
+
+    def value_fn(w):
+        return loss(eqx.combine(w, rest), batch)
+
+    trip = travel(value_fn, numbers, symmetry, batch, objective=objective, search=search, guard=guard)
+    there = optax.tree.add(numbers, trip.displacement)
+    info = Teleport(
+        before=objective(value_fn, numbers),
+        after=objective(value_fn, there),
+        algebra=trip.algebra,
+        defect=trip.defect,
+        refused=trip.refused,
+        evaluations=search_price(symmetry, objective, search, known=False),
+    )
+    return eqx.combine(there, rest), info
+
+
+class Trip(NamedTuple):
+    """A search and the jump after it: `element` moved the parameters by `displacement`, if not refused."""
+
+    displacement: PyTree
+    element: PyTree
+    algebra: Float[Array, "..."]
+    defect: Float[Array, ""]
+    refused: Int[Array, ""]
+
+
+def travel(
+    value_fn: Callable[[PyTree], Float[Array, ""]],
+    params: PyTree,
+    symmetry: AbstractLieSymmetry | None,
+    batch: PyTree,
+    *,
+    objective: Objective,
+    search: AbstractSearch | AbstractPointSearch | None,
+    guard: GuardChoice,
+    gradient: PyTree = None,
+    count: Int[Array, ""] | int = 0,
+) -> Trip:
+    """Search, judge, jump; see `teleport`. `gradient` is the one at `params`, if it is known."""
+    search = check_search(symmetry, search)
+    guard = default_guard(symmetry) if isinstance(guard, str) else guard
+    if isinstance(search, AbstractPointSearch):
+        displacement = optax.tree.sub(search(value_fn, params, batch).params, params)
+        jumped = land(displacement, params, guard=guard, value_fn=value_fn)
+        return Trip(jumped.displacement, None, jnp.zeros(0), jumped.defect, jumped.refused)
+    assert symmetry is not None  # check_search saw to it
+    xi = search(Orbit(value_fn, params, symmetry, batch, objective, gradient, count))
+    element = symmetry.exp(xi)
+    jumped = jump(symmetry, element, params, batch, guard=guard, value_fn=value_fn)
+    return Trip(jumped.displacement, element, xi, jumped.defect, jumped.refused)
+
+
+def check_search(
+    symmetry: AbstractLieSymmetry | None, search: AbstractSearch | AbstractPointSearch | None
+) -> AbstractSearch | AbstractPointSearch:
+    """The search, by default an ascent. Raises ValueError if it has nothing to search in."""
+    if isinstance(search, AbstractPointSearch):
+        return search
+    if symmetry is None:
+        raise ValueError(
+            "A search along a group needs a symmetry, got symmetry=None: pass one, or search with LevelSet() "
+            "or NullSpace(), which need none."
+        )
+    if symmetry.zero().size == 0:
+        raise ValueError(
+            f"{type(symmetry).__name__} has no continuous part to search in: its groups are discrete. "
+            "Move by symmetry.act(symmetry.sample(key), params) instead."
+        )
+    return Ascent() if search is None else search
+
+
+def search_price(
+    symmetry: AbstractLieSymmetry | None,
+    objective: Objective,
+    search: AbstractSearch | AbstractPointSearch | None,
+    *,
+    known: bool,
+) -> float:
+    """Gradients of the loss that a search costs at most, known before it runs."""
+    search = check_search(symmetry, search)
+    if isinstance(search, AbstractPointSearch):
+        return float(search.evaluations())
+    assert symmetry is not None  # check_search saw to it
+    return price(symmetry, objective, search.evaluations(symmetry), known)
+
+
+def default_guard(symmetry: AbstractLieSymmetry | None) -> Guard:
+    """`Guard()`, without its bound on the jump where lengths do not matter.
+
+    An exact linear action keeps the loss to rounding at any length, and its searches are bounded in the
+    algebra; pullbacks through steep maps are what the bound is for.
+
+    >>> import symmetrax as sx
+    >>> float(default_guard(sx.booth().symmetry()).jump)
+    3.0
+    """
+    linear = symmetry is None or symmetry.linear
+    return Guard(jump=jnp.inf) if linear else Guard()

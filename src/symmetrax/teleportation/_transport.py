@@ -1,0 +1,93 @@
+"""What becomes of an optimizer's state when the parameters jump: carried along with them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+from jaxtyping import PyTree
+
+from symmetrax.symmetry._base import AbstractLieSymmetry
+from symmetrax.symmetry._network import NetworkSymmetry
+
+#: optax's names for what an optimizer remembers, by how it changes under a change of coordinates: averages of
+#: gradients, averages of their squares (entry by entry), and displacements.
+GRADIENTS = ("mu", "trace", "ema", "acc_grads", "velocity", "grad_avg", "prev_grad")
+SQUARES = ("nu", "nu_max", "sum_of_squares", "e_g")
+SQUARED_DISPLACEMENTS = ("e_x",)
+#: Constants that are arrays: the coefficients of Muon's iteration.
+CONSTANTS = ("ns_coeffs", "hyperparams")
+
+
+def carry(
+    state: PyTree, symmetry: AbstractLieSymmetry, element: PyTree, params: PyTree, batch: PyTree = None
+) -> PyTree:
+    """The optimizer's state after the parameters moved from `params` to `act(element, params)`.
+
+    Each part goes by what it *is*, known from its optax field name: averages of gradients (`mu`, `trace`) by
+    the inverse transpose, as gradients do; averages of squared gradients (`nu`, `sum_of_squares`) entry by
+    entry, exact for scalings, signs and permutations. Counts and hyperparameters stay. Raises ValueError for
+    a field it does not know, and for squares under a group that mixes entries.
+
+    >>> import jax.numpy as jnp, optax, symmetrax as sx
+    >>> params = {"w1": jnp.array([[1.0]]), "w2": jnp.array([[1.0]])}
+    >>> symmetry = sx.mlp_symmetry(params, ["w1", "w2"])
+    >>> _, state = optax.sgd(1.0, momentum=0.9).update(params, optax.sgd(1.0, momentum=0.9).init(params))
+    >>> double = symmetry.exp(jnp.log(jnp.array([2.0])))
+    >>> trace = optax.tree.get(carry(state, symmetry, double, params), "trace")
+    >>> print(trace["w1"], trace["w2"])
+    [[0.5]] [[2.]]
+    """
+
+    def gradients(tree: PyTree) -> PyTree:
+        return symmetry.pull(element, params, tree, batch)
+
+    def squares(tree: PyTree) -> PyTree:
+        return _exact(symmetry, "squared gradients").pull_squared(element, tree)
+
+    def squared_displacements(tree: PyTree) -> PyTree:
+        return _exact(symmetry, "squared updates").push_squared(element, tree)
+
+    moves: dict[str, Callable[[PyTree], PyTree]] = {
+        **dict.fromkeys(GRADIENTS, gradients),
+        **dict.fromkeys(SQUARES, squares),
+        **dict.fromkeys(SQUARED_DISPLACEMENTS, squared_displacements),
+        **dict.fromkeys(CONSTANTS, lambda tree: tree),
+    }
+    return _carried(state, moves, "state")
+
+
+def _carried(state: Any, moves: dict[str, Callable[[PyTree], PyTree]], where: str) -> Any:
+    fields: tuple[str, ...] | None = getattr(state, "_fields", None)
+    if fields is not None:
+        parts = {}
+        for field in fields:
+            inside, path = getattr(state, field), f"{type(state).__name__}.{field}"
+            parts[field] = moves[field](inside) if field in moves else _carried(inside, moves, path)
+        return type(state)(**parts)
+    if isinstance(state, tuple | list):
+        return type(state)(_carried(part, moves, where) for part in state)
+    if isinstance(state, dict):
+        return {key: _carried(part, moves, f"{where}[{key!r}]") for key, part in state.items()}
+    if _is_kept(state):
+        return state
+    raise ValueError(
+        f"transport='carry' does not know what {where} is, so it cannot move it with the parameters. It "
+        f"knows averages of gradients ({', '.join(GRADIENTS)}) and of squares ({', '.join(SQUARES)}). Use "
+        "transport='keep' or 'reset'."
+    )
+
+
+def _is_kept(leaf: Any) -> bool:
+    """Counts, scalars, keys and whatever is no array of numbers do not change with coordinates."""
+    if not eqx.is_array(leaf) or not eqx.is_inexact_array(leaf):
+        return True
+    return leaf.ndim == 0
+
+
+def _exact(symmetry: AbstractLieSymmetry, what: str) -> NetworkSymmetry:
+    if not isinstance(symmetry, NetworkSymmetry):
+        raise ValueError(
+            f"transport='carry' cannot move {what} under {type(symmetry).__name__}, which mixes entries: use "
+            "transport='keep' or 'reset' with optimizers that accumulate them."
+        )
+    return symmetry
