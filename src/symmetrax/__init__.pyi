@@ -24,6 +24,9 @@ from .symmetry._base import AbstractLieSymmetry as AbstractLieSymmetry
 from .symmetry._base import AbstractSymmetry as AbstractSymmetry
 from .symmetry._base import Precondition as Precondition
 from .symmetry._diagnose import Suspect as Suspect
+from .symmetry._geometry import conserved as conserved
+from .symmetry._geometry import horizontal as horizontal
+from .symmetry._geometry import orbit_curve as orbit_curve
 from .symmetry._groups import AbstractGroup as AbstractGroup
 from .symmetry._groups import GeneralLinear as GeneralLinear
 from .symmetry._groups import NonzeroDiagonal as NonzeroDiagonal
@@ -36,6 +39,7 @@ from .symmetry._groups import SpecialOrthogonal as SpecialOrthogonal
 from .symmetry._maps import AbstractMap as AbstractMap
 from .symmetry._maps import Affine as Affine
 from .symmetry._maps import Triangular as Triangular
+from .symmetry._matching import match_units as match_units
 from .symmetry._models import attention_symmetry as attention_symmetry
 from .symmetry._models import gated_mlp_symmetry as gated_mlp_symmetry
 from .symmetry._models import low_rank_symmetry as low_rank_symmetry
@@ -45,6 +49,7 @@ from .symmetry._models import residual_cnn_symmetry as residual_cnn_symmetry
 from .symmetry._models import residual_stream_symmetry as residual_stream_symmetry
 from .symmetry._network import NetworkSymmetry as NetworkSymmetry
 from .symmetry._pullback import Pullback as Pullback
+from .symmetry._shift import LogitShift as LogitShift
 from .symmetry._verify import Report as Report
 from .symmetry._verify import verify as verify
 from .tasks._base import AbstractTask as AbstractTask

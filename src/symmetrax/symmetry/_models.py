@@ -34,7 +34,7 @@ def mlp_symmetry(
     *,
     group: MakeGroup = PositiveDiagonal,
     layout: Layout = "out in",
-    degree: float = 1,
+    degree: float | int = 1,
     scales: Sequence[str] = (),
     name: str = "hidden",
 ) -> NetworkSymmetry:

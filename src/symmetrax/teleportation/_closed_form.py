@@ -56,7 +56,7 @@ class ClosedForm(AbstractSearch):
             parts = symmetry.split(coordinates)
             for space in energies.spaces:
                 parts[space] = self._best(energies, space, parts, largest)
-            return symmetry.join(parts)
+            return symmetry.join(parts).astype(coordinates.dtype)
 
         start = orbit.zero()
         if not energies.coupled:

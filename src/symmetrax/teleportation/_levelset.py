@@ -93,9 +93,9 @@ class LevelSet(AbstractPointSearch):
     function. That maximum may not even exist: the gradients of deep networks can be unbounded on a level set,
     and then `steps` * `radius` is what bounds the jump.
 
-    **Arguments:** `steps` linear programs; `radius`, in the units of the parameters (far too large, and the
-    first line search finds nothing); `tolerance`, for f and for the residual; `backtracks`, the most gradients
-    a line search may spend, corrections included. `radius` and `tolerance` may be arrays.
+    **Arguments:** `steps` linear programs; `radius`, in the units of the parameters (if it is far too large,
+    the first line search finds nothing); `tolerance`, for f and for the residual; `backtracks`, the most
+    gradients a line search may spend, corrections included. `radius` and `tolerance` may be arrays.
 
     **Returns** an `Arrival` whose `residual` measures the conditions of Karush, Kuhn and Tucker (KKT): with
     m = max(0, <p, g>) / ||g||^2, the larger of ||p - m g||^2 / max(||p||, ||p0||)^2 and m (f(w0) - f(w)), p0

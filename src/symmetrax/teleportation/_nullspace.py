@@ -36,11 +36,10 @@ class NullSpace(AbstractPointSearch):
 
     **Arguments:** `inputs(params, batch)` returns a dict from the path of a weight leaf, such as
     "blocks.0.weight" ("params" for a lone array), to the layer's inputs R, of shape (..., d); `patches` makes
-    those of a convolution. In the `layout` "out in" the axes after a leaf's first are the d inputs; in "in out"
-    its first axis, or all but the last. Each of `steps` steps moves all leaves together by `rate` times their
-    norm, or with `normalize=False` by `rate` times the derivative: then the best rate depends on the scale of
-    the loss. The whole jump is at most `max_norm` long, in the units of the parameters. `rate`, `energy` and
-    `max_norm` may be arrays.
+    those of a convolution. In the `layout` "out in" the axes after a leaf's first are the d inputs; in
+    "in out" its first axis, or all but the last. Each of `steps` steps moves all leaves together by `rate`
+    times their norm, or with `normalize=False` by `rate` times the derivative, which depends on the scale of
+    the loss. The whole jump is at most `max_norm` long. All numbers but `steps` may be arrays.
 
     **Returns** an `Arrival` at the point visited with the largest gradient. `residual` is the largest
     relative change of a layer's outputs, ||R (W' - W0')|| / ||R W0'||; `converged` says that the gradient
@@ -203,12 +202,9 @@ class _Layer(NamedTuple):
     room: Array
 
     def project(self, derivative: Array) -> Array:
-        """The part of a derivative (out, d) that no input meets: zeros if there is no room.
-
-        It is taken twice: the rounding errors of the first are relative to what it took away.
-        """
+        """The part of a derivative (out, d) that no input meets: zeros if there is no room."""
         free = derivative.astype(self.basis.dtype)
-        for _ in range(2):
+        for _ in range(2):  # the rounding errors of the first are relative to what it took away
             free = free - _product(_product(free, self.basis.T), self.basis)
         return jnp.where(self.room, free, 0.0)
 
