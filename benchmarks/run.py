@@ -24,6 +24,8 @@ CHILDREN = (
     ("meta_step.py", 1, 2),
     ("meta_step.py", 2, 1),
     ("teleport_cost.py", 1, 1),
+    ("network_teleports.py", 1, 1),
+    ("network_teleports.py", 1, 2),
 )
 
 
@@ -48,7 +50,8 @@ def measure(quick: bool) -> list[dict[str, Any]]:
         print(f"{script}: {devices} device(s), {threads} thread(s) ...", file=sys.stderr)
         for row in child(script, devices, threads, quick):
             known = best.setdefault(row["name"], row)
-            if row["ratio"] > known["ratio"]:
+            lower = row["better"] == "lower"
+            if (row["ratio"] < known["ratio"]) if lower else (row["ratio"] > known["ratio"]):
                 best[row["name"]] = row
     return list(best.values())
 

@@ -68,6 +68,8 @@ from .tasks._regression import RegressionFamily as RegressionFamily
 from .tasks._supervised import Classification as Classification
 from .tasks._supervised import ImageFamily as ImageFamily
 from .teleportation._closed_form import ClosedForm as ClosedForm
+from .teleportation._curves import CurvatureStep as CurvatureStep
+from .teleportation._features import FeatureGradientNorm as FeatureGradientNorm
 from .teleportation._guard import REFUSALS as REFUSALS
 from .teleportation._guard import Guard as Guard
 from .teleportation._landscape import Curvature as Curvature
@@ -81,6 +83,7 @@ from .teleportation._nullspace import NullSpace as NullSpace
 from .teleportation._nullspace import patches as patches
 from .teleportation._objectives import AbstractGradientObjective as AbstractGradientObjective
 from .teleportation._objectives import AbstractObjective as AbstractObjective
+from .teleportation._objectives import AbstractOrbitObjective as AbstractOrbitObjective
 from .teleportation._objectives import AfterSteps as AfterSteps
 from .teleportation._objectives import GradientNorm as GradientNorm
 from .teleportation._objectives import cost_of as cost_of

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, ClassVar, Literal, cast
+from typing import ClassVar, Literal, cast
 
 import equinox as eqx
 import jax
@@ -11,7 +11,7 @@ import jax.scipy.linalg as jsl
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
-from symmetrax._tree import relative
+from symmetrax._tree import leaf_name, relative
 from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition
 from symmetrax.symmetry._groups import GeneralLinear
 
@@ -151,21 +151,32 @@ class ActivationGL(AbstractLieSymmetry):
         return tuple(_well_conditioned(*pair) for pair in zip(keys, self.sizes, strict=True))
 
     def exp(self, coordinates: Float[Array, " coordinates"]) -> Element:
+        blocks = self._blocks(coordinates)
+        return tuple(group.exp(block) for group, block in zip(self.groups, blocks, strict=True))
+
+    def germ(self, direction: Float[Array, " coordinates"], t: Float[Array, ""]) -> Element:
+        blocks = self._blocks(direction)
+        return tuple(group.germ(block, t) for group, block in zip(self.groups, blocks, strict=True))
+
+    def bounded(self, coordinates: Float[Array, " coordinates"], bound) -> Float[Array, " coordinates"]:
+        blocks = zip(self.groups, self._blocks(coordinates), strict=True)
+        return jnp.concatenate([group.bounded(block, bound).ravel() for group, block in blocks])
+
+    def _blocks(self, coordinates: Float[Array, " coordinates"]) -> list[Array]:
+        """The coordinates of each layer, as a matrix."""
         ends = np.cumsum([size**2 for size in self.sizes])
-        blocks = jnp.split(coordinates, ends[:-1])
-        return tuple(
-            group.exp(block.reshape(group.algebra)) for group, block in zip(self.groups, blocks, strict=True)
-        )
+        parts = jnp.split(coordinates, ends[:-1])
+        return [part.reshape(group.algebra) for part, group in zip(parts, self.groups, strict=True)]
 
     def act(self, a: Element, params: PyTree, batch: PyTree = None) -> PyTree:
-        layers, x = self._open(params, batch)
+        layers, x = self.opened(params, batch)
         with jax.default_matmul_precision("highest"):
             moved = (self._act_output if self.form == "output" else self._act_preimage)(a, layers, x)
         return self._write(params, moved)
 
     def outputs(self, params: PyTree, batch: PyTree) -> Float[Array, "samples outputs"]:
         """What the network computes on the batch."""
-        layers, x = self._open(params, batch)
+        layers, x = self.opened(params, batch)
         with jax.default_matmul_precision("highest"):
             return self._seen(layers, x)[-1] @ layers[-1].T
 
@@ -178,7 +189,7 @@ class ActivationGL(AbstractLieSymmetry):
         """Whether the action is exact on the batch. `residual` is measured, whatever the code says: the
         relative change of the outputs when an element acts whose coordinates have norm 0.1 in each layer.
         """
-        layers, x = self._open(params, batch)
+        layers, x = self.opened(params, batch)
         probe, broken = self._probe(), []
         with jax.default_matmul_precision("highest"):
             seen = self._seen(layers, x)
@@ -195,24 +206,31 @@ class ActivationGL(AbstractLieSymmetry):
         return Precondition(jnp.select(broken, list(range(1, len(broken) + 1)), 0), residual)
 
     def _act_output(self, a: Element, layers: list[Array], x: Array) -> list[Array]:
-        moved, here, there = [], x, x  # features before the action and after it, samples as rows
-        for layer, weight in enumerate(layers):
-            target = signal = _with_one(here, weight) @ weight.T
-            if layer > 0:
-                fitted = _with_one(there, weight)
-                weight = weight + self._fit(fitted, target - fitted @ weight.T).T
-                signal = fitted @ weight.T
+        signal = with_one(x, layers[0]) @ layers[0].T
+        return [a[0][0] @ layers[0], *self.refitted(a, signal, layers[1:])]
+
+    def refitted(self, a: Element, signal: Float[Array, "n k"], layers: list[Array]) -> list[Array]:
+        """The weights after the first layer, moved by the "output" form, from the first layer's `signal`.
+
+        `signal` is what that layer computes on the batch before the action, samples as rows: all that the
+        action needs to know of the inputs.
+        """
+        g, _ = a[0]
+        moved, here, there = [], self.activation(signal), self.activation(signal @ g.T)
+        for layer, weight in enumerate(layers, start=1):
+            target, fitted = with_one(here, weight) @ weight.T, with_one(there, weight)
+            weight = weight + self._fit(fitted, target - fitted @ weight.T).T
             if layer < len(a):
                 g, _ = a[layer]
+                here, there = self.activation(target), self.activation(fitted @ weight.T @ g.T)
                 weight = g @ weight
-                here, there = self.activation(target), self.activation(signal @ g.T)
             moved.append(weight)
         return moved
 
     def _act_preimage(self, a: Element, layers: list[Array], x: Array) -> list[Array]:
         moved, here, there, dual = [], x, x, None  # dual: g^-T of the layer before
         for (g, next_dual), weight in zip(a, layers, strict=False):
-            seen, fitted = _with_one(here, weight), _with_one(there, weight)
+            seen, fitted = with_one(here, weight), with_one(there, weight)
             signal = seen @ weight.T
             features = self.activation(signal)
             target = self._undo(features @ g.T)
@@ -250,16 +268,16 @@ class ActivationGL(AbstractLieSymmetry):
 
     def _seen(self, layers: list[Array], x: Array) -> list[Array]:
         """What each layer multiplies its weights with: features, and a one if it has a bias."""
-        seen = [_with_one(x, layers[0])]
+        seen = [with_one(x, layers[0])]
         for weight, after in pairwise(layers):
-            seen.append(_with_one(self.activation(seen[-1] @ weight.T), after))
+            seen.append(with_one(self.activation(seen[-1] @ weight.T), after))
         return seen
 
     def _probe(self) -> Element:
         blocks = [np.random.default_rng(size).normal(size=size**2) for size in self.sizes]
         return self.exp(jnp.concatenate([jnp.asarray(PROBE * x / np.linalg.norm(x)) for x in blocks]))
 
-    def _open(self, params: PyTree, batch: PyTree) -> tuple[list[Array], Array]:
+    def opened(self, params: PyTree, batch: PyTree) -> tuple[list[Array], Array]:
         """Weights and inputs of the network, checked against each other."""
         layers, x = self._read(params), self._inputs(batch)
         expected = layers[0].shape[1] - (self._biases[0] is not None)
@@ -306,24 +324,21 @@ class ActivationGL(AbstractLieSymmetry):
             if bias is not None:
                 new[bias] = layer[:, -1]
         return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: new[_name(path)].astype(leaf.dtype) if _name(path) in new else leaf, params
+            lambda path, leaf: new[leaf_name(path)].astype(leaf.dtype) if leaf_name(path) in new else leaf,
+            params,
         )
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def _named(params: PyTree, names: Sequence[str]) -> dict[str, Array]:
     """Leaves by name. Raises ValueError, listing what there is, if one is missing."""
-    leaves = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    leaves = {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     missing = [name for name in names if name not in leaves]
     if missing:
         raise ValueError(f"The parameters have no leaves {missing}; their leaves are {list(leaves)}.")
     return {name: jnp.asarray(leaves[name]) for name in names}
 
 
-def _with_one(x: Float[Array, "n p"], weight: Float[Array, "q r"]) -> Float[Array, "n r"]:
+def with_one(x: Float[Array, "n p"], weight: Float[Array, "q r"]) -> Float[Array, "n r"]:
     """Features as `weight` takes them: with a one after them if its last column is a bias."""
     if x.shape[1] == weight.shape[1] - 1:
         return jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1)

@@ -110,6 +110,13 @@ class AbstractLieSymmetry(AbstractSymmetry):
     def exp(self, coordinates: Array) -> PyTree:
         """The group element at these coordinates."""
 
+    def germ(self, direction: Float[Array, "..."], t: Float[Array, ""]) -> PyTree:
+        """What has the value and the first three derivatives of `exp(t * direction)` at t = 0.
+
+        Enough for velocities, accelerations and changes of curvature; some groups have it cheaper than exp.
+        """
+        return self.exp(t * direction)
+
     def bounded(self, coordinates: Float[Array, "..."], bound: float | Array) -> Float[Array, "..."]:
         """Coordinates within `bound` of the identity: a search on a group that is not compact has no end.
 

@@ -136,25 +136,39 @@ class Curvature(AbstractObjective):
         return self.curves / 8
 
     def __call__(self, value_fn: Callable, params: PyTree) -> Float[Array, ""]:
-        def curvature(key):
-            drawn = jax.random.normal(key, self.symmetry.algebra)
-            unit, start = drawn / safe_norm(drawn), jnp.zeros((), drawn.dtype)
+        def along(key):
+            curve = orbit_germ(self.symmetry, unit_direction(self.symmetry, key), params, self.batch)
+            return curvature(curve, jnp.zeros(()))
 
-            def curve(t):
-                return self.symmetry.act(self.symmetry.exp(t * unit), params, self.batch)
+        return jnp.mean(jax.vmap(along)(jax.random.split(self.key, self.curves)))
 
-            def velocity(t):
-                return jax.jvp(curve, (t,), (jnp.ones_like(t),))[1]
 
-            v, a = jax.jvp(velocity, (start,), (jnp.ones_like(start),))
-            speed = safe_norm(v)
-            still = speed == 0
-            speed = jnp.where(still, 1.0, speed)
-            along = optax.tree.scale(1 / speed, v)
-            across = optax.tree.sub(a, optax.tree.scale(optax.tree.vdot(along, a), along))
-            return jnp.where(still, 0.0, safe_norm(across) / jnp.square(speed))
+def unit_direction(symmetry: AbstractLieSymmetry, key: Key[Array, ""]) -> Float[Array, "..."]:
+    """A random direction in the algebra, of length 1."""
+    drawn = jax.random.normal(key, symmetry.algebra)
+    return drawn / safe_norm(drawn)
 
-        return jnp.mean(jax.vmap(curvature)(jax.random.split(self.key, self.curves)))
+
+def orbit_germ(
+    symmetry: AbstractLieSymmetry, direction: Float[Array, "..."], params: PyTree, batch: PyTree
+) -> Callable[[Array], PyTree]:
+    """The curve t -> exp(t direction) . params, as far as its first three derivatives at t = 0 tell."""
+    return lambda t: symmetry.act(symmetry.germ(direction, t), params, batch)
+
+
+def curvature(curve: Callable[[Array], PyTree], t: Float[Array, ""]) -> Float[Array, ""]:
+    """The curvature of a curve of parameters at t, by forward mode; 0 where it does not move."""
+
+    def velocity(t):
+        return jax.jvp(curve, (t,), (jnp.ones_like(t),))[1]
+
+    v, a = jax.jvp(velocity, (t,), (jnp.ones_like(t),))
+    speed = safe_norm(v)
+    still = speed == 0
+    speed = jnp.where(still, 1.0, speed)
+    along = optax.tree.scale(1 / speed, v)
+    across = optax.tree.sub(a, optax.tree.scale(optax.tree.vdot(along, a), along))
+    return jnp.where(still, 0.0, safe_norm(across) / jnp.square(speed))
 
 
 class SmallNorm(AbstractObjective):

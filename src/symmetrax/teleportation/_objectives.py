@@ -65,6 +65,21 @@ class AbstractGradientObjective(AbstractObjective):
         return self.measure(jax.grad(value_fn)(params))
 
 
+class AbstractOrbitObjective(AbstractObjective):
+    """An objective that knows a shorter way along the orbits of some symmetry.
+
+    >>> import symmetrax as sx
+    >>> issubclass(sx.FeatureGradientNorm, AbstractOrbitObjective)
+    True
+    """
+
+    @abstractmethod
+    def along(
+        self, symmetry: AbstractLieSymmetry, params: PyTree, batch: PyTree
+    ) -> Callable[[Array], Float[Array, ""]]:
+        """The objective at `act(exp(xi), params, batch)` as a function of xi."""
+
+
 class GradientNorm(AbstractGradientObjective):
     """Size of the gradient g, in the norm that says what a first step can gain.
 

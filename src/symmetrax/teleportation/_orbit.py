@@ -13,6 +13,7 @@ from symmetrax.teleportation._energies import Energies
 from symmetrax.teleportation._landscape import SmallNorm
 from symmetrax.teleportation._objectives import (
     AbstractGradientObjective,
+    AbstractOrbitObjective,
     GradientNorm,
     Lower,
     LowerGradient,
@@ -52,6 +53,8 @@ class Orbit:
         self._known_gradient = gradient
 
     def __call__(self, coordinates: Float[Array, "..."]) -> Float[Array, ""]:
+        if self._shortcut is not None:
+            return self._shortcut(coordinates)
         if self.energies is not None:
             return self.sign * self.energies(coordinates)
         element = self.symmetry.exp(coordinates)
@@ -79,13 +82,22 @@ class Orbit:
             return Energies.of(self.symmetry, self.gradient, dual=True)
         return Energies.of(self.symmetry, self.params, dual=False)
 
+    @cached_property
+    def _shortcut(self) -> Callable[[Array], Array] | None:
+        """The objective's own way along this orbit, if it has one."""
+        if not isinstance(self.objective, AbstractOrbitObjective):
+            return None
+        return self.objective.along(self.symmetry, self.params, self.batch)
+
     @property
     def sign(self) -> int:
         """The sign with which the squared norm enters the objective."""
         return 1 if isinstance(self.objective, GradientNorm) or _is_lower(self.objective, SmallNorm) else -1
 
 
-def price(symmetry: AbstractLieSymmetry, objective: Objective, evaluations: float | int, known: bool) -> float:
+def price(
+    symmetry: AbstractLieSymmetry, objective: Objective, evaluations: float | int, known: bool
+) -> float:
     """Gradients of the loss that a search costs, known before it runs; `known` if one is given at the point.
 
     >>> import symmetrax as sx

@@ -71,8 +71,9 @@ def teleported(
     from 0, before which to teleport (default: all): numbers, a function of the count such as `every(10)`, or
     a `Plateau`. `transport` says what becomes of the inner optimizer's state: "keep" leaves it, "reset"
     starts afresh, "carry" moves it with the parameters (momentum as gradients do; squared gradients exactly
-    for scalings, signs and permutations). `update` needs the extra argument `value_fn` (optax's own name: params
-    to loss), and `batch` for data-dependent actions; a `Plateau` takes the loss from `value` if it is given.
+    for scalings, signs and permutations). `update` needs the extra argument `value_fn` (optax's own name:
+    params to loss), and `batch` for data-dependent actions; a `Plateau` takes the loss from `value` if it is
+    given.
 
     >>> import jax, jax.numpy as jnp, optax, symmetrax as sx
     >>> task = sx.booth(start=[5.0, -5.0])
@@ -149,13 +150,13 @@ def teleported(
                 gradient,
                 select(accepted, inner, state.inner),
                 trip.algebra.astype(nowhere.dtype),
-                trip.defect,
-                trip.refused,
+                trip.defect.astype(state.defect.dtype),
+                trip.refused.astype(state.refused.dtype),
                 state.evaluations + price,
             )
 
         def stay():
-            nothing = jnp.asarray(NOT_MEASURED), jnp.asarray(0)
+            nothing = jnp.full_like(state.defect, NOT_MEASURED), jnp.zeros_like(state.refused)
             still = optax.tree.zeros_like(params)
             return still, updates, state.inner, nowhere, *nothing, state.evaluations
 
