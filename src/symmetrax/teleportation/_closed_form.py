@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from symmetrax.symmetry._groups import GeneralLinear, ScaledRotation
-from symmetrax.teleportation._energies import Energies
+from symmetrax.teleportation._energies import SCALINGS, Energies
 from symmetrax.teleportation._search import AbstractSearch, Orbit
 
 
@@ -68,6 +68,8 @@ class ClosedForm(AbstractSearch):
 
     def _best(self, energies: Energies, space: str, parts: dict[str, Array], largest: bool) -> Array:
         group = energies.symmetry.spaces[space]
+        if not isinstance(group, (GeneralLinear, *SCALINGS)):
+            raise ValueError(f"There is no closed form for the group {group} of {space!r}: use Ascent().")
         shares = [
             (exponent, _placed(square, touch, group.lengths))
             for touch, exponent, square in energies.share(space, parts)

@@ -13,11 +13,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from symmetrax._tree import squared_norm
-from symmetrax.symmetry._groups import AbstractGroup, GeneralLinear, ScaledRotation
+from symmetrax.symmetry._groups import (
+    AbstractGroup,
+    GeneralLinear,
+    NonzeroDiagonal,
+    PositiveDiagonal,
+    ScaledRotation,
+)
 from symmetrax.symmetry._legs import Touch
 from symmetrax.symmetry._network import NetworkSymmetry, apply
 
 Kind = Literal["squares", "gram", "whole"]
+
+#: Groups whose first coordinates are logarithms of scales, and that change squares by nothing else.
+SCALINGS = (PositiveDiagonal, NonzeroDiagonal, ScaledRotation)
 
 
 class Block(eqx.Module):
@@ -147,14 +156,14 @@ def stretches(group: AbstractGroup) -> bool:
 
 def _reduce(symmetry: NetworkSymmetry, x: Array, touches: tuple[Touch, ...]) -> Block:
     groups = [symmetry.spaces[touch.word.name] for touch in touches]
-    if not any(isinstance(group, GeneralLinear) for group in groups):
+    if all(isinstance(group, SCALINGS) for group in groups):
         kept = {axis for touch in touches for axis in (*touch.indices, touch.axis)}
         kept -= {
             t.axis for t, group in zip(touches, groups, strict=True) if isinstance(group, ScaledRotation)
         }
         free = tuple(axis for axis in range(x.ndim) if axis not in kept)
         return Block("squares", jnp.sum(jnp.square(x), axis=free, keepdims=True), touches)
-    if len(touches) == 1:
+    if len(touches) == 1 and isinstance(groups[0], GeneralLinear):
         return Block("gram", _gram(x, touches[0]), touches)
     return Block("whole", x, touches)
 

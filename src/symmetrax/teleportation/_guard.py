@@ -80,11 +80,12 @@ def land(
     guard: Guard | None,
     value_fn: Callable[[PyTree], Float[Array, ""]],
 ) -> Jump:
-    """Take a displacement that was found without a group, unless `guard` refuses."""
+    """Take a displacement that was found without a group, unless `guard` refuses; a lower loss is welcome."""
     if guard is None:
         return Jump(displacement, jnp.array(NOT_MEASURED), jnp.array(0))
     trial = jax.lax.stop_gradient(displacement)
-    defect, refused = guard.judge(trial, value_fn(params), value_fn(optax.tree.add(params, trial)))
+    here, there = value_fn(params), value_fn(optax.tree.add(params, trial))
+    defect, refused = guard.judge(trial, here, jnp.maximum(there, here))
     taken = select(refused == 0, displacement, optax.tree.zeros_like(displacement))
     return Jump(taken, jax.lax.stop_gradient(defect), refused)
 

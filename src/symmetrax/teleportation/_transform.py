@@ -71,9 +71,10 @@ def teleported(
     from 0, before which to teleport (default: all): numbers, a function of the count such as `every(10)`, or
     a `Plateau`. `transport` says what becomes of the inner optimizer's state: "keep" leaves it, "reset"
     starts afresh, "carry" moves it with the parameters (momentum as gradients do; squared gradients exactly
-    for scalings, signs and permutations). `update` needs the extra argument `value_fn` (optax's own name:
-    params to loss), and `batch` for data-dependent actions; a `Plateau` takes the loss from `value` if it is
-    given.
+    for scalings, signs and permutations) and raises ValueError for what it does not know; do not use it with
+    Adamax under scalings, whose state looks like that of Adam. `update` needs the extra argument `value_fn`
+    (optax's own name: params to loss), and `batch` for data-dependent actions; a `Plateau` takes the loss
+    from `value` if it is given.
 
     >>> import jax, jax.numpy as jnp, optax, symmetrax as sx
     >>> task = sx.booth(start=[5.0, -5.0])
