@@ -1,13 +1,30 @@
 """Which leg is wrong: single edits of a network symmetry's legs that restore invariance."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from symmetrax.symmetry._legs import Both, Concatenated, Merged, Node, Plain, Word, parse, walk, words
-from symmetrax.symmetry._network import NetworkSymmetry, named_shapes
+from symmetrax._tree import leaf_name
+from symmetrax.symmetry._groups import AbstractGroup
+from symmetrax.symmetry._legs import (
+    Both,
+    Concatenated,
+    Merged,
+    Node,
+    Plain,
+    Touch,
+    Word,
+    index_lengths,
+    parse,
+    words,
+)
+from symmetrax.symmetry._network import NetworkSymmetry, along, element_for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,124 +46,239 @@ class Suspect:
 
 def suspects(
     symmetry: NetworkSymmetry,
-    defect: Callable[[NetworkSymmetry, PyTree], float],
+    change: Callable[[PyTree], float],
     params: PyTree,
     key: Key[Array, ""],
     tolerance: float,
 ) -> tuple[Suspect, ...]:
-    """The axes whose legs may be wrong, where `defect(symmetry, element)` is above `tolerance`.
+    """The axes whose legs may be wrong. `change(there)` is how far the loss there is from that at `params`.
 
-    One space acts at a time; for each that fails, every single edit is tried on every axis: the star on or
-    off, nothing, and the words that the legs use for axes of that length. Two mistakes at once cannot be told
-    apart. An edit that leaves a space without two legs is no repair: fewer legs are easier to keep.
+    One space acts at a time; for each that fails, single edits are tried on every axis: another star, power
+    or name of the space there, none, the parts of a merged axis in another order, and what the legs have on
+    other axes. Two mistakes at once cannot be told apart, and an edit that leaves a space without legs is no
+    repair.
     """
     element, identity = symmetry.sample(key), symmetry.identity()
-    failing = {
+    failing = [
         name
         for name in symmetry.spaces
-        if not defect(symmetry, identity | {name: element[name]}) <= tolerance
-    }
-    shapes = named_shapes(params)
-    found = []
-    for name in symmetry.spaces:
-        if name not in failing:
-            continue
-        for edited, suspect in _edits(symmetry, name, shapes):
-            # All that failed must be restored together: an edit of one leg may serve two spaces.
-            if defect(edited, identity | {space: element[space] for space in failing}) <= tolerance:
-                found.append(suspect)
-    return tuple(dict.fromkeys(found))
+        if not change(symmetry.act(identity | {name: element[name]}, params)) <= tolerance
+    ]
+    # All that failed must be restored together: an edit of one leg may serve two spaces.
+    element = identity | {name: element[name] for name in failing}
+    named, structure = jax.tree_util.tree_flatten_with_path(params)
+    leaves = {leaf_name(path): leaf for path, leaf in named}
+    moved = dict(zip(leaves, jax.tree.leaves(symmetry.act(element, params)), strict=True))
+    actor = _Dense(symmetry, element)
+    found: dict[Suspect, None] = {}
+    for name in failing:
+        for legs, suspect in _edits(symmetry, name, {path: leaf.shape for path, leaf in leaves.items()}):
+            path = suspect.path
+            try:
+                there = symmetry.with_legs({path: legs}).visit({path: np.asarray(leaves[path])}, actor)
+            except ValueError:
+                continue  # the edit does not fit the array
+            if change(jax.tree.unflatten(structure, (moved | there).values())) <= tolerance:
+                found[suspect] = None
+    return tuple(found)
+
+
+class _Dense:
+    """An element as matrices in NumPy: edits have many shapes, and JAX would compile the action for each."""
+
+    def __init__(self, symmetry: NetworkSymmetry, element: dict[str, Any]):
+        self.symmetry, self.element, self.matrices = symmetry, element, {}
+
+    def __call__(self, x: np.ndarray, touches: tuple[Touch, ...]) -> np.ndarray:
+        moved = x
+        for touch in touches:
+            matrix = self.matrix(touch.word)
+            moved = along(
+                touch,
+                moved,
+                lambda flat, matrix=matrix: np.matmul(matrix, flat.astype(np.result_type(matrix, flat))),
+            )
+        return moved.astype(x.dtype)
+
+    def matrix(self, word: Word) -> np.ndarray:
+        """What multiplies an axis with this word: matrices for all values of the indices."""
+        if word not in self.matrices:
+            group = self.symmetry.spaces[word.name]
+            element = element_for(group, self.element[word.name], word)
+            self.matrices[word] = np.asarray(group.multiply(element, _eye(group, word)))
+        return self.matrices[word]
+
+
+def _eye(group: AbstractGroup, word: Word) -> Array:
+    """Identity matrices for all values of the indices that a word leaves."""
+    lengths = np.zeros(group.lengths)
+    if word.index is not None:
+        lengths = lengths[word.index if isinstance(word.index, int) else slice(*word.index)]
+    return jnp.broadcast_to(jnp.eye(group.size), (*lengths.shape, group.size, group.size))
 
 
 def _edits(
-    symmetry: NetworkSymmetry, space: str, shapes: dict[str, jax.ShapeDtypeStruct]
-) -> Iterator[tuple[NetworkSymmetry, Suspect]]:
-    compact = symmetry.spaces[space].compact
-    vocabulary = _vocabulary(symmetry, space, shapes)
-    for path, array in shapes.items():
-        text = symmetry.legs.get(path, " ".join("_" * max(len(array.shape), 1)))
+    symmetry: NetworkSymmetry, space: str, shapes: dict[str, tuple[int, ...]]
+) -> Iterator[tuple[str, Suspect]]:
+    """Edited legs of one array each, in which `space` may act otherwise than in the legs that there are."""
+    alone = sum(space in _names(node) for text in symmetry.legs.values() for node in parse(text)) == 1
+    for path, shape in shapes.items():
+        text = symmetry.legs.get(path, " ".join("_" * max(len(shape), 1)))
         nodes = parse(text)
-        for axis, node in enumerate(nodes):
-            length = array.shape[axis] if array.shape else 1
-            candidates = [*_local_edits(node, space), *vocabulary.get(length, ())]
-            if not any(word.name == space for word in words(node)):
-                candidates = [c for c in candidates if any(word.name == space for word in words(c))]
-            seen = {_compared(node, symmetry)}
-            for candidate in candidates:
-                if _compared(candidate, symmetry) in seen:
+        editor = _Editor(symmetry, space, index_lengths(nodes, symmetry.spaces))
+        for axis, (node, length) in enumerate(zip(nodes, shape or (1,), strict=True)):
+            seen = {editor.compared(node)}
+            others = [other for other in editor.elsewhere() if editor.fits(other, length)]
+            for candidate in (*editor.near(node, length), *others):
+                here, there = space in _names(node), space in _names(candidate)
+                known = editor.compared(candidate) in seen
+                if known or not (here or there) or (alone and here and not there):
                     continue
-                seen.add(_compared(candidate, symmetry))
-                legs = symmetry.legs | {
-                    path: " ".join(map(str, (*nodes[:axis], candidate, *nodes[axis + 1 :])))
-                }
-                if _count(legs, space) < (1 if compact else 2) or not _fits(symmetry, legs[path], array):
-                    continue
-                edited = symmetry.with_legs(legs)
+                seen.add(editor.compared(candidate))
+                edited = " ".join(map(str, (*nodes[:axis], candidate, *nodes[axis + 1 :])))
                 yield edited, Suspect(path, axis, str(node), str(candidate))
 
 
-def _local_edits(node: Node, space: str) -> list[Node]:
-    """The star on or off on one word of the space, or that word gone."""
+def _names(node: Node) -> set[str]:
+    return {word.name for word in words(node)}
+
+
+def _flipped(node: Node, space: str) -> Node:
+    """The node with the stars of a space on the other way."""
     match node:
         case Word(name):
-            if name != space:
-                return []
-            return [dataclasses.replace(node, star=not node.star), Plain()]
+            return dataclasses.replace(node, star=not node.star) if name == space else node
         case Plain():
-            return []
+            return node
         case Both(parts):
-            edits: list[Node] = []
-            for k, part in enumerate(parts):
-                rest = (*parts[:k], *parts[k + 1 :])
-                if part.name == space:
-                    edits.append(rest[0] if len(rest) == 1 else Both(rest))
-                    edits.append(
-                        Both((*parts[:k], dataclasses.replace(part, star=not part.star), *parts[k + 1 :]))
-                    )
-            return edits
+            return Both(tuple(dataclasses.replace(w, star=w.star != (w.name == space)) for w in parts))
         case Merged(parts) | Concatenated(parts):
-            return [
-                type(node)((*parts[:k], edit, *parts[k + 1 :]))
-                for k, part in enumerate(parts)
-                for edit in _local_edits(part, space)
-            ]
+            return type(node)(tuple(_flipped(part, space) for part in parts))
 
 
-def _vocabulary(
-    symmetry: NetworkSymmetry, space: str, shapes: dict[str, jax.ShapeDtypeStruct]
-) -> dict[int, list[Node]]:
-    """What the legs put on axes of each length, with and without the space's star; and nothing."""
-    found: dict[int, dict[Node, None]] = {}
-    for path, text in symmetry.legs.items():
-        shape = shapes[path].shape or (1,)
-        for node, length in zip(parse(text), shape, strict=True):
-            nodes = found.setdefault(length, {Plain(): None})
-            nodes[node] = None
-            for edit in _local_edits(node, space):
-                nodes[edit] = None
-    group = symmetry.spaces[space]
-    if not group.per:
-        for word in (Word(space), Word(space, star=True)):
-            found.setdefault(group.size, {Plain(): None})[word] = None
-    return {length: list(nodes) for length, nodes in found.items()}
+@dataclasses.dataclass(frozen=True)
+class _Editor:
+    """Edits of one node, for one space, in an array whose indices have these lengths."""
 
+    symmetry: NetworkSymmetry
+    space: str
+    lengths: dict[str, int]
 
-def _compared(node: Node, symmetry: NetworkSymmetry) -> str:
-    """A node as text, where stars of compact groups do not count and signs are blanks."""
-    text = str(node)
-    for word in words(node):
-        if word.star and word.name in symmetry.spaces and symmetry.spaces[word.name].compact:
-            text = text.replace(str(word), str(dataclasses.replace(word, star=False)))
-    return text
+    def near(self, node: Node, length: int) -> list[Node]:
+        """Single changes of one word: the space there in all the ways in which legs have words, or gone."""
+        group = self.symmetry.spaces[self.space]
+        match node:
+            case Word(name) if name == self.space:
+                return [*self.variants(), Plain(group.size)]
+            case Word(name):
+                other = self.symmetry.spaces.get(name)
+                joinable = (
+                    other is not None and other.size == group.size and other.diagonal and group.diagonal
+                )
+                return [
+                    *self.variants(),
+                    *([Both((node, word)) for word in self.variants()] if joinable else []),
+                ]
+            case Plain():
+                return list(self.variants()) if length == group.size else []
+            case Both(parts):
+                edits: list[Node] = []
+                for k, part in enumerate(parts):
+                    rest = (*parts[:k], *parts[k + 1 :])
+                    if part.name == self.space:
+                        edits.append(rest[0] if len(rest) == 1 else Both(rest))
+                        edits += [Both((*parts[:k], word, *parts[k + 1 :])) for word in self.variants()]
+                return edits
+            case Merged(parts) | Concatenated(parts):
+                edits = []
+                for k, (part, size) in enumerate(zip(parts, self.sizes(node, length), strict=False)):
+                    edits += [
+                        type(node)((*parts[:k], edit, *parts[k + 1 :])) for edit in self.near(part, size)
+                    ]
+                if isinstance(node, Merged):
+                    for j, k in itertools.combinations(range(len(parts)), 2):
+                        swapped = {j: parts[k], k: parts[j]}
+                        edits.append(Merged(tuple(swapped.get(i, part) for i, part in enumerate(parts))))
+                return edits
 
+    def elsewhere(self) -> tuple[Node, ...]:
+        """What the legs put on an axis: with either star, and with or without a blank in a merged one."""
+        found: dict[Node, None] = {Plain(): None}
+        for node in (node for text in self.symmetry.legs.values() for node in parse(text)):
+            for one in (node, _flipped(node, self.space)):
+                found[one] = None
+                if isinstance(one, Merged):
+                    blank = Plain()
+                    without = tuple(part for part in one.parts if part != blank)
+                    found |= {Merged(without): None} if without else {}
+                    if blank not in one.parts:
+                        for k in range(len(without) + 1):
+                            found[Merged((*without[:k], blank, *without[k:]))] = None
+        return tuple(found)
 
-def _count(legs: dict[str, str], space: str) -> int:
-    return sum(word.name == space for text in legs.values() for node in parse(text) for word in words(node))
+    def variants(self) -> tuple[Word, ...]:
+        """The space's word with every star, power and index that occur in the legs."""
+        group = self.symmetry.spaces[self.space]
+        found = {Word(self.space): None, Word(self.space, star=True): None}
+        for text in self.symmetry.legs.values():
+            for word in (word for node in parse(text) for word in words(node)):
+                if word.name == self.space or (word.index is None and group.abelian):
+                    found[dataclasses.replace(word, name=self.space)] = None
+        return tuple(found)
 
+    def fits(self, node: Node, length: int) -> bool:
+        """Whether a node can stand on an axis of this length, with no blank of length 1 in a merged one."""
+        sizes = self.sizes(node, length)
+        parts = node.parts if isinstance(node, Merged) else ()
+        empty = any(isinstance(part, Plain) and size == 1 for part, size in zip(parts, sizes, strict=False))
+        return bool(sizes) and not empty
 
-def _fits(symmetry: NetworkSymmetry, text: str, array: jax.ShapeDtypeStruct) -> bool:
-    try:
-        jax.eval_shape(lambda x: walk(text, x, symmetry.spaces, lambda block, touches: block), array)
-    except ValueError:
-        return False
-    return True
+    def sizes(self, node: Node, length: int) -> tuple[int, ...]:
+        """The lengths of a node's parts on an axis of this length; empty if it does not fit."""
+        if not isinstance(node, Merged | Concatenated):
+            size = self.size(node)
+            return (length,) if size is None or size == length else ()
+        sizes = [self.size(part) for part in node.parts]
+        known = [size for size in sizes if size is not None]
+        if len(sizes) - len(known) > 1:
+            return ()
+        total = int(np.prod(known)) if isinstance(node, Merged) else sum(known)
+        if len(known) == len(sizes):
+            return tuple(known) if total == length else ()
+        left, over = divmod(length, total) if isinstance(node, Merged) else (length - total, 0)
+        fits = not over and left > 0
+        return tuple(left if size is None else size for size in sizes) if fits else ()
+
+    def size(self, node: Node) -> int | None:
+        """The length of a node, if the leg alone tells."""
+        spaces: dict[str, Any] = self.symmetry.spaces
+        match node:
+            case Plain(size):
+                return size
+            case Word(name):
+                return spaces[name].size if name in spaces else self.lengths.get(name)
+            case Both(parts):
+                return spaces[parts[0].name].size
+            case Merged(parts) | Concatenated(parts):
+                sizes = [self.size(part) for part in parts]
+                known = [size for size in sizes if size is not None]
+                if len(known) < len(sizes):
+                    return None
+                return int(np.prod(known)) if isinstance(node, Merged) else sum(known)
+
+    def compared(self, node: Node) -> Node:
+        """The same for nodes that act alike: stars of compact groups and sizes of blanks do not count."""
+        match node:
+            case Word(name) if name in self.symmetry.spaces and self.symmetry.spaces[name].compact:
+                return dataclasses.replace(node, star=False)
+            case Word():
+                return node
+            case Plain():
+                return Plain()
+            case Both(parts):
+                found = sorted((self.compared(part) for part in parts), key=str)
+                return Both(tuple(part for part in found if isinstance(part, Word)))
+            case Merged(parts) | Concatenated(parts):
+                if not _names(node) & set(self.symmetry.spaces):
+                    return Plain()
+                return type(node)(tuple(self.compared(part) for part in parts))

@@ -10,10 +10,10 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from symmetrax._text import near_match
 from symmetrax.symmetry._groups import AbstractGroup, ScaledRotation
@@ -196,11 +196,11 @@ class Touch:
 
 
 #: What a walk calls on every block: the block's array and the spaces that act on it, to the moved block.
-Visit = Callable[[Array, tuple[Touch, ...]], Array]
+Visit = Callable[[Any, tuple[Touch, ...]], Any]
 
 
-def walk(text: str, x: Array, groups: Mapping[str, AbstractGroup], visit: Visit) -> Array:
-    """Split `x` along its merged and concatenated axes, `visit` every block, and put the blocks together.
+def walk(text: str, x: Any, groups: Mapping[str, AbstractGroup], visit: Visit) -> Any:
+    """Split `x`, an array of JAX or NumPy, along its axes, `visit` every block, and put the blocks together.
 
     Raises ValueError, naming the axis, where the leg does not fit the shape of `x`.
     """
@@ -224,7 +224,7 @@ class _Walk:
     lengths: Mapping[str, int]
     visit: Visit
 
-    def block(self, items: list[_Item], x: Array) -> Array:
+    def block(self, items: list[_Item], x: Any) -> Any:
         for k, (node, scope, where) in enumerate(items):
             before, after = items[:k], items[k + 1 :]
             if isinstance(node, Merged):
@@ -234,12 +234,13 @@ class _Walk:
                 return self.block([*before, *inside, *after], apart).reshape(x.shape)
             if isinstance(node, Concatenated):
                 sizes = self.segments(node, x.shape[k], where)
-                pieces = jnp.split(x, np.cumsum(sizes)[:-1], axis=k)
+                library = np if isinstance(x, np.ndarray) else jnp
+                pieces = library.split(x, np.cumsum(sizes)[:-1], axis=k)
                 moved = [
                     self.block([*before, (part, scope, f"{part} in {where}"), *after], piece)
                     for part, piece in zip(node.parts, pieces, strict=True)
                 ]
-                return jnp.concatenate(moved, axis=k)
+                return library.concatenate(moved, axis=k)
         return self.visit(x, tuple(self.touches(items, x.shape)))
 
     def size(self, node: Node) -> int | None:
@@ -321,7 +322,7 @@ class _Walk:
 
 
 def index_lengths(nodes: tuple[Node, ...], groups: Mapping[str, AbstractGroup]) -> dict[str, int]:
-    """The length of every index: that of the spaces in this leg, shorter where a slice of the elements acts."""
+    """The lengths of indices: those of the spaces in this leg, shorter where a slice of the elements acts."""
     lengths = {name: length for group in groups.values() for name, length in group.per}
     spaces = [word for node in nodes for word in words(node) if word.name in groups]
     for word in spaces:

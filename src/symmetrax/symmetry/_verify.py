@@ -2,16 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float, Key, PyTree
 
-from symmetrax._tree import leaf_name, relative, safe_norm
+from symmetrax._tree import leaf_name
 from symmetrax.symmetry._base import AbstractSymmetry
 from symmetrax.symmetry._diagnose import Suspect, suspects
 from symmetrax.symmetry._network import NetworkSymmetry
@@ -144,8 +142,9 @@ def verify(
     named = ()
     if isinstance(symmetry, NetworkSymmetry) and not worst["invariance"] <= tolerance:
         at, element = jax.random.split(key)
-        w = optax.tree.add_scale(numbers, spread, optax.tree.random_like(at, numbers))
-        named = suspects(symmetry, lambda s, a: laws.invariance(s, a, w), numbers, element, tolerance)
+        w = _near(at, numbers, spread)
+        here = laws.values(w, batch)
+        named = suspects(symmetry, lambda there: laws.change(here, there, batch), w, element, tolerance)
     return Report(
         **worst | {"moved": moved},
         trials=trials,
@@ -154,6 +153,33 @@ def verify(
         leaves=by_leaf,
         suspects=named,
     )
+
+
+def _near(key: Key[Array, ""], numbers: PyTree, spread: float) -> PyTree:
+    """`numbers` plus normal noise, from one draw: compiling one for every shape would take the most time."""
+    leaves, structure = jax.tree.flatten(numbers)
+    ends = np.cumsum([0, *(leaf.size for leaf in leaves)])
+    # Complex numbers use two draws. A power of two, so that trees of similar sizes share a program.
+    real, imaginary = np.asarray(jax.random.normal(key, (2, 2 ** int(ends[-1]).bit_length())))
+    noise = []
+    for leaf, low, high in zip(leaves, ends, ends[1:], strict=False):
+        drawn = real[low:high] + 1j * imaginary[low:high] if jnp.iscomplexobj(leaf) else real[low:high]
+        noise.append(drawn.reshape(leaf.shape))
+    moved = [leaf + (spread * x).astype(leaf.dtype) for leaf, x in zip(leaves, noise, strict=True)]
+    return jax.tree.unflatten(structure, moved)
+
+
+def _norm(tree: PyTree) -> float:
+    """Euclidean norm of all entries; in NumPy, which compiles nothing for a new shape."""
+    sizes = [np.abs(np.asarray(leaf)).astype(float) for leaf in jax.tree.leaves(tree)]
+    return float(np.sqrt(sum(np.sum(size**2) for size in sizes)))
+
+
+def _relative(x: PyTree, y: PyTree, reference: PyTree, least: float = 0.0) -> float:
+    """Norm of x - y over the norm of `reference`, or over `least` if that is larger; 0 if x equals y."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        gap = _norm(jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), x, y))
+        return 0.0 if gap == 0 else gap / float(np.maximum(_norm(reference), np.maximum(least, 1e-30)))
 
 
 @eqx.filter_jit
@@ -178,58 +204,51 @@ class _Laws:
     batch: PyTree
     fresh: PyTree
 
-    def act(self, a: PyTree, numbers: PyTree, symmetry: AbstractSymmetry | None = None) -> PyTree:
-        moved = (symmetry or self.symmetry).act(a, eqx.combine(numbers, self.rest), self.batch)
+    def act(self, a: PyTree, numbers: PyTree) -> PyTree:
+        moved = self.symmetry.act(a, eqx.combine(numbers, self.rest), self.batch)
         return eqx.filter(moved, eqx.is_inexact_array)
 
     def values(self, numbers: PyTree, batch: PyTree) -> tuple[Array, PyTree, PyTree]:
         return _values(self.loss, self.outputs, numbers, self.rest, batch)
 
-    def change(self, here: PyTree, there: PyTree, batch: PyTree) -> float:
-        """The larger relative change of the loss and of the outputs."""
-        value, _, said = self.values(here, batch)
-        moved_value, _, moved_said = self.values(there, batch)
-        change = relative(moved_value - value, value)
-        if said is not None:
-            change = jnp.maximum(change, relative(optax.tree.sub(moved_said, said), said))
-        return float(change)
-
-    def invariance(self, symmetry: AbstractSymmetry, a: PyTree, numbers: PyTree) -> float:
-        return self.change(numbers, self.act(a, numbers, symmetry), self.batch)
+    def change(self, here: tuple, there: PyTree, batch: PyTree) -> float:
+        """The larger relative change of the loss and of the outputs, from their values `here`."""
+        value, said = here[0], here[2]
+        moved, _, moved_said = self.values(there, batch)
+        change = _relative(moved, value, value)
+        return change if said is None else float(np.maximum(change, _relative(moved_said, said, said)))
 
     def trial(
         self, key: Array, numbers: PyTree, spread: float
-    ) -> tuple[dict[str, Any], dict[str, Any], Array]:
+    ) -> tuple[dict[str, float], dict[str, float], Array]:
         symmetry, batch = self.symmetry, self.batch
         at, first, second = jax.random.split(key, 3)
-        w = optax.tree.add_scale(numbers, spread, optax.tree.random_like(at, numbers))
+        w = _near(at, numbers, spread)
         a, b, e = symmetry.sample(first), symmetry.sample(second), symmetry.identity()
         there = self.act(a, w)
         both = self.act(symmetry.compose(a, b), w)
-        _, gradient, _ = self.values(w, batch)
+        here = self.values(w, batch)
+        gradient = here[1]
         _, moved_gradient, _ = self.values(there, batch)
         carried = eqx.filter(
             symmetry.pull(a, eqx.combine(w, self.rest), gradient, batch), eqx.is_inexact_array
         )
 
-        def gap(x, y, reference):
-            return relative(optax.tree.sub(x, y), reference)
-
         defects = {
-            "invariance": self.change(w, there, batch),
-            "identity": gap(self.act(e, w), w, w),
-            "composition": gap(both, self.act(a, self.act(b, w)), both),
-            "inverse": gap(self.act(symmetry.inverse(a), there), w, w),
-            "gradient": gap(moved_gradient, carried, moved_gradient),
-            "moved": safe_norm(optax.tree.sub(there, w)) / jnp.maximum(safe_norm(w), 1e-30),
+            "invariance": self.change(here, there, batch),
+            "identity": _relative(self.act(e, w), w, w),
+            "composition": _relative(both, self.act(a, self.act(b, w)), both),
+            "inverse": _relative(self.act(symmetry.inverse(a), there), w, w),
+            "gradient": _relative(moved_gradient, carried, moved_gradient),
+            "moved": _relative(there, w, w),
         }
         if self.fresh is not None:
-            defects["fresh"] = self.change(w, there, self.fresh)
-        whole = safe_norm(moved_gradient)
+            defects["fresh"] = self.change(self.values(w, self.fresh), there, self.fresh)
+        # A gradient of rounding errors alone has no relative error: measure it against the others.
+        least = 1e-6 * _norm(moved_gradient)
         moved_leaves = jax.tree_util.tree_leaves_with_path(moved_gradient)
         residuals = {
-            # A gradient of rounding errors alone has no relative error: measure it against the others.
-            leaf_name(path): safe_norm(x - y) / jnp.maximum(safe_norm(x), 1e-6 * whole + 1e-30)
+            leaf_name(path): _relative(x, y, x, least)
             for (path, x), y in zip(moved_leaves, jax.tree.leaves(carried), strict=True)
         }
         return defects, residuals, symmetry.holds(eqx.combine(w, self.rest), batch).code
