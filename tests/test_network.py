@@ -353,10 +353,28 @@ def test_joining_needs_groups_that_commute():
         scale | shuffle
     signs = row("tanh").symmetry(params)
     with pytest.raises(
-        ValueError, match="Both symmetries have a space 'hidden1', with groups PositiveDiagonal"
+        ValueError, match="Both symmetries have a space 'hidden1'"
     ):
         scale | signs
     per = sx.NetworkSymmetry({"h": sx.Permutation(5)}, {"w1": "h _"}, params)
     inner = sx.NetworkSymmetry({"e": sx.PositiveDiagonal(3, per={"h": 5})}, {"w1": "h e"}, params)
     with pytest.raises(ValueError, match="'h' is a space and an index"):
         per | inner
+
+
+def test_joined_symmetries_need_spaces_of_their_own_names():
+    params = {"q": jnp.ones((4, 6)), "k": jnp.ones((4, 6)), "v": jnp.ones((4, 6)), "o": jnp.ones((6, 4))}
+    both = {**{f"a_{n}": x for n, x in params.items()}, **{f"b_{n}": x for n, x in params.items()}}
+    one, two = (sx.attention_symmetry(both, *(f"{p}_{n}" for n in "qkvo"), heads=2) for p in "ab")
+    with pytest.raises(
+        ValueError, match=r"Both symmetries have a space 'qk'.* symmetry.renamed\(\{'qk': ...\}\)"
+    ):
+        one | two
+    joined = one | two.renamed({"qk": "other_qk", "vo": "other_vo"})
+    assert joined.algebra == (2 * one.algebra[0],)
+    assert joined.legs["b_q"] == "(kv other_qk) _"
+    assert joined.legs["a_q"] == "(kv qk) _"
+    with pytest.raises(ValueError, match="Two spaces would have the same name"):
+        one.renamed({"qk": "vo"})
+    with pytest.raises(ValueError, match="There is no space 'qq'"):
+        one.renamed({"qq": "x"})

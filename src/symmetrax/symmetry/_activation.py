@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from symmetrax._tree import leaf_name, relative
 from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition
-from symmetrax.symmetry._groups import GeneralLinear
+from symmetrax.symmetry._matrix_groups import GeneralLinear
 
 #: One pair (g, g^-T) for each hidden layer.
 Element = tuple[tuple[Array, Array], ...]

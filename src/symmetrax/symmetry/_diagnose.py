@@ -12,19 +12,9 @@ from jaxtyping import Array, Key, PyTree
 
 from symmetrax._tree import leaf_name
 from symmetrax.symmetry._groups import AbstractGroup
-from symmetrax.symmetry._legs import (
-    Both,
-    Concatenated,
-    Merged,
-    Node,
-    Plain,
-    Touch,
-    Word,
-    index_lengths,
-    parse,
-    words,
-)
+from symmetrax.symmetry._legs import Both, Concatenated, Merged, Node, Plain, Word, parse, words
 from symmetrax.symmetry._network import NetworkSymmetry, along, element_for
+from symmetrax.symmetry._walk import Touch, index_lengths
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,9 +6,10 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from symmetrax.symmetry._base import AbstractLieSymmetry
-from symmetrax.symmetry._groups import AbstractGroup, GeneralLinear, ScaledRotation
-from symmetrax.symmetry._legs import Touch
+from symmetrax.symmetry._groups import AbstractGroup
+from symmetrax.symmetry._matrix_groups import GeneralLinear, ScaledRotation
 from symmetrax.symmetry._network import NetworkSymmetry
+from symmetrax.symmetry._walk import Touch
 
 
 def orbit_curve(

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from symmetrax.symmetry._groups import matvec
+from symmetrax.symmetry._matrix_groups import matvec
 
 
 class AbstractMap(eqx.Module):

@@ -6,8 +6,8 @@ import scipy.optimize
 from jaxtyping import Array, PyTree
 
 from symmetrax.symmetry._groups import Permutation
-from symmetrax.symmetry._legs import Touch
 from symmetrax.symmetry._network import NetworkSymmetry
+from symmetrax.symmetry._walk import Touch
 
 
 def match_units(

@@ -1,5 +1,6 @@
 """Groups on the legs of a parameter tree: almost every exact symmetry of a network."""
 
+import dataclasses
 import re
 import string
 from collections.abc import Callable, Mapping
@@ -15,21 +16,8 @@ from symmetrax._text import near_match
 from symmetrax._tree import leaf_name
 from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition
 from symmetrax.symmetry._groups import AbstractGroup
-from symmetrax.symmetry._legs import (
-    Both,
-    Concatenated,
-    Merged,
-    Node,
-    Plain,
-    Touch,
-    Visit,
-    Word,
-    check_commuting,
-    index_lengths,
-    parse,
-    walk,
-    words,
-)
+from symmetrax.symmetry._legs import Both, Concatenated, Merged, Node, Plain, Word, parse, words
+from symmetrax.symmetry._walk import Touch, Visit, check_commuting, index_lengths, walk
 
 
 class NetworkSymmetry(AbstractLieSymmetry):
@@ -174,15 +162,27 @@ class NetworkSymmetry(AbstractLieSymmetry):
     def __or__(self, other: "NetworkSymmetry") -> "NetworkSymmetry":
         """Both at once: the spaces of both, and on every array the legs of both, axis by axis."""
         for name in self.spaces:
-            if name in other.spaces and self.spaces[name] != other.spaces[name]:
+            if name in other.spaces:
                 raise ValueError(
-                    f"Both symmetries have a space {name!r}, with groups {self.spaces[name]} and "
-                    f"{other.spaces[name]}: rename one."
+                    f"Both symmetries have a space {name!r}, which would tie them together: rename one, "
+                    f"symmetry.renamed({{{name!r}: ...}})."
                 )
         spaces = {**self.spaces, **other.spaces}
         _check_indices(spaces)
         paths = [*self.legs, *(path for path in other.legs if path not in self.legs)]
         legs = {path: _both(path, self.legs.get(path), other.legs.get(path), spaces) for path in paths}
+        return self._made(spaces, legs)
+
+    def renamed(self, names: Mapping[str, str]) -> "NetworkSymmetry":
+        """The same symmetry with other names for some of its spaces: {old: new}."""
+        for name in names:
+            if name not in self.spaces:
+                raise ValueError(f"There is no space {name!r}.{near_match(name, self.spaces)}")
+        spaces = {names.get(name, name): group for name, group in self.spaces.items()}
+        if len(spaces) < len(self.spaces):
+            raise ValueError(f"Two spaces would have the same name under {dict(names)}.")
+        _check_indices(spaces)
+        legs = {path: _renamed(text, names) for path, text in self.legs.items()}
         return self._made(spaces, legs)
 
     def with_legs(self, legs: Mapping[str, str]) -> "NetworkSymmetry":
@@ -359,6 +359,23 @@ def _without(text: str, dropped: set[str], groups: Mapping[str, AbstractGroup]) 
         return left if words(left) else Plain()  # an index stays: another axis may need it
 
     return " ".join(str(axis(node)) for node in nodes)
+
+
+def _renamed(text: str, names: Mapping[str, str]) -> str:
+    def rename(node: Node) -> Node:
+        match node:
+            case Word(name):
+                return dataclasses.replace(node, name=names.get(name, name))
+            case Plain():
+                return node
+            case Both(parts):
+                return Both(
+                    tuple(dataclasses.replace(part, name=names.get(part.name, part.name)) for part in parts)
+                )
+            case Merged(parts) | Concatenated(parts):
+                return type(node)(tuple(rename(part) for part in parts))
+
+    return " ".join(str(rename(node)) for node in parse(text))
 
 
 def _join_axes(one: Node, other: Node) -> Node:

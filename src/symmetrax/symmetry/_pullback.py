@@ -7,8 +7,8 @@ from jaxtyping import Array, Float, Key
 
 from symmetrax._tree import relative
 from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition
-from symmetrax.symmetry._groups import SpecialOrthogonal, matvec
 from symmetrax.symmetry._maps import AbstractMap
+from symmetrax.symmetry._matrix_groups import SpecialOrthogonal, matvec
 
 
 class Pullback(AbstractLieSymmetry):

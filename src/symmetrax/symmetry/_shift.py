@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from symmetrax._tree import leaf_name
 from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition
-from symmetrax.symmetry._models import Layout
+from symmetrax.symmetry._layouts import Layout
 from symmetrax.symmetry._network import match_paths, named_shapes
 
 

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from symmetrax.symmetry._groups import GeneralLinear, ScaledRotation
+from symmetrax.symmetry._matrix_groups import GeneralLinear, ScaledRotation
 from symmetrax.teleportation._energies import SCALINGS, Energies
 from symmetrax.teleportation._search import AbstractSearch, Orbit
 

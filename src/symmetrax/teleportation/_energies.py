@@ -13,15 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from symmetrax._tree import squared_norm
-from symmetrax.symmetry._groups import (
-    AbstractGroup,
-    GeneralLinear,
-    NonzeroDiagonal,
-    PositiveDiagonal,
-    ScaledRotation,
-)
-from symmetrax.symmetry._legs import Touch
+from symmetrax.symmetry._groups import AbstractGroup, NonzeroDiagonal, PositiveDiagonal
+from symmetrax.symmetry._matrix_groups import GeneralLinear, ScaledRotation
 from symmetrax.symmetry._network import NetworkSymmetry, apply
+from symmetrax.symmetry._walk import Touch
 
 Kind = Literal["squares", "gram", "whole"]
 

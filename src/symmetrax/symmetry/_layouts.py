@@ -1,0 +1,62 @@
+"""How layers store their arrays, and the legs that follow: helpers of the ready legs."""
+
+import string
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from symmetrax.symmetry._network import match_paths
+
+Layout = Literal["out in", "in out"]
+HeadLayout = Literal["out in", "in out", "heads"]
+
+
+def matrix_leg(out: str, into: str, layout: HeadLayout) -> str:
+    return f"{out} {into}" if layout == "out in" else f"{into} {out}"
+
+
+def stream_leg(axes: int, word: str, side: Literal["write", "read"], layout: HeadLayout) -> str:
+    first = (layout == "out in") == (side == "write")
+    blanks = ["_"] * (axes - 1)
+    return " ".join([word, *blanks] if first else [*blanks, word])
+
+
+def kernel_leg(axes: int, out: str, into: str, layout: Layout) -> str:
+    space = ["_"] * (axes - 2)
+    return " ".join([out, into, *space] if layout == "out in" else [*space, into, out])
+
+
+def vector_leg(axes: int, word: str) -> str:
+    """A bias; equinox gives those of convolutions axes of length 1 behind."""
+    return " ".join([word, *["_"] * (axes - 1)])
+
+
+def head_size(arrays: Mapping[str, Any], path: str, heads: int, layout: HeadLayout) -> int:
+    shape = shape_of(arrays, path)
+    if layout == "heads":
+        return shape[-1]
+    length = shape[0 if layout == "out in" else -1]
+    if length % heads:
+        raise ValueError(f"{path} has {length} outputs, which {heads} heads cannot share.")
+    return length // heads
+
+
+def side_of(shape: tuple[int, ...], side: Literal["out", "in"], layout: Layout) -> int:
+    if layout == "out in":
+        return shape[0] if side == "out" else shape[1]
+    return shape[-1] if side == "out" else shape[-2]
+
+
+def shape_of(arrays: Mapping[str, Any], path: str) -> tuple[int, ...]:
+    """The shape of the first array that matches."""
+    return arrays[next(iter(match_paths(path, arrays)))].shape
+
+
+def with_axes(arrays: Mapping[str, Any], axes: int) -> tuple[str, ...]:
+    return tuple(path for path, array in arrays.items() if len(array.shape) == axes)
+
+
+def path_fields(pattern: str) -> str:
+    """The `{i}` of a pattern, to put behind the name of a space."""
+    return "".join(
+        f"{{{field}}}" for _, field, _, _ in string.Formatter().parse(pattern) if field is not None
+    )

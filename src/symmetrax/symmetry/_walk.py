@@ -1,0 +1,206 @@
+"""Walking through an array by its leg: its axes split into blocks, and the blocks put together again."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from symmetrax._text import near_match
+from symmetrax.symmetry._groups import AbstractGroup
+from symmetrax.symmetry._legs import Both, Concatenated, Merged, Node, Plain, Word, parse, words
+from symmetrax.symmetry._matrix_groups import ScaledRotation
+
+
+@dataclasses.dataclass(frozen=True)
+class Touch:
+    """A space acting on axis `axis` of a fully split block; the group's indices lie along `indices`."""
+
+    word: Word
+    axis: int
+    indices: tuple[int, ...]
+
+
+#: What a walk calls on every block: the block's array and the spaces that act on it, to the moved block.
+Visit = Callable[[Any, tuple[Touch, ...]], Any]
+
+
+#: A node, the brackets it is in, and words for where it is.
+_Item = tuple[Node, tuple[int, ...], str]
+
+
+def walk(text: str, x: Any, groups: Mapping[str, AbstractGroup], visit: Visit) -> Any:
+    """Split `x`, an array of JAX or NumPy, along its axes, `visit` every block, and put the blocks together.
+
+    Raises ValueError, naming the axis, where the leg does not fit the shape of `x`.
+    """
+    nodes = parse(text)
+    shape = x.shape if x.ndim else (1,)  # a number has one axis of length 1
+    if len(nodes) != len(shape):
+        raise ValueError(f"the leg {text!r} names {len(nodes)} axes, but the array has shape {x.shape}")
+    lengths = index_lengths(nodes, groups)
+    _check_names(text, nodes, groups, lengths)
+    items = [(node, (), f"axis {k}") for k, node in enumerate(nodes)]
+    return _Walk(groups, lengths, visit).block(items, x.reshape(shape)).reshape(x.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Walk:
+    groups: Mapping[str, AbstractGroup]
+    lengths: Mapping[str, int]
+    visit: Visit
+
+    def block(self, items: list[_Item], x: Any) -> Any:
+        for k, (node, scope, where) in enumerate(items):
+            before, after = items[:k], items[k + 1 :]
+            if isinstance(node, Merged):
+                sizes = self.split(node, x.shape[k], where)
+                inside = [(part, (*scope, k), f"{part} in {where}") for part in node.parts]
+                apart = x.reshape(*x.shape[:k], *sizes, *x.shape[k + 1 :])
+                return self.block([*before, *inside, *after], apart).reshape(x.shape)
+            if isinstance(node, Concatenated):
+                sizes = self.segments(node, x.shape[k], where)
+                library = np if isinstance(x, np.ndarray) else jnp
+                pieces = library.split(x, np.cumsum(sizes)[:-1], axis=k)
+                moved = [
+                    self.block([*before, (part, scope, f"{part} in {where}"), *after], piece)
+                    for part, piece in zip(node.parts, pieces, strict=True)
+                ]
+                return library.concatenate(moved, axis=k)
+        return self.visit(x, tuple(self.touches(items, x.shape)))
+
+    def size(self, node: Node) -> int | None:
+        """The length of an axis, or None if it is not known from the leg alone."""
+        match node:
+            case Plain(size):
+                return size
+            case Word(name):
+                return self.groups[name].size if name in self.groups else self.lengths.get(name)
+            case Both(parts):
+                return self.size(parts[0])
+            case Merged(parts) | Concatenated(parts):
+                sizes = [self.size(part) for part in parts]
+                known = [size for size in sizes if size is not None]
+                if len(known) < len(sizes):
+                    return None
+                return int(np.prod(known)) if isinstance(node, Merged) else sum(known)
+
+    def split(self, node: Merged, length: int, where: str) -> list[int]:
+        """Lengths of the parts of a merged axis; at most one is inferred."""
+        sizes = [self.size(part) for part in node.parts]
+        known = int(np.prod([size for size in sizes if size is not None]))
+        free = sizes.count(None)
+        if free > 1:
+            raise ValueError(f"{where}: {node} has {free} parts of unknown size; at most one can be inferred")
+        if length % known or (not free and known != length):
+            raise ValueError(
+                f"{where} has length {length}, which {node} does not divide: its parts have {sizes}"
+            )
+        return [length // known if size is None else size for size in sizes]
+
+    def segments(self, node: Concatenated, length: int, where: str) -> list[int]:
+        """Lengths of the parts of a concatenated axis; at most one is inferred."""
+        sizes = [self.size(part) for part in node.parts]
+        known = sum(size for size in sizes if size is not None)
+        free = sizes.count(None)
+        if free > 1:
+            raise ValueError(f"{where}: {node} has {free} parts of unknown size; at most one can be inferred")
+        if known > length or (not free and known != length):
+            raise ValueError(
+                f"{where} has length {length}, but the parts of {node} add up to {known}: {sizes}"
+            )
+        return [length - known if size is None else size for size in sizes]
+
+    def touches(self, items: list[_Item], shape: tuple[int, ...]):
+        for k, (node, scope, where) in enumerate(items):
+            expected = self.size(node)
+            if expected is not None and expected != shape[k]:
+                raise ValueError(f"{where} has length {shape[k]}, but {node} has size {expected}")
+            for word in words(node):
+                if word.name in self.groups:
+                    if self.groups[word.name].size != shape[k]:
+                        size = self.groups[word.name].size
+                        raise ValueError(
+                            f"{where} has length {shape[k]}, but the space {word.name!r} has size {size}"
+                        )
+                    yield Touch(word, k, self.indices(word, items, scope, where))
+
+    def indices(self, word: Word, items: list[_Item], scope: tuple[int, ...], where: str) -> tuple[int, ...]:
+        """The axes of the group's indices: looked for in the word's own bracket first, then outside."""
+        found = []
+        for position, (name, _) in enumerate(self.groups[word.name].per):
+            if position == 0 and isinstance(word.index, int):
+                continue
+            axes: list[int] = []
+            for depth in range(len(scope), -1, -1):
+                axes = [
+                    j
+                    for j, (node, other, _) in enumerate(items)
+                    if isinstance(node, Word) and node.name == name and other[:depth] == scope[:depth]
+                ]
+                if axes:
+                    break
+            if len(axes) != 1:
+                problem = "does not occur" if not axes else f"occurs {len(axes)} times"
+                raise ValueError(f"{where}: {word} needs its index {name!r} once in this array; it {problem}")
+            found += axes
+        return tuple(found)
+
+
+def index_lengths(nodes: tuple[Node, ...], groups: Mapping[str, AbstractGroup]) -> dict[str, int]:
+    """The lengths of indices: those of the spaces in this leg, shorter where a slice of the elements acts."""
+    lengths = {name: length for group in groups.values() for name, length in group.per}
+    spaces = [word for node in nodes for word in words(node) if word.name in groups]
+    for word in spaces:
+        lengths |= dict(groups[word.name].per)
+    for word in spaces:
+        if isinstance(word.index, tuple):
+            name, length = groups[word.name].per[0] if groups[word.name].per else ("", 0)
+            lengths[name] = len(range(*slice(*word.index).indices(length)))
+    return lengths
+
+
+def check_commuting(text: str, groups: Mapping[str, AbstractGroup]) -> None:
+    """Raise ValueError if `&` joins spaces whose groups do not commute: together they would be no action."""
+    for both in (part for node in parse(text) for part in _boths(node)):
+        for word in both.parts:
+            if word.name not in groups:
+                raise ValueError(f"the leg {text!r} has {word} in {both}, but & joins spaces only")
+        kinds = [groups[word.name] for word in both.parts]
+        if not all(group.diagonal for group in kinds) and not all(
+            isinstance(group, ScaledRotation) for group in kinds
+        ):
+            raise ValueError(
+                f"the leg {text!r} puts {' and '.join(map(str, kinds))} on one axis, which do not commute: "
+                "only scalings and signs do, or two scaled rotations. Make two symmetries"
+            )
+
+
+def _boths(node: Node) -> tuple[Both, ...]:
+    if isinstance(node, Both):
+        return (node,)
+    return () if isinstance(node, Word | Plain) else tuple(b for part in node.parts for b in _boths(part))
+
+
+def _check_names(text: str, nodes: tuple[Node, ...], groups: Mapping[str, AbstractGroup], lengths) -> None:
+    for word in (word for node in nodes for word in words(node)):
+        if word.name not in groups and word.name not in lengths:
+            hint = near_match(word.name, [*groups, *lengths])
+            raise ValueError(
+                f"the leg {text!r} names {word.name!r}, which is neither a space nor an index.{hint}"
+            )
+        if word.name in groups:
+            group = groups[word.name]
+            if word.power != 1 and not group.abelian:
+                raise ValueError(
+                    f"the leg {text!r} has the power {word}, but elements of {group} do not commute: "
+                    "only scalings, signs and scaled rotations have powers"
+                )
+            if word.index is not None and not group.per:
+                raise ValueError(f"the leg {text!r} has the index {word}, but {group} has no `per` to index")
+        elif word.star or word.power != 1 or word.index is not None:
+            raise ValueError(
+                f"the leg {text!r} has {word}, but {word.name!r} is an index: nothing acts along it"
+            )
+    check_commuting(text, groups)
