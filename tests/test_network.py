@@ -352,9 +352,7 @@ def test_joining_needs_groups_that_commute():
     with pytest.raises(ValueError, match=r"w1.*PositiveDiagonal\(5\) and Permutation\(5\).*do not commute"):
         scale | shuffle
     signs = row("tanh").symmetry(params)
-    with pytest.raises(
-        ValueError, match="Both symmetries have a space 'hidden1'"
-    ):
+    with pytest.raises(ValueError, match="Both symmetries have a space 'hidden1'"):
         scale | signs
     per = sx.NetworkSymmetry({"h": sx.Permutation(5)}, {"w1": "h _"}, params)
     inner = sx.NetworkSymmetry({"e": sx.PositiveDiagonal(3, per={"h": 5})}, {"w1": "h e"}, params)

@@ -34,10 +34,34 @@ EXPERIMENTS = {
         "the coordinate-wise LSTM trains classifiers of digits, against tuned Adam",
         "symmetrax.experiments.digits",
     ),
+    "objectives": Experiment(
+        "which objective predicts what an optimizer gains from a rescaling of a network",
+        "symmetrax.experiments.objectives",
+    ),
     "fig3": Experiment(_FIGURE.format("one ellipse", 3), _PLANE),
     "fig4": Experiment(_FIGURE.format("random ellipses", 4), _PLANE),
     "fig5": Experiment(_FIGURE.format("one Rosenbrock-like function", 5), _PLANE),
     "fig6": Experiment(_FIGURE.format("random Rosenbrock-like functions", 6), _PLANE),
+    "teleport-plane": Experiment(
+        "gradient descent with teleports on Booth's and Rosenbrock's functions (arXiv:2205.10637)",
+        "symmetrax.experiments.teleport_plane",
+    ),
+    "teleport-regression": Experiment(
+        "one teleport while a small network learns a regression (arXiv:2205.10637)",
+        "symmetrax.experiments.teleport_regression",
+    ),
+    "teleport-optimizers": Experiment(
+        "teleports inside six optimizers, against a reset of their state (arXiv:2305.13404)",
+        "symmetrax.experiments.teleport_optimizers",
+    ),
+    "teleport-generalization": Experiment(
+        "teleports to other sharpness and curvature, and the validation loss (arXiv:2305.13404)",
+        "symmetrax.experiments.teleport_generalization",
+    ),
+    "balancing": Experiment(
+        "balanced networks: how many learning rates train a badly scaled classifier",
+        "symmetrax.experiments.balancing",
+    ),
 }
 
 
