@@ -29,6 +29,14 @@ def float64():
         yield
 
 
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """For modules of many small programs: optimizing them takes longer than running them."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
 def unchecked(monkeypatch):
     """Without runtime type checks, as users run it: for errors of the library's own."""

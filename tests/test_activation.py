@@ -12,7 +12,7 @@ import scipy.linalg
 
 import symmetrax as sx
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = pytest.mark.usefixtures("quick_compilation", "float64")
 SLOPE = 0.1
 
 

@@ -13,7 +13,7 @@ import symmetrax as sx
 from symmetrax.teleportation._closed_form import matrix_sign
 from symmetrax.teleportation._energies import Energies
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = pytest.mark.usefixtures("quick_compilation", "float64")
 
 
 def normal(seed, *shape):

@@ -14,6 +14,8 @@ import scipy.special
 import symmetrax as sx
 from symmetrax.teleportation._transport import carry
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import symmetrax as sx
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = pytest.mark.usefixtures("quick_compilation", "float64")
 
 
 def normal(seed, *shape):

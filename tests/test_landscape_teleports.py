@@ -8,7 +8,7 @@ import pytest
 import symmetrax as sx
 from symmetrax.teleportation._landscape import curvature, unit_direction
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = pytest.mark.usefixtures("quick_compilation", "float64")
 RUNS = 64
 WEIGHTS = ("w1", "w2")
 

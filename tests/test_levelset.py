@@ -12,6 +12,8 @@ from jax import lax
 
 import symmetrax as sx
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 BOOTH = np.array([[1.0, 2.0], [2.0, 1.0]])  # f(x) = ||BOOTH x + b||^2
 
 

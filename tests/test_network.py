@@ -12,15 +12,9 @@ import symmetrax as sx
 from . import zoo
 from .zoo import MLP, ROWS, Attention, Row, arrays, row, vectors
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 KEY = jax.random.key(3)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_compilation():
-    """Programs of microseconds, hundreds of them: optimizing them takes longer than running them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def report(row, symmetry=None, **kwargs):

@@ -13,6 +13,8 @@ import symmetrax as sx
 from symmetrax.symmetry._base import Precondition
 from symmetrax.teleportation._nuclear import nuclear_norm
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 KEY = jax.random.key(7)
 
 

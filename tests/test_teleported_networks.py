@@ -13,6 +13,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import symmetrax as sx
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SHAPES = {"w1": (4, 3), "b1": (4,), "w2": (2, 4), "b2": (2,)}
 WEIGHTS, BIASES = ["w1", "w2"], ["b1", "b2"]
 SEARCH = sx.ClosedForm(bound=0.3)

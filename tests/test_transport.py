@@ -13,6 +13,8 @@ import pytest
 import symmetrax as sx
 from symmetrax.teleportation._transport import carry
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SHAPES = {"w1": (4, 3), "b1": (4,), "w2": (2, 4), "b2": (2,)}
 WEIGHTS, BIASES = ["w1", "w2"], ["b1", "b2"]
 STEPS = 5

@@ -21,16 +21,10 @@ from symmetrax.symmetry._legs import Both, Concatenated, Merged, Node, Plain, Wo
 
 from .zoo import READY, Row
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 #: Of every row: array, wrong leg, axis, whether the axis is named, the number of axes named, right leg.
 MUTANTS: dict[str, list[tuple[str, str, int, bool, int, str]]] = {}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_compilation():
-    """Programs of microseconds, hundreds of them: optimizing them takes longer than running them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def size(node: Node, symmetry: sx.NetworkSymmetry) -> int | None:

@@ -137,7 +137,7 @@ def _transformation(network, symmetry, schedule, guard, meta_order):
         info = look(updates, state, params, value_fn, batch, key)
         move, memory = network.propose(info, state.memory)
         state = state._replace(count=state.count + 1, memory=memory, previous=move.update)
-        if symmetry is None:
+        if symmetry is None or (move.algebra is None and network.wants_orbit_derivative):
             return move.update, state
         if move.algebra is None:
             raise ValueError(
