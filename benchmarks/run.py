@@ -25,7 +25,6 @@ CHILDREN = (
     ("meta_step.py", 2, 1),
     ("teleport_cost.py", 1, 1),
     ("network_teleports.py", 1, 1),
-    ("network_teleports.py", 1, 2),
 )
 
 
