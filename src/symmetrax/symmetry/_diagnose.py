@@ -14,7 +14,7 @@ from symmetrax._tree import leaf_name
 from symmetrax.symmetry._groups import AbstractGroup
 from symmetrax.symmetry._legs import Both, Concatenated, Merged, Node, Plain, Word, parse, words
 from symmetrax.symmetry._network import NetworkSymmetry, along, element_for
-from symmetrax.symmetry._walk import Touch, index_lengths
+from symmetrax.symmetry._walk import Touch, index_lengths, node_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,9 +226,9 @@ class _Editor:
     def sizes(self, node: Node, length: int) -> tuple[int, ...]:
         """The lengths of a node's parts on an axis of this length; empty if it does not fit."""
         if not isinstance(node, Merged | Concatenated):
-            size = self.size(node)
+            size = node_size(node, self.symmetry.spaces, self.lengths)
             return (length,) if size is None or size == length else ()
-        sizes = [self.size(part) for part in node.parts]
+        sizes = [node_size(part, self.symmetry.spaces, self.lengths) for part in node.parts]
         known = [size for size in sizes if size is not None]
         if len(sizes) - len(known) > 1:
             return ()
@@ -238,23 +238,6 @@ class _Editor:
         left, over = divmod(length, total) if isinstance(node, Merged) else (length - total, 0)
         fits = not over and left > 0
         return tuple(left if size is None else size for size in sizes) if fits else ()
-
-    def size(self, node: Node) -> int | None:
-        """The length of a node, if the leg alone tells."""
-        spaces: dict[str, Any] = self.symmetry.spaces
-        match node:
-            case Plain(size):
-                return size
-            case Word(name):
-                return spaces[name].size if name in spaces else self.lengths.get(name)
-            case Both(parts):
-                return spaces[parts[0].name].size
-            case Merged(parts) | Concatenated(parts):
-                sizes = [self.size(part) for part in parts]
-                known = [size for size in sizes if size is not None]
-                if len(known) < len(sizes):
-                    return None
-                return int(np.prod(known)) if isinstance(node, Merged) else sum(known)
 
     def compared(self, node: Node) -> Node:
         """The same for nodes that act alike: stars of compact groups and sizes of blanks do not count."""

@@ -17,6 +17,7 @@ Per = tuple[tuple[str, int], ...]
 
 
 def as_per(per: Mapping[str, int] | Per) -> Per:
+    """Indices with their lengths, in order, as pairs that can be hashed."""
     return tuple((name, int(length)) for name, length in dict(per).items())
 
 

@@ -11,16 +11,19 @@ HeadLayout = Literal["out in", "in out", "heads"]
 
 
 def matrix_leg(out: str, into: str, layout: HeadLayout) -> str:
+    """The leg of a matrix from the words of its two sides."""
     return f"{out} {into}" if layout == "out in" else f"{into} {out}"
 
 
 def stream_leg(axes: int, word: str, side: Literal["write", "read"], layout: HeadLayout) -> str:
+    """The leg of an array with the stream on the side on which it writes, or reads."""
     first = (layout == "out in") == (side == "write")
     blanks = ["_"] * (axes - 1)
     return " ".join([word, *blanks] if first else [*blanks, word])
 
 
 def kernel_leg(axes: int, out: str, into: str, layout: Layout) -> str:
+    """The leg of a matrix or a convolution from the words of its outputs and inputs."""
     space = ["_"] * (axes - 2)
     return " ".join([out, into, *space] if layout == "out in" else [*space, into, out])
 
@@ -31,6 +34,7 @@ def vector_leg(axes: int, word: str) -> str:
 
 
 def head_size(arrays: Mapping[str, Any], path: str, heads: int, layout: HeadLayout) -> int:
+    """The entries of one head. Raises ValueError if the heads do not divide the outputs."""
     shape = shape_of(arrays, path)
     if layout == "heads":
         return shape[-1]
@@ -41,6 +45,7 @@ def head_size(arrays: Mapping[str, Any], path: str, heads: int, layout: HeadLayo
 
 
 def side_of(shape: tuple[int, ...], side: Literal["out", "in"], layout: Layout) -> int:
+    """How many outputs or inputs a kernel of this shape has."""
     if layout == "out in":
         return shape[0] if side == "out" else shape[1]
     return shape[-1] if side == "out" else shape[-2]
@@ -52,6 +57,7 @@ def shape_of(arrays: Mapping[str, Any], path: str) -> tuple[int, ...]:
 
 
 def with_axes(arrays: Mapping[str, Any], axes: int) -> tuple[str, ...]:
+    """The paths of all arrays with so many axes, in the order of the tree."""
     return tuple(path for path, array in arrays.items() if len(array.shape) == axes)
 
 

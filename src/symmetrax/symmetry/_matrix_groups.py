@@ -249,8 +249,8 @@ class GeneralLinear(AbstractGroup):
     def germ(self, direction: Float[Array, "... n n"], t: Float[Array, ""]) -> tuple[Array, Array]:
         """The first four terms of the series of `exp(t * direction)`: exact in three derivatives at t = 0."""
         both = jnp.stack([direction, -jnp.swapaxes(direction, -1, -2)])
-        square = _product(both, both)
-        cube = _product(square, both)
+        square = product(both, both)
+        cube = product(square, both)
         g, dual = jnp.eye(self.size, dtype=both.dtype) + t * (both + t * (square / 2 + t * cube / 6))
         return g, dual
 
@@ -292,8 +292,8 @@ def exponential(matrix: Float[Array, "... n n"]) -> Float[Array, "... n n"]:
     """
     eye = jnp.eye(matrix.shape[-1], dtype=matrix.dtype)
     x = matrix / 64
-    xx = _product(x, x)
-    xxx = _product(xx, x)
+    xx = product(x, x)
+    xxx = product(xx, x)
 
     def cubic(order: int) -> Array:
         """The three terms of the series that begin at `order`, divided by x^order."""
@@ -302,14 +302,15 @@ def exponential(matrix: Float[Array, "... n n"]) -> Float[Array, "... n n"]:
 
     rest = cubic(9) + xxx / math.factorial(12)
     for order in (6, 3):
-        rest = cubic(order) + _product(xxx, rest)
-    rest = x + xx / 2 + _product(xxx, rest)
+        rest = cubic(order) + product(xxx, rest)
+    rest = x + xx / 2 + product(xxx, rest)
     for _ in range(6):
-        rest = 2 * rest + _product(rest, rest)
+        rest = 2 * rest + product(rest, rest)
     return eye + rest
 
 
-def _product(a: Array, b: Array) -> Array:
+def product(a: Array, b: Array) -> Array:
+    """Matrix products in full precision, also where the default is less."""
     return jnp.matmul(a, b, precision="highest")
 
 

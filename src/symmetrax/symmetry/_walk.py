@@ -70,25 +70,9 @@ class _Walk:
                 return library.concatenate(moved, axis=k)
         return self.visit(x, tuple(self.touches(items, x.shape)))
 
-    def size(self, node: Node) -> int | None:
-        """The length of an axis, or None if it is not known from the leg alone."""
-        match node:
-            case Plain(size):
-                return size
-            case Word(name):
-                return self.groups[name].size if name in self.groups else self.lengths.get(name)
-            case Both(parts):
-                return self.size(parts[0])
-            case Merged(parts) | Concatenated(parts):
-                sizes = [self.size(part) for part in parts]
-                known = [size for size in sizes if size is not None]
-                if len(known) < len(sizes):
-                    return None
-                return int(np.prod(known)) if isinstance(node, Merged) else sum(known)
-
     def split(self, node: Merged, length: int, where: str) -> list[int]:
         """Lengths of the parts of a merged axis; at most one is inferred."""
-        sizes = [self.size(part) for part in node.parts]
+        sizes = [node_size(part, self.groups, self.lengths) for part in node.parts]
         known = int(np.prod([size for size in sizes if size is not None]))
         free = sizes.count(None)
         if free > 1:
@@ -101,7 +85,7 @@ class _Walk:
 
     def segments(self, node: Concatenated, length: int, where: str) -> list[int]:
         """Lengths of the parts of a concatenated axis; at most one is inferred."""
-        sizes = [self.size(part) for part in node.parts]
+        sizes = [node_size(part, self.groups, self.lengths) for part in node.parts]
         known = sum(size for size in sizes if size is not None)
         free = sizes.count(None)
         if free > 1:
@@ -114,7 +98,7 @@ class _Walk:
 
     def touches(self, items: list[_Item], shape: tuple[int, ...]):
         for k, (node, scope, where) in enumerate(items):
-            expected = self.size(node)
+            expected = node_size(node, self.groups, self.lengths)
             if expected is not None and expected != shape[k]:
                 raise ValueError(f"{where} has length {shape[k]}, but {node} has size {expected}")
             for word in words(node):
@@ -146,6 +130,23 @@ class _Walk:
                 raise ValueError(f"{where}: {word} needs its index {name!r} once in this array; it {problem}")
             found += axes
         return tuple(found)
+
+
+def node_size(node: Node, groups: Mapping[str, AbstractGroup], lengths: Mapping[str, int]) -> int | None:
+    """The length of an axis, or None if it is not known from the leg alone."""
+    match node:
+        case Plain(size):
+            return size
+        case Word(name):
+            return groups[name].size if name in groups else lengths.get(name)
+        case Both(parts):
+            return node_size(parts[0], groups, lengths)
+        case Merged(parts) | Concatenated(parts):
+            sizes = [node_size(part, groups, lengths) for part in parts]
+            known = [size for size in sizes if size is not None]
+            if len(known) < len(sizes):
+                return None
+            return int(np.prod(known)) if isinstance(node, Merged) else sum(known)
 
 
 def index_lengths(nodes: tuple[Node, ...], groups: Mapping[str, AbstractGroup]) -> dict[str, int]:

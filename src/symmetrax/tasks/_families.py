@@ -1,10 +1,10 @@
 """The families that have a name, so that anyone can compare runs."""
 
-import difflib
 from collections.abc import Callable
 
 import jax.numpy as jnp
 
+from symmetrax._text import near_match
 from symmetrax.tasks._base import AbstractTaskFamily
 from symmetrax.tasks._data import Images, digits, mnist
 from symmetrax.tasks._plane import (
@@ -90,7 +90,6 @@ def make_family(name: str, *, far: bool = False) -> AbstractTaskFamily:
     'booth'
     """
     if name not in _FAMILIES:
-        near = difflib.get_close_matches(name, _FAMILIES, 1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = near_match(name, _FAMILIES)
         raise ValueError(f"Unknown family {name!r}; choose one of {', '.join(_FAMILIES)}.{hint}")
     return _FAMILIES[name](name, far)

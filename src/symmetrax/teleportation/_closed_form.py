@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from symmetrax.symmetry._matrix_groups import GeneralLinear, ScaledRotation
+from symmetrax.symmetry._matrix_groups import GeneralLinear, ScaledRotation, product
 from symmetrax.teleportation._energies import SCALINGS, Energies
 from symmetrax.teleportation._search import AbstractSearch, Orbit
 
@@ -127,11 +127,11 @@ def matrix_sign(matrix: Float[Array, "... n n"]) -> Float[Array, "... n n"]:
 
     def grow(_, x):
         """x (a + b x^2 + c x^4): lifts small eigenvalues 3.4 times, keeps those near 1 between .6 and 1.3."""
-        xx = _product(x, x)
-        return 3.4445 * x + _product(x, -4.7750 * xx + 2.0315 * _product(xx, xx))
+        xx = product(x, x)
+        return 3.4445 * x + product(x, -4.7750 * xx + 2.0315 * product(xx, xx))
 
     def settle(_, x):
-        return 1.5 * x - 0.5 * _product(x, _product(x, x))
+        return 1.5 * x - 0.5 * product(x, product(x, x))
 
     return jax.lax.fori_loop(0, 8, settle, jax.lax.fori_loop(0, 19, grow, x))
 
@@ -157,8 +157,8 @@ def _mean_and_inverse(y: Array, z: Array, steps: int = 45) -> tuple[Array, Array
 
     def step(_, pair):
         y, z = pair
-        middle = 1.5 * jnp.eye(y.shape[-1], dtype=y.dtype) - 0.5 * _product(z, y)
-        return _symmetric(_product(y, middle)), _symmetric(_product(middle, z))
+        middle = 1.5 * jnp.eye(y.shape[-1], dtype=y.dtype) - 0.5 * product(z, y)
+        return _symmetric(product(y, middle)), _symmetric(product(middle, z))
 
     return jax.lax.fori_loop(0, steps, step, (y, z))
 
@@ -176,12 +176,8 @@ def _logarithm(matrix: Array, roots: int = 7, terms: int = 18) -> Array:
     rest = jax.lax.fori_loop(0, roots, root, matrix / scale) - eye
     series = eye / terms
     for k in range(terms - 1, 0, -1):
-        series = eye / k - _product(rest, series)
-    return 2**roots * _product(rest, series) + jnp.log(scale) * eye
-
-
-def _product(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision="highest")
+        series = eye / k - product(rest, series)
+    return 2**roots * product(rest, series) + jnp.log(scale) * eye
 
 
 def _symmetric(a: Array) -> Array:
