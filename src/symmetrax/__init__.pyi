@@ -1,3 +1,4 @@
+from . import theory as theory
 from ._unroll import Carry as Carry
 from ._unroll import Trace as Trace
 from ._unroll import unroll as unroll
@@ -11,6 +12,8 @@ from .learned._coordinatewise import CoordinatewiseLSTM as CoordinatewiseLSTM
 from .learned._features import Info as Info
 from .learned._features import Move as Move
 from .learned._features import log_and_sign as log_and_sign
+from .learned._online import OnlineState as OnlineState
+from .learned._online import online_teleported as online_teleported
 from .learned._recipe import Recipe as Recipe
 from .learned._whole import WholeLSTM as WholeLSTM
 from .metatrain._estimators import AbstractMetaGradient as AbstractMetaGradient
@@ -49,6 +52,7 @@ from .symmetry._models import residual_cnn_symmetry as residual_cnn_symmetry
 from .symmetry._models import residual_stream_symmetry as residual_stream_symmetry
 from .symmetry._network import NetworkSymmetry as NetworkSymmetry
 from .symmetry._pullback import Pullback as Pullback
+from .symmetry._quadratic import QuadraticForm as QuadraticForm
 from .symmetry._shift import LogitShift as LogitShift
 from .symmetry._verify import Report as Report
 from .symmetry._verify import verify as verify

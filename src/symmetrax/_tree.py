@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 def squared_norm(tree: PyTree) -> Float[Array, ""]:
     """Sum of the squares of all entries."""
-    return sum((jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)), start=jnp.zeros(()))
+    return jnp.asarray(sum((jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)), start=0.0))
 
 
 def safe_norm(tree: PyTree) -> Float[Array, ""]:

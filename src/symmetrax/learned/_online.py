@@ -1,0 +1,168 @@
+"""Algorithm 2: the group element is learned while the parameters are, on the task at hand."""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from symmetrax._tree import all_finite, select
+from symmetrax.symmetry._base import AbstractLieSymmetry
+from symmetrax.teleportation._guard import NOT_MEASURED, jump
+from symmetrax.teleportation._schedule import Schedule, due, settled
+from symmetrax.teleportation._teleport import GuardChoice, default_guard
+
+
+class LastStep(NamedTuple):
+    """What the step before this one started from, and whether it teleported: its end is differentiated.
+
+    >>> LastStep._fields
+    ('params', 'gradient', 'inner', 'moved')
+    """
+
+    params: PyTree
+    gradient: PyTree
+    inner: optax.OptState
+    moved: Bool[Array, ""]
+
+
+class OnlineState(NamedTuple):
+    """State of `online_teleported`: the step count, the inner state, and the coordinates that are learned.
+
+    `algebra` are the coordinates of the last teleport, of shape `symmetry.algebra`, `meta` the state of
+    their own optimizer; `defect` and `refused` are as in `symmetrax.Teleport`. Read them with
+    `optax.tree.get(state, "algebra")`.
+
+    >>> OnlineState._fields
+    ('count', 'inner', 'algebra', 'meta', 'last', 'defect', 'refused')
+    """
+
+    count: Int[Array, ""]
+    inner: optax.OptState
+    algebra: Float[Array, "..."]
+    meta: optax.OptState
+    last: LastStep
+    defect: Float[Array, ""]
+    refused: Int[Array, ""]
+
+
+def online_teleported(
+    inner: optax.GradientTransformation,
+    symmetry: AbstractLieSymmetry,
+    rate: float | Float[Array, ""] | optax.GradientTransformation,
+    *,
+    order: Literal[1, 2] = 2,
+    start: Float[Array, "..."] | None = None,
+    bound: float | Float[Array, ""] = 1.0,
+    schedule: Schedule = None,
+    guard: GuardChoice = "default",
+) -> optax.GradientTransformationExtraArgs:
+    """Wrap the optax optimizer `inner`: teleport before every step, by coordinates learned on the way.
+
+    Algorithm 2 of arXiv:2504.15399, for any differentiable loss f, Lie symmetry and optimizer:
+
+        y      = exp(theta) . x
+        x+     = y + inner step with the gradient at y
+        theta <- theta - rate * d f(x+) / d theta        (x a constant)
+
+    The coordinates theta persist: on a loss with a long valley they become a rate of rotation that works
+    against the descent's drift into it, and the element is applied anew at every step.
+
+    One gradient a step is enough. That at y is the given one, carried there by `symmetry.pull`; and d f(x+) /
+    d theta needs the gradient at x+, which is what the next `update` is given, so theta is updated then. On
+    minibatches the slope is thus measured on data that the step has not seen. So `update` must be given the
+    gradient at `params`, nothing may change the update afterwards (this stands last), and the symmetry must
+    be exact; for data-dependent actions, on one batch. The state holds the last parameters, gradient and
+    inner state.
+
+    **Arguments:** `rate` is the step size of theta, in coordinates squared per unit of loss, or an optax
+    optimizer for theta. `order` 2 differentiates the gradient at y too, without a Hessian, since it is
+    carried; 1 takes it as a constant: on quadratics that turns to the short axis at any step size, where
+    order 2 does so below 1/(l1 + l2) (`symmetrax.theory.turn_to_short_axis`). `start` is theta_0 (default:
+    zeros, the identity). `bound` keeps coordinates of groups that are not compact within that size.
+    `schedule` gives the steps that teleport, and learn (default: all). `guard` is as in `teleport` and needs
+    the extra argument `value_fn`, two losses a step; None goes without. A refused teleport leaves the
+    parameters and sets theta to zero.
+
+    Raises ValueError for other orders, coordinates of another shape, and missing arguments.
+
+    >>> import jax, jax.numpy as jnp, optax, symmetrax as sx
+    >>> task = sx.generalized_booth([[0.5, 0.0], [0.0, 3.0]])  # x'Ax, A = diag(1/4, 9)
+    >>> def steps(optimizer, params=jnp.array([-5.0, 3.5])):
+    ...     state, start, count = optimizer.init(params), task.loss(params), 0
+    ...     while task.loss(params) > 1e-6 * start:
+    ...         updates, state = optimizer.update(jax.grad(task.loss)(params), state, params)
+    ...         params, count = optax.apply_updates(params, updates), count + 1
+    ...     return count
+    >>> symmetry = sx.QuadraticForm(jnp.diag(jnp.array([0.25, 9.0])))
+    >>> steps(optax.sgd(1 / 18)), steps(online_teleported(optax.sgd(1 / 18), symmetry, 0.1, guard=None))
+    (194, 3)
+    """
+    if order not in (1, 2):
+        raise ValueError(f"`order` must be 1 or 2, got {order!r}.")
+    stepper = optax.with_extra_args_support(inner)
+    learner = rate if isinstance(rate, optax.GradientTransformation) else optax.sgd(rate)
+    guard = default_guard(symmetry) if isinstance(guard, str) else guard
+    schedule = settled(schedule)
+    first = symmetry.zero() if start is None else jnp.asarray(start)
+    if first.shape != symmetry.algebra:
+        raise ValueError(
+            f"`start` must have the shape of the algebra's coordinates, {symmetry.algebra}, got "
+            f"{first.shape}."
+        )
+
+    def init(params: PyTree) -> OnlineState:
+        state, nothing = stepper.init(params), optax.tree.zeros_like(params)
+        return OnlineState(
+            count=jnp.array(0),
+            inner=state,
+            algebra=first,
+            meta=learner.init(first),
+            last=LastStep(params, nothing, state, jnp.array(False)),
+            defect=jnp.array(NOT_MEASURED),
+            refused=jnp.array(0),
+        )
+
+    def learned(state: OnlineState, gradient: PyTree, batch: PyTree) -> tuple[Array, optax.OptState]:
+        """theta after the last step, whose end has this gradient."""
+        last = state.last
+
+        def end(theta):
+            element = symmetry.exp(theta)
+            there = symmetry.act(element, last.params, batch)
+            carried = symmetry.pull(element, last.params, last.gradient, batch)
+            carried = jax.lax.stop_gradient(carried) if order == 1 else carried
+            return optax.tree.add(there, stepper.update(carried, last.inner, there)[0])
+
+        (slope,) = jax.vjp(end, state.algebra)[1](gradient)
+        learns = last.moved & all_finite(slope)
+        slope = jnp.where(learns, slope, 0.0)
+        change, meta = learner.update(slope, state.meta, state.algebra)
+        theta = symmetry.bounded(state.algebra + jnp.asarray(change), bound)
+        return select(learns, (theta, meta), (state.algebra, state.meta))
+
+    def update(updates, state, params=None, *, value_fn=None, batch=None, **extra):
+        del extra  # optax's own, and none that the end of a step can be differentiated with
+        if params is None:
+            raise ValueError("`online_teleported` needs params: call update(grads, state, params).")
+        theta, meta = learned(state, updates, batch)
+        moves = due(schedule, state.count)
+        element = symmetry.exp(jnp.where(moves, theta, 0.0))
+        jumped = jump(symmetry, element, params, batch, guard=guard, value_fn=value_fn)
+        accepted = jumped.refused == 0
+        element = select(accepted, element, symmetry.identity())
+        there = optax.tree.add(params, jumped.displacement)
+        carried = symmetry.pull(element, params, updates, batch)
+        step, stepped = stepper.update(carried, state.inner, there)
+        return optax.tree.add(jumped.displacement, step), OnlineState(
+            count=state.count + 1,
+            inner=stepped,
+            algebra=jnp.where(accepted, theta, 0.0),
+            meta=meta,
+            last=LastStep(params, updates, state.inner, moves),
+            defect=jnp.where(moves, jumped.defect, NOT_MEASURED).astype(state.defect.dtype),
+            refused=jnp.where(moves, jumped.refused, 0).astype(state.refused.dtype),
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -1,0 +1,107 @@
+"""All linear maps that keep a quadratic form: rotations of ellipses, boosts of hyperbolas."""
+
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from symmetrax._matrices import symmetric
+from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition
+from symmetrax.symmetry._matrix_groups import exponential, product
+
+
+class QuadraticForm(AbstractLieSymmetry):
+    """x -> root^-1 M root x, the linear maps that keep f(x) = x' matrix x, for invertible matrices.
+
+    With matrix = Q diag(d) Q', root = Q diag(|d|)^(1/2) Q' and J = Q diag(sign d) Q', the elements are
+    matrices M of shape (n, n) with M' J M = J, and
+
+        exp(coordinates) = exp(J S),  S skew with -coordinates above its diagonal, row by row
+
+    For a positive definite matrix these are the rotations R of g(x) = B^-1 R B x, B the symmetric root of the
+    matrix: coordinates are n(n-1)/2 angles, in radians. For an indefinite one there are boosts among them:
+    the group is O(p, q), orbits are not bounded, and a point may be carried to any distance at the same
+    value. Linear, so that one gradient tells that of the whole orbit. `exp` is a closed form when n = 2;
+    above, exact to rounding for coordinates of norm up to about 20.
+
+    **Errors:** ValueError for a matrix that is not square, not symmetric, not finite, or (unless it is
+    traced) singular to working precision. Source: section 4.2 of arXiv:2504.15399, where n = 2 and the matrix
+    is positive definite.
+
+    >>> import jax.numpy as jnp
+    >>> symmetry = QuadraticForm(jnp.array([[1.0, 0.0], [0.0, -2.0]]))
+    >>> x = symmetry.act(symmetry.exp(jnp.array([-1.0])), jnp.array([1.0, 3.0]))
+    >>> print(f"{x[0] ** 2 - 2 * x[1] ** 2:.3f} at distance {jnp.linalg.norm(x):.2f}")  # it was 3.16
+    -17.000 at distance 8.51
+    """
+
+    linear: ClassVar[bool] = True
+    reasons: ClassVar[tuple[str, ...]] = ("holds", "the matrix is singular to working precision")
+
+    matrix: Float[Array, "n n"]
+    root: Float[Array, "n n"]
+    unroot: Float[Array, "n n"]
+    signature: Float[Array, "n n"]
+    margin: Float[Array, ""]
+
+    def __init__(self, matrix: Float[Array, "n n"]):
+        matrix = jnp.asarray(matrix)
+        if matrix.shape == (1, 1):
+            raise ValueError("In one dimension only the sign can change: `matrix` must be at least 2 x 2.")
+        matrix = symmetric("matrix", matrix, invertible=True)
+        values, axes = jnp.linalg.eigh(matrix)
+        sizes = jnp.sqrt(jnp.abs(values))
+        self.matrix = matrix
+        self.root = product(axes * sizes, axes.T)
+        self.unroot = product(axes / sizes, axes.T)
+        self.signature = product(axes * jnp.sign(values), axes.T)
+        self.margin = jnp.min(jnp.abs(values)) / jnp.max(jnp.abs(values))
+
+    @property
+    def size(self) -> int:
+        """The dimension n."""
+        return len(self.matrix)
+
+    @property
+    def algebra(self) -> tuple[int, ...]:
+        return (self.size * (self.size - 1) // 2,)
+
+    def identity(self) -> Float[Array, "n n"]:
+        return jnp.eye(self.size, dtype=self.matrix.dtype)
+
+    def compose(self, a: Float[Array, "n n"], b: Float[Array, "n n"]) -> Float[Array, "n n"]:
+        return product(a, b)
+
+    def inverse(self, a: Float[Array, "n n"]) -> Float[Array, "n n"]:
+        return product(self.signature, product(a.T, self.signature))
+
+    def sample(self, key: Key[Array, ""]) -> Float[Array, "n n"]:
+        return self.exp(jax.random.normal(key, self.algebra, self.matrix.dtype))
+
+    def exp(self, coordinates: Float[Array, " k"]) -> Float[Array, "n n"]:
+        row, column = jnp.triu_indices(self.size, 1)
+        upper = jnp.zeros(self.matrix.shape, coordinates.dtype).at[row, column].set(coordinates)
+        if self.size > 2:
+            return exponential(product(self.signature, upper.T - upper))
+        # The square of the generator is -det J times that of the coordinate.
+        t, quarter = coordinates[0], jnp.array([[0.0, -1.0], [1.0, 0.0]], coordinates.dtype)
+        definite = jnp.linalg.det(self.signature) > 0
+        even = jnp.where(definite, jnp.cos(t), jnp.cosh(t))
+        odd = jnp.where(definite, jnp.sin(t), jnp.sinh(t))
+        return even * self.identity() + odd * product(self.signature, quarter)
+
+    def bounded(self, coordinates: Float[Array, " k"], bound) -> Float[Array, " k"]:
+        """Rotations need no bound; where there are boosts, every coordinate is clipped."""
+        definite = jnp.abs(jnp.trace(self.signature)) > self.size - 1
+        return jnp.where(definite, coordinates, jnp.clip(coordinates, -bound, bound))
+
+    def act(self, a: Float[Array, "n n"], params: Float[Array, " n"], batch=None) -> Float[Array, " n"]:
+        return self.unroot @ (a @ (self.root @ params))
+
+    def pull(self, a, params, cotangent, batch=None) -> Float[Array, " n"]:
+        return self.root @ (self.inverse(a).T @ (self.unroot @ cotangent))
+
+    def holds(self, params: Float[Array, " n"], batch=None) -> Precondition:
+        precision = jnp.finfo(self.matrix.dtype).eps
+        return Precondition(jnp.where(self.margin > precision, 0, 1), precision / self.margin)

@@ -1,0 +1,264 @@
+"""Newton's step, split into a part along the gradient and a part along the level set.
+
+The statements of section 4.1 and appendix A of arXiv:2504.15399, with the conditions they need. Everything
+is a function of a gradient of shape (n,) and a Hessian of shape (n, n), and runs under `jit` and `vmap`.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from symmetrax._matrices import symmetric
+from symmetrax._tree import safe_norm
+from symmetrax.theory._sides import Sides, check_numbers, regular
+
+
+class NewtonParts(NamedTuple):
+    """Newton's step `newton` = `parallel` + `symmetry`, each of shape (n,).
+
+    `parallel` is its projection on the gradient, `symmetry` what is left: a displacement along the level set.
+
+    >>> NewtonParts._fields
+    ('newton', 'parallel', 'symmetry')
+    """
+
+    newton: Float[Array, " n"]
+    parallel: Float[Array, " n"]
+    symmetry: Float[Array, " n"]
+
+
+def newton_parts(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) -> NewtonParts:
+    """Newton's step -hessian^-1 gradient, and its components along the gradient and along the level set.
+
+        parallel = (newton . gradient) gradient / ||gradient||^2,    symmetry = newton - parallel
+
+    On a quadratic, `symmetry` is also the direction in which the gradient norm rises fastest along the orbit
+    x -> B^-1 R B x of x' A x, A = B' B (rotations R measured by their angle).
+
+    **Errors:** ValueError for a Hessian that is not square, not symmetric, not finite or singular to working
+    precision; inside a compiled program the result is then not finite. At a zero gradient all three are zero.
+
+    Source: section 4.1 of arXiv:2504.15399.
+
+    >>> import jax.numpy as jnp
+    >>> parts = newton_parts(jnp.array([1.0, 3.0]), jnp.diag(jnp.array([1.0, -2.0])))
+    >>> print([f"{v:.2f}" for v in parts.newton], [f"{v:.2f}" for v in parts.symmetry])
+    ['-1.00', '1.50'] ['-1.35', '0.45']
+    """
+    check_numbers("gradient", gradient)
+    values, axes = jnp.linalg.eigh(symmetric("hessian", hessian, invertible=True))
+    newton = -axes @ ((axes.T @ gradient) / values)
+    parallel = _projection(newton, gradient)
+    return NewtonParts(newton, parallel, newton - parallel)
+
+
+def saddle_free(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) -> Float[Array, " n"]:
+    """The step -|hessian|^-1 gradient, with the absolute values of the eigenvalues.
+
+    Newton's step where the Hessian is positive definite; elsewhere still a descent direction, which leaves
+    saddles instead of approaching them. Errors as in `newton_parts`. Source: arXiv:1406.2572.
+
+    >>> import jax.numpy as jnp
+    >>> saddle_free(jnp.array([1.0, 3.0]), jnp.diag(jnp.array([1.0, -2.0]))).tolist()
+    [-1.0, -1.5]
+    """
+    check_numbers("gradient", gradient)
+    values, axes = jnp.linalg.eigh(symmetric("hessian", hessian, invertible=True))
+    return -axes @ ((axes.T @ gradient) / jnp.abs(values))
+
+
+def norm_slope(
+    gradient: Float[Array, " n"], hessian: Float[Array, "n n"], direction: Float[Array, " n"]
+) -> Float[Array, ""]:
+    """The derivative of ||gradient||^2 along the part of `direction` that is orthogonal to the gradient.
+
+        2 (hessian gradient) . (direction - projection of direction on gradient)
+
+    For an arbitrary direction either sign occurs. Source: the remark after proposition 4.1 of
+    arXiv:2504.15399.
+
+    >>> import jax.numpy as jnp
+    >>> slope = norm_slope(jnp.array([1.0, 1.0]), jnp.diag(jnp.array([1.0, 3.0])), jnp.array([1.0, 0.0]))
+    >>> print(f"{slope:.2f}")
+    -2.00
+    """
+    along = direction - _projection(direction, gradient)
+    return 2 * (symmetric("hessian", hessian) @ gradient) @ along
+
+
+def norm_growth(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) -> Sides:
+    """Along the symmetry component of Newton's step the squared gradient norm changes at this rate.
+
+    With eigenvalues d and components g of the gradient in the eigenbasis,
+
+        left  = symmetry . grad ||gradient||^2
+        right = 2 / ||gradient||^2 sum_{i<j} (d_i - d_j)^2 / (d_i d_j) g_i^2 g_j^2
+
+    They are equal for every invertible Hessian. `applies` says whether the Hessian is definite, positive
+    or negative: then both are at least zero, and zero only if the gradient lies in one eigenspace. That is
+    proposition 4.1 of arXiv:2504.15399, which states it for convex functions. In two dimensions the sign is
+    that of det(hessian), so it fails at every point with an indefinite Hessian whose gradient has both
+    components. At a zero gradient both sides are zero. Errors as in `newton_parts`.
+
+    >>> import jax.numpy as jnp
+    >>> sides = norm_growth(jnp.array([1.0, 3.0]), jnp.diag(jnp.array([1.0, -2.0])))
+    >>> print(f"{sides.left:.4f} {sides.right:.4f} {sides.applies}")
+    -8.1000 -8.1000 False
+    """
+    left = norm_slope(gradient, hessian, newton_parts(gradient, hessian).newton)
+    values, axes = jnp.linalg.eigh(symmetric("hessian", hessian))
+    squares = (axes.T @ gradient) ** 2
+    ratio = jnp.square(values[:, None] - values) / (values[:, None] * values)
+    # The double sum counts every pair twice, and the diagonal is zero.
+    right = _over(squares @ ratio @ squares, jnp.sum(squares))
+    definite = jnp.all(values > 0) | jnp.all(values < 0)
+    return Sides(left, right, definite & regular(values))
+
+
+def power_inequality(
+    vector: Float[Array, " n"],
+    matrix: Float[Array, "n n"],
+    alpha: float | Float[Array, ""],
+    beta: float | Float[Array, ""],
+) -> Sides:
+    """left = (w' A^alpha w)^2  <=  right = (w' A^(alpha + beta) w)(w' A^(alpha - beta) w), for A > 0.
+
+    w is `vector`, A is `matrix`. Stated for integer powers, true for real ones. For an A that is not positive
+    definite (`applies` is False) it fails: w = (1, 3), A = diag(1, -2), alpha = 0, beta = 1 give 100 on the
+    left and 59.5 on the right. Powers of negative eigenvalues need integers (else NaN). Errors as in
+    `newton_parts`. Source: lemma A.1 of arXiv:2504.15399.
+
+    >>> import jax.numpy as jnp
+    >>> sides = power_inequality(jnp.array([1.0, 3.0]), jnp.diag(jnp.array([1.0, -2.0])), 0.0, 1.0)
+    >>> print(f"{sides.left:.1f} {sides.right:.1f} {sides.applies}")
+    100.0 59.5 False
+    """
+    check_numbers("vector", vector)
+    values, axes = jnp.linalg.eigh(symmetric("matrix", matrix, invertible=True))
+    squares = (axes.T @ vector) ** 2
+
+    def form(power) -> Array:
+        return jnp.sum(values ** jnp.asarray(power, values.dtype) * squares)
+
+    left, right = form(alpha) ** 2, form(alpha + beta) * form(alpha - beta)
+    return Sides(left, right, jnp.all(values > 0) & regular(values))
+
+
+def newton_cosine(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) -> Sides:
+    """The cosine of the angle between -gradient and Newton's step, and Kantorovich's product.
+
+    With eigenvalues d, components g in the eigenbasis, and shares p_i proportional to g_i^2 / d_i,
+
+        left = cos(-gradient, newton)  =  right = (sum_i p_i d_i  sum_i p_i / d_i)^(-1/2)
+
+    for positive definite Hessians (`applies`). On f(x) = x' A x the shares are those of the loss in the
+    eigenbasis. It is 1 in every eigenspace, on the short axis of the level set as on the long one, so a
+    larger gradient norm does not mean a better direction. Zero on both sides at a zero gradient. Errors as in
+    `newton_parts`.
+
+    >>> import jax.numpy as jnp
+    >>> sides = newton_cosine(jnp.array([1.0, 1.0]), jnp.diag(jnp.array([1.0, 3.0])))
+    >>> print(f"{sides.left:.4f} {sides.right:.4f}")
+    0.8944 0.8944
+    """
+    newton = newton_parts(gradient, hessian).newton
+    left = _cosine(-gradient, newton)
+    values, axes = jnp.linalg.eigh(symmetric("hessian", hessian))
+    sizes = jnp.abs(values)
+    shares = (axes.T @ gradient) ** 2 / sizes
+    right = _over(jnp.sum(shares), jnp.sqrt(jnp.sum(shares * sizes) * jnp.sum(shares / sizes)))
+    return Sides(left, right, jnp.all(values > 0) & regular(values))
+
+
+def newton_cosine_on_ellipse(
+    angle: Float[Array, ""], low: float | Float[Array, ""], high: float | Float[Array, ""]
+) -> Sides:
+    """The same cosine on the level set of low x^2 + high y^2, where its angle alone matters.
+
+        left = cos(-gradient, newton)  =  right = (1 + sin(2 angle)^2 (high - low)^2 / (4 low high))^(-1/2)
+
+    `angle`, in radians, is that of (sqrt(low) x, sqrt(high) y), 0 on the long axis. The minimum is at 45
+    degrees: on the way from there to the short axis teleporting improves the direction, before it, the
+    direction gets worse while the gradient grows. `applies` where 0 < low <= high.
+
+    >>> import jax.numpy as jnp
+    >>> sides = newton_cosine_on_ellipse(jnp.array(jnp.pi / 4), 1.0, 3.0)
+    >>> print(f"{sides.left:.4f} {sides.right:.4f}")
+    0.8660 0.8660
+    """
+    values = jnp.stack([jnp.asarray(low, angle.dtype), jnp.asarray(high, angle.dtype)])
+    point = jnp.stack([jnp.cos(angle), jnp.sin(angle)]) / jnp.sqrt(values)
+    left = _cosine(values * point, point)
+    right = (1 + jnp.sin(2 * angle) ** 2 * (values[1] - values[0]) ** 2 / (4 * values[0] * values[1])) ** -0.5
+    return Sides(left, right, (values[0] > 0) & (values[0] <= values[1]))
+
+
+def alignment_change(
+    gradient: Float[Array, " n"], hessian: Float[Array, "n n"], direction: Float[Array, " n"]
+) -> Float[Array, ""]:
+    """The derivative of cos(-gradient, newton) along `direction`, normalized, with the Hessian constant.
+
+    Positive where a small move brings the gradient step closer to Newton's. Nothing says that it is positive
+    along the symmetry component of Newton's step, where the gradient norm rises: with log-normal eigenvalues
+    (sigma = 1.5) and a uniform direction of A^(1/2) x it is, at 50 % of points in two dimensions, at 46, 38,
+    22 and 0.8 % in 3, 5, 10 and 50. Along the steepest rise of the norm in the tangent space it is rarer
+    still. Zero at a zero gradient or direction. Errors as in `newton_parts`.
+
+    Source: what arXiv:2504.15399, section 4.1, suggests and does not prove.
+
+    >>> import jax.numpy as jnp
+    >>> gradient, hessian = jnp.array([2.0, 0.5]), jnp.diag(jnp.array([1.0, 3.0]))
+    >>> bool(alignment_change(gradient, hessian, newton_parts(gradient, hessian).symmetry) < 0)
+    True
+    """
+    values, axes = jnp.linalg.eigh(symmetric("hessian", hessian, invertible=True))
+
+    def cosine(g):
+        return _cosine(g, axes @ ((axes.T @ g) / values))
+
+    unit = _over(direction, safe_norm(direction))
+    return jax.jvp(cosine, (gradient,), (axes @ (values * (axes.T @ unit)),))[1]
+
+
+def collinearity(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) -> Sides:
+    """At a critical point of ||gradient|| on its level set the gradient is Newton's direction.
+
+    There hessian @ gradient = mu gradient, hence hessian^-1 gradient = gradient / mu, and
+
+        left = |cos(gradient, hessian^-1 gradient)|  =  right = 1
+
+    `applies` where `hessian @ gradient` is parallel to the gradient, to half the digits: the end point of a
+    complete teleport, not of a small one. False at a zero gradient. Errors as in `newton_parts`.
+
+    Source: arXiv:2205.10637.
+
+    >>> import jax.numpy as jnp
+    >>> sides = collinearity(jnp.array([0.0, 2.0]), jnp.diag(jnp.array([1.0, 3.0])))
+    >>> sides.left.item(), bool(sides.applies)
+    (1.0, True)
+    """
+    newton = newton_parts(gradient, hessian).newton
+    turned = symmetric("hessian", hessian) @ gradient
+    rest = safe_norm(turned - _projection(turned, gradient))
+    critical = rest <= jnp.sqrt(jnp.finfo(gradient.dtype).eps) * safe_norm(turned)
+    left = jnp.abs(_cosine(gradient, newton))
+    return Sides(left, jnp.ones_like(left), critical & (safe_norm(gradient) > 0))
+
+
+def _projection(vector: Float[Array, " n"], onto: Float[Array, " n"]) -> Float[Array, " n"]:
+    """The part of `vector` along `onto`; zero if that is zero."""
+    unit = _over(onto, safe_norm(onto))
+    return (vector @ unit) * unit
+
+
+def _cosine(a: Float[Array, " n"], b: Float[Array, " n"]) -> Float[Array, ""]:
+    """The cosine of the angle between two vectors; zero if one is zero."""
+    return _over(a, safe_norm(a)) @ _over(b, safe_norm(b))
+
+
+def _over(top: Array, bottom: Float[Array, ""]) -> Array:
+    """`top` / `bottom`, and zero where the bottom is zero."""
+    zero = bottom == 0
+    return jnp.where(zero, 0.0, top / jnp.where(zero, 1.0, bottom))

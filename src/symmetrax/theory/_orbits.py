@@ -1,0 +1,259 @@
+"""What a teleport changes on the whole way down: flows, lasting gains, teleporting once, endless orbits.
+
+The statements of arXiv:2205.10637, proposition 3.4 of arXiv:2305.13404 and proposition B.2 of
+arXiv:2403.03362, for any loss and any symmetry of this package.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from symmetrax._matrices import symmetric
+from symmetrax._tree import relative, safe_norm, squared_norm
+from symmetrax.symmetry._base import AbstractSymmetry
+from symmetrax.theory._sides import Sides, check_numbers
+
+Loss = Callable[[PyTree], Float[Array, ""]]
+
+
+def flow_acceleration(
+    loss: Loss, params: PyTree, symmetry: AbstractSymmetry, element: PyTree, rates: PyTree | None = None
+) -> Sides:
+    """How fast gradient flow lowers the loss after a group element acts, known before it acts.
+
+    With J the Jacobian of w -> a . w at `params`, g the gradient there, and `rates` the optimizer's step
+    sizes, one for each parameter (default: ones),
+
+        left = d loss / dt at a . w along -rates * gradient  =  right = -sum rates * (J^-T g)^2
+
+    so an element accelerates exactly if J^-T g is longer than g in the metric of `rates`. `applies` where the
+    symmetry keeps the loss, to half the digits. J is formed as a dense matrix, of n^2 entries for n
+    parameters.
+
+    **Errors:** ValueError for parameters that are not finite. Source: arXiv:2205.10637, section 4.
+
+    >>> import jax.numpy as jnp, symmetrax as sx
+    >>> task = sx.booth()
+    >>> x, symmetry = jnp.array([5.0, -5.0]), task.symmetry()
+    >>> sides = flow_acceleration(task.loss, x, symmetry, symmetry.exp(jnp.array([0.5])))
+    >>> print(f"{sides.left:.1f} {sides.right:.1f}")
+    -4818.7 -4818.8
+    """
+    check_numbers("params", params)
+    flat, unflatten = jax.flatten_util.ravel_pytree(params)
+    weights = jnp.ones_like(flat) if rates is None else jax.flatten_util.ravel_pytree(rates)[0]
+    there = symmetry.act(element, params)
+    downhill = jax.tree.map(lambda r, g: -r * g, unflatten(weights), jax.grad(loss)(there))
+    value, left = jax.jvp(loss, (there,), (downhill,))
+    carried = _carried_gradient(loss, params, symmetry, element)
+    here = loss(params)
+    kept = jnp.abs(value - here) <= jnp.sqrt(jnp.finfo(here.dtype).eps) * jnp.abs(here)
+    return Sides(left, -jnp.sum(weights * carried**2), kept)
+
+
+def norm_kept(loss: Loss, params: PyTree, symmetry: AbstractSymmetry, element: PyTree) -> Sides:
+    """An element that moves parameters by an orthogonal matrix leaves the gradient norm as it is.
+
+        left = ||grad loss(a . w)||  =  right = ||grad loss(w)||
+
+    `applies` where the Jacobian of w -> a . w is orthogonal, to half the digits: rotations of hidden features
+    and permutations of units, not scalings. Such elements gain nothing for gradient descent. Source:
+    arXiv:2205.10637.
+
+    >>> import jax.numpy as jnp, symmetrax as sx
+    >>> task = sx.generalized_booth([[2.0, 0.0], [0.0, 2.0]])
+    >>> x, symmetry = jnp.array([5.0, -5.0]), task.symmetry()
+    >>> sides = norm_kept(task.loss, x, symmetry, symmetry.exp(jnp.array([0.5])))
+    >>> print(f"{sides.left:.2f} {sides.right:.2f} {sides.applies}")
+    56.57 56.57 True
+    """
+    check_numbers("params", params)
+    jacobian = _jacobian(symmetry, element, params)
+    defect = jnp.max(jnp.abs(jacobian.T @ jacobian - jnp.eye(len(jacobian))))
+    left, right = (safe_norm(jax.grad(loss)(point)) for point in (symmetry.act(element, params), params))
+    return Sides(left, right, defect <= jnp.sqrt(jnp.finfo(left.dtype).eps))
+
+
+def persistence(
+    loss: Loss,
+    x: PyTree,
+    there: PyTree,
+    rate: float | Float[Array, ""],
+    smoothness: float | Float[Array, ""],
+    steps: int,
+) -> Sides:
+    """A gain in gradient norm decays no faster than geometrically along gradient descent.
+
+    One step changes the gradient norm by a factor between 1 - rate L and 1 + rate L, L = `smoothness`. Hence,
+    after t = 0, ..., `steps` steps from both points,
+
+        left = ||g_t from there|| / ||g_t from x||
+             >=  right = ((1 - rate L) / (1 + rate L))^t ||g_0 from there|| / ||g_0 from x||
+
+    arrays of shape (steps + 1,): a gain of at least ((1 + rate L) / (1 - rate L))^T lasts T steps. `applies`
+    where rate L < 1, and the gradient at `x` is not zero.
+
+    **Errors:** ValueError for points that are not finite. Source: arXiv:2205.10637.
+
+    >>> import jax.numpy as jnp
+    >>> def loss(x): return x[0] ** 2 / 2 + 2 * x[1] ** 2
+    >>> sides = persistence(loss, jnp.array([2.0, 0.0]), jnp.array([0.0, 1.0]), 0.1, 4.0, 2)
+    >>> print([f"{v:.2f}" for v in sides.left], [f"{v:.2f}" for v in sides.right])
+    ['2.00', '1.33', '0.89'] ['2.00', '0.86', '0.37']
+    """
+    check_numbers("x", x)
+    check_numbers("there", there)
+
+    def norms(point):
+        def step(w, _):
+            gradient = jax.grad(loss)(w)
+            return jax.tree.map(lambda w, g: w - rate * g, w, gradient), safe_norm(gradient)
+
+        return jax.lax.scan(step, point, None, length=steps + 1)[1]
+
+    plain, moved = norms(x), norms(there)
+    left = moved / jnp.where(plain == 0, 1.0, plain)
+    bend = jnp.asarray(rate) * smoothness
+    right = ((1 - bend) / (1 + bend)) ** jnp.arange(steps + 1) * left[0]
+    return Sides(left, right, (bend < 1) & (plain > 0))
+
+
+def teleport_once(
+    matrix: Float[Array, "n n"], x: Float[Array, " n"], rate: float | Float[Array, ""], steps: int
+) -> Sides:
+    """On a positive definite quadratic one teleport to the largest gradient does what one at every step does.
+
+    f(x) = x' A x with A = `matrix`. The largest gradient of a level set is on the short axis, gradient
+    descent stays there, so the two trajectories are the same:
+
+        left = points after one teleport at the start  =  right = points with a teleport before every step
+
+    both of shape (steps + 1, n), the start included. `applies` where A is positive definite and the largest
+    eigenvalue simple. Which end of the axis a teleport chooses is free; here it is the one nearer to where it
+    comes from.
+
+    **Errors:** ValueError as in `newton_parts`. Source: arXiv:2205.10637; see `leaves_critical` for other
+    losses.
+
+    >>> import jax.numpy as jnp
+    >>> sides = teleport_once(jnp.diag(jnp.array([1.0, 3.0])), jnp.array([2.0, 1.0]), 0.1, 5)
+    >>> bool(jnp.allclose(sides.left, sides.right))
+    True
+    """
+    check_numbers("x", x)
+    matrix = symmetric("matrix", matrix, invertible=True)
+
+    def path(every: bool):
+        def step(x, _):
+            there = steepest_point(matrix, x) if every else x
+            after = there - 2 * rate * matrix @ there
+            return after, after
+
+        start = steepest_point(matrix, x)
+        return jnp.concatenate([start[None], jax.lax.scan(step, start, None, length=steps)[1]])
+
+    values = jnp.linalg.eigvalsh(matrix)
+    gap = values[-1] - values[-2] if len(values) > 1 else values[-1]
+    simple = gap > jnp.sqrt(jnp.finfo(x.dtype).eps) * values[-1]
+    left = path(every=False)
+    return Sides(left, path(every=True), jnp.broadcast_to((values[0] > 0) & simple, left.shape))
+
+
+def steepest_point(matrix: Float[Array, "n n"], x: Float[Array, " n"]) -> Float[Array, " n"]:
+    """The point with the largest gradient on the level set of f(x) = x' matrix x.
+
+    For positive definite matrices. It lies on the short axis, at distance sqrt(f(x) / largest eigenvalue)
+    from the optimum: no point of the level set is nearer. Of its two ends this is the one on the side of `x`.
+
+    **Errors:** ValueError as in `newton_parts`. Source: arXiv:2205.10637.
+
+    >>> import jax.numpy as jnp
+    >>> steepest_point(jnp.diag(jnp.array([1.0, 4.0])), jnp.array([2.0, 0.0])).tolist()
+    [0.0, 1.0]
+    """
+    values, axes = jnp.linalg.eigh(symmetric("matrix", matrix, invertible=True))
+    side = jnp.where(axes[:, -1] @ x < 0, -1.0, 1.0)
+    return side * jnp.sqrt(x @ matrix @ x / values[-1]) * axes[:, -1]
+
+
+def leaves_critical(loss: Loss, x: Float[Array, " n"]) -> Float[Array, ""]:
+    """Whether gradient flow leaves the points where the gradient norm is critical on its level set: 0 if not.
+
+    Where hessian @ gradient = mu gradient, the flow keeps this equation if and only if the third derivative T
+    of the loss, applied to the gradient twice, is parallel to the gradient. Returned is the size of the part
+    of T(g, g) orthogonal to g, relative to ||T(g, g)|| + ||hessian hessian g||. It is zero for quadratics,
+    where one teleport is enough, and on every axis of a separable loss; elsewhere a teleport at each step
+    goes another way than one alone. At a minimum it is zero and says nothing. Defined at any x, meaningful at
+    critical points.
+
+    Source: definition 3.3 and proposition 3.4 of arXiv:2305.13404, in a form that one point can tell.
+
+    >>> import jax.numpy as jnp, symmetrax as sx
+    >>> leaves_critical(sx.booth().loss, jnp.array([-5.0, 3.0])).item()
+    0.0
+    """
+    check_numbers("x", x)
+    gradient = jax.grad(loss)(x)
+
+    def curved(x, v):
+        return jax.jvp(jax.grad(loss), (x,), (v,))[1]
+
+    third = jax.jvp(lambda x: curved(x, gradient), (x,), (gradient,))[1]
+    unit = gradient / jnp.where(safe_norm(gradient) == 0, 1.0, safe_norm(gradient))
+    off = third - (third @ unit) * unit
+    whole = safe_norm(third) + safe_norm(curved(x, curved(x, gradient)))
+    return safe_norm(off) / jnp.where(whole == 0, 1.0, whole)
+
+
+def norm_at_scale(
+    loss: Callable[[Array, Array], Float[Array, ""]],
+    first: Float[Array, "h i"],
+    second: Float[Array, "o h"],
+    scale: float | Float[Array, ""],
+) -> Sides:
+    """On the orbit of a positively homogeneous network the gradient norm has no largest value.
+
+    For `loss(first, second)` that keeps its value under first -> scale first, second -> second / scale,
+
+        left  = ||gradient at that scale||^2
+              =  right = ||d loss / d first||^2 / scale^2 + scale^2 ||d loss / d second||^2
+
+    with the derivatives at scale 1: unbounded as the scale grows, and as it vanishes, wherever they are not
+    zero. So "teleport to the largest gradient" is not defined on such level sets, and searches need a bound.
+    `applies` where scale > 0 and the loss is kept, to half the digits.
+
+    Source: the phenomenon of proposition B.2 of arXiv:2403.03362, on an orbit.
+
+    >>> import jax.numpy as jnp
+    >>> def loss(v, u): return jnp.sum((u @ jnp.maximum(v, 0) - 1.0) ** 2)
+    >>> sides = norm_at_scale(loss, jnp.ones((2, 1)), jnp.ones((1, 2)), 10.0)
+    >>> print(f"{sides.left:.2f} {sides.right:.2f} {sides.applies}")
+    800.08 800.08 True
+    """
+    scale = jnp.asarray(scale, first.dtype)
+    both = jax.value_and_grad(loss, argnums=(0, 1))
+    here, (along_first, along_second) = both(first, second)
+    value, there = both(scale * first, second / scale)
+    right = squared_norm(along_first) / scale**2 + scale**2 * squared_norm(along_second)
+    kept = relative(value - here, here) <= jnp.sqrt(jnp.finfo(first.dtype).eps)
+    return Sides(squared_norm(there), right, kept & (scale > 0))
+
+
+def _jacobian(symmetry: AbstractSymmetry, element: PyTree, params: PyTree) -> Float[Array, "n n"]:
+    flat, unflatten = jax.flatten_util.ravel_pytree(params)
+
+    def moved(w):
+        return jax.flatten_util.ravel_pytree(symmetry.act(element, unflatten(w)))[0]
+
+    return jax.jacfwd(moved)(flat)
+
+
+def _carried_gradient(
+    loss: Loss, params: PyTree, symmetry: AbstractSymmetry, element: PyTree
+) -> Float[Array, " n"]:
+    """J^-T g by a dense solve: no use is made of the symmetry's own `pull`."""
+    gradient = jax.flatten_util.ravel_pytree(jax.grad(loss)(params))[0]
+    return jnp.linalg.solve(_jacobian(symmetry, element, params).T, gradient)

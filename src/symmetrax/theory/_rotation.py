@@ -1,0 +1,166 @@
+"""Which way Algorithm 2 turns on a quadratic of the plane.
+
+Section 4.2 and appendix B of arXiv:2504.15399: f(x) = ||root x||^2, teleported by x -> root^-1 R(angle) root
+x and followed by one gradient step. `root` has shape (2, 2) and is invertible, angles are in radians, and
+everything runs under `jit` and `vmap`.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float
+
+from symmetrax.symmetry._maps import Affine
+from symmetrax.symmetry._matrix_groups import matvec
+from symmetrax.symmetry._pullback import Pullback
+from symmetrax.theory._sides import Sides, check_numbers
+
+
+def step_after_turn(
+    root: Float[Array, "2 2"],
+    x: Float[Array, "2"],
+    angle: Float[Array, ""],
+    rate: float | Float[Array, ""],
+    order: int = 2,
+) -> Float[Array, "2"]:
+    """One step of Algorithm 2 from `x`: y = root^-1 R(angle) root x, then y - rate * gradient of f at y.
+
+    With order 1 the gradient is a constant for whoever differentiates.
+
+    **Errors:** ValueError for a singular `root`, numbers that are not finite, and other orders.
+
+    >>> import jax.numpy as jnp
+    >>> step_after_turn(jnp.eye(2), jnp.array([1.0, 0.0]), jnp.array(0.0), 0.25).tolist()
+    [0.5, 0.0]
+    """
+    if order not in (1, 2):
+        raise ValueError(f"`order` must be 1 or 2, got {order!r}.")
+    _check_root(root)
+    check_numbers("x", x)
+    symmetry = Pullback(Affine(root, jnp.zeros_like(x)))
+    there = symmetry.act(symmetry.exp(angle[None]), x)
+    gradient = 2 * matvec(root.T, matvec(root, there))
+    return there - rate * (jax.lax.stop_gradient(gradient) if order == 1 else gradient)
+
+
+def angle_slope(
+    root: Float[Array, "2 2"],
+    x: Float[Array, "2"],
+    angle: Float[Array, ""],
+    rate: float | Float[Array, ""],
+    order: int = 2,
+) -> Sides:
+    """The derivative by `angle` of the loss after the step: by autodiff, and in closed form.
+
+    With root root' = Q diag(l1, l2) Q', l1 <= l2, det Q = 1, z = Q' R(angle) root x, r its length, psi its
+    angle, and mu_i = (1 - 2 rate l_i)^order,
+
+        left = d f(x+) / d angle  =  right = r^2 (mu_2 - mu_1) sin(2 psi)
+
+    Equal for every rate and every root, symmetric or not (`applies` is True). It is largest at psi = 45
+    degrees: half way between the axes in coordinates where level sets are circles, not in those of x.
+    Appendix B has neither Q nor the angle: `printed_angle_slope`. Order 1 gives 1 / (2 - 2 rate (l1 + l2))
+    times order 2: half for small rates. Errors as in `step_after_turn`. Source: derived here for section 4.2
+    of arXiv:2504.15399.
+
+    >>> import jax.numpy as jnp
+    >>> root, x = jnp.array([[2.0, 1.0], [0.0, 1.0]]), jnp.array([1.0, 1.0])
+    >>> sides = angle_slope(root, x, jnp.array(0.3), 0.05)
+    >>> print(f"{sides.left:.4f} {sides.right:.4f}")
+    4.4026 4.4026
+    """
+
+    def loss(angle):
+        return jnp.sum(matvec(root, step_after_turn(root, x, angle, rate, order)) ** 2)
+
+    left = jax.grad(loss)(angle)
+    z, values = _turned(root, x, angle)
+    low, high = (1 - 2 * rate * values) ** order
+    right = 2 * (high - low) * z[0] * z[1]
+    return Sides(left, right, jnp.array(True))
+
+
+def printed_angle_slope(
+    root: Float[Array, "2 2"], x: Float[Array, "2"], rate: float | Float[Array, ""]
+) -> Float[Array, ""]:
+    """The same derivative as it is printed: 2 (root x)' diag(mu_1, mu_2) R(90 degrees) root x.
+
+    Appendix B of arXiv:2504.15399. It lacks the eigenbasis Q and the angle, so it is right only if `root` is
+    diagonal with ascending entries and the angle zero; elsewhere its sign is wrong about half of the time.
+
+    >>> import jax.numpy as jnp
+    >>> root, x = jnp.diag(jnp.array([1.0, 2.0])), jnp.array([1.0, 1.0])
+    >>> printed = printed_angle_slope(root, x, 0.05)
+    >>> print(f"{printed:.4f} {angle_slope(root, x, jnp.array(0.0), 0.05).left:.4f}")
+    -1.8000 -1.8000
+    """
+    _check_root(root)
+    low, high = (1 - 2 * rate * jnp.linalg.eigvalsh(root @ root.T)) ** 2
+    u = matvec(root, x)
+    return 2 * (high - low) * u[0] * u[1]
+
+
+def turn_to_short_axis(
+    root: Float[Array, "2 2"],
+    x: Float[Array, "2"],
+    angle: Float[Array, ""],
+    rate: float | Float[Array, ""],
+    order: int = 2,
+) -> Sides:
+    """How fast a descent step on the angle turns the point toward the short axis of its level set.
+
+        left = turn, by autodiff  =  right = r^2 (mu_1 - mu_2) |sin(2 psi)|
+
+    in the words of `angle_slope`; positive means toward the eigenvector of the larger eigenvalue, where
+    gradients are large. `applies` where the rate is below `turning_threshold(root)`, and there both are
+    positive off the axes. Above it the update turns to the *long* axis: appendix B of arXiv:2504.15399 needs
+    this condition and does not have it. Rates up to 1/L, L = 2 l2, satisfy it. With order 1 the turn is to
+    the short axis at every rate.
+
+    >>> import jax.numpy as jnp
+    >>> root, x = jnp.diag(jnp.array([0.5, 3.0])), jnp.array([1.0, 1.0])
+    >>> rates = turning_threshold(root) * jnp.array([0.99, 1.01])
+    >>> [bool(turn_to_short_axis(root, x, jnp.array(0.0), rate).left > 0) for rate in rates]
+    [True, False]
+    """
+    slope = angle_slope(root, x, angle, rate, order)
+    z, _ = _turned(root, x, angle)
+    toward = jnp.sign(z[0] * z[1])
+    below = jnp.array(True) if order == 1 else jnp.asarray(rate) < turning_threshold(root)
+    return Sides(-toward * slope.left, -toward * slope.right, below)
+
+
+def turning_threshold(root: Float[Array, "2 2"]) -> Float[Array, ""]:
+    """1 / (l1 + l2), for the eigenvalues of root root': the rate below which angles turn to the short axis.
+
+    (1 - 2 rate l2)^2 < (1 - 2 rate l1)^2 exactly if rate (l1 + l2) < 1.
+
+    >>> import jax.numpy as jnp
+    >>> turning_threshold(jnp.diag(jnp.array([1.0, 2.0]))).item()
+    0.20000000298023224
+    """
+    _check_root(root)
+    return 1 / jnp.sum(jnp.square(root))
+
+
+def _turned(root: Array, x: Array, angle: Array) -> tuple[Float[Array, "2"], Float[Array, "2"]]:
+    """The turned point in the eigenbasis, where level sets are circles, and the eigenvalues, ascending."""
+    values, axes = jnp.linalg.eigh(root @ root.T)
+    axes = axes.at[:, 1].multiply(jnp.sign(jnp.linalg.det(axes)))
+    turned = matvec(Pullback(Affine(root, jnp.zeros_like(x))).exp(angle[None]), matvec(root, x))
+    return axes.T @ turned, values
+
+
+def _check_root(root: Array) -> None:
+    if root.shape != (2, 2):
+        raise ValueError(f"`root` must have shape (2, 2), got {root.shape}.")
+    if isinstance(root, Tracer):
+        return
+    check_numbers("root", root)
+    condition = np.linalg.cond(np.asarray(root))
+    if not condition < 1 / np.finfo(root.dtype).eps:
+        raise ValueError(
+            f"`root` must be invertible, but its condition number is {condition:.1e} in {root.dtype}: the "
+            "level sets of ||root x||^2 are then no ellipses, and there is no rotation to learn."
+        )

@@ -1,0 +1,37 @@
+"""What a proposition's function returns, and the checks on what it is given."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+from symmetrax._tree import check_finite
+
+
+class Sides(NamedTuple):
+    """Both sides of a statement, as numbers, and whether its conditions are met.
+
+    `left` is measured and `right` is what the statement says of it; the function's docstring says whether
+    they are equal or which is larger, and under which condition. `applies` is that condition: where it is
+    False the statement promises nothing. All have the shape of the statement, most often ().
+
+    >>> import jax.numpy as jnp
+    >>> sides = Sides(jnp.array(1.0), jnp.array(2.0), jnp.array(True))
+    >>> bool(sides.left <= sides.right)
+    True
+    """
+
+    left: Float[Array, "*shape"]
+    right: Float[Array, "*shape"]
+    applies: Bool[Array, "*shape"]
+
+
+def check_numbers(name: str, value: PyTree) -> None:
+    """Raise ValueError for concrete numbers that are not finite."""
+    check_finite(value, f"use as `{name}`")
+
+
+def regular(values: Float[Array, " n"]) -> Bool[Array, ""]:
+    """Whether no eigenvalue is zero to working precision."""
+    sizes = jnp.abs(values)
+    return jnp.min(sizes) > jnp.finfo(values.dtype).eps * jnp.max(sizes)
