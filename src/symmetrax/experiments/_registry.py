@@ -38,6 +38,14 @@ EXPERIMENTS = {
         "which objective predicts what an optimizer gains from a rescaling of a network",
         "symmetrax.experiments.objectives",
     ),
+    "fig1": Experiment(
+        "Newton's direction taken apart, convex and not (arXiv:2504.15399, figure 1)",
+        "symmetrax.experiments.fig1",
+    ),
+    "fig2": Experiment(
+        "which way a learned rotation turns, and how fast (arXiv:2504.15399, figure 2)",
+        "symmetrax.experiments.fig2",
+    ),
     "fig3": Experiment(_FIGURE.format("one ellipse", 3), _PLANE),
     "fig4": Experiment(_FIGURE.format("random ellipses", 4), _PLANE),
     "fig5": Experiment(_FIGURE.format("one Rosenbrock-like function", 5), _PLANE),
