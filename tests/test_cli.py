@@ -108,14 +108,55 @@ def test_evaluate_refuses_what_does_not_fit(capsys, artifact):
     assert "not a whole safetensors file" in refuse(capsys, "evaluate", str(artifact), "--family", "booth")
 
 
-def test_claims_hold_and_say_so_in_json(capsys):
+def test_claims_come_out_as_expected_and_say_so_in_json(capsys):
     main(["claims", "--json"])
     rows = json.loads(capsys.readouterr().out)
     assert len(rows) == len(claims.CLAIMS)
-    for row in rows:
-        assert set(row) == {"claim", "source", "measured", "bound", "outcome"}
-        assert row["outcome"] == "holds", row
-        assert row["measured"] <= row["bound"]
+    for row, claim in zip(rows, claims.CLAIMS, strict=True):
+        assert set(row) == {"claim", "source", "measured", "bound", "outcome", "condition", "without"}
+        known = "does not hold" if claim.wrong else "holds only if" if claim.condition else "holds"
+        assert row["outcome"] == known, row
+        assert (row["measured"] <= row["bound"]) != claim.wrong
+        assert (row["without"] is None) == (claim.condition is None)
+    outcomes = {row["outcome"] for row in rows}
+    assert outcomes == {"holds", "holds only if", "does not hold"}
+
+
+@pytest.mark.parametrize(
+    ("measured", "condition", "wrong", "outcome"),
+    [
+        (0.1, None, False, "holds"),
+        (0.5, None, False, "holds"),
+        (0.9, None, False, "failed"),
+        (np.nan, None, False, "failed"),
+        (0.9, None, True, "does not hold"),
+        (0.1, None, True, "failed"),
+        (np.nan, None, True, "failed"),
+        ((0.1, 0.9), "it rains", False, "holds only if"),
+        ((0.1, np.inf), "it rains", False, "holds only if"),
+        ((0.1, 0.2), "it rains", False, "failed"),  # it holds without the condition, too
+        ((0.9, 0.9), "it rains", False, "failed"),
+        (0.1, "it rains", False, "failed"),  # nothing was measured without it
+    ],
+)
+def test_what_becomes_of_a_claim(measured, condition, wrong, outcome):
+    number = claims.Split(*measured) if isinstance(measured, tuple) else measured
+    claim = claims.Claim("a claim", "nowhere", lambda: number, 0.5, condition, wrong)
+    row = claims.check(claim)
+    assert row["outcome"] == outcome
+    assert row["condition"] == condition
+
+
+def test_the_table_tells_bounds_from_below_and_conditions(capsys, monkeypatch):
+    rows = (
+        claims.Claim("cats bark", "a book", lambda: 0.9, 0.5, wrong=True),
+        claims.Claim("streets are wet", "a book", lambda: claims.Split(0.0, 0.7), 0.1, condition="it rains"),
+    )
+    monkeypatch.setattr(claims, "CLAIMS", rows)
+    main(["claims"])
+    words = " ".join(capsys.readouterr().out.split())
+    assert "does not hold 9.0e-01 >= 5.0e-01 cats bark (a book)" in words
+    assert "<= 1.0e-01 streets are wet (a book); only if it rains, else 7.0e-01" in words
 
 
 def test_a_failed_claim_gives_exit_code_1(capsys, monkeypatch):

@@ -93,14 +93,18 @@ def verdict_table(verdicts: list[dict[str, str]]) -> rich.table.Table:
 
 
 def claims_table(rows: list[dict[str, Any]]) -> rich.table.Table:
-    """Claims as numbers: what was measured must be at most the bound."""
+    """Claims as numbers: the measured one speaks against the claim, and the bound says how much it may be,
+    or, where the claim does not hold, must be."""
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
     for name in ("outcome", "measured", "bound"):
         table.add_column(name, no_wrap=True)
     table.add_column("claim, and where it is made")
     for row in rows:
-        numbers = (f"{row['measured']:.1e}", f"{row['bound']:.1e}")
-        table.add_row(row["outcome"], *numbers, f"{row['claim']} ({row['source']})")
+        bound = f"{'>=' if row['outcome'] == 'does not hold' else '<='} {row['bound']:.1e}"
+        text = f"{row['claim']} ({row['source']})"
+        if row["condition"]:
+            text += f"; only if {row['condition']}, else {row['without']:.1e}"
+        table.add_row(row["outcome"], f"{row['measured']:.1e}", bound, text)
     return table
 
 

@@ -1,7 +1,4 @@
-"""Numbers behind the claims about teleportation on quadratics and on the functions of Booth and Rosenbrock.
-
-Every function returns what `claims.CLAIMS` compares with a bound; all are in float64 there.
-"""
+"""Teleports on quadratics and on Booth's and Rosenbrock's functions: what they gain, where they harm."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -12,6 +9,7 @@ import numpy as np
 import optax
 
 from symmetrax._tree import safe_norm
+from symmetrax.experiments.claims._claim import Claim
 from symmetrax.symmetry._maps import Affine
 from symmetrax.tasks._plane import SumOfSquares, booth, generalized_booth, rosenbrock
 from symmetrax.teleportation._levelset import LevelSet
@@ -238,3 +236,115 @@ def rosenbrock_survival() -> float:
     """f0 / f three steps after a teleport to the largest gradient at the start: 0 if it diverges."""
     losses = descent(rosenbrock(), 1e-3, (0,), (-1.0, -1.0))
     return float(losses[0] / losses[3]) if np.isfinite(losses[3]) else 0.0
+
+
+_PAPER = "arXiv:2504.15399, section "
+TELEPORTS = (
+    Claim(
+        "a step of at most 1/L gains a/2 |g|^2 or more: 1000 convex quadratics",
+        "arXiv:2403.03362",
+        descent_lemma_violation,
+        1e-12,
+    ),
+    Claim(
+        "and no more than that along the steepest axis, at 1/L",
+        "arXiv:2403.03362",
+        descent_lemma_slack,
+        1e-12,
+    ),
+    Claim(
+        "so it never gains less after a teleport: share of exceptions, 1000 quadratics",
+        _PAPER + "2",
+        teleported_decrease_violations,
+        0.0,
+    ),
+    *(
+        Claim(
+            f"on Rosenbrock, at rate {rate}, it gains less for {share:.1%} of points: error of the share",
+            "measured here: the step is longer than 1/L there",
+            lambda rate=rate, share=share: abs(rosenbrock_share(rate) - share),
+            0.01,
+        )
+        for rate, share in ((1e-3, 0.993), (1e-4, 0.837))
+    ),
+    Claim(
+        "at the largest gradient of an orbit the gradient is Newton's direction: 1 - cos, 100 ellipses",
+        "arXiv:2205.10637",
+        newton_angle,
+        1e-6,
+    ),
+    Claim(
+        "nearly so where the level-set search stops on Booth: 1 - cos",
+        "arXiv:2205.10637",
+        level_set_newton_angle,
+        1e-3,
+    ),
+    Claim(
+        "the level-set search reaches |g| = 72 on Booth",
+        "arXiv:2403.03362",
+        level_set_gradient,
+        0.01,
+    ),
+    Claim("without raising f above 144, relatively", "arXiv:2403.03362", level_set_excess, 1e-6),
+    Claim(
+        "and its KKT residual is at most its tolerance",
+        "arXiv:2403.03362",
+        level_set_residual,
+        1e-6,
+    ),
+    *(
+        Claim(
+            f"a larger gradient may hinder: x'diag(.25, 9)x at rate .11, {name} of f after 100 steps",
+            _PAPER + "6",
+            lambda moved=moved: hindered(moved),
+            0.01,
+        )
+        for name, moved in (("2.6e-4", False), ("1.76e-2 with a teleport", True))
+    ),
+    Claim(
+        "teleports change nothing on ||x||^2, relatively",
+        "arXiv:2403.03362",
+        isotropic_difference,
+        1e-12,
+    ),
+    Claim(
+        "Rosenbrock at (0, 1): |g| 200 to 2327, distance 1 to 60.5; f after 1000 steps .640, 2.72, 46.5",
+        _PAPER + "6",
+        saddle_errors,
+        0.01,
+    ),
+    Claim("and at rate 1e-4 that teleport diverges: f0 / f", _PAPER + "6", saddle_survival, 0.1),
+    *(
+        Claim(
+            f"Booth from (5, -5), 10 steps at .08, {name}",
+            "arXiv:2205.10637",
+            lambda moved=moved: booth_ends(moved),
+            0.01,
+        )
+        for name, moved in (("f = 2.2025", False), ("one teleport: f = 9.45e-4", True))
+    ),
+    *(
+        Claim(
+            f"Rosenbrock from (-1, -1), 1000 steps at .001, {name}: f = {known}",
+            "arXiv:2205.10637",
+            lambda when=when, known=known: rosenbrock_ends(when, known),
+            0.01,
+        )
+        for name, when, known in (
+            ("no teleport", None, 0.1113),
+            ("the largest gradient at step 99", (99,), 0.093),
+        )
+    ),
+    Claim(
+        "the largest gradient every 100 steps solves it: f",
+        "arXiv:2205.10637",
+        rosenbrock_solved,
+        1e-20,
+    ),
+    Claim(
+        "but at the start it diverges: f0 / f three steps later",
+        "arXiv:2205.10637",
+        rosenbrock_survival,
+        1e-6,
+    ),
+)

@@ -1,10 +1,5 @@
-"""Claims that are checked as numbers, in float64: what a paper says, what is measured, and the bound.
+"""The benchmark's functions: their values, their symmetry, the gradients on their orbits."""
 
-Each check is a function that returns a measured number; `check` compares it with the bound.
-"""
-
-import dataclasses
-from collections.abc import Callable
 from typing import Any, cast
 
 import jax
@@ -12,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from symmetrax._tree import safe_norm
-from symmetrax.experiments import teleport_claims as teleports
+from symmetrax.experiments.claims._claim import Claim
 from symmetrax.symmetry._maps import Affine
 from symmetrax.tasks._families import make_family
 from symmetrax.tasks._plane import PlaneFamily, SumOfSquares, booth, generalized_booth, rosenbrock
@@ -20,38 +15,6 @@ from symmetrax.teleportation._search import Oracle
 from symmetrax.teleportation._teleport import teleport
 
 DRAWS = 1000
-
-
-@dataclasses.dataclass(frozen=True)
-class Claim:
-    """A claim, where it is made, and the check: it holds if `measure()` is at most `bound`.
-
-    >>> CLAIMS[0].bound
-    1e-09
-    """
-
-    claim: str
-    source: str
-    measure: Callable[[], float]
-    bound: float
-
-
-def check(claim: Claim) -> dict[str, Any]:
-    """Measure a claim. Outcomes: "holds", or "failed" for what should hold and does not.
-
-    >>> check(Claim("one is small", "nowhere", lambda: 1.0, 0.5))["outcome"]
-    'failed'
-    """
-    with jax.enable_x64(True):
-        measured = float(claim.measure())
-    outcome = "holds" if measured <= claim.bound else "failed"
-    return {
-        "claim": claim.claim,
-        "source": claim.source,
-        "measured": measured,
-        "bound": claim.bound,
-        "outcome": outcome,
-    }
 
 
 def family_invariance(name: str) -> float:
@@ -146,8 +109,17 @@ def quadratic_invariance() -> float:
     return worst
 
 
+def _slope(task: SumOfSquares, x: Any) -> Any:
+    return jax.jacobian(task.map)(x)
+
+
+def _grid_difference(task: SumOfSquares, x: np.ndarray, y: np.ndarray, known: np.ndarray) -> float:
+    values = np.asarray(jax.vmap(jax.vmap(task.loss))(jnp.stack([jnp.asarray(x), jnp.asarray(y)], axis=-1)))
+    return float(np.max(np.abs(values - known) / np.maximum(known, 1)))
+
+
 _PAPER = "arXiv:2504.15399, section "
-CLAIMS = (
+FUNCTIONS = (
     *(
         Claim(f"f_h keeps its value under h^-1 R h: {name}, cond(h') <= 1e4", _PAPER + "5.1.1", measure, 1e-9)
         for name, measure in (
@@ -176,120 +148,4 @@ CLAIMS = (
         lambda: oracle_gradient(rosenbrock(), (-1.0, -1.0), 8686.2),
         0.05 / 8686.2,
     ),
-    Claim(
-        "a step of at most 1/L gains a/2 |g|^2 or more: 1000 convex quadratics",
-        "arXiv:2403.03362",
-        teleports.descent_lemma_violation,
-        1e-12,
-    ),
-    Claim(
-        "and no more than that along the steepest axis, at 1/L",
-        "arXiv:2403.03362",
-        teleports.descent_lemma_slack,
-        1e-12,
-    ),
-    Claim(
-        "so it never gains less after a teleport: share of exceptions, 1000 quadratics",
-        _PAPER + "2",
-        teleports.teleported_decrease_violations,
-        0.0,
-    ),
-    *(
-        Claim(
-            f"on Rosenbrock, at rate {rate}, it gains less for {share:.1%} of points: error of the share",
-            "measured here: the step is longer than 1/L there",
-            lambda rate=rate, share=share: abs(teleports.rosenbrock_share(rate) - share),
-            0.01,
-        )
-        for rate, share in ((1e-3, 0.993), (1e-4, 0.837))
-    ),
-    Claim(
-        "at the largest gradient of an orbit the gradient is Newton's direction: 1 - cos, 100 ellipses",
-        "arXiv:2205.10637",
-        teleports.newton_angle,
-        1e-6,
-    ),
-    Claim(
-        "nearly so where the level-set search stops on Booth: 1 - cos",
-        "arXiv:2205.10637",
-        teleports.level_set_newton_angle,
-        1e-3,
-    ),
-    Claim(
-        "the level-set search reaches |g| = 72 on Booth",
-        "arXiv:2403.03362",
-        teleports.level_set_gradient,
-        0.01,
-    ),
-    Claim("without raising f above 144, relatively", "arXiv:2403.03362", teleports.level_set_excess, 1e-6),
-    Claim(
-        "and its KKT residual is at most its tolerance",
-        "arXiv:2403.03362",
-        teleports.level_set_residual,
-        1e-6,
-    ),
-    *(
-        Claim(
-            f"a larger gradient may hinder: x'diag(.25, 9)x at rate .11, {name} of f after 100 steps",
-            _PAPER + "6",
-            lambda moved=moved: teleports.hindered(moved),
-            0.01,
-        )
-        for name, moved in (("2.6e-4", False), ("1.76e-2 with a teleport", True))
-    ),
-    Claim(
-        "teleports change nothing on ||x||^2, relatively",
-        "arXiv:2403.03362",
-        teleports.isotropic_difference,
-        1e-12,
-    ),
-    Claim(
-        "Rosenbrock at (0, 1): |g| 200 to 2327, distance 1 to 60.5; f after 1000 steps .640, 2.72, 46.5",
-        _PAPER + "6",
-        teleports.saddle_errors,
-        0.01,
-    ),
-    Claim("and at rate 1e-4 that teleport diverges: f0 / f", _PAPER + "6", teleports.saddle_survival, 0.1),
-    *(
-        Claim(
-            f"Booth from (5, -5), 10 steps at .08, {name}",
-            "arXiv:2205.10637",
-            lambda moved=moved: teleports.booth_ends(moved),
-            0.01,
-        )
-        for name, moved in (("f = 2.2025", False), ("one teleport: f = 9.45e-4", True))
-    ),
-    *(
-        Claim(
-            f"Rosenbrock from (-1, -1), 1000 steps at .001, {name}: f = {known}",
-            "arXiv:2205.10637",
-            lambda when=when, known=known: teleports.rosenbrock_ends(when, known),
-            0.01,
-        )
-        for name, when, known in (
-            ("no teleport", None, 0.1113),
-            ("the largest gradient at step 99", (99,), 0.093),
-        )
-    ),
-    Claim(
-        "the largest gradient every 100 steps solves it: f",
-        "arXiv:2205.10637",
-        teleports.rosenbrock_solved,
-        1e-20,
-    ),
-    Claim(
-        "but at the start it diverges: f0 / f three steps later",
-        "arXiv:2205.10637",
-        teleports.rosenbrock_survival,
-        1e-6,
-    ),
 )
-
-
-def _slope(task: SumOfSquares, x: Any) -> Any:
-    return jax.jacobian(task.map)(x)
-
-
-def _grid_difference(task: SumOfSquares, x: np.ndarray, y: np.ndarray, known: np.ndarray) -> float:
-    values = np.asarray(jax.vmap(jax.vmap(task.loss))(jnp.stack([jnp.asarray(x), jnp.asarray(y)], axis=-1)))
-    return float(np.max(np.abs(values - known) / np.maximum(known, 1)))
