@@ -46,6 +46,14 @@ EXPERIMENTS = {
         "which way a learned rotation turns, and how fast (arXiv:2504.15399, figure 2)",
         "symmetrax.experiments.fig2",
     ),
+    "nonconvex": Experiment(
+        "is a teleport like Newton's step where the loss is not convex? (arXiv:2504.15399, appendix A)",
+        "symmetrax.experiments.nonconvex",
+    ),
+    "online": Experiment(
+        "learning to teleport on the fly: algorithm 2 and its controls (arXiv:2504.15399)",
+        "symmetrax.experiments.online",
+    ),
     "fig3": Experiment(_FIGURE.format("one ellipse", 3), _PLANE),
     "fig4": Experiment(_FIGURE.format("random ellipses", 4), _PLANE),
     "fig5": Experiment(_FIGURE.format("one Rosenbrock-like function", 5), _PLANE),

@@ -74,7 +74,7 @@ def steps_error(beta: float, known: int) -> float:
     parts = (matrix[None], start[None], np.array([1 / 18]), np.array([beta]))
     losses = np.asarray(_runs(*map(jnp.asarray, parts), 200)[0])[0]
     solved = losses < 1e-6 * (start @ matrix @ start)
-    return abs(int(np.argmax(solved)) + 1 - known) if solved.any() else float("inf")
+    return abs(float(np.argmax(solved)) + 1 - known) if solved.any() else float("inf")
 
 
 @functools.cache
