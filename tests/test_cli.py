@@ -108,6 +108,7 @@ def test_evaluate_refuses_what_does_not_fit(capsys, artifact):
     assert "not a whole safetensors file" in refuse(capsys, "evaluate", str(artifact), "--family", "booth")
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_claims_come_out_as_expected_and_say_so_in_json(capsys):
     main(["claims", "--json"])
     rows = json.loads(capsys.readouterr().out)
