@@ -56,6 +56,16 @@ def teleports(params: Any, batch: Any) -> dict[str, tuple[Callable, tuple]]:
         return lambda params, batch: symmetry.act(symmetry.exp(found(params, batch)), params, batch)
 
     given = (params, batch, jax.grad(loss)(params, batch))
+    sgd = optax.with_extra_args_support(optax.sgd(0.1))
+    online = {order: sx.online_teleported(sgd, scaling, 1e-3, order=order, guard=None) for order in (1, 2)}
+
+    def stepped(optimizer):
+        def step(params, batch, state):
+            updates, state = optimizer.update(jax.grad(loss)(params, batch), state, params)
+            return optax.apply_updates(params, updates), state
+
+        return step, (params, batch, optimizer.init(params))
+
     return {
         "gradient": (jax.grad(loss), (params, batch)),
         "closed": (moved(scaling, sx.ClosedForm(0.5)), (params, batch)),
@@ -64,6 +74,9 @@ def teleports(params: Any, batch: Any) -> dict[str, tuple[Callable, tuple]]:
         "autodiff": (search(scaling, ascent, plain_norm), (params, batch)),
         "dependent": (moved(dependent, ascent, sx.FeatureGradientNorm(of_outputs)), (params, batch)),
         "curvature": (moved(dependent, sx.CurvatureStep(jax.random.key(3))), (params, batch)),
+        "sgd": stepped(sgd),
+        "online": stepped(online[2]),
+        "online, first order": stepped(online[1]),
     }
 
 
@@ -90,6 +103,11 @@ def measure(quick: bool) -> list[dict[str, Any]]:
             f"{title} / gradient", found[name], found["gradient"], better="lower", required=bound, **unit
         )
 
+    def per_step(title: str, name: str, bound: float) -> dict[str, Any]:
+        return row(
+            f"{title} / step of SGD", found[name], found["sgd"], better="lower", required=bound, **unit
+        )
+
     def faster(title: str, name: str, bound: float) -> dict[str, Any]:
         # Baseline over ours, so that more is better, as for the other speed-ups.
         return row(
@@ -100,6 +118,8 @@ def measure(quick: bool) -> list[dict[str, Any]]:
         per_gradient("positive scaling: search and move", "closed", 1.5),
         per_gradient("data-dependent action: 10 ascent steps and move", "dependent", 12.0),
         per_gradient("curvature step and move", "curvature", 4.0),
+        per_step("a step of Algorithm 2, positive scaling", "online", 1.5),
+        per_step("the same, first order", "online, first order", 1.5),
         faster("on energies, gradient included", "energies", 10.0),
         faster("on energies, given the gradient", "energies given", 50.0),
     ]

@@ -9,6 +9,7 @@ import pytest
 import scipy.linalg
 import scipy.special
 
+import symmetrax as sx
 from symmetrax import theory
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "float64")
@@ -244,6 +245,29 @@ def test_at_an_eigenvector_the_gradient_is_newtons_direction():
         assert np.all(sides.applies)
         np.testing.assert_allclose(sides.left, 1.0, atol=1e-12)
         assert not np.any(over("collinearity", axes[:, :, 0] + axes[:, :, 1], hessians).applies)
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_on_a_quadratic_the_symmetry_component_is_the_steepest_ascent_along_the_orbit(n):
+    _, (matrix, *_) = draws(n, 2)
+    x = np.random.default_rng(n).normal(size=n)
+    symmetry = sx.QuadraticForm(jnp.asarray(matrix))
+
+    @jax.jit
+    def slopes(x):
+        def at(coordinates):
+            return symmetry.act(symmetry.exp(coordinates), x)
+
+        def square(coordinates):
+            return jnp.sum((2 * symmetry.matrix @ at(coordinates)) ** 2)
+
+        ascent = jax.grad(square)(symmetry.zero())
+        return jax.jvp(at, (symmetry.zero(),), (ascent,))[1]
+
+    moved = np.asarray(slopes(jnp.asarray(x)))
+    part = np.asarray(theory.newton_parts(jnp.asarray(2 * matrix @ x), jnp.asarray(2 * matrix)).symmetry)
+    cosine = moved @ part / (np.linalg.norm(moved) * np.linalg.norm(part))
+    assert cosine == pytest.approx(1, abs=1e-12)
 
 
 def test_the_saddle_free_step_always_descends():
