@@ -18,9 +18,9 @@ import rich.table
 from jaxtyping import Array, Float
 
 from symmetrax.experiments import plots_theory
+from symmetrax.experiments._ellipses import at_once, conditional, level_set, turned
 from symmetrax.experiments._folder import RunFolder
 from symmetrax.experiments._report import Reporter, verdict_table
-from symmetrax.experiments.fig1 import at_once, conditional, level_set, turned
 from symmetrax.theory._rotation import angle_slope, printed_angle_slope, step_after_turn, turning_threshold
 
 SOURCE = "arXiv:2504.15399, "
