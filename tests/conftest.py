@@ -31,8 +31,10 @@ def float64():
 
 @pytest.fixture(scope="module")
 def quick_compilation():
-    """For modules of many small programs: optimizing them takes longer than running them."""
-    jax.config.update("jax_disable_most_optimizations", True)
+    """For modules of many small programs: optimizing them takes longer than running them.
+
+    `make test-slow` sets OPTIMIZE_ALL, so that everything also runs as users compile it."""
+    jax.config.update("jax_disable_most_optimizations", "OPTIMIZE_ALL" not in os.environ)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
 

@@ -13,20 +13,22 @@ import safetensors.numpy
 
 import symmetrax as sx
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-def networks():
-    key = jax.random.key(0)
-    return {
-        "vanilla": sx.WholeLSTM(2, width=6, key=key),
-        "teleporting": sx.WholeLSTM(3, algebra=3, width=5, depth=1, inputs=("previous",), key=key),
-        "orbit": sx.WholeLSTM(2, algebra=1, width=4, inputs=("iterate", "orbit_derivative"), key=key),
-        "coordinatewise": sx.CoordinatewiseLSTM(width=7, scale=0.1, key=key),
-    }
+
+KEY = jax.random.key(0)
+# Made where they are used, since drawing their weights compiles programs.
+NETWORKS = {
+    "vanilla": lambda: sx.WholeLSTM(2, width=6, key=KEY),
+    "teleporting": lambda: sx.WholeLSTM(3, algebra=3, width=5, depth=1, inputs=("previous",), key=KEY),
+    "orbit": lambda: sx.WholeLSTM(2, algebra=1, width=4, inputs=("iterate", "orbit_derivative"), key=KEY),
+    "coordinatewise": lambda: sx.CoordinatewiseLSTM(width=7, scale=0.1, key=KEY),
+}
 
 
 @pytest.fixture
 def saved(tmp_path):
-    return sx.save(networks()["orbit"], tmp_path / "orbit.safetensors", training={"family": "booth"})
+    return sx.save(NETWORKS["orbit"](), tmp_path / "orbit.safetensors", training={"family": "booth"})
 
 
 def rewrite(path, change):
@@ -38,9 +40,9 @@ def rewrite(path, change):
     path.write_bytes(safetensors.numpy.save(arrays, {"card": json.dumps(card)}))
 
 
-@pytest.mark.parametrize("name", list(networks()))
+@pytest.mark.parametrize("name", NETWORKS)
 def test_a_saved_optimizer_comes_back_bit_for_bit(name, tmp_path):
-    network = networks()[name]
+    network = NETWORKS[name]()
     training, evaluation = {"family": "digits", "steps": 20}, {"loss_median": 0.1}
     path = sx.save(network, tmp_path / "it.safetensors", training=training, evaluation=evaluation)
     loaded, card = sx.load(path)
@@ -53,7 +55,7 @@ def test_a_saved_optimizer_comes_back_bit_for_bit(name, tmp_path):
 
 
 def test_a_loaded_optimizer_takes_the_same_trajectory(tmp_path):
-    network = networks()["vanilla"]
+    network = NETWORKS["vanilla"]()
     loaded, _ = sx.load(sx.save(network, tmp_path / "it.safetensors"))
     runs = [sx.unroll(n.transform(), sx.booth(), jax.random.key(1), 5).loss for n in (network, loaded)]
     np.testing.assert_array_equal(*runs)
@@ -155,7 +157,7 @@ def test_saving_is_all_or_nothing(saved, monkeypatch):
 
     monkeypatch.setattr("os.fsync", crash)
     with pytest.raises(OSError, match="disk full"):
-        sx.save(networks()["vanilla"], saved)
+        sx.save(NETWORKS["vanilla"](), saved)
     assert saved.read_bytes() == before
     assert [p.name for p in saved.parent.iterdir()] == [saved.name]
 
@@ -174,7 +176,7 @@ def test_the_recorded_step_survives_float64():
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        path = sx.save(networks()["coordinatewise"], folder + "/it.safetensors")
+        path = sx.save(NETWORKS["coordinatewise"](), folder + "/it.safetensors")
         with jax.enable_x64(True):
             loaded, _ = sx.load(path)
             assert loaded.head.weight.dtype == jnp.float64

@@ -9,6 +9,8 @@ import sklearn.datasets
 
 import symmetrax as sx
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 FAMILY = sx.make_family("digits")
 
 

@@ -11,6 +11,8 @@ from symmetrax.experiments._folder import RunFolder
 from symmetrax.experiments._report import Reporter
 from symmetrax.tasks._data import digits as images
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TINY = dataclasses.replace(
     digits.config("digits"), seeds=2, tasks=3, tuning_tasks=2, runs=2, steps=4, unroll=2, width=4
 )

@@ -10,6 +10,8 @@ from jax.flatten_util import ravel_pytree
 
 import symmetrax as sx
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 KEY = jax.random.key(0)
 UNROLL = 3
 

@@ -27,6 +27,8 @@ from symmetrax.experiments._folder import RunFolder, as_json
 from symmetrax.experiments._report import Reporter, arms_table, ratio_text, verdict_table
 from symmetrax.experiments._streams import Streams
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TINY = dataclasses.replace(
     plane.config("fig4"),
     seeds=2,

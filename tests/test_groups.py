@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import symmetrax as sx
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = pytest.mark.usefixtures("quick_compilation", "float64")
 SIZES = (2, 3, 4, 5, 6)
 EXP = {n: jax.jit(jax.vmap(sx.SpecialOrthogonal(n).exp)) for n in SIZES}
 SAMPLE = {n: jax.jit(jax.vmap(sx.SpecialOrthogonal(n).sample)) for n in SIZES}

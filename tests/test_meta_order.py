@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 
 import symmetrax as sx
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = pytest.mark.usefixtures("quick_compilation", "float64")
 STEP = 1e-5
 
 

@@ -13,6 +13,8 @@ import symmetrax as sx
 from symmetrax.metatrain._loop import _shape
 from symmetrax.tasks import _plane
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 KEY = jax.random.key(0)
 OPTIMIZER = optax.adam(1e-2)
 

@@ -12,6 +12,8 @@ import symmetrax as sx
 from symmetrax.learned._features import Info
 from symmetrax.learned._networks import LSTM
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SEEDS = st.integers(0, 2**32 - 1)
 KEY = jax.random.key(0)
 

@@ -3,10 +3,13 @@
 import dataclasses
 
 import numpy as np
+import pytest
 
 from symmetrax.experiments import objectives
 from symmetrax.experiments._folder import RunFolder
 from symmetrax.experiments._report import Reporter
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def test_it_correlates_every_objective_with_every_optimizer(tmp_path):

@@ -15,6 +15,8 @@ import symmetrax as sx
 from symmetrax.tasks import _families
 from symmetrax.tasks._data import Images
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 KEY = jax.random.key(0)
 
 

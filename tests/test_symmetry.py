@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import symmetrax as sx
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = pytest.mark.usefixtures("quick_compilation", "float64")
 SEEDS = st.integers(0, 2**32 - 1)
 
 

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 import symmetrax as sx
 from symmetrax.tasks import _plane
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SEEDS = st.integers(0, 2**32 - 1)
 RANDOM = ("ellipse-random", "rosenbrock-random")
 GRID = np.stack(np.meshgrid(np.linspace(-10, 10, 41), np.linspace(-10, 10, 41)), -1).reshape(-1, 2)

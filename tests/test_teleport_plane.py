@@ -15,6 +15,8 @@ from symmetrax.experiments._budgets import Arm, describe
 from symmetrax.experiments._lanes import best_rate, cut, make_lanes, recorded, run_lanes
 from symmetrax.experiments._report import Reporter
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TINY = dataclasses.replace(
     teleport_plane.config("teleport-plane"), seeds=3, tasks=2, tuning_tasks=2, rates=3, functions=("booth",)
 )

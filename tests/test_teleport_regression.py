@@ -14,6 +14,8 @@ from symmetrax.experiments import teleport_regression as experiment
 from symmetrax.experiments._folder import RunFolder
 from symmetrax.experiments._report import Reporter
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TINY = dataclasses.replace(
     experiment.config("teleport-regression"),
     seeds=2,

@@ -11,6 +11,8 @@ import pytest
 
 import symmetrax as sx
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 MATRIX, OFFSET = np.array([[1.0, 2.0], [2.0, 1.0]]), np.array([-7.0, -5.0])
 KEY = jax.random.key(0)
 
