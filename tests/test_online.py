@@ -78,15 +78,20 @@ def test_it_is_the_closed_form_on_quadratics(order, turned):
         (1 / 18, 1e-3, 183),
         (1 / 18, 1e-2, 24),
         (1 / 18, 1e-1, 3),
+        (0.05, 1e-3, 194),
         (0.05, 1e-2, 20),
+        (0.05, 1e-1, 7),
+        (0.02, 1e-3, 189),
         (0.02, 1e-2, 33),
+        (0.02, 1e-1, 33),
     ],
 )
 def test_the_published_example_is_solved_in_the_known_number_of_steps(alpha, beta, steps):
     optimizer = online(A, jnp.asarray(alpha), jnp.asarray(beta))
     losses = np.asarray(run(optimizer, quadratic(A), jnp.asarray(START), 200)[0])
-    solved = int(np.argmax(losses < 1e-6 * (START @ A @ START))) + 1
-    assert abs(solved - steps) <= 2
+    solved = losses < 1e-6 * (START @ A @ START)
+    assert solved.any()
+    assert abs(int(np.argmax(solved)) + 1 - steps) <= 2
 
 
 def test_on_random_quadratics_it_is_nearly_always_ahead_but_does_not_align():
@@ -102,22 +107,29 @@ def test_on_random_quadratics_it_is_nearly_always_ahead_but_does_not_align():
     @functools.partial(jax.vmap, in_axes=(0, 0, 0, 0))
     def ends(matrix, x, alpha, beta):
         losses, places, angles = run(online(matrix, alpha, beta), lambda x: x @ matrix @ x, x, 30)
-        return losses[-1], places[-2], angles[-1, 0]
+        return losses[-1], places, angles[:, 0]
 
     def arm(beta):
         parts = ends(*map(jnp.asarray, (matrices, points, alphas, np.broadcast_to(beta, 1500))))
         losses, places, angles = map(np.asarray, parts)
+        places = np.concatenate([points[:, None], places[:, :-1]], axis=1)
         c, s = np.cos(angles), np.sin(angles)
         root = np.einsum("kij,kj,klj->kil", axes, np.sqrt(values), axes)
         turn = np.stack([np.stack([c, -s], -1), np.stack([s, c], -1)], -2)
-        u = np.einsum("kij,kjl,kl->ki", turn, root, places)
-        short = np.abs(np.sum(u * axes[:, :, 1], axis=1)) / np.linalg.norm(u, axis=1)
+        z = np.einsum("kmi,ktij,kjl,ktl->ktm", axes.transpose(0, 2, 1), turn, root, places)
+        short = np.abs(z[:, -1, 1]) / np.linalg.norm(z[:, -1], axis=1)
+        if np.any(beta):  # every update goes to the short axis, which is where the product's sign points
+            toward = np.diff(angles, axis=1) * z[:, :-1, 0] * z[:, :-1, 1]
+            turned = np.linalg.det(axes)[:, None] * toward
+            assert np.all(
+                turned[np.abs(toward) > 1e-12 * np.abs(np.diff(angles, axis=1)) * starts[:, None]] >= 0
+            )
         return np.maximum(losses, 1e-12 * starts), np.degrees(np.arccos(np.minimum(short, 1)))
 
     plain, away = arm(0.0)
     losses, angles = arm(0.1)
     assert np.all(np.isfinite(losses))
-    assert 0.95 < np.mean(losses <= plain * (1 + 1e-9)) < 0.98
+    assert np.mean(losses <= plain * (1 + 1e-9)) > 0.95  # 96.6 %: more is known for no distribution
     assert np.median(np.log10(losses / plain)) <= -3
     assert np.median(away) >= 89
     assert np.median(angles) <= 60
@@ -219,6 +231,67 @@ def test_off_schedule_nothing_moves_and_nothing_is_learned():
     del matrix, losses
 
 
+def test_a_step_off_schedule_forgets_nothing_whatever_the_loss_there():
+    calls = []
+
+    def loss(x):
+        calls.append(x)
+        return jnp.where(jnp.array(len(calls) > 2), jnp.inf, x @ jnp.asarray(A) @ x)
+
+    optimizer = sx.online_teleported(
+        optax.sgd(0.01), sx.QuadraticForm(jnp.asarray(A)), 0.0, start=jnp.array([0.2]), schedule={0, 3}
+    )
+    x = jnp.asarray(START)
+    state = optimizer.init(x)
+    for _ in range(2):
+        updates, state = optimizer.update(2 * jnp.asarray(A) @ x, state, x, value_fn=loss)
+        x = x + updates
+    assert len(calls) == 4  # the second step saw infinite losses
+    assert state.algebra[0] == pytest.approx(0.2)
+    assert state.refused == 0
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: optax.adam(0.01), lambda: optax.rmsprop(0.01)], ids=["adam", "rmsprop"]
+)
+def test_entries_without_gradient_do_not_stop_the_learning(network, make):
+    """A column of zeros in the data: the gradient of its weights is zero, and roots have no slope."""
+    symmetry, params, _ = network
+    random = np.random.default_rng(2)
+    x, y = random.normal(size=(30, 4)), jnp.asarray(random.normal(size=(30, 2)))
+    x[:, 1] = 0.0
+
+    def loss(p):
+        return jnp.mean((jax.nn.relu(jnp.asarray(x) @ p["w1"].T) @ p["w2"].T - y) ** 2)
+
+    optimizer = sx.online_teleported(make(), symmetry, 0.1, guard=None)
+
+    @jax.jit
+    def step(params, state):
+        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = optimizer.init(params)
+    for _ in range(3):
+        params, state = step(params, state)
+    assert state.unlearned == 0
+    assert np.all(np.abs(state.algebra) > 1e-6)
+
+
+def test_large_angles_still_rotate_in_single_precision():
+    matrix = jnp.asarray(A, jnp.float32)
+    optimizer = sx.online_teleported(optax.sgd(1 / 18), sx.QuadraticForm(matrix), 0.1, guard=None)
+    x = jnp.array([-50.0, 35.0], jnp.float32)
+    state, losses = optimizer.init(x), []
+    for _ in range(4):
+        updates, state = optimizer.update(2 * matrix @ x, state, x)
+        x = x + updates
+        losses.append(float(x @ matrix @ x))
+    assert abs(state.algebra[0]) > 100
+    assert state.unlearned == 0
+    assert losses[-1] < 0.1 * losses[0]
+
+
 def test_coordinates_of_groups_that_are_not_compact_stay_bounded(network):
     symmetry, params, loss = network
     optimizer = sx.online_teleported(optax.sgd(1e-3), symmetry, 1e6, bound=0.3)
@@ -249,6 +322,10 @@ def test_bad_arguments_are_refused():
     symmetry = sx.QuadraticForm(jnp.asarray(A))
     with pytest.raises(ValueError, match="`order` must be 1 or 2, got 3"):
         sx.online_teleported(optax.sgd(0.1), symmetry, 0.1, order=3)
+    with pytest.raises(ValueError, match="`guard` must be a Guard, None or 'default', got 'nope'"):
+        sx.online_teleported(optax.sgd(0.1), symmetry, 0.1, guard="nope")
+    with pytest.raises(TypeError, match="LogisticMap is no AbstractLieSymmetry"):
+        sx.online_teleported(optax.sgd(0.1), type("LogisticMap", (), {})(), 0.1)
     with pytest.raises(ValueError, match=r"shape of the algebra's coordinates, \(1,\), got \(2,\)"):
         sx.online_teleported(optax.sgd(0.1), symmetry, 0.1, start=jnp.zeros(2))
     optimizer = online(A, 0.1, 0.1)

@@ -93,6 +93,9 @@ def test_verify_finds_it_exact_and_searches_are_bounded_where_there_are_boosts()
         lambda x, _: x @ jnp.asarray(indefinite) @ x, jnp.array([1.0, -2.0, 0.5]), symmetry, jax.random.key(0)
     )
     assert report.outcome == "exact", report
+    far = jnp.array([300.0, -400.0, 50.0])
+    turned = sx.QuadraticForm(jnp.eye(3)).exp(sx.QuadraticForm(jnp.eye(3)).bounded(far, 1.0))
+    np.testing.assert_allclose(turned @ turned.T, np.eye(3), atol=1e-12)
     long = jnp.array([3.0, -4.0, 0.5])
     np.testing.assert_array_equal(symmetry.bounded(long, 1.0), [1.0, -1.0, 0.5])
     definite = sx.QuadraticForm(jnp.eye(3))
@@ -102,6 +105,9 @@ def test_verify_finds_it_exact_and_searches_are_bounded_where_there_are_boosts()
 def test_in_single_precision_and_for_traced_singular_matrices():
     symmetry = sx.QuadraticForm(jnp.eye(2, dtype=jnp.float32))
     assert symmetry.act(symmetry.identity(), jnp.ones(2, jnp.float32)).dtype == jnp.float32
+    assert symmetry.zero().dtype == symmetry.exp(jnp.zeros(1)).dtype == jnp.float32
+    slope = jax.grad(lambda t: jnp.sum(symmetry.act(symmetry.exp(t), jnp.ones(2, jnp.float32))))
+    assert np.isfinite(slope(jnp.array([500.0], jnp.float32)))
     holds = jax.jit(lambda m: sx.QuadraticForm(m).holds(jnp.ones(2)).code)
     assert [int(holds(jnp.diag(jnp.array([1.0, second])))) for second in (2.0, 0.0)] == [0, 1]
 

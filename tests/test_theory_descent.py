@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import symmetrax as sx
@@ -71,7 +72,21 @@ def test_after_a_teleport_the_guarantee_grows_and_on_quadratics_the_decrease():
     np.testing.assert_allclose(np.einsum("ki,kij,kj->k", there, matrices, there), here, rtol=1e-12)
 
 
-def test_off_quadratics_a_guaranteed_step_may_gain_less():
+def test_a_merely_larger_gradient_may_gain_less_even_on_a_quadratic():
+    """Three dimensions, rate 1/L: the gain weighs eigenvalues by l (1 - a l), the squared norm by l."""
+    values = np.array([0.01, 0.55, 1.0])
+    matrix, ends = jnp.diag(jnp.asarray(values)), []
+    for shares in ([0.0, 1.0, 0.0], [0.415, 0.0, 0.585]):
+        x = jnp.asarray(np.sqrt(np.array(shares) / values))  # x'Ax = 1
+        found = theory.descent_lemma(lambda x: x @ matrix @ x, x, 0.5, 2.0)
+        assert found.applies
+        ends.append((float(jnp.linalg.norm(2 * matrix @ x)), float(found.left)))
+    (norm, left), (larger_norm, larger_left) = ends
+    assert larger_norm > norm
+    assert larger_left > left
+
+
+def test_where_the_step_is_too_long_for_the_lemma_a_teleport_may_gain_less():
     """Rosenbrock with a step far longer than 1/L: it is so at most points."""
     task = sx.rosenbrock()
     points = 1.5 * np.random.default_rng(4).normal(size=(200, 2))
@@ -141,6 +156,12 @@ def test_the_flow_leaves_the_critical_points_of_rosenbrock_and_not_those_of_a_qu
         assert measured == pytest.approx(known, abs=1e-4)
         assert (measured < 1e-12) == (task is booth)
     assert theory.leaves_critical(booth.loss, jnp.array([1.0, 3.0])) == 0  # at the minimum it says nothing
+
+    def bends_later(x):  # critical at (1, 0), kept there to first order, and lost all the same
+        return x[0] ** 2 / 2 + 2 * x[1] ** 2 + x[1] * (x[0] - 1) ** 3
+
+    assert theory.leaves_critical(bends_later, jnp.array([1.0, 0.0])) == 0
+    assert theory.leaves_critical(bends_later, jnp.array([0.8, 0.0])) > 1e-2
 
 
 @pytest.mark.parametrize("n", [2, 8])
@@ -239,6 +260,15 @@ def test_after_an_exact_teleport_a_step_is_a_damped_newton_step():
     assert found.left[0] == pytest.approx(abs(left), rel=1e-9)
     assert found.right[0] == pytest.approx(lipschitz / (2 * mu) * 0.01, rel=1e-6)
     assert not np.any(sides(jnp.array([[1.0, 0.5, 0.0]]), jnp.array([0.1])).applies)
+    # Not separable in these coordinates, from the largest gradient of an orbit, found by a teleport.
+    ellipse = sx.generalized_booth([[1.0, 0.4], [-0.3, 0.8]])
+    there, _ = sx.teleport(
+        ellipse.loss, jnp.array([1.0, 2.0]), ellipse.symmetry(), search=sx.Oracle(), guard=None
+    )
+    least, most = np.linalg.svd(ellipse.map.matrix, compute_uv=False)[[1, 0]] ** 2 * 2
+    found = theory.damped_newton(ellipse.loss, there, jnp.zeros(2), 0.5 / most, least, 0.0)
+    assert found.applies
+    assert found.left.item() == pytest.approx(found.right.item(), rel=1e-9)  # no third derivative: no error
 
 
 @pytest.mark.parametrize(("m", "n", "noise"), [(6, 12, 0.0), (12, 4, 1.0)])
@@ -263,25 +293,43 @@ def test_teleported_sgd_stays_below_its_bound(m, n, noise):
     assert sides.right.item() == pytest.approx(known, rel=1e-9)
 
 
-def test_the_orbit_of_teleported_sgd_has_the_largest_gradient_it_claims():
-    """At one step the left side is the largest gradient on the orbit of the start: a scan over rotations."""
+def test_teleported_sgd_step_by_step_in_numpy():
+    """The same samples, the orbit's extremes by eigenvectors, and those checked by a scan over rotations."""
     random = np.random.default_rng(12)
     inputs, targets, start = random.normal(size=(5, 3)), random.normal(size=5), random.normal(size=3)
-    keys = jax.random.split(jax.random.key(0), 2)
-    sides = theory.teleported_sgd(*map(jnp.asarray, (inputs, targets, start)), 2, keys)
+    keys, steps = jax.random.split(jax.random.key(0), 3), 4
+    sides = theory.teleported_sgd(*map(jnp.asarray, (inputs, targets, start)), steps, keys)
     best = np.linalg.lstsq(inputs, targets, rcond=None)[0]
-    left, sizes, axes = np.linalg.svd(inputs, full_matrices=False)
-    radius = np.linalg.norm(sizes * (axes @ (start - best)))
+    values, axes = np.linalg.eigh(inputs.T @ inputs)
+    beta = np.max(np.sum(inputs**2, axis=1))
+
+    def norm(w):
+        return np.sum((inputs.T @ (inputs @ w - targets) / 5) ** 2)
+
+    def teleported(w):
+        radius = np.linalg.norm(inputs @ (w - best))
+        ends = [best + sign * radius / np.sqrt(values[-1]) * axes[:, -1] for sign in (1, -1)]
+        return min(ends, key=lambda end: np.linalg.norm(end - w))
+
+    record = np.zeros((3, steps))
+    for run, key in enumerate(keys):
+        w = start
+        for t, draw in enumerate(jax.random.split(key, steps)):
+            there = teleported(w)
+            record[run, t] = norm(there)
+            i = int(jax.random.randint(draw, (), 0, 5))
+            w = there - (inputs[i] @ there - targets[i]) * inputs[i] / (beta * np.sqrt(steps - 1))
+    assert sides.left.item() == pytest.approx(np.min(np.mean(record, axis=0)), rel=1e-9)
+    # No rotation of the fitted residual has a larger gradient, and some come close.
+    _, sizes, rows = np.linalg.svd(inputs, full_matrices=False)
     directions = random.normal(size=(100_000, 3))
     directions = directions / np.linalg.norm(directions, axis=1, keepdims=True)
-    points = best + (radius * directions / sizes) @ axes
+    radius = np.linalg.norm(inputs @ (start - best))
+    points = best + (radius * directions / sizes) @ rows
     residuals = points @ inputs.T - targets
-    losses = np.sum(residuals**2, axis=1) / 10
-    np.testing.assert_allclose(losses, losses[0], rtol=1e-10)
-    norms = np.sum((residuals @ inputs / 5) ** 2, axis=1)
-    # min over two steps: the start, or the step after it, whichever is smaller.
-    assert sides.left <= np.max(norms) * (1 + 1e-3)
-    del left
+    np.testing.assert_allclose(np.sum(residuals**2, axis=1), np.sum(residuals[0] ** 2), rtol=1e-10)
+    scanned = np.max(np.sum((residuals @ inputs / 5) ** 2, axis=1))
+    assert record[0, 0] * (1 - 1e-3) < scanned <= record[0, 0] * (1 + 1e-12)
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.18, 0.19])
@@ -301,22 +349,26 @@ def test_no_teleport_improves_the_worst_case(rate):
     assert not theory.isotropic_contraction(jnp.ones(2), 2 * jnp.eye(2), rate, 1.0, 10.0).applies
 
 
-def test_gradients_on_isotropic_quadratics_do_not_feel_a_teleport():
+def test_teleports_change_nothing_on_an_isotropic_quadratic():
     """E21: equal loss curves, to twelve digits, with a rotation before every step."""
-    random = np.random.default_rng(14)
-    x = y = random.normal(size=4)
-    for _ in range(50):
-        y = np.linalg.qr(random.normal(size=(4, 4)))[0] @ y
-        x, y = 0.8 * x, 0.8 * y
-        assert x @ x == pytest.approx(y @ y, rel=1e-12)
-    sides = theory.norm_kept(
-        lambda x: jnp.sum(x**2),
-        jnp.asarray(x),
-        sx.QuadraticForm(jnp.eye(4)),
-        jnp.asarray(np.eye(4)[::-1].copy()),
-    )
+    symmetry, start = sx.QuadraticForm(jnp.eye(4)), jnp.asarray(np.random.default_rng(14).normal(size=4))
+    curves = []
+    for angles in (jnp.zeros(6), jnp.linspace(-1.0, 2.0, 6)):
+        optimizer = sx.online_teleported(optax.sgd(0.1), symmetry, 0.0, start=angles, guard=None)
+
+        def step(carry, _, optimizer=optimizer):
+            x, state = carry
+            updates, state = optimizer.update(2 * x, state, x)
+            return (x + updates, state), (jnp.sum((x + updates) ** 2), x)
+
+        curves.append(jax.lax.scan(step, (start, optimizer.init(start)), None, length=50)[1])
+    np.testing.assert_allclose(curves[0][0], curves[1][0], rtol=1e-12)
+    assert np.linalg.norm(curves[0][1][1] - curves[1][1][1]) > 0.1  # other points, equal losses
+    sides = theory.norm_kept(lambda x: jnp.sum(x**2), start, symmetry, jnp.asarray(np.eye(4)[::-1].copy()))
     assert sides.applies
     assert sides.left.item() == pytest.approx(sides.right.item(), rel=1e-15)
+    wrong = theory.norm_kept(lambda x: x[0] ** 2, start, symmetry, jnp.asarray(np.eye(4)[::-1].copy()))
+    assert not wrong.applies  # the loss has not this symmetry
 
 
 def test_on_the_orbit_of_a_relu_network_the_gradient_norm_has_no_largest_value():
@@ -352,5 +404,12 @@ def test_bad_input_is_refused():
         theory.teleported_sgd(jnp.eye(2), good, good, 1, jax.random.split(jax.random.key(0), 2))
     with pytest.raises(ValueError, match="singular to working precision"):
         theory.teleport_once(jnp.diag(jnp.array([1.0, 0.0])), good, 0.1, 2)
+    with pytest.raises(ValueError, match="must be positive definite, but its least eigenvalue is -4"):
+        theory.steepest_point(jnp.diag(jnp.array([1.0, -4.0])), good)
+    with pytest.raises(ValueError, match="use as `optimum` a point that is not finite"):
+        theory.damped_newton(loss, good, bad, 0.1, 2.0, 0.0)
+    assert not theory.isotropic_contraction(0 * good, jnp.eye(2), 0.1, 1.0, 2.0).applies
+    assert not theory.isotropic_contraction(good, jnp.eye(2), -0.1, 1.0, 2.0).applies
+    assert np.all(np.isfinite(jax.jacobian(lambda x: theory.steepest_point(jnp.eye(2), x))(0 * good)))
     with pytest.raises(ValueError, match="`matrix` must be symmetric"):
         theory.steepest_point(jnp.array([[1.0, 1.0], [0.0, 1.0]]), good)

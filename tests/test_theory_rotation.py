@@ -160,5 +160,11 @@ def test_bad_roots_and_orders_are_refused():
         theory.turning_threshold(jnp.ones((2, 2)))
     with pytest.raises(ValueError, match="`order` must be 1 or 2, got 3"):
         theory.angle_slope(jnp.eye(2), x, angle, 0.1, order=3)
+    assert theory.angle_slope(np.array([[2, 1], [0, 1]]), np.array([1, 1]), 0.3, 0.05).applies  # integers
+    singular = jax.jit(lambda root: theory.turn_to_short_axis(root, x, angle, 0.1).applies)
+    assert not singular(jnp.ones((2, 2)))
+    assert not theory.angle_slope(jnp.eye(2), x, jnp.array(0.1), jnp.nan).applies
+    with pytest.raises(ValueError, match="use as `angle` a point"):
+        theory.angle_slope(jnp.eye(2), x, jnp.array(jnp.nan), 0.1)
     with pytest.raises(ValueError, match="use as `x` a point that is not finite"):
         theory.angle_slope(jnp.eye(2), jnp.array([jnp.nan, 1.0]), angle, 0.1)

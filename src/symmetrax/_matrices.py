@@ -1,19 +1,24 @@
-"""Checks on matrices that people pass in: square, finite, symmetric, invertible."""
+"""Checks on matrices and vectors that people pass in: shapes, finite, symmetric, invertible."""
 
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from symmetrax._tree import check_finite
 
+#: Eigenvalues smaller than this many roundings of the largest one, times the dimension, are zero.
+SLACK = 10
+
 
 def symmetric(name: str, matrix: Float[Array, "n n"], *, invertible: bool = False) -> Float[Array, "n n"]:
-    """`matrix`, made symmetric to the last digit.
+    """`matrix` in floating point, made symmetric to the last digit.
 
     Raises ValueError, with `name`, if it is not square; and, unless it is traced, if it is not finite, not
     symmetric to half the digits, or (with `invertible`) singular to working precision.
     """
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+    matrix = floating(matrix)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0:
         raise ValueError(f"`{name}` must be a square matrix, got shape {matrix.shape}.")
     if not isinstance(matrix, Tracer):
         check_finite(matrix, f"use as `{name}`")
@@ -23,10 +28,31 @@ def symmetric(name: str, matrix: Float[Array, "n n"], *, invertible: bool = Fals
     return (matrix + matrix.T) / 2
 
 
+def vector(name: str, value: Float[Array, " n"], size: int) -> Float[Array, " n"]:
+    """`value` in floating point. Raises ValueError, with `name`, if it has not `size` entries or, unless it
+    is traced, if they are not finite."""
+    value = floating(value)
+    if value.shape != (size,):
+        raise ValueError(f"`{name}` must have shape ({size},), got {value.shape}.")
+    check_finite(value, f"use as `{name}`")
+    return value
+
+
+def floating(value: Array | float) -> Array:
+    """An array of floats: integers become floats, and floats stay as they are."""
+    value = jnp.asarray(value)
+    return value if jnp.issubdtype(value.dtype, jnp.floating) else value.astype(float)
+
+
+def regular(values: Float[Array, " n"]) -> Bool[Array, ""]:
+    """Whether no eigenvalue is zero to working precision."""
+    sizes = jnp.abs(values)
+    return jnp.min(sizes) > SLACK * len(values) * jnp.finfo(values.dtype).eps * jnp.max(sizes)
+
+
 def _check_symmetric(name: str, matrix: np.ndarray) -> None:
     skew = np.abs(matrix - matrix.T)
-    tolerance = np.sqrt(np.finfo(matrix.dtype).eps) * np.max(np.abs(matrix), initial=0.0)
-    if np.max(skew, initial=0.0) > tolerance:
+    if np.max(skew) > np.sqrt(np.finfo(matrix.dtype).eps) * np.max(np.abs(matrix)):
         i, j = np.unravel_index(np.argmax(skew), matrix.shape)
         raise ValueError(
             f"`{name}` must be symmetric, but entry ({i}, {j}) is {matrix[i, j]} and ({j}, {i}) is "
@@ -36,7 +62,7 @@ def _check_symmetric(name: str, matrix: np.ndarray) -> None:
 
 def _check_invertible(name: str, matrix: np.ndarray) -> None:
     sizes = np.abs(np.linalg.eigvalsh(matrix))
-    if not np.min(sizes) > np.finfo(matrix.dtype).eps * np.max(sizes):
+    if not np.min(sizes) > SLACK * len(matrix) * np.finfo(matrix.dtype).eps * np.max(sizes):
         raise ValueError(
             f"`{name}` is singular to working precision: the sizes of its eigenvalues go from "
             f"{np.min(sizes):.1e} to {np.max(sizes):.1e} in {matrix.dtype}, so it has no inverse. Add a "

@@ -1,4 +1,4 @@
-"""What the drawings of the theory share: ellipses, statements under a condition, one program for all cases."""
+"""What the drawings of the theory share: ellipses, statements under a condition, one program for all."""
 
 from collections.abc import Callable
 

@@ -31,11 +31,12 @@ class OnlineState(NamedTuple):
     """State of `online_teleported`: the step count, the inner state, and the coordinates that are learned.
 
     `algebra` are the coordinates of the last teleport, of shape `symmetry.algebra`, `meta` the state of
-    their own optimizer; `defect` and `refused` are as in `symmetrax.Teleport`. Read them with
+    their own optimizer; `defect` and `refused` are as in `symmetrax.Teleport`; `unlearned` counts the steps
+    whose slope was not finite, after which the coordinates stayed. Read them with
     `optax.tree.get(state, "algebra")`.
 
     >>> OnlineState._fields
-    ('count', 'inner', 'algebra', 'meta', 'last', 'defect', 'refused')
+    ('count', 'inner', 'algebra', 'meta', 'last', 'defect', 'refused', 'unlearned')
     """
 
     count: Int[Array, ""]
@@ -45,6 +46,7 @@ class OnlineState(NamedTuple):
     last: LastStep
     defect: Float[Array, ""]
     refused: Int[Array, ""]
+    unlearned: Int[Array, ""]
 
 
 def online_teleported(
@@ -76,16 +78,19 @@ def online_teleported(
     be exact; for data-dependent actions, on one batch. The state holds the last parameters, gradient and
     inner state.
 
-    **Arguments:** `rate` is the step size of theta, in coordinates squared per unit of loss, or an optax
-    optimizer for theta. `order` 2 differentiates the gradient at y too, without a Hessian, since it is
-    carried; 1 takes it as a constant: on quadratics that turns to the short axis at any step size, where
-    order 2 does so below 1/(l1 + l2) (`symmetrax.theory.turn_to_short_axis`). `start` is theta_0 (default:
-    zeros, the identity). `bound` keeps coordinates of groups that are not compact within that size.
-    `schedule` gives the steps that teleport, and learn (default: all). `guard` is as in `teleport` and needs
-    the extra argument `value_fn`, two losses a step; None goes without. A refused teleport leaves the
+    **Arguments:** `inner` is any optimizer whose update needs nothing but gradients, state and parameters (no
+    line search); its state stays as it is when the parameters move. `rate` is the step size of theta, in
+    coordinates squared per unit of loss, or an optax optimizer for theta. `order` 2 differentiates the
+    gradient at y too, without a Hessian, since it is carried; 1 takes it as a constant: on quadratics that
+    turns to the short axis at any step size, where order 2 does so below 1/(l1 + l2)
+    (`symmetrax.theory.turn_to_short_axis`). `start` is theta_0 (default: zeros, the identity). `bound` keeps
+    coordinates of groups that are not compact within that size at each step; the product of many steps has no
+    bound. `schedule` gives the steps that teleport, and learn (default: all). `guard` is as in `teleport` and
+    needs the extra argument `value_fn`, two losses a step; None goes without. A refused teleport leaves the
     parameters and sets theta to zero.
 
-    Raises ValueError for other orders, coordinates of another shape, and missing arguments.
+    **Errors:** ValueError for other orders and guards, coordinates of another shape, and missing arguments;
+    TypeError for a symmetry without an algebra. A slope that is not finite is skipped and counted.
 
     >>> import jax, jax.numpy as jnp, optax, symmetrax as sx
     >>> task = sx.generalized_booth([[0.5, 0.0], [0.0, 3.0]])  # x'Ax, A = diag(1/4, 9)
@@ -101,11 +106,19 @@ def online_teleported(
     """
     if order not in (1, 2):
         raise ValueError(f"`order` must be 1 or 2, got {order!r}.")
+    if not isinstance(symmetry, AbstractLieSymmetry):
+        raise TypeError(
+            f"`online_teleported` learns coordinates in a Lie algebra, and {type(symmetry).__name__} is no "
+            "AbstractLieSymmetry."
+        )
+    if isinstance(guard, str) and guard != "default":
+        raise ValueError(f"`guard` must be a Guard, None or 'default', got {guard!r}.")
     stepper = optax.with_extra_args_support(inner)
     learner = rate if isinstance(rate, optax.GradientTransformation) else optax.sgd(rate)
     guard = default_guard(symmetry) if isinstance(guard, str) else guard
     schedule = settled(schedule)
-    first = symmetry.zero() if start is None else jnp.asarray(start)
+    zero = symmetry.zero()
+    first = zero if start is None else symmetry.bounded(jnp.asarray(start, zero.dtype), bound)
     if first.shape != symmetry.algebra:
         raise ValueError(
             f"`start` must have the shape of the algebra's coordinates, {symmetry.algebra}, got "
@@ -122,31 +135,34 @@ def online_teleported(
             last=LastStep(params, nothing, state, jnp.array(False)),
             defect=jnp.array(NOT_MEASURED),
             refused=jnp.array(0),
+            unlearned=jnp.array(0),
         )
 
-    def learned(state: OnlineState, gradient: PyTree, batch: PyTree) -> tuple[Array, optax.OptState]:
-        """theta after the last step, whose end has this gradient."""
+    def learned(state: OnlineState, gradient: PyTree, batch: PyTree) -> tuple[Array, optax.OptState, Array]:
+        """theta after the last step, whose end has this gradient, its optimizer, and whether that failed."""
         last = state.last
 
         def end(theta):
             element = symmetry.exp(theta)
             there = symmetry.act(element, last.params, batch)
             carried = symmetry.pull(element, last.params, last.gradient, batch)
-            carried = jax.lax.stop_gradient(carried) if order == 1 else carried
+            carried = jax.lax.stop_gradient(carried) if order == 1 else jax.tree.map(_smooth, carried)
             return optax.tree.add(there, stepper.update(carried, last.inner, there)[0])
 
         (slope,) = jax.vjp(end, state.algebra)[1](gradient)
-        learns = last.moved & all_finite(slope)
+        finite = all_finite(slope)
+        learns = last.moved & finite
         slope = jnp.where(learns, slope, 0.0)
         change, meta = learner.update(slope, state.meta, state.algebra)
         theta = symmetry.bounded(state.algebra + jnp.asarray(change), bound)
-        return select(learns, (theta, meta), (state.algebra, state.meta))
+        theta, meta = select(learns, (theta, meta), (state.algebra, state.meta))
+        return theta, meta, last.moved & ~finite
 
     def update(updates, state, params=None, *, value_fn=None, batch=None, **extra):
         del extra  # optax's own, and none that the end of a step can be differentiated with
         if params is None:
             raise ValueError("`online_teleported` needs params: call update(grads, state, params).")
-        theta, meta = learned(state, updates, batch)
+        theta, meta, failed = learned(state, updates, batch)
         moves = due(schedule, state.count)
         element = symmetry.exp(jnp.where(moves, theta, 0.0))
         jumped = jump(symmetry, element, params, batch, guard=guard, value_fn=value_fn)
@@ -158,11 +174,30 @@ def online_teleported(
         return optax.tree.add(jumped.displacement, step), OnlineState(
             count=state.count + 1,
             inner=stepped,
-            algebra=jnp.where(accepted, theta, 0.0),
+            algebra=jnp.where(accepted | ~moves, theta, 0.0),
             meta=meta,
             last=LastStep(params, updates, state.inner, moves),
             defect=jnp.where(moves, jumped.defect, NOT_MEASURED).astype(state.defect.dtype),
             refused=jnp.where(moves, jumped.refused, 0).astype(state.refused.dtype),
+            unlearned=state.unlearned + failed,
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+@jax.custom_vjp
+def _smooth(gradient: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The same, with a finite derivative where an entry is exactly zero: root-mean-square scalings have none
+    there, and an entry that stays zero contributes nothing."""
+    return gradient
+
+
+def _smooth_forward(gradient):
+    return gradient, gradient
+
+
+def _smooth_backward(gradient, cotangent):
+    return (jnp.where((gradient == 0) & ~jnp.isfinite(cotangent), 0.0, cotangent),)
+
+
+_smooth.defvjp(_smooth_forward, _smooth_backward)

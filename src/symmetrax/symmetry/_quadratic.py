@@ -7,8 +7,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from symmetrax._matrices import symmetric
+from symmetrax._tree import safe_norm
 from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition
 from symmetrax.symmetry._matrix_groups import exponential, product
+
+#: Up to this norm of the generator `exponential` is exact to rounding.
+LONGEST = 20.0
 
 
 class QuadraticForm(AbstractLieSymmetry):
@@ -23,7 +27,8 @@ class QuadraticForm(AbstractLieSymmetry):
     matrix: coordinates are n(n-1)/2 angles, in radians. For an indefinite one there are boosts among them:
     the group is O(p, q), orbits are not bounded, and a point may be carried to any distance at the same
     value. Linear, so that one gradient tells that of the whole orbit. `exp` is a closed form when n = 2;
-    above, exact to rounding for coordinates of norm up to about 20.
+    above, it is exact to rounding for coordinates of norm up to about 20, to which `bounded` shortens
+    rotations (a full turn is 6.3). No derivative by `matrix` exists where the sizes of eigenvalues coincide.
 
     **Errors:** ValueError for a matrix that is not square, not symmetric, not finite, or (unless it is
     traced) singular to working precision. Source: section 4.2 of arXiv:2504.15399, where n = 2 and the matrix
@@ -80,6 +85,7 @@ class QuadraticForm(AbstractLieSymmetry):
         return self.exp(jax.random.normal(key, self.algebra, self.matrix.dtype))
 
     def exp(self, coordinates: Float[Array, " k"]) -> Float[Array, "n n"]:
+        coordinates = coordinates.astype(self.matrix.dtype)
         row, column = jnp.triu_indices(self.size, 1)
         upper = jnp.zeros(self.matrix.shape, coordinates.dtype).at[row, column].set(coordinates)
         if self.size > 2:
@@ -87,14 +93,19 @@ class QuadraticForm(AbstractLieSymmetry):
         # The square of the generator is -det J times that of the coordinate.
         t, quarter = coordinates[0], jnp.array([[0.0, -1.0], [1.0, 0.0]], coordinates.dtype)
         definite = jnp.linalg.det(self.signature) > 0
-        even = jnp.where(definite, jnp.cos(t), jnp.cosh(t))
-        odd = jnp.where(definite, jnp.sin(t), jnp.sinh(t))
+        boost = jnp.where(definite, 0.0, t)  # no overflow, not even in the branch that is not taken
+        even = jnp.where(definite, jnp.cos(t), jnp.cosh(boost))
+        odd = jnp.where(definite, jnp.sin(t), jnp.sinh(boost))
         return even * self.identity() + odd * product(self.signature, quarter)
 
     def bounded(self, coordinates: Float[Array, " k"], bound) -> Float[Array, " k"]:
-        """Rotations need no bound; where there are boosts, every coordinate is clipped."""
+        """Rotations need none but that of `exp`; where there are boosts, every coordinate is clipped."""
         definite = jnp.abs(jnp.trace(self.signature)) > self.size - 1
-        return jnp.where(definite, coordinates, jnp.clip(coordinates, -bound, bound))
+        rotation = coordinates if self.size == 2 else coordinates * _shrink(coordinates)
+        return jnp.where(definite, rotation, jnp.clip(coordinates, -bound, bound))
+
+    def zero(self) -> Float[Array, " k"]:
+        return jnp.zeros(self.algebra, self.matrix.dtype)
 
     def act(self, a: Float[Array, "n n"], params: Float[Array, " n"], batch=None) -> Float[Array, " n"]:
         return self.unroot @ (a @ (self.root @ params))
@@ -105,3 +116,8 @@ class QuadraticForm(AbstractLieSymmetry):
     def holds(self, params: Float[Array, " n"], batch=None) -> Precondition:
         precision = jnp.finfo(self.matrix.dtype).eps
         return Precondition(jnp.where(self.margin > precision, 0, 1), precision / self.margin)
+
+
+def _shrink(coordinates: Float[Array, " k"]) -> Float[Array, ""]:
+    """The factor that shortens coordinates to the norm up to which `exponential` is exact."""
+    return jnp.minimum(1.0, LONGEST / jnp.maximum(safe_norm(coordinates), LONGEST))

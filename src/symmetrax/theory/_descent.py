@@ -13,8 +13,8 @@ import optax
 from jaxtyping import Array, Float, Key, PyTree
 
 from symmetrax._tree import safe_norm, squared_norm
-from symmetrax.theory._newton import collinearity
-from symmetrax.theory._sides import Sides, check_numbers
+from symmetrax.theory._newton import critical
+from symmetrax.theory._sides import Sides, check_numbers, judged
 
 Loss = Callable[[PyTree], Float[Array, ""]]
 Number = float | Float[Array, ""]
@@ -42,8 +42,9 @@ def decrease_after_teleport(loss: Loss, x: PyTree, there: PyTree, rate: Number, 
         left = loss(there - rate grad loss(there))  <=  right = loss(x) - rate / 2 ||grad loss(there)||^2
 
     where rate <= 1 / smoothness and loss(there) <= loss(x) (`applies`). It is the *guarantee* that grows with
-    the gradient norm. On positive definite quadratics the true decrease grows with it; on a loss that is not
-    convex it may shrink, and with a longer step the loss may rise.
+    the gradient norm. The true decrease need not: on a positive definite quadratic it is largest at the
+    largest gradient, but from three dimensions on a gradient that is merely larger may gain less; on a loss
+    that is not convex even the largest may, and with a longer step the loss may rise.
 
     **Errors:** ValueError for points that are not finite. Source: section 3.1 of arXiv:2504.15399.
 
@@ -62,7 +63,7 @@ def decrease_after_teleport(loss: Loss, x: PyTree, there: PyTree, rate: Number, 
     # One part in a thousand of half the digits: what an exact teleport loses to rounding.
     slack = 1e-3 * jnp.sqrt(jnp.finfo(here.dtype).eps) * jnp.abs(here)
     applies = (jnp.asarray(rate) * smoothness <= 1) & (value <= here + slack)
-    return Sides(loss(step), here - rate / 2 * squared_norm(gradient), applies)
+    return judged(loss(step), here - rate / 2 * squared_norm(gradient), applies)
 
 
 def damped_newton(
@@ -82,8 +83,8 @@ def damped_newton(
               <=  right = (1 - rate lambda) ||x - optimum|| + rate lambda M / (2 mu) ||x - optimum||^2
 
     `applies` where the gradient is an eigenvector (to half the digits) and 0 <= rate lambda <= 1. The
-    quadratic term comes alone only at rate = 1 / lambda, which the method does not know. Errors as in
-    `newton_parts`.
+    quadratic term comes alone only at rate = 1 / lambda, which the method does not know. ValueError for
+    points that are not finite.
 
     Source: proposition 3.2 of arXiv:2305.13404; the constants are derived here.
 
@@ -93,14 +94,15 @@ def damped_newton(
     >>> print(f"{sides.left:.3f} {sides.right:.3f} {sides.applies}")
     0.219 0.491 True
     """
+    check_numbers("x", x)
+    check_numbers("optimum", optimum)
     gradient, hessian = jax.grad(loss)(x), jax.hessian(loss)(x)
     curvature = gradient @ hessian @ gradient / jnp.maximum(gradient @ gradient, jnp.finfo(x.dtype).tiny)
     newton = rate * curvature
     distance = safe_norm(x - optimum)
     left = safe_norm(x - rate * gradient - optimum)
     right = (1 - newton) * distance + newton * hessian_lipschitz / (2 * convexity) * distance**2
-    critical = collinearity(gradient, hessian).applies
-    return Sides(left, right, critical & (newton >= 0) & (newton <= 1))
+    return judged(left, right, critical(gradient, hessian) & (newton >= 0) & (newton <= 1))
 
 
 def teleported_sgd(
@@ -119,9 +121,10 @@ def teleported_sgd(
         left  = min_t mean max_a ||grad loss(a . w_t)||^2
               <=  right = (2 beta (loss(w_0) - loss*) + beta loss*) / sqrt(steps - 1)
 
-    since the least loss of one sample is 0. It needs every sample's loss to be beta-smooth and bounded below,
-    and an orbit on which the largest gradient exists; convexity it does not need. The rate in `steps` is that
-    of SGD without teleports. `applies` where steps >= 2; ValueError for fewer.
+    since the least loss of one sample is 0. The means of the statement are expectations: with few runs the
+    left side is an estimate, which may exceed the bound. It needs every sample's loss to be beta-smooth and
+    bounded below, and an orbit on which the largest gradient exists; convexity it does not need. The rate in
+    `steps` is that of SGD without teleports. `applies` where steps >= 2; ValueError for fewer.
 
     Source: theorem 3.1 of arXiv:2305.13404. Its constants can be proved: with delta_t the expected gap, the
     smoothness of the loss gives delta_{t+1} <= (1 + 1/(T-1)) delta_t - rate r_t + loss*/(T-1); weighting
@@ -135,7 +138,8 @@ def teleported_sgd(
     """
     if steps < 2:
         raise ValueError(f"The bound divides by sqrt(steps - 1): it needs steps >= 2, got {steps}.")
-    check_numbers("inputs", inputs)
+    for name, value in (("inputs", inputs), ("targets", targets), ("start", start)):
+        check_numbers(name, value)
     left_axes, sizes, axes = jnp.linalg.svd(inputs, full_matrices=False)
     kept = sizes > jnp.finfo(inputs.dtype).eps * max(inputs.shape) * sizes[0]
     fitted = left_axes.T @ targets
@@ -149,10 +153,11 @@ def teleported_sgd(
         return 2 * sizes[0] ** 2 / len(targets) * jnp.maximum(_least_squares(inputs, targets, w) - least, 0.0)
 
     def teleport(w):
-        """The fitted residual turned to the steepest axis; what `inputs` does not see stays."""
-        along = jnp.where(kept, sizes * (axes @ (w - best)), 0.0)
-        unseen = w - best - axes.T @ jnp.where(kept, axes @ (w - best), 0.0)
-        return best + unseen + safe_norm(along) / sizes[0] * axes[0]
+        """The residual turned to the nearer end of the steepest axis; what `inputs` does not see stays."""
+        seen = jnp.where(kept, axes @ (w - best), 0.0)
+        side = jnp.where(seen[0] < 0, -1.0, 1.0)
+        unseen = w - best - axes.T @ seen
+        return best + unseen + side * safe_norm(sizes * seen) / sizes[0] * axes[0]
 
     def run(key):
         def step(w, key):
@@ -165,7 +170,7 @@ def teleported_sgd(
     left = jnp.min(jnp.mean(jax.vmap(run)(keys), axis=0))
     gap = _least_squares(inputs, targets, start) - least
     right = (2 * beta * gap + beta * least) / jnp.sqrt(steps - 1.0)
-    return Sides(left, right, jnp.array(True))
+    return judged(left, right, sizes[0] > 0)
 
 
 def isotropic_contraction(
@@ -183,10 +188,10 @@ def isotropic_contraction(
 
         left = f(y - rate grad f(y)) / f(x), y = rotation x  =  right = max(|1 - rate mu|, |1 - rate L|)^2
 
-    which is the worst factor of gradient descent over the class. `applies` where 0 < mu <= L and `rotation`
-    is orthogonal.
+    which is the worst factor of gradient descent over the class. `applies` where 0 < mu <= L, rate >= 0, x is
+    not zero and `rotation` is orthogonal.
 
-    **Errors:** ValueError for a point that is not finite or zero. Source: proposition 2.6 of
+    **Errors:** ValueError for a point that is not finite. Source: proposition 2.6 of
     arXiv:2403.03362.
 
     >>> import jax.numpy as jnp
@@ -207,7 +212,7 @@ def isotropic_contraction(
     right = jnp.maximum(jnp.abs(1 - rate * low), jnp.abs(1 - rate * high)) ** 2
     straight = jnp.max(jnp.abs(rotation.T @ rotation - jnp.eye(len(x))))
     orthogonal = straight <= jnp.sqrt(jnp.finfo(x.dtype).eps)
-    return Sides(left, right, orthogonal & (low > 0) & (low <= high))
+    return judged(left, right, orthogonal & (low > 0) & (low <= high) & (jnp.asarray(rate) >= 0))
 
 
 def _least_squares(inputs: Array, targets: Array, w: Array) -> Float[Array, ""]:

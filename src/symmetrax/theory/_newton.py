@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from symmetrax._matrices import symmetric
+from symmetrax._matrices import floating, regular, symmetric, vector
 from symmetrax._tree import safe_norm
-from symmetrax.theory._sides import Sides, check_numbers, regular
+from symmetrax.theory._sides import Sides, judged
 
 
 class NewtonParts(NamedTuple):
@@ -34,11 +34,12 @@ def newton_parts(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) -> 
 
         parallel = (newton . gradient) gradient / ||gradient||^2,    symmetry = newton - parallel
 
-    On a quadratic, `symmetry` is also the direction in which the gradient norm rises fastest along the orbit
-    x -> B^-1 R B x of x' A x, A = B' B (rotations R measured by their angle).
+    On a positive definite quadratic x' A x, A = B' B, `symmetry` is also the direction in which the gradient
+    norm rises fastest along the orbit x -> B^-1 R B x (rotations R measured by their angle).
 
     **Errors:** ValueError for a Hessian that is not square, not symmetric, not finite or singular to working
-    precision; inside a compiled program the result is then not finite. At a zero gradient all three are zero.
+    precision, and for a gradient that is not finite or of another size; inside a compiled program the result
+    is then NaN. At a zero gradient all three are zero.
 
     Source: section 4.1 of arXiv:2504.15399.
 
@@ -47,9 +48,9 @@ def newton_parts(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) -> 
     >>> print([f"{v:.2f}" for v in parts.newton], [f"{v:.2f}" for v in parts.symmetry])
     ['-1.00', '1.50'] ['-1.35', '0.45']
     """
-    check_numbers("gradient", gradient)
-    values, axes = jnp.linalg.eigh(symmetric("hessian", hessian, invertible=True))
-    newton = -axes @ ((axes.T @ gradient) / values)
+    hessian = symmetric("hessian", hessian, invertible=True)
+    gradient = vector("gradient", gradient, len(hessian))
+    newton = _newton(gradient, hessian)
     parallel = _projection(newton, gradient)
     return NewtonParts(newton, parallel, newton - parallel)
 
@@ -64,9 +65,9 @@ def saddle_free(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) -> F
     >>> saddle_free(jnp.array([1.0, 3.0]), jnp.diag(jnp.array([1.0, -2.0]))).tolist()
     [-1.0, -1.5]
     """
-    check_numbers("gradient", gradient)
     values, axes = jnp.linalg.eigh(symmetric("hessian", hessian, invertible=True))
-    return -axes @ ((axes.T @ gradient) / jnp.abs(values))
+    step = -axes @ ((axes.T @ vector("gradient", gradient, len(axes))) / jnp.abs(values))
+    return jnp.where(regular(values), step, jnp.nan)
 
 
 def norm_slope(
@@ -76,16 +77,18 @@ def norm_slope(
 
         2 (hessian gradient) . (direction - projection of direction on gradient)
 
-    For an arbitrary direction either sign occurs. Source: the remark after proposition 4.1 of
-    arXiv:2504.15399.
+    For an arbitrary direction either sign occurs. Errors as in `newton_parts`, but for singular Hessians,
+    which are welcome. Source: the remark after proposition 4.1 of arXiv:2504.15399.
 
     >>> import jax.numpy as jnp
     >>> slope = norm_slope(jnp.array([1.0, 1.0]), jnp.diag(jnp.array([1.0, 3.0])), jnp.array([1.0, 0.0]))
     >>> print(f"{slope:.2f}")
     -2.00
     """
-    along = direction - _projection(direction, gradient)
-    return 2 * (symmetric("hessian", hessian) @ gradient) @ along
+    hessian = symmetric("hessian", hessian)
+    gradient = vector("gradient", gradient, len(hessian))
+    along = vector("direction", direction, len(hessian))
+    return 2 * (hessian @ gradient) @ (along - _projection(along, gradient))
 
 
 def norm_growth(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) -> Sides:
@@ -100,32 +103,63 @@ def norm_growth(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) -> S
     or negative: then both are at least zero, and zero only if the gradient lies in one eigenspace. That is
     proposition 4.1 of arXiv:2504.15399, which states it for convex functions. In two dimensions the sign is
     that of det(hessian), so it fails at every point with an indefinite Hessian whose gradient has both
-    components. At a zero gradient both sides are zero. Errors as in `newton_parts`.
+    components. At a zero gradient both sides are zero. Errors as in `newton_parts`. The right side has no
+    derivative by the Hessian where eigenvalues coincide.
 
     >>> import jax.numpy as jnp
     >>> sides = norm_growth(jnp.array([1.0, 3.0]), jnp.diag(jnp.array([1.0, -2.0])))
     >>> print(f"{sides.left:.4f} {sides.right:.4f} {sides.applies}")
     -8.1000 -8.1000 False
     """
-    left = norm_slope(gradient, hessian, newton_parts(gradient, hessian).newton)
+    parts = newton_parts(gradient, hessian)
+    left = norm_slope(gradient, hessian, parts.newton)
     values, axes = jnp.linalg.eigh(symmetric("hessian", hessian))
-    squares = (axes.T @ gradient) ** 2
+    squares = (axes.T @ vector("gradient", gradient, len(axes))) ** 2
     ratio = jnp.square(values[:, None] - values) / (values[:, None] * values)
     # The double sum counts every pair twice, and the diagonal is zero.
     right = _over(squares @ ratio @ squares, jnp.sum(squares))
     definite = jnp.all(values > 0) | jnp.all(values < 0)
-    return Sides(left, right, definite & regular(values))
+    return judged(left, right, definite & regular(values))
+
+
+def damped_norm_growth(
+    gradient: Float[Array, " n"], hessian: Float[Array, "n n"], shift: float | Float[Array, ""]
+) -> Sides:
+    """Along the damped Newton step's symmetry component the gradient norm rises, convex or not.
+
+    With the step -(hessian + shift I)^-1 gradient of trust regions and damping, and s its part orthogonal to
+    the gradient,
+
+        left = s . grad ||gradient||^2  =  right = the right side of `norm_growth` for hessian + shift I
+
+    since grad ||g||^2 = 2 hessian g = 2 (hessian + shift I) g - 2 shift g, and s is orthogonal to g.
+    `applies` where hessian + shift I is positive definite: there both are at least zero. So proposition 4.1
+    of arXiv:2504.15399 holds without convexity for the step that is used where Newton's is not. Errors as in
+    `newton_parts`, for hessian + shift I.
+
+    Source: derived here.
+
+    >>> import jax.numpy as jnp
+    >>> sides = damped_norm_growth(jnp.array([1.0, 3.0]), jnp.diag(jnp.array([1.0, -2.0])), 3.0)
+    >>> print(f"{sides.left:.2f} {sides.right:.2f} {sides.applies}")
+    4.05 4.05 True
+    """
+    hessian = symmetric("hessian", hessian)
+    shifted = hessian + shift * jnp.eye(len(hessian), dtype=hessian.dtype)
+    sides = norm_growth(gradient, shifted)
+    left = norm_slope(gradient, hessian, newton_parts(gradient, shifted).newton)
+    return judged(left, sides.right, sides.applies & (jnp.linalg.eigvalsh(shifted)[0] > 0))
 
 
 def power_inequality(
-    vector: Float[Array, " n"],
+    w: Float[Array, " n"],
     matrix: Float[Array, "n n"],
     alpha: float | Float[Array, ""],
     beta: float | Float[Array, ""],
 ) -> Sides:
     """left = (w' A^alpha w)^2  <=  right = (w' A^(alpha + beta) w)(w' A^(alpha - beta) w), for A > 0.
 
-    w is `vector`, A is `matrix`. Stated for integer powers, true for real ones. For an A that is not positive
+    A is `matrix`. Stated for integer powers, true for real ones. For an A that is not positive
     definite (`applies` is False) it fails: w = (1, 3), A = diag(1, -2), alpha = 0, beta = 1 give 100 on the
     left and 59.5 on the right. Powers of negative eigenvalues need integers (else NaN). Errors as in
     `newton_parts`. Source: lemma A.1 of arXiv:2504.15399.
@@ -135,15 +169,14 @@ def power_inequality(
     >>> print(f"{sides.left:.1f} {sides.right:.1f} {sides.applies}")
     100.0 59.5 False
     """
-    check_numbers("vector", vector)
     values, axes = jnp.linalg.eigh(symmetric("matrix", matrix, invertible=True))
-    squares = (axes.T @ vector) ** 2
+    squares = (axes.T @ vector("w", w, len(axes))) ** 2
 
     def form(power) -> Array:
         return jnp.sum(values ** jnp.asarray(power, values.dtype) * squares)
 
     left, right = form(alpha) ** 2, form(alpha + beta) * form(alpha - beta)
-    return Sides(left, right, jnp.all(values > 0) & regular(values))
+    return judged(left, right, jnp.all(values > 0) & regular(values))
 
 
 def newton_cosine(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) -> Sides:
@@ -164,16 +197,17 @@ def newton_cosine(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) ->
     0.8944 0.8944
     """
     newton = newton_parts(gradient, hessian).newton
-    left = _cosine(-gradient, newton)
     values, axes = jnp.linalg.eigh(symmetric("hessian", hessian))
+    gradient = vector("gradient", gradient, len(axes))
+    left = _cosine(-gradient, newton)
     sizes = jnp.abs(values)
     shares = (axes.T @ gradient) ** 2 / sizes
     right = _over(jnp.sum(shares), jnp.sqrt(jnp.sum(shares * sizes) * jnp.sum(shares / sizes)))
-    return Sides(left, right, jnp.all(values > 0) & regular(values))
+    return judged(left, right, jnp.all(values > 0) & regular(values))
 
 
 def newton_cosine_on_ellipse(
-    angle: Float[Array, ""], low: float | Float[Array, ""], high: float | Float[Array, ""]
+    angle: float | Float[Array, ""], low: float | Float[Array, ""], high: float | Float[Array, ""]
 ) -> Sides:
     """The same cosine on the level set of low x^2 + high y^2, where its angle alone matters.
 
@@ -188,11 +222,12 @@ def newton_cosine_on_ellipse(
     >>> print(f"{sides.left:.4f} {sides.right:.4f}")
     0.8660 0.8660
     """
+    angle = floating(jnp.asarray(angle))
     values = jnp.stack([jnp.asarray(low, angle.dtype), jnp.asarray(high, angle.dtype)])
     point = jnp.stack([jnp.cos(angle), jnp.sin(angle)]) / jnp.sqrt(values)
     left = _cosine(values * point, point)
     right = (1 + jnp.sin(2 * angle) ** 2 * (values[1] - values[0]) ** 2 / (4 * values[0] * values[1])) ** -0.5
-    return Sides(left, right, (values[0] > 0) & (values[0] <= values[1]))
+    return judged(left, right, (values[0] > 0) & (values[0] <= values[1]))
 
 
 def alignment_change(
@@ -204,7 +239,7 @@ def alignment_change(
     along the symmetry component of Newton's step, where the gradient norm rises: with log-normal eigenvalues
     (sigma = 1.5) and a uniform direction of A^(1/2) x it is, at 50 % of points in two dimensions, at 46, 38,
     22 and 0.8 % in 3, 5, 10 and 50. Along the steepest rise of the norm in the tangent space it is rarer
-    still. Zero at a zero gradient or direction. Errors as in `newton_parts`.
+    still from three dimensions on. Zero at a zero gradient or direction. Errors as in `newton_parts`.
 
     Source: what arXiv:2504.15399, section 4.1, suggests and does not prove.
 
@@ -213,13 +248,14 @@ def alignment_change(
     >>> bool(alignment_change(gradient, hessian, newton_parts(gradient, hessian).symmetry) < 0)
     True
     """
-    values, axes = jnp.linalg.eigh(symmetric("hessian", hessian, invertible=True))
+    hessian = symmetric("hessian", hessian, invertible=True)
+    gradient = vector("gradient", gradient, len(hessian))
+    along = vector("direction", direction, len(hessian))
 
     def cosine(g):
-        return _cosine(g, axes @ ((axes.T @ g) / values))
+        return _cosine(-g, _newton(g, hessian))
 
-    unit = _over(direction, safe_norm(direction))
-    return jax.jvp(cosine, (gradient,), (axes @ (values * (axes.T @ unit)),))[1]
+    return jax.jvp(cosine, (gradient,), (hessian @ _over(along, safe_norm(along)),))[1]
 
 
 def collinearity(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) -> Sides:
@@ -239,12 +275,29 @@ def collinearity(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) -> 
     >>> sides.left.item(), bool(sides.applies)
     (1.0, True)
     """
-    newton = newton_parts(gradient, hessian).newton
-    turned = symmetric("hessian", hessian) @ gradient
+    hessian = symmetric("hessian", hessian, invertible=True)
+    gradient = vector("gradient", gradient, len(hessian))
+    left = jnp.abs(_cosine(gradient, _newton(gradient, hessian)))
+    return judged(left, jnp.ones_like(left), critical(gradient, hessian))
+
+
+def critical(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) -> Bool[Array, ""]:
+    """Whether `hessian @ gradient` is parallel to the gradient, to half the digits, and not zero."""
+    turned = hessian @ gradient
     rest = safe_norm(turned - _projection(turned, gradient))
-    critical = rest <= jnp.sqrt(jnp.finfo(gradient.dtype).eps) * safe_norm(turned)
-    left = jnp.abs(_cosine(gradient, newton))
-    return Sides(left, jnp.ones_like(left), critical & (safe_norm(gradient) > 0))
+    small = jnp.sqrt(jnp.finfo(gradient.dtype).eps) * safe_norm(turned)
+    return (rest <= small) & (safe_norm(turned) > 0)
+
+
+def _newton(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) -> Float[Array, " n"]:
+    """-hessian^-1 gradient, NaN if singular; with derivatives where eigenvalues coincide, too."""
+    values, axes = jnp.linalg.eigh(jax.lax.stop_gradient(hessian))
+
+    def solve(_, right):
+        return axes @ ((axes.T @ right) / values)
+
+    step = -jax.lax.custom_linear_solve(lambda x: hessian @ x, gradient, solve, symmetric=True)
+    return jnp.where(regular(values), step, jnp.nan)
 
 
 def _projection(vector: Float[Array, " n"], onto: Float[Array, " n"]) -> Float[Array, " n"]:

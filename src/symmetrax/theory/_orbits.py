@@ -9,12 +9,13 @@ from collections.abc import Callable
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, PyTree
 
-from symmetrax._matrices import symmetric
-from symmetrax._tree import relative, safe_norm, squared_norm
+from symmetrax._matrices import symmetric, vector
+from symmetrax._tree import safe_norm, squared_norm
 from symmetrax.symmetry._base import AbstractSymmetry
-from symmetrax.theory._sides import Sides, check_numbers
+from symmetrax.theory._sides import Sides, check_numbers, judged
 
 Loss = Callable[[PyTree], Float[Array, ""]]
 
@@ -49,9 +50,7 @@ def flow_acceleration(
     downhill = jax.tree.map(lambda r, g: -r * g, unflatten(weights), jax.grad(loss)(there))
     value, left = jax.jvp(loss, (there,), (downhill,))
     carried = _carried_gradient(loss, params, symmetry, element)
-    here = loss(params)
-    kept = jnp.abs(value - here) <= jnp.sqrt(jnp.finfo(here.dtype).eps) * jnp.abs(here)
-    return Sides(left, -jnp.sum(weights * carried**2), kept)
+    return judged(left, -jnp.sum(weights * carried**2), _kept(value, loss(params)))
 
 
 def norm_kept(loss: Loss, params: PyTree, symmetry: AbstractSymmetry, element: PyTree) -> Sides:
@@ -59,9 +58,9 @@ def norm_kept(loss: Loss, params: PyTree, symmetry: AbstractSymmetry, element: P
 
         left = ||grad loss(a . w)||  =  right = ||grad loss(w)||
 
-    `applies` where the Jacobian of w -> a . w is orthogonal, to half the digits: rotations of hidden features
-    and permutations of units, not scalings. Such elements gain nothing for gradient descent. Source:
-    arXiv:2205.10637.
+    `applies` where the symmetry keeps the loss and the Jacobian of w -> a . w is orthogonal, to half the
+    digits: rotations of hidden features and permutations of units, not scalings. Such elements gain nothing
+    for gradient descent. Source: arXiv:2205.10637.
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> task = sx.generalized_booth([[2.0, 0.0], [0.0, 2.0]])
@@ -73,8 +72,10 @@ def norm_kept(loss: Loss, params: PyTree, symmetry: AbstractSymmetry, element: P
     check_numbers("params", params)
     jacobian = _jacobian(symmetry, element, params)
     defect = jnp.max(jnp.abs(jacobian.T @ jacobian - jnp.eye(len(jacobian))))
-    left, right = (safe_norm(jax.grad(loss)(point)) for point in (symmetry.act(element, params), params))
-    return Sides(left, right, defect <= jnp.sqrt(jnp.finfo(left.dtype).eps))
+    there, left = jax.value_and_grad(loss)(symmetry.act(element, params))
+    here, right = jax.value_and_grad(loss)(params)
+    straight = defect <= jnp.sqrt(jnp.finfo(jacobian.dtype).eps)
+    return judged(safe_norm(left), safe_norm(right), straight & _kept(there, here))
 
 
 def persistence(
@@ -118,7 +119,7 @@ def persistence(
     left = moved / jnp.where(plain == 0, 1.0, plain)
     bend = jnp.asarray(rate) * smoothness
     right = ((1 - bend) / (1 + bend)) ** jnp.arange(steps + 1) * left[0]
-    return Sides(left, right, (bend < 1) & (plain > 0))
+    return judged(left, right, (bend >= 0) & (bend < 1) & (plain > 0))
 
 
 def teleport_once(
@@ -131,9 +132,9 @@ def teleport_once(
 
         left = points after one teleport at the start  =  right = points with a teleport before every step
 
-    both of shape (steps + 1, n), the start included. `applies` where A is positive definite and the largest
-    eigenvalue simple. Which end of the axis a teleport chooses is free; here it is the one nearer to where it
-    comes from.
+    both of shape (steps + 1, n), the first teleport included. `applies` where A is positive definite and the
+    largest eigenvalue simple. Which end of the axis a teleport chooses is free; here it is the one nearer to
+    where it comes from.
 
     **Errors:** ValueError as in `newton_parts`. Source: arXiv:2205.10637; see `leaves_critical` for other
     losses.
@@ -143,8 +144,8 @@ def teleport_once(
     >>> bool(jnp.allclose(sides.left, sides.right))
     True
     """
-    check_numbers("x", x)
     matrix = symmetric("matrix", matrix, invertible=True)
+    x = vector("x", x, len(matrix))
 
     def path(every: bool):
         def step(x, _):
@@ -159,7 +160,7 @@ def teleport_once(
     gap = values[-1] - values[-2] if len(values) > 1 else values[-1]
     simple = gap > jnp.sqrt(jnp.finfo(x.dtype).eps) * values[-1]
     left = path(every=False)
-    return Sides(left, path(every=True), jnp.broadcast_to((values[0] > 0) & simple, left.shape))
+    return judged(left, path(every=True), jnp.broadcast_to((values[0] > 0) & simple, left.shape))
 
 
 def steepest_point(matrix: Float[Array, "n n"], x: Float[Array, " n"]) -> Float[Array, " n"]:
@@ -168,28 +169,40 @@ def steepest_point(matrix: Float[Array, "n n"], x: Float[Array, " n"]) -> Float[
     For positive definite matrices. It lies on the short axis, at distance sqrt(f(x) / largest eigenvalue)
     from the optimum: no point of the level set is nearer. Of its two ends this is the one on the side of `x`.
 
-    **Errors:** ValueError as in `newton_parts`. Source: arXiv:2205.10637.
+    **Errors:** ValueError as in `newton_parts`, and for a matrix that is not positive definite; inside a
+    compiled program the point is then NaN. Source: arXiv:2205.10637.
 
     >>> import jax.numpy as jnp
     >>> steepest_point(jnp.diag(jnp.array([1.0, 4.0])), jnp.array([2.0, 0.0])).tolist()
     [0.0, 1.0]
     """
-    values, axes = jnp.linalg.eigh(symmetric("matrix", matrix, invertible=True))
+    matrix = symmetric("matrix", matrix, invertible=True)
+    x = vector("x", x, len(matrix))
+    values, axes = jnp.linalg.eigh(matrix)
+    if not isinstance(values, Tracer) and values[0] < 0:
+        raise ValueError(
+            f"`matrix` must be positive definite, but its least eigenvalue is {values[0]}: its level sets "
+            "have no end, and no gradient on them is the largest."
+        )
     side = jnp.where(axes[:, -1] @ x < 0, -1.0, 1.0)
-    return side * jnp.sqrt(x @ matrix @ x / values[-1]) * axes[:, -1]
+    distance = safe_norm(jnp.sqrt(jnp.where(values[0] > 0, values, jnp.nan)) * (axes.T @ x))
+    return side * distance / jnp.sqrt(values[-1]) * axes[:, -1]
 
 
 def leaves_critical(loss: Loss, x: Float[Array, " n"]) -> Float[Array, ""]:
-    """Whether gradient flow leaves the points where the gradient norm is critical on its level set: 0 if not.
+    """How fast gradient flow leaves the points where the gradient norm is critical on its level set.
 
-    Where hessian @ gradient = mu gradient, the flow keeps this equation if and only if the third derivative T
-    of the loss, applied to the gradient twice, is parallel to the gradient. Returned is the size of the part
-    of T(g, g) orthogonal to g, relative to ||T(g, g)|| + ||hessian hessian g||. It is zero for quadratics,
-    where one teleport is enough, and on every axis of a separable loss; elsewhere a teleport at each step
-    goes another way than one alone. At a minimum it is zero and says nothing. Defined at any x, meaningful at
-    critical points.
+    Where hessian @ gradient = mu gradient, the flow keeps this equation to first order if and only if the
+    third derivative T of the loss, applied to the gradient twice, is parallel to the gradient. Returned is
+    the part of T(g, g) orthogonal to g, relative to ||T(g, g)|| + ||hessian hessian g||: the rate at which
+    the equation is lost. To be kept for good, it has to be zero at every point of the way, as for quadratics
+    (one teleport is enough) and on the axes of separable losses; elsewhere teleporting at every step goes
+    another way than teleporting once. At a minimum it is zero and says nothing. Defined at any x, meaningful
+    at critical points.
 
-    Source: definition 3.3 and proposition 3.4 of arXiv:2305.13404, in a form that one point can tell.
+    **Errors:** ValueError for a point that is not finite.
+
+    Source: definition 3.3 and proposition 3.4 of arXiv:2305.13404, in the form that one point can tell.
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> leaves_critical(sx.booth().loss, jnp.array([-5.0, 3.0])).item()
@@ -238,8 +251,12 @@ def norm_at_scale(
     here, (along_first, along_second) = both(first, second)
     value, there = both(scale * first, second / scale)
     right = squared_norm(along_first) / scale**2 + scale**2 * squared_norm(along_second)
-    kept = relative(value - here, here) <= jnp.sqrt(jnp.finfo(first.dtype).eps)
-    return Sides(squared_norm(there), right, kept & (scale > 0))
+    return judged(squared_norm(there), right, _kept(value, here) & (scale > 0))
+
+
+def _kept(there: Float[Array, ""], here: Float[Array, ""]) -> Bool[Array, ""]:
+    """Whether the loss is the same, to half the digits."""
+    return jnp.abs(there - here) <= jnp.sqrt(jnp.finfo(here.dtype).eps) * jnp.abs(here)
 
 
 def _jacobian(symmetry: AbstractSymmetry, element: PyTree, params: PyTree) -> Float[Array, "n n"]:

@@ -9,18 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
+from symmetrax._matrices import SLACK, floating, vector
 from symmetrax.symmetry._maps import Affine
 from symmetrax.symmetry._matrix_groups import matvec
 from symmetrax.symmetry._pullback import Pullback
-from symmetrax.theory._sides import Sides, check_numbers
+from symmetrax.theory._sides import Sides, check_numbers, judged
 
 
 def step_after_turn(
     root: Float[Array, "2 2"],
     x: Float[Array, "2"],
-    angle: Float[Array, ""],
+    angle: float | Float[Array, ""],
     rate: float | Float[Array, ""],
     order: int = 2,
 ) -> Float[Array, "2"]:
@@ -36,10 +37,10 @@ def step_after_turn(
     """
     if order not in (1, 2):
         raise ValueError(f"`order` must be 1 or 2, got {order!r}.")
-    _check_root(root)
-    check_numbers("x", x)
+    root, x = _check_root(root), vector("x", x, 2)
+    check_numbers("angle", angle)
     symmetry = Pullback(Affine(root, jnp.zeros_like(x)))
-    there = symmetry.act(symmetry.exp(angle[None]), x)
+    there = symmetry.act(symmetry.exp(jnp.reshape(floating(angle), 1)), x)
     gradient = 2 * matvec(root.T, matvec(root, there))
     return there - rate * (jax.lax.stop_gradient(gradient) if order == 1 else gradient)
 
@@ -47,7 +48,7 @@ def step_after_turn(
 def angle_slope(
     root: Float[Array, "2 2"],
     x: Float[Array, "2"],
-    angle: Float[Array, ""],
+    angle: float | Float[Array, ""],
     rate: float | Float[Array, ""],
     order: int = 2,
 ) -> Sides:
@@ -58,7 +59,7 @@ def angle_slope(
 
         left = d f(x+) / d angle  =  right = r^2 (mu_2 - mu_1) sin(2 psi)
 
-    Equal for every rate and every root, symmetric or not (`applies` is True). It is largest at psi = 45
+    Equal for every rate and every invertible root, symmetric or not (`applies`). It is largest at psi = 45
     degrees: half way between the axes in coordinates where level sets are circles, not in those of x.
     Appendix B has neither Q nor the angle: `printed_angle_slope`. Order 1 gives 1 / (2 - 2 rate (l1 + l2))
     times order 2: half for small rates. Errors as in `step_after_turn`. Source: derived here for section 4.2
@@ -74,11 +75,13 @@ def angle_slope(
     def loss(angle):
         return jnp.sum(matvec(root, step_after_turn(root, x, angle, rate, order)) ** 2)
 
+    root, x, angle = _check_root(root), vector("x", x, 2), floating(angle)
+    check_numbers("angle", angle)
     left = jax.grad(loss)(angle)
     z, values = _turned(root, x, angle)
     low, high = (1 - 2 * rate * values) ** order
     right = 2 * (high - low) * z[0] * z[1]
-    return Sides(left, right, jnp.array(True))
+    return judged(left, right, _invertible(root))
 
 
 def printed_angle_slope(
@@ -95,16 +98,16 @@ def printed_angle_slope(
     >>> print(f"{printed:.4f} {angle_slope(root, x, jnp.array(0.0), 0.05).left:.4f}")
     -1.8000 -1.8000
     """
-    _check_root(root)
+    root = _check_root(root)
     low, high = (1 - 2 * rate * jnp.linalg.eigvalsh(root @ root.T)) ** 2
-    u = matvec(root, x)
+    u = matvec(root, vector("x", x, 2))
     return 2 * (high - low) * u[0] * u[1]
 
 
 def turn_to_short_axis(
     root: Float[Array, "2 2"],
     x: Float[Array, "2"],
-    angle: Float[Array, ""],
+    angle: float | Float[Array, ""],
     rate: float | Float[Array, ""],
     order: int = 2,
 ) -> Sides:
@@ -125,10 +128,11 @@ def turn_to_short_axis(
     [True, False]
     """
     slope = angle_slope(root, x, angle, rate, order)
+    root, x, angle = _check_root(root), vector("x", x, 2), floating(angle)
     z, _ = _turned(root, x, angle)
     toward = jnp.sign(z[0] * z[1])
     below = jnp.array(True) if order == 1 else jnp.asarray(rate) < turning_threshold(root)
-    return Sides(-toward * slope.left, -toward * slope.right, below)
+    return judged(-toward * slope.left, -toward * slope.right, below & slope.applies)
 
 
 def turning_threshold(root: Float[Array, "2 2"]) -> Float[Array, ""]:
@@ -140,8 +144,7 @@ def turning_threshold(root: Float[Array, "2 2"]) -> Float[Array, ""]:
     >>> turning_threshold(jnp.diag(jnp.array([1.0, 2.0]))).item()
     0.20000000298023224
     """
-    _check_root(root)
-    return 1 / jnp.sum(jnp.square(root))
+    return 1 / jnp.sum(jnp.square(_check_root(root)))
 
 
 def _turned(root: Array, x: Array, angle: Array) -> tuple[Float[Array, "2"], Float[Array, "2"]]:
@@ -152,15 +155,22 @@ def _turned(root: Array, x: Array, angle: Array) -> tuple[Float[Array, "2"], Flo
     return axes.T @ turned, values
 
 
-def _check_root(root: Array) -> None:
+def _invertible(root: Float[Array, "2 2"]) -> Bool[Array, ""]:
+    # For 2 x 2 matrices the squared norm over |det| is the condition number plus its inverse.
+    (a, b), (c, d) = root
+    size = jnp.sum(jnp.square(root))
+    return jnp.abs(a * d - b * c) > 2 * SLACK * jnp.finfo(root.dtype).eps * size
+
+
+def _check_root(root: Array) -> Float[Array, "2 2"]:
+    """`root` in floating point; ValueError for other shapes and, unless it is traced, for singular ones."""
+    root = floating(root)
     if root.shape != (2, 2):
         raise ValueError(f"`root` must have shape (2, 2), got {root.shape}.")
-    if isinstance(root, Tracer):
-        return
     check_numbers("root", root)
-    condition = np.linalg.cond(np.asarray(root))
-    if not condition < 1 / np.finfo(root.dtype).eps:
+    if not isinstance(root, Tracer) and not _invertible(root):
         raise ValueError(
-            f"`root` must be invertible, but its condition number is {condition:.1e} in {root.dtype}: the "
-            "level sets of ||root x||^2 are then no ellipses, and there is no rotation to learn."
+            f"`root` must be invertible, but its condition number is {np.linalg.cond(np.asarray(root)):.1e} "
+            f"in {root.dtype}: level sets of ||root x||^2 are then no ellipses, and nothing can be learned."
         )
+    return root

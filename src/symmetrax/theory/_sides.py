@@ -13,7 +13,8 @@ class Sides(NamedTuple):
 
     `left` is measured and `right` is what the statement says of it; the function's docstring says whether
     they are equal or which is larger, and under which condition. `applies` is that condition: where it is
-    False the statement promises nothing. All have the shape of the statement, most often ().
+    False the statement promises nothing; so it is where a side is not finite. All have the shape of the
+    statement, most often ().
 
     >>> import jax.numpy as jnp
     >>> sides = Sides(jnp.array(1.0), jnp.array(2.0), jnp.array(True))
@@ -31,7 +32,6 @@ def check_numbers(name: str, value: PyTree) -> None:
     check_finite(value, f"use as `{name}`")
 
 
-def regular(values: Float[Array, " n"]) -> Bool[Array, ""]:
-    """Whether no eigenvalue is zero to working precision."""
-    sizes = jnp.abs(values)
-    return jnp.min(sizes) > jnp.finfo(values.dtype).eps * jnp.max(sizes)
+def judged(left: Array, right: Array, applies: Array) -> Sides:
+    """Both sides; where one is not finite nothing applies."""
+    return Sides(left, right, applies & jnp.isfinite(left) & jnp.isfinite(right))

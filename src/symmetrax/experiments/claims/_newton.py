@@ -43,13 +43,17 @@ def decomposition_error() -> float:
 
 
 def power_violation() -> float:
-    """The largest left / right - 1 of lemma A.1 in 20,000 positive definite draws."""
+    """The largest left / right - 1 of lemma A.1 in 20,000 positive definite draws, half of them with powers
+    that are not integers."""
     excess = -np.inf
-    for n in (2, 3, 4, 6):
+    for n in range(2, 7):
         random = np.random.default_rng(n)
-        vectors, matrices = (np.concatenate([x] * 10) for x in random_hessians(n, "positive"))
-        powers = random.integers(-2, 3, size=(2, len(vectors))).astype(float)
-        sides = _powers(*map(jnp.asarray, (vectors, matrices, *powers)))
+        axes = np.linalg.qr(random.normal(size=(4000, n, n)))[0]
+        values, vectors = 10.0 ** random.uniform(-1, 1, size=(4000, n)), random.normal(size=(4000, n))
+        matrices = np.einsum("kij,kj,klj->kil", axes, values, axes)
+        alpha, beta = random.integers(-2, 3, size=(2, 4000)).astype(float)
+        beta[2000:] = random.uniform(-2, 2, 2000)
+        sides = _powers(*map(jnp.asarray, (vectors, matrices, alpha, beta)))
         excess = max(excess, float(jnp.max(sides.left / sides.right - 1)))
     return excess
 
@@ -88,20 +92,33 @@ def identity_error() -> float:
     return worst
 
 
+def damped_falling_share() -> float:
+    """The share of indefinite Hessians, shifted to be positive definite, where it falls along that step's."""
+    share = 0.0
+    for n in DIMENSIONS:
+        gradients, hessians = random_hessians(n, "indefinite")
+        shifts = 1.1 * np.abs(np.linalg.eigvalsh(hessians)[:, 0])
+        sides = _damped(*map(jnp.asarray, (gradients, hessians, shifts)))
+        falls = np.asarray(sides.left) < -1e-9 * np.sum(gradients**2, axis=1)
+        share = max(share, float(np.mean(falls | ~np.asarray(sides.applies))))
+    return share
+
+
 def rosenbrock_share_error() -> float:
-    """Distance of the share of points N(0, 1.5^2) where the norm falls from .234; all must be indefinite."""
+    """Distance of the share of points N(0, 1.5^2) where the norm falls from .2398,
+    an integral; all must be indefinite."""
     task = rosenbrock()
 
     @jax.jit
     @jax.vmap
     def falls(x):
-        hessian = jax.hessian(task.loss)(x)
-        sides = theory.norm_growth(jax.grad(task.loss)(x), hessian)
-        return sides.right < 0, sides.applies
+        gradient = jax.grad(task.loss)(x)
+        sides = theory.norm_growth(gradient, jax.hessian(task.loss)(x))
+        return sides.left < -1e-9 * jnp.sum(gradient**2), sides.applies
 
     points = 1.5 * np.random.default_rng(0).normal(size=(_ROSENBROCK_POINTS, 2))
     fallen, definite = map(np.asarray, falls(jnp.asarray(points)))
-    return float("inf") if np.any(fallen & definite) else abs(float(np.mean(fallen)) - 0.234)
+    return float("inf") if np.any(fallen & definite) else abs(float(np.mean(fallen)) - 0.2398)
 
 
 def arbitrary_direction_imbalance() -> float:
@@ -143,11 +160,13 @@ def _counter_example():
 
 
 def _falling(gradients: np.ndarray, hessians: np.ndarray) -> float:
-    return float(jnp.mean(_growth(jnp.asarray(gradients), jnp.asarray(hessians)).right < 0))
+    left = np.asarray(_growth(jnp.asarray(gradients), jnp.asarray(hessians)).left)
+    return float(np.mean(left < -1e-9 * np.sum(gradients**2, axis=1)))  # but for rounding
 
 
 _parts = jax.jit(jax.vmap(theory.newton_parts))
 _growth = jax.jit(jax.vmap(theory.norm_growth))
+_damped = jax.jit(jax.vmap(theory.damped_norm_growth))
 _slopes = jax.jit(jax.vmap(theory.norm_slope))
 _cosines = jax.jit(jax.vmap(theory.newton_cosine))
 _powers = jax.jit(jax.vmap(theory.power_inequality))
@@ -188,13 +207,19 @@ NEWTON = (
         condition="the Hessian is definite; negative is as good as positive",
     ),
     Claim(
+        "it rises along that of the damped step -(H + s I)^-1 g, H + s I > 0: share of indefinite exceptions",
+        "derived here; " + _PAPER + "A leaves it open",
+        damped_falling_share,
+        0.0,
+    ),
+    Claim(
         "its rate is a sum over pairs of eigenvalues: relative error",
         "derived here from " + _PAPER + "4.1",
         identity_error,
         1e-9,
     ),
     Claim(
-        "on Rosenbrock's function it falls at 23.4 % of points, all indefinite: error of the share",
+        "on Rosenbrock's function it falls at 24.0 % of points, all indefinite: error of the share",
         "measured here; " + _PAPER + "A says that it may",
         rosenbrock_share_error,
         0.01,

@@ -205,8 +205,9 @@ def saddle_errors() -> float:
     away = [float(safe_norm(point - 1.0)) for point in (x, there)]
     ends = [descent(task, rate, start=x)[-1] for rate in (1e-4, 1e-5)]
     teleported_end = descent(task, 1e-5, start=there)[-1]
-    found = np.array([*norms, *away, *ends, teleported_end])
-    return float(np.max(np.abs(found / [200, 2327, 1.0, 60.5, 0.640, 2.72, 46.5] - 1)))
+    values = [float(task.loss(point)) for point in (x, there)]
+    found = np.array([*values, *norms, *away, *ends, teleported_end])
+    return float(np.max(np.abs(found / [101, 101, 200, 2327, 1.0, 60.5, 0.640, 2.72, 46.5] - 1)))
 
 
 def saddle_survival() -> float:
