@@ -22,6 +22,7 @@ from .metatrain._estimators import loss_weights as loss_weights
 from .metatrain._loop import MetaTrained as MetaTrained
 from .metatrain._loop import Progress as Progress
 from .metatrain._loop import meta_train as meta_train
+from .metatrain._stopping import EarlyStopping as EarlyStopping
 from .symmetry._activation import ActivationGL as ActivationGL
 from .symmetry._attention import attention_symmetry as attention_symmetry
 from .symmetry._base import AbstractLieSymmetry as AbstractLieSymmetry

@@ -18,23 +18,27 @@ from symmetrax._files import load_arrays, named_arrays, restore, save_arrays
 from symmetrax._tree import all_finite, select
 from symmetrax.metatrain._devices import place, spread
 from symmetrax.metatrain._estimators import AbstractMetaGradient
+from symmetrax.metatrain._stopping import EarlyStopping, better, improved, validations
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 
 
 class MetaTrained(NamedTuple):
     """What meta-training gives. Every array has the seeds as its first axis.
 
     `networks` is the trained network, all seeds stacked; `losses` the mean meta-loss of every run, shape
-    (seeds, runs); `skipped` the number of windows whose meta-gradient was not finite and was not used.
+    (seeds, runs); `skipped` the number of windows whose meta-gradient was not finite and was not used. With
+    early stopping `networks` are the best ones, `losses` has the runs that were made, and `validation` one
+    number for each chunk of them; without, it has no columns.
 
     >>> MetaTrained._fields
-    ('networks', 'losses', 'skipped')
+    ('networks', 'losses', 'skipped', 'validation')
     """
 
     networks: PyTree
     losses: Float[np.ndarray, "seeds runs"]
     skipped: Int[np.ndarray, " seeds"]
+    validation: Float[np.ndarray, "seeds rounds"]
 
     def network(self, seed: int = 0) -> PyTree:
         """The network of one seed."""
@@ -60,6 +64,8 @@ class _State(NamedTuple):
     skipped: Int[Array, " seeds"]
     losses: Float[np.ndarray, "seeds runs"]
     done: np.ndarray
+    best: PyTree
+    validation: Float[np.ndarray, "seeds rounds"]
 
 
 def meta_train(
@@ -74,6 +80,7 @@ def meta_train(
     checkpoint: str | pathlib.Path | None = None,
     save_every: float = 0.0,
     progress: Callable[[Progress], None] | None = None,
+    stopping: EarlyStopping | None = None,
 ) -> MetaTrained:
     """Train networks to optimize: algorithm 1 of arXiv:2504.15399, for several meta-seeds at once.
 
@@ -86,7 +93,9 @@ def meta_train(
     Seed i uses `fold_in(key, i)`, so seeds can be added without changing the first ones, and arms trained
     from one key meet the same tasks. With `checkpoint`, the state is written there after a chunk, at most
     every `save_every` seconds and at the end, and the same call continues from it, bit for bit as if it had
-    never stopped. Raises ValueError if the file belongs to another call.
+    never stopped. Raises ValueError if the file belongs to another call. With `stopping` the networks are
+    validated after each chunk, training ends when that brings nothing more, or after `runs`, and the best
+    networks are returned.
 
     >>> import jax, optax, symmetrax as sx
     >>> family = sx.make_family("ellipse-fixed")
@@ -103,23 +112,36 @@ def meta_train(
         )
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(seeds))
     start = _initial(make_network, optimizer, keys)
-    state = _State(*start, losses=np.full((seeds, runs), np.nan, np.float32), done=np.asarray(0))
+    rounds = 0 if stopping is None else -(-runs // chunk)
+    state = _State(
+        *start,
+        losses=np.full((seeds, runs), np.nan, np.float32),
+        done=np.asarray(0),
+        best=() if stopping is None else start[0],
+        validation=np.full((seeds, rounds), np.nan, np.float32),
+    )
     path = None if checkpoint is None else pathlib.Path(checkpoint)
-    identity = _fingerprint(estimator, key, runs, seeds, chunk)
+    identity = _fingerprint(estimator, key, runs, seeds, chunk, 0 if stopping is None else stopping.patience)
     if path is not None and path.exists():
         state = _resume(path, state, identity)
-    arrays = place((state.networks, state.outer, state.skipped))
-    state = _State(*arrays, losses=state.losses, done=state.done)
+    networks, outer, skipped, best = place((state.networks, state.outer, state.skipped, state.best))
+    state = state._replace(networks=networks, outer=outer, skipped=skipped, best=best)
     began, first = time.perf_counter(), int(state.done)
     saved = began
     for done in range(first, runs, chunk):
+        if stopping is not None and stopping.exhausted(state.validation[:, : done // chunk]):
+            break
         count = min(chunk, runs - done)
         shape = _shape(estimator.family.shapes, key, done // chunk)
         trained = _train(estimator, optimizer, state[:3], keys, jnp.asarray(done), count, shape)
-        *arrays, losses = jax.block_until_ready(trained)
+        networks, outer, skipped, losses = jax.block_until_ready(trained)
         history = state.losses.copy()
         history[:, done : done + count] = losses
-        state = _State(*arrays, losses=history, done=np.asarray(done + count))
+        state = state._replace(
+            networks=networks, outer=outer, skipped=skipped, losses=history, done=np.asarray(done + count)
+        )
+        if stopping is not None:
+            state = _validated(stopping, state, done // chunk)
         due = done + count == runs or time.perf_counter() - saved >= save_every
         if path is not None and due:
             saved = time.perf_counter()
@@ -127,7 +149,19 @@ def meta_train(
         if progress is not None:
             rate = seeds * estimator.tasks * (done + count - first) / (time.perf_counter() - began)
             progress(Progress(done + count, runs, float(np.mean(losses)), rate))
-    return MetaTrained(state.networks, state.losses, np.asarray(state.skipped))
+    made = int(state.done)
+    if stopping is None:
+        return MetaTrained(state.networks, state.losses, np.asarray(state.skipped), state.validation)
+    curve = state.validation[:, : -(-made // chunk)]
+    return MetaTrained(state.best, state.losses[:, :made], np.asarray(state.skipped), curve)
+
+
+def _validated(stopping: EarlyStopping, state: _State, index: int) -> _State:
+    """The state with one more point of the validation curve, and the best networks up to it."""
+    curve = state.validation.copy()
+    curve[:, index] = validations(stopping.validate, state.networks)
+    best = better(jnp.asarray(improved(curve[:, : index + 1])), state.networks, state.best)
+    return state._replace(best=best, validation=curve)
 
 
 @eqx.filter_jit

@@ -1,0 +1,81 @@
+"""Early stopping: train until more runs no longer help, and return the best weights."""
+
+import dataclasses
+from collections.abc import Callable
+
+import equinox as eqx
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from symmetrax._tree import select
+
+
+@dataclasses.dataclass(frozen=True)
+class EarlyStopping:
+    """Stop when `patience` validations in a row brought no improvement; the best weights are returned.
+
+    `validate` maps a network to a number, the lower the better, for instance the median loss on tasks that
+    are not trained on. It is compiled and called for every seed after each chunk of runs; use a fixed key, so
+    that the curve shows the network and not the draw. A number that is not finite is no improvement. Seeds
+    train until the last of them has waited long enough; each returns its own best weights.
+
+    Raises ValueError if `patience` is less than 1. Section 5.2 of arXiv:2504.15399 trains "at an increment of
+    100" trajectories until more do not help: `chunk=100, stopping=EarlyStopping(validate, patience=1)`.
+
+    >>> import jax, jax.numpy as jnp, optax, symmetrax as sx
+    >>> family, recipe = sx.make_family("ellipse-fixed"), sx.Recipe()
+    >>> def validate(network):
+    ...     unseen = sx.unroll_many(recipe, network, family, jax.random.key(7), steps=10, tasks=16)
+    ...     return jnp.median(unseen.loss[-1])
+    >>> estimator = sx.TruncatedBPTT(family, recipe, steps=10, unroll=5, tasks=16)
+    >>> make = lambda key: sx.WholeLSTM(2, width=8, key=key)
+    >>> stopping = EarlyStopping(validate, patience=2)
+    >>> trained = sx.meta_train(
+    ...     make, estimator, optax.adam(1e-2), jax.random.key(0), runs=40, chunk=10, stopping=stopping
+    ... )
+    >>> curve = trained.validation[0]
+    >>> bool(jnp.isclose(validate(trained.network()), min(curve)))
+    True
+    """
+
+    validate: Callable[[PyTree], Float[Array, ""]]
+    patience: int = 5
+
+    def __post_init__(self):
+        if self.patience < 1:
+            raise ValueError(f"EarlyStopping needs a patience of at least 1, got patience={self.patience}.")
+
+    def exhausted(self, curve: Float[np.ndarray, "seeds rounds"]) -> bool:
+        """Whether every seed has waited for `patience` rounds."""
+        return bool(np.all(waited(curve) >= self.patience))
+
+
+def waited(curve: Float[np.ndarray, "seeds rounds"]) -> Int[np.ndarray, " seeds"]:
+    """For how many rounds each seed has not improved; all of them, if no number was finite.
+
+    >>> waited(np.array([[3.0, 2.0, 2.0, 5.0], [3.0, 2.0, 1.0, 0.0], [np.nan] * 4])).tolist()
+    [2, 0, 4]
+    """
+    rounds = curve.shape[1]
+    if rounds == 0:
+        return np.zeros(len(curve), int)
+    finite = np.where(np.isfinite(curve), curve, np.inf)
+    since = rounds - 1 - np.argmin(finite, axis=1)
+    return np.where(np.isfinite(finite).any(axis=1), since, rounds)
+
+
+def improved(curve: Float[np.ndarray, "seeds rounds"]) -> Bool[np.ndarray, " seeds"]:
+    """Which seeds have just reached the best number so far."""
+    return waited(curve) == 0
+
+
+@eqx.filter_jit
+def validations(validate: Callable, networks: PyTree) -> Float[Array, " seeds"]:
+    """The number of every seed's network, in one program."""
+    return eqx.filter_vmap(validate)(networks)
+
+
+@eqx.filter_jit
+def better(is_better: Bool[Array, " seeds"], networks: PyTree, best: PyTree) -> PyTree:
+    """For each seed the new network where it is better, else the best one so far."""
+    return eqx.filter_vmap(select)(is_better, networks, best)
