@@ -29,7 +29,6 @@ from symmetrax.experiments._folder import RunFolder
 from symmetrax.experiments._landscapes import Tanh, chain, quadratic
 from symmetrax.experiments._report import Reporter, number, verdict_table
 from symmetrax.experiments._shares import middle, share, share_text, share_verdict
-from symmetrax.theory._newton import norm_slope
 
 SOURCE = "arXiv:2504.15399, proposition 4.1"
 APPENDIX = "arXiv:2504.15399, appendix A"
@@ -101,78 +100,104 @@ def config(name: str, preset: str = "full", seed: int = 0) -> Config:
     return full if preset == "full" else dataclasses.replace(full, **less)
 
 
-@eqx.filter_jit
 def measure(
-    value_fn: Value, points: Float[Array, "p n"], data: PyTree, size: float | Array, shift: float | Array
-) -> dict[str, Array]:
+    value_fn: Value, points: Float[Array, "p n"], data: PyTree, size: float, shift: float
+) -> dict[str, np.ndarray]:
     """Everything that is measured, at each of the points.
 
     `eigenvalues`; for each of `STEPS` the slope of ||g||^2 along its part orthogonal to the gradient
     (`slope.NAME`) and the cosine of the step with -g (`cosine.NAME`); for each of `MOVES` that cosine after
     a small move (`MOVE.NAME`), the relative growth of ||g|| (`MOVE.growth`) and of the loss (`MOVE.loss`).
+    Derivatives are compiled; eigenvectors are found on the host, where no batch of them can block the
+    threads of a compiled program.
 
     >>> with jax.enable_x64(True):
-    ...     found = jax.device_get(measure(chain, jnp.array([[-1.0, 2.0]]), None, 0.01, 0.01))
+    ...     found = measure(chain, jnp.array([[-1.0, 2.0]]), None, 0.01, 0.01)
     >>> bool(found["slope.newton"][0] < 0), bool(np.prod(found["eigenvalues"][0]) < 0)
     (True, True)
     """
-
-    def steps(x, data):
-        gradient, hessian = jax.grad(value_fn)(x, data), jax.hessian(value_fn)(x, data)
-        eigenvalues, axes = jnp.linalg.eigh(hessian)
-        sizes, along = jnp.abs(eigenvalues), axes.T @ gradient
-        shifted = eigenvalues + jnp.maximum(-eigenvalues[0], 0.0) + shift * jnp.max(sizes)
-        divisors = (eigenvalues, sizes, shifted)
-        found = {name: -axes @ (along / d) for name, d in zip(STEPS, divisors, strict=True)}
-        return gradient, hessian, eigenvalues, found
-
-    def cosines(gradient, found):
-        return {name: _cosine(-gradient, step) for name, step in found.items()}
-
-    def one(x, data):
-        here = value_fn(x, data)
-        gradient, hessian, eigenvalues, found = steps(x, data)
-        slopes = {name: norm_slope(gradient, hessian, step) for name, step in found.items()}
-        seen = {"eigenvalues": eigenvalues, "norm": jnp.linalg.norm(gradient)}
-        seen |= {f"slope.{name}": slope for name, slope in slopes.items()}
-        seen |= {f"cosine.{name}": cosine for name, cosine in cosines(gradient, found).items()}
-        moves = {
-            "orthogonal": jnp.sign(slopes["newton"]) * _orthogonal(found["newton"], gradient),
-            "steepest": _orthogonal(hessian @ gradient, gradient),
-        }
-
-        def moved(direction):
-            """The shorter of two steps, one that changes the gradient by `size` of its length and one that
-            changes the point by `size` of its own; then two steps back to the level."""
-            length = jnp.linalg.norm(direction)
-            change = jnp.linalg.norm(hessian @ direction) / length
-            reach = jnp.minimum(jnp.linalg.norm(gradient) / change, jnp.linalg.norm(x))
-            y = x + size * reach * direction / length
-            for _ in range(2):
-                value, slope = jax.value_and_grad(value_fn)(y, data)
-                y = y - (value - here) / jnp.sum(jnp.square(slope)) * slope
-            return y
-
-        ends = jax.vmap(moved)(jnp.stack(list(moves.values())))
-        after, _, _, there = jax.vmap(lambda y: steps(y, data))(ends)
-        cosine = jax.vmap(cosines)(after, there)
-        values = jax.vmap(lambda y: value_fn(y, data))(ends)
-        for i, name in enumerate(moves):
-            seen |= {f"{name}.{step}": cosine[step][i] for step in STEPS}
-            seen[f"{name}.growth"] = jnp.linalg.norm(after[i]) / jnp.linalg.norm(gradient) - 1
-            seen[f"{name}.loss"] = (values[i] - here) / jnp.abs(here)
-        return seen
-
-    return jax.lax.map(lambda pair: one(*pair), (points, data), batch_size=50)
+    here, gradient, hessian = map(np.asarray, _derivatives(value_fn, points, data))
+    eigenvalues, found = _steps(gradient, hessian, shift)
+    slopes = {
+        name: _dot(2 * _times(hessian, gradient), _orthogonal(d, gradient)) for name, d in found.items()
+    }
+    seen = {"eigenvalues": eigenvalues, "norm": _length(gradient)}
+    seen |= {f"slope.{name}": slope for name, slope in slopes.items()}
+    seen |= {f"cosine.{name}": _cosine(-gradient, step) for name, step in found.items()}
+    moves = {
+        "orthogonal": np.sign(slopes["newton"])[:, None] * _orthogonal(found["newton"], gradient),
+        "steepest": _orthogonal(_times(hessian, gradient), gradient),
+    }
+    for name, direction in moves.items():
+        # The shorter of two steps: one that changes the gradient by `size` of its length, and one that
+        # changes the point by `size` of its own.
+        unit = direction / _length(direction)[:, None]
+        reach = np.minimum(_length(gradient) / _length(_times(hessian, unit)), _length(np.asarray(points)))
+        ends = _back(value_fn, points + jnp.asarray(size * reach[:, None] * unit), data, jnp.asarray(here))
+        value, after, bent = map(np.asarray, _derivatives(value_fn, ends, data))
+        there = _steps(after, bent, shift)[1]
+        seen |= {f"{name}.{step}": _cosine(-after, there[step]) for step in STEPS}
+        seen[f"{name}.growth"] = _length(after) / _length(gradient) - 1
+        seen[f"{name}.loss"] = (value - here) / np.abs(here)
+    return seen
 
 
-def _cosine(a: Array, b: Array) -> Array:
-    return jnp.sum(a * b) / (jnp.linalg.norm(a) * jnp.linalg.norm(b))
+@eqx.filter_jit
+def _derivatives(value_fn: Value, points: Array, data: PyTree) -> tuple[Array, Array, Array]:
+    """Values, gradients and Hessians at all points."""
+
+    def at(x, data):
+        value, gradient = jax.value_and_grad(value_fn)(x, data)
+        return value, gradient, jax.hessian(value_fn)(x, data)
+
+    return jax.lax.map(lambda pair: at(*pair), (points, data), batch_size=50)
 
 
-def _orthogonal(direction: Array, gradient: Array) -> Array:
-    """The part of a direction that is orthogonal to the gradient."""
-    return direction - jnp.sum(direction * gradient) / jnp.sum(jnp.square(gradient)) * gradient
+@eqx.filter_jit
+def _back(value_fn: Value, points: Array, data: PyTree, levels: Array) -> Array:
+    """Two of Newton's steps along the gradient, back to the level of each point."""
+
+    def one(y, data, level):
+        for _ in range(2):
+            value, slope = jax.value_and_grad(value_fn)(y, data)
+            y = y - (value - level) / jnp.sum(jnp.square(slope)) * slope
+        return y
+
+    return jax.vmap(one)(points, data, levels)
+
+
+def _steps(
+    gradients: np.ndarray, hessians: np.ndarray, shift: float
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Eigenvalues, and each of `STEPS`: Newton's, the saddle-free and the shifted one."""
+    eigenvalues, axes = np.linalg.eigh(hessians)
+    sizes, along = np.abs(eigenvalues), np.einsum("kji,kj->ki", axes, gradients)
+    lift = np.maximum(-eigenvalues[:, 0], 0.0) + shift * np.max(sizes, axis=1)
+    divisors = (eigenvalues, sizes, eigenvalues + lift[:, None])
+    with np.errstate(divide="ignore", invalid="ignore"):  # singular Hessians are counted, not hidden
+        steps = {name: -_times(axes, along / d) for name, d in zip(STEPS, divisors, strict=True)}
+    return eigenvalues, steps
+
+
+def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.sum(a * b, axis=1)
+
+
+def _length(a: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(a, axis=1)
+
+
+def _times(matrices: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    return np.einsum("kij,kj->ki", matrices, vectors)
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return _dot(a, b) / (_length(a) * _length(b))
+
+
+def _orthogonal(directions: np.ndarray, gradients: np.ndarray) -> np.ndarray:
+    """The part of each direction that is orthogonal to its gradient."""
+    return directions - (_dot(directions, gradients) / _dot(gradients, gradients))[:, None] * gradients
 
 
 def run(settings: Config, folder: RunFolder, reporter: Reporter) -> dict[str, Any]:
@@ -182,7 +207,6 @@ def run(settings: Config, folder: RunFolder, reporter: Reporter) -> dict[str, An
         groups, arrays = {}, {}
         for name, value_fn, points, data in _groups(settings, key, reporter):
             seen = measure(value_fn, points, data, settings.size, settings.shift)
-            seen = {label: np.asarray(values) for label, values in seen.items()}
             groups[name] = summarize(seen)
             arrays |= {f"{name}.{label}": values.astype(np.float32) for label, values in seen.items()}
     reporter.note("convex quadratics")

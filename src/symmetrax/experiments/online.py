@@ -117,7 +117,7 @@ class Quadratic(AbstractTask):
     @property
     def unit(self) -> Float[Array, ""]:
         """The largest learning rate of the descent lemma."""
-        return 0.5 / jnp.linalg.eigvalsh(self.matrix)[-1]
+        return 0.5 / self.symmetry().values[-1]
 
     @property
     def minimum(self) -> Float[Array, " n"]:

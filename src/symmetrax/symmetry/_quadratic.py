@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from symmetrax._matrices import symmetric
+from symmetrax._matrices import regular, symmetric
 from symmetrax._tree import safe_norm
 from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition
 from symmetrax.symmetry._matrix_groups import exponential, product
@@ -48,7 +48,8 @@ class QuadraticForm(AbstractLieSymmetry):
     root: Float[Array, "n n"]
     unroot: Float[Array, "n n"]
     signature: Float[Array, "n n"]
-    margin: Float[Array, ""]
+    #: The eigenvalues of the matrix, ascending.
+    values: Float[Array, " n"]
 
     def __init__(self, matrix: Float[Array, "n n"]):
         matrix = jnp.asarray(matrix)
@@ -61,7 +62,7 @@ class QuadraticForm(AbstractLieSymmetry):
         self.root = product(axes * sizes, axes.T)
         self.unroot = product(axes / sizes, axes.T)
         self.signature = product(axes * jnp.sign(values), axes.T)
-        self.margin = jnp.min(jnp.abs(values)) / jnp.max(jnp.abs(values))
+        self.values = values
 
     @property
     def size(self) -> int:
@@ -114,8 +115,9 @@ class QuadraticForm(AbstractLieSymmetry):
         return self.root @ (self.inverse(a).T @ (self.unroot @ cotangent))
 
     def holds(self, params: Float[Array, " n"], batch=None) -> Precondition:
-        precision = jnp.finfo(self.matrix.dtype).eps
-        return Precondition(jnp.where(self.margin > precision, 0, 1), precision / self.margin)
+        sizes = jnp.abs(self.values)
+        residual = jnp.finfo(self.matrix.dtype).eps * jnp.max(sizes) / jnp.min(sizes)
+        return Precondition(jnp.where(regular(self.values), 0, 1), residual)
 
 
 def _shrink(coordinates: Float[Array, " k"]) -> Float[Array, ""]:

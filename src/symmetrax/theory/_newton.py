@@ -50,7 +50,7 @@ def newton_parts(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) -> 
     """
     hessian = symmetric("hessian", hessian, invertible=True)
     gradient = vector("gradient", gradient, len(hessian))
-    newton = _newton(gradient, hessian)
+    newton = _newton(gradient, hessian, *jnp.linalg.eigh(hessian))
     parallel = _projection(newton, gradient)
     return NewtonParts(newton, parallel, newton - parallel)
 
@@ -111,15 +111,12 @@ def norm_growth(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) -> S
     >>> print(f"{sides.left:.4f} {sides.right:.4f} {sides.applies}")
     -8.1000 -8.1000 False
     """
-    parts = newton_parts(gradient, hessian)
-    left = norm_slope(gradient, hessian, parts.newton)
-    values, axes = jnp.linalg.eigh(symmetric("hessian", hessian))
-    squares = (axes.T @ vector("gradient", gradient, len(axes))) ** 2
-    ratio = jnp.square(values[:, None] - values) / (values[:, None] * values)
-    # The double sum counts every pair twice, and the diagonal is zero.
-    right = _over(squares @ ratio @ squares, jnp.sum(squares))
+    hessian = symmetric("hessian", hessian, invertible=True)
+    gradient = vector("gradient", gradient, len(hessian))
+    values, axes = jnp.linalg.eigh(hessian)
+    left = norm_slope(gradient, hessian, _newton(gradient, hessian, values, axes))
     definite = jnp.all(values > 0) | jnp.all(values < 0)
-    return judged(left, right, definite & regular(values))
+    return judged(left, _growth(gradient, values, axes), definite & regular(values))
 
 
 def damped_norm_growth(
@@ -145,10 +142,12 @@ def damped_norm_growth(
     4.05 4.05 True
     """
     hessian = symmetric("hessian", hessian)
-    shifted = hessian + shift * jnp.eye(len(hessian), dtype=hessian.dtype)
-    sides = norm_growth(gradient, shifted)
-    left = norm_slope(gradient, hessian, newton_parts(gradient, shifted).newton)
-    return judged(left, sides.right, sides.applies & (jnp.linalg.eigvalsh(shifted)[0] > 0))
+    shift = jnp.asarray(shift, hessian.dtype)
+    shifted = symmetric("hessian + shift I", hessian + shift * jnp.eye(len(hessian)), invertible=True)
+    gradient = vector("gradient", gradient, len(hessian))
+    values, axes = jnp.linalg.eigh(shifted)
+    left = norm_slope(gradient, hessian, _newton(gradient, shifted, values, axes))
+    return judged(left, _growth(gradient, values, axes), (values[0] > 0) & regular(values))
 
 
 def power_inequality(
@@ -196,10 +195,10 @@ def newton_cosine(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) ->
     >>> print(f"{sides.left:.4f} {sides.right:.4f}")
     0.8944 0.8944
     """
-    newton = newton_parts(gradient, hessian).newton
-    values, axes = jnp.linalg.eigh(symmetric("hessian", hessian))
-    gradient = vector("gradient", gradient, len(axes))
-    left = _cosine(-gradient, newton)
+    hessian = symmetric("hessian", hessian, invertible=True)
+    gradient = vector("gradient", gradient, len(hessian))
+    values, axes = jnp.linalg.eigh(hessian)
+    left = _cosine(-gradient, _newton(gradient, hessian, values, axes))
     sizes = jnp.abs(values)
     shares = (axes.T @ gradient) ** 2 / sizes
     right = _over(jnp.sum(shares), jnp.sqrt(jnp.sum(shares * sizes) * jnp.sum(shares / sizes)))
@@ -252,8 +251,10 @@ def alignment_change(
     gradient = vector("gradient", gradient, len(hessian))
     along = vector("direction", direction, len(hessian))
 
+    values, axes = jnp.linalg.eigh(hessian)
+
     def cosine(g):
-        return _cosine(-g, _newton(g, hessian))
+        return _cosine(-g, _newton(g, hessian, values, axes))
 
     return jax.jvp(cosine, (gradient,), (hessian @ _over(along, safe_norm(along)),))[1]
 
@@ -277,7 +278,7 @@ def collinearity(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) -> 
     """
     hessian = symmetric("hessian", hessian, invertible=True)
     gradient = vector("gradient", gradient, len(hessian))
-    left = jnp.abs(_cosine(gradient, _newton(gradient, hessian)))
+    left = jnp.abs(_cosine(gradient, _newton(gradient, hessian, *jnp.linalg.eigh(hessian))))
     return judged(left, jnp.ones_like(left), critical(gradient, hessian))
 
 
@@ -289,15 +290,34 @@ def critical(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) -> Bool
     return (rest <= small) & (safe_norm(turned) > 0)
 
 
-def _newton(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) -> Float[Array, " n"]:
-    """-hessian^-1 gradient, NaN if singular; with derivatives where eigenvalues coincide, too."""
-    values, axes = jnp.linalg.eigh(jax.lax.stop_gradient(hessian))
+def _newton(
+    gradient: Float[Array, " n"],
+    hessian: Float[Array, "n n"],
+    values: Float[Array, " n"],
+    axes: Float[Array, "n n"],
+) -> Float[Array, " n"]:
+    """-hessian^-1 gradient from the eigenvectors, NaN if singular; with derivatives where eigenvalues
+    coincide, too.
+
+    Decompose once in a program: two batched decompositions that do not wait for each other can block all
+    threads of a small machine.
+    """
+    values, axes = jax.lax.stop_gradient((values, axes))
 
     def solve(_, right):
         return axes @ ((axes.T @ right) / values)
 
     step = -jax.lax.custom_linear_solve(lambda x: hessian @ x, gradient, solve, symmetric=True)
     return jnp.where(regular(values), step, jnp.nan)
+
+
+def _growth(
+    gradient: Float[Array, " n"], values: Float[Array, " n"], axes: Float[Array, "n n"]
+) -> Float[Array, ""]:
+    """The right side of `norm_growth`. The double sum counts every pair twice, and the diagonal is zero."""
+    squares = (axes.T @ gradient) ** 2
+    ratio = jnp.square(values[:, None] - values) / (values[:, None] * values)
+    return _over(squares @ ratio @ squares, jnp.sum(squares))
 
 
 def _projection(vector: Float[Array, " n"], onto: Float[Array, " n"]) -> Float[Array, " n"]:

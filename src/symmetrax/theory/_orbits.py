@@ -146,17 +146,17 @@ def teleport_once(
     """
     matrix = symmetric("matrix", matrix, invertible=True)
     x = vector("x", x, len(matrix))
+    values, axes = jnp.linalg.eigh(matrix)
 
     def path(every: bool):
         def step(x, _):
-            there = steepest_point(matrix, x) if every else x
+            there = _steepest(values, axes, x) if every else x
             after = there - 2 * rate * matrix @ there
             return after, after
 
-        start = steepest_point(matrix, x)
+        start = _steepest(values, axes, x)
         return jnp.concatenate([start[None], jax.lax.scan(step, start, None, length=steps)[1]])
 
-    values = jnp.linalg.eigvalsh(matrix)
     gap = values[-1] - values[-2] if len(values) > 1 else values[-1]
     simple = gap > jnp.sqrt(jnp.finfo(x.dtype).eps) * values[-1]
     left = path(every=False)
@@ -184,9 +184,7 @@ def steepest_point(matrix: Float[Array, "n n"], x: Float[Array, " n"]) -> Float[
             f"`matrix` must be positive definite, but its least eigenvalue is {values[0]}: its level sets "
             "have no end, and no gradient on them is the largest."
         )
-    side = jnp.where(axes[:, -1] @ x < 0, -1.0, 1.0)
-    distance = safe_norm(jnp.sqrt(jnp.where(values[0] > 0, values, jnp.nan)) * (axes.T @ x))
-    return side * distance / jnp.sqrt(values[-1]) * axes[:, -1]
+    return _steepest(values, axes, x)
 
 
 def leaves_critical(loss: Loss, x: Float[Array, " n"]) -> Float[Array, ""]:
@@ -252,6 +250,15 @@ def norm_at_scale(
     value, there = both(scale * first, second / scale)
     right = squared_norm(along_first) / scale**2 + scale**2 * squared_norm(along_second)
     return judged(squared_norm(there), right, _kept(value, here) & (scale > 0))
+
+
+def _steepest(
+    values: Float[Array, " n"], axes: Float[Array, "n n"], x: Float[Array, " n"]
+) -> Float[Array, " n"]:
+    """`steepest_point` from the eigenvalues and eigenvectors of its matrix."""
+    side = jnp.where(axes[:, -1] @ x < 0, -1.0, 1.0)
+    distance = safe_norm(jnp.sqrt(jnp.where(values[0] > 0, values, jnp.nan)) * (axes.T @ x))
+    return side * distance / jnp.sqrt(values[-1]) * axes[:, -1]
 
 
 def _kept(there: Float[Array, ""], here: Float[Array, ""]) -> Bool[Array, ""]:

@@ -12,6 +12,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
 from symmetrax._matrices import SLACK, floating, vector
+from symmetrax._tree import safe_norm
 from symmetrax.symmetry._maps import Affine
 from symmetrax.symmetry._matrix_groups import matvec
 from symmetrax.symmetry._pullback import Pullback
@@ -78,9 +79,7 @@ def angle_slope(
     root, x, angle = _check_root(root), vector("x", x, 2), floating(angle)
     check_numbers("angle", angle)
     left = jax.grad(loss)(angle)
-    z, values = _turned(root, x, angle)
-    low, high = (1 - 2 * rate * values) ** order
-    right = 2 * (high - low) * z[0] * z[1]
+    right, _ = _closed_form(root, x, angle, rate, order)
     return judged(left, right, _invertible(root))
 
 
@@ -99,7 +98,7 @@ def printed_angle_slope(
     -1.8000 -1.8000
     """
     root = _check_root(root)
-    low, high = (1 - 2 * rate * jnp.linalg.eigvalsh(root @ root.T)) ** 2
+    low, high = (1 - 2 * rate * _eigenbasis(root @ root.T)[0]) ** 2
     u = matvec(root, vector("x", x, 2))
     return 2 * (high - low) * u[0] * u[1]
 
@@ -128,9 +127,7 @@ def turn_to_short_axis(
     [True, False]
     """
     slope = angle_slope(root, x, angle, rate, order)
-    root, x, angle = _check_root(root), vector("x", x, 2), floating(angle)
-    z, _ = _turned(root, x, angle)
-    toward = jnp.sign(z[0] * z[1])
+    _, toward = _closed_form(_check_root(root), vector("x", x, 2), floating(angle), rate, order)
     below = jnp.array(True) if order == 1 else jnp.asarray(rate) < turning_threshold(root)
     return judged(-toward * slope.left, -toward * slope.right, below & slope.applies)
 
@@ -147,12 +144,30 @@ def turning_threshold(root: Float[Array, "2 2"]) -> Float[Array, ""]:
     return 1 / jnp.sum(jnp.square(_check_root(root)))
 
 
-def _turned(root: Array, x: Array, angle: Array) -> tuple[Float[Array, "2"], Float[Array, "2"]]:
-    """The turned point in the eigenbasis, where level sets are circles, and the eigenvalues, ascending."""
-    values, axes = jnp.linalg.eigh(root @ root.T)
-    axes = axes.at[:, 1].multiply(jnp.sign(jnp.linalg.det(axes)))
+def _closed_form(
+    root: Array, x: Array, angle: Array, rate: float | Array, order: int
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The derivative by the angle, and the sign of the turn to the short axis, in the eigenbasis."""
+    values, axes = _eigenbasis(root @ root.T)
     turned = matvec(Pullback(Affine(root, jnp.zeros_like(x))).exp(angle[None]), matvec(root, x))
-    return axes.T @ turned, values
+    z = axes.T @ turned
+    low, high = (1 - 2 * rate * values) ** order
+    return 2 * (high - low) * z[0] * z[1], jnp.sign(z[0] * z[1])
+
+
+def _eigenbasis(matrix: Float[Array, "2 2"]) -> tuple[Float[Array, "2"], Float[Array, "2 2"]]:
+    """Eigenvalues of a symmetric 2 x 2 matrix, ascending, and a rotation whose columns are eigenvectors.
+
+    A closed form: the long axis is at half the angle of the deviator, turned by 90 degrees.
+    """
+    (a, b), (_, d) = matrix
+    middle, radius = (a + d) / 2, safe_norm(jnp.stack([(a - d) / 2, b]))
+    half = jnp.arctan2(b, (a - d) / 2 + (radius == 0)) / 2  # the direction of the larger one
+    c, s = jnp.cos(half), jnp.sin(half)
+    low = jnp.where(
+        middle + radius == 0, 0.0, (a * d - b * b) / jnp.where(middle + radius == 0, 1.0, middle + radius)
+    )
+    return jnp.stack([low, middle + radius]), jnp.stack([jnp.stack([s, c]), jnp.stack([-c, s])])
 
 
 def _invertible(root: Float[Array, "2 2"]) -> Bool[Array, ""]:
