@@ -39,8 +39,9 @@ def list_() -> None:
     from symmetrax.tasks._families import family_names
 
     print("experiments (symmetrax run NAME):")
+    width = max(map(len, EXPERIMENTS))
     for name, experiment in EXPERIMENTS.items():
-        print(f"  {name:<6} {experiment.title}")
+        print(f"  {name:<{width}}  {experiment.title}")
     print(f"presets: {', '.join(PRESETS)}")
     print(f"families (symmetrax evaluate ARTIFACT --family NAME): {', '.join(family_names())}")
 
