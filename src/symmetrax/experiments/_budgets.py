@@ -4,12 +4,11 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-import rich.box
 import rich.table
 from jaxtyping import Float
 
 from symmetrax.experiments._lanes import OWN, Ran
-from symmetrax.experiments._report import number, ratio_text
+from symmetrax.experiments._report import number, ratio_text, titled_table
 from symmetrax.experiments._stats import intervals, log_ratios, summary, verdict
 
 
@@ -117,7 +116,7 @@ def _ratios(ours: Arm, theirs: Arm, seeds: int) -> np.ndarray:
 
 def teleports_table(title: str, arms: dict[str, dict[str, Any]]) -> rich.table.Table:
     """What was measured at the teleports of each arm that has any: medians, and the largest in size."""
-    table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    table = titled_table(title)
     jumps = {name: arm["jumps"] for name, arm in arms.items() if arm["jumps"]}
     seen = [name for name in dict.fromkeys(n for jump in jumps.values() for n in jump) if name != "lost"]
     table.add_column("arm", no_wrap=True)
@@ -131,7 +130,7 @@ def teleports_table(title: str, arms: dict[str, dict[str, Any]]) -> rich.table.T
 
 def target_table(title: str, arms: dict[str, dict[str, Any]]) -> rich.table.Table:
     """What each arm spends until its loss is as low as the target's at last, over what the target spends."""
-    table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    table = titled_table(title)
     table.add_column("arm", no_wrap=True)
     table.add_column("gradient evaluations (95 %)", justify="right", no_wrap=True)
     table.add_column("seconds (95 %)", justify="right", no_wrap=True)

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import rich.box
@@ -53,9 +53,25 @@ class Reporter:
             yield show
 
 
+def titled_table(
+    title: str | None, first: str | None = None, columns: Iterable[str] = ()
+) -> rich.table.Table:
+    """An empty table in the one style of all; `first` is a column of names, `columns` are of numbers.
+
+    >>> titled_table("losses", "arm", ["median", "mean"]).title
+    'losses'
+    """
+    table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    if first is not None:
+        table.add_column(first, no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="right")
+    return table
+
+
 def arms_table(title: str, arms: dict[str, dict[str, Any]], against: str) -> rich.table.Table:
     """Final losses of all arms, best median first, with the paired comparison against one of them."""
-    table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    table = titled_table(title)
     table.add_column("arm", no_wrap=True)
     versus_title = f"loss / {against} (95 %)"
     for name in ("median", "mean", "diverged", versus_title, "grads", "us/step", "refused"):
@@ -84,7 +100,7 @@ def _per_step(arm: dict[str, Any]) -> str:
 
 def verdict_table(verdicts: list[dict[str, str]]) -> rich.table.Table:
     """Claims, and what became of them."""
-    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, show_lines=False, pad_edge=False)
+    table = titled_table(None)
     table.add_column("verdict", no_wrap=True)
     table.add_column("claim, where it is made, and why")
     for row in verdicts:
@@ -95,7 +111,7 @@ def verdict_table(verdicts: list[dict[str, str]]) -> rich.table.Table:
 def claims_table(rows: list[dict[str, Any]]) -> rich.table.Table:
     """Claims as numbers: the measured one speaks against the claim, and the bound says how much it may be,
     or, where the claim does not hold, must be."""
-    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    table = titled_table(None)
     for name in ("outcome", "measured", "bound"):
         table.add_column(name, no_wrap=True)
     table.add_column("claim, and where it is made")

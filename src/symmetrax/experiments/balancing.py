@@ -14,15 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import rich.box
-import rich.table
 from jaxtyping import Array, Key
 
 from symmetrax._tree import safe_norm
 from symmetrax.experiments import plots_training
 from symmetrax.experiments._arms import timed
 from symmetrax.experiments._folder import RunFolder
-from symmetrax.experiments._report import Reporter, number, verdict_table
+from symmetrax.experiments._report import Reporter, number, titled_table, verdict_table
 from symmetrax.experiments._stats import Interval, intervals, summary
 from symmetrax.experiments._streams import Streams
 from symmetrax.tasks._data import Images, digits
@@ -150,7 +148,7 @@ def show(settings: Config, results: dict[str, Any], reporter: Reporter) -> None:
         f"Learning rates, in decades, that train to a loss of {settings.target} log 10 in {settings.steps} "
         f"steps; {settings.seeds} seeds"
     )
-    table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    table = titled_table(title)
     table.add_column("arm", no_wrap=True)
     for name in ("window", "minus none (95 %)", "minus he (95 %)", "top", "minus none (95 %)", "loss"):
         table.add_column(name, justify="right", no_wrap=True)

@@ -11,14 +11,12 @@ from typing import Any
 
 import jax
 import numpy as np
-import rich.box
-import rich.table
 from jaxtyping import Array, Float
 
 from symmetrax.experiments import plots_theory
 from symmetrax.experiments._ellipses import at_once, conditional, level_set, turned
 from symmetrax.experiments._folder import RunFolder
-from symmetrax.experiments._report import Reporter, verdict_table
+from symmetrax.experiments._report import Reporter, titled_table, verdict_table
 from symmetrax.theory._newton import alignment_change, newton_cosine, newton_parts, norm_growth
 
 SOURCE = "arXiv:2504.15399, "
@@ -97,14 +95,14 @@ def run(settings: Config, folder: RunFolder, reporter: Reporter) -> dict[str, An
 
 def show(settings: Config, results: dict[str, Any], reporter: Reporter) -> None:
     """Print the numbers at the two points, of the random Hessians and of the level set, and the verdicts."""
-    table = _table("Newton's direction n = -H^-1 g at two points: p along the gradient g, s the rest")
+    table = titled_table("Newton's direction n = -H^-1 g at two points: p along the gradient g, s the rest")
     for name in ("Hessian", "|p + s - n| / |n|", "s . (-g)", "s . grad |g|^2", "n . (-g)", "cos(-g, n)"):
         table.add_column(name, justify="left" if name == "Hessian" else "right", no_wrap=True)
     for panel, row in results["measured"].items():
         exact = (f"{row[name]:.1e}" for name in ("sum_defect", "orthogonality"))
         table.add_row(panel, *exact, *(f"{row[name]:+.3g}" for name in ("growth", "descent", "cosine")))
     reporter.print(table)
-    table = _table(f"{settings.draws:,} random Hessians of each kind and gradients in the plane")
+    table = titled_table(f"{settings.draws:,} random Hessians of each kind and gradients in the plane")
     for name in ("Hessian", "|g| grows along s", "n descends"):
         table.add_column(name, justify="left" if name == "Hessian" else "right")
     for kind, row in results["random"].items():
@@ -261,7 +259,3 @@ def _verdicts(
         level["improves_near_long_axis"],
     )
     return [parts, grows, descends, closer]
-
-
-def _table(title: str) -> rich.table.Table:
-    return rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left", pad_edge=False)

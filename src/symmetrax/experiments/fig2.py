@@ -13,14 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import rich.box
-import rich.table
 from jaxtyping import Array, Float
 
 from symmetrax.experiments import plots_theory
 from symmetrax.experiments._ellipses import at_once, conditional, level_set, turned
 from symmetrax.experiments._folder import RunFolder
-from symmetrax.experiments._report import Reporter, verdict_table
+from symmetrax.experiments._report import Reporter, titled_table, verdict_table
 from symmetrax.theory._rotation import angle_slope, printed_angle_slope, step_after_turn, turning_threshold
 
 SOURCE = "arXiv:2504.15399, "
@@ -105,7 +103,7 @@ def run(settings: Config, folder: RunFolder, reporter: Reporter) -> dict[str, An
 def show(settings: Config, results: dict[str, Any], reporter: Reporter) -> None:
     """Print which way updates turn, how good the closed forms are, and the verdicts."""
     threshold, random = f"{results['threshold']:.4f}", f"{settings.draws:,} random A"
-    table = _table(f"share of updates that turn to the short axis; the threshold is {threshold}")
+    table = titled_table(f"share of updates that turn to the short axis; the threshold is {threshold}")
     for name in ("rate / threshold", "level set", random, "largest update", "at (degrees)"):
         table.add_column(name, justify="right")
     for name in ("below", "above"):
@@ -115,7 +113,7 @@ def show(settings: Config, results: dict[str, Any], reporter: Reporter) -> None:
             f"{getattr(settings, name):g}", *shares, f"{speed['largest']:.4f} f", f"{speed['fastest_at']:.6f}"
         )
     reporter.print(table)
-    table = _table("the update of the angle in closed form, against autodiff")
+    table = titled_table("the update of the angle in closed form, against autodiff")
     for name in ("", "as printed: median error", "wrong sign", "corrected: worst error"):
         table.add_column(name, justify="right" if name else "left")
     labels = {
@@ -293,7 +291,3 @@ def _verdicts(results: dict[str, Any]) -> list[dict[str, str]]:
     )
     printed["why"] += f"; elsewhere its sign is wrong in {forms['random below']['printed_wrong_sign']:.1%}"
     return [turns, fastest, printed]
-
-
-def _table(title: str) -> rich.table.Table:
-    return rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left", pad_edge=False)

@@ -20,14 +20,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import rich.box
-import rich.table
 from jaxtyping import Array, Float, Key, PyTree
 
 from symmetrax.experiments import plots_online
 from symmetrax.experiments._folder import RunFolder
 from symmetrax.experiments._landscapes import Tanh, chain, quadratic
-from symmetrax.experiments._report import Reporter, number, verdict_table
+from symmetrax.experiments._report import Reporter, number, titled_table, verdict_table
 from symmetrax.experiments._shares import middle, share, share_text, share_verdict
 
 SOURCE = "arXiv:2504.15399, proposition 4.1"
@@ -428,27 +426,27 @@ def show(settings: Config, results: dict[str, Any], reporter: Reporter) -> None:
     groups = results["groups"]
     others = {name: group for name, group in groups.items() if not name.startswith("random")}
     columns = ("points", "definite", "singular", "not finite", "negative eigenvalues, median")
-    table = _table("points and their Hessians", "group", columns)
+    table = titled_table("points and their Hessians", "group", columns)
     for name, group in others.items():
         counts = [f"{group[key]['share']:.0%}" for key in ("definite", "singular", "not_finite")]
         table.add_row(name, f"{group['points']:,}", *counts, f"{number(group['negative']['median']):.0%}")
     reporter.print(table)
     title = "share of points where a step's part along the level set raises the gradient norm (95 %)"
-    table = _table(title, "group", ("newton", "newton, indefinite", "saddle-free", "shifted"))
+    table = titled_table(title, "group", ("newton", "newton, indefinite", "saddle-free", "shifted"))
     for name, group in others.items():
         rises = [group["rises"][step] for step in STEPS]
         rises.insert(1, group["rises_indefinite"]["newton"])
         table.add_row(name, *map(share_text, rises))
     reporter.print(table)
     ends = ["0%", *(f"to {end:.0%}" for end in BINS[1:])]
-    table = _table("the same, newton, in % by the share of negative eigenvalues", "group", ends)
+    table = titled_table("the same, newton, in % by the share of negative eigenvalues", "group", ends)
     for name, group in others.items():
         table.add_row(name, *(_percents(part["newton"]) for part in group["by_negative"]))
     reporter.print(table)
     shares = [f"{part:.0%}" for part in settings.negative]
     for step in ("newton", "saddle-free"):
         title = f"random Hessians, {step}, in % by the share of negative eigenvalues"
-        table = _table(title, "dimensions", shares)
+        table = titled_table(title, "dimensions", shares)
         for n in settings.dimensions:
             found = []
             for part in settings.negative:
@@ -460,7 +458,7 @@ def show(settings: Config, results: dict[str, Any], reporter: Reporter) -> None:
     title = (
         "median cosine of -g with a step, before and after a small move; how often the move brings it closer"
     )
-    table = _table(title, "group", [f"{step}, {move}" for step in STEPS for move in MOVES])
+    table = titled_table(title, "group", [f"{step}, {move}" for step in STEPS for move in MOVES])
     for name, group in others.items():
         cells = [_closer(group["cosine"][step], move) for step in STEPS for move in MOVES]
         table.add_row(name, *cells)
@@ -468,7 +466,7 @@ def show(settings: Config, results: dict[str, Any], reporter: Reporter) -> None:
     title = (
         "convex quadratics: share of points where a move to larger gradients turns -g toward Newton's step"
     )
-    table = _table(title, "dimensions, place", DIRECTIONS)
+    table = titled_table(title, "dimensions, place", DIRECTIONS)
     for n, places in results["convex"].items():
         for place, found in places.items():
             table.add_row(f"{n}, {place}", *(share_text(found[name]) for name in DIRECTIONS))
@@ -483,11 +481,3 @@ def _percents(found: dict[str, Any]) -> str:
 def _closer(cosine: dict[str, Any], move: str) -> str:
     before, change = cosine["before"]["median"], cosine["change"][move]["median"]
     return f"{number(before):.3f} {number(change):+.4f}, {number(cosine['closer'][move]['share']):.0%}"
-
-
-def _table(title: str, first: str, columns: Any) -> rich.table.Table:
-    table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    table.add_column(first, no_wrap=True)
-    for name in columns:
-        table.add_column(name, justify="right")
-    return table

@@ -16,14 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import rich.box
-import rich.table
 import scipy.stats
 from jaxtyping import Array, Float, Key, PyTree
 
 from symmetrax.experiments import plots_training
 from symmetrax.experiments._folder import RunFolder
-from symmetrax.experiments._report import Reporter, verdict_table
+from symmetrax.experiments._report import Reporter, titled_table, verdict_table
 from symmetrax.experiments._stats import Interval, verdict
 from symmetrax.experiments._streams import Streams
 from symmetrax.tasks._data import digits
@@ -124,7 +122,7 @@ def show(settings: Config, results: dict[str, Any], reporter: Reporter) -> None:
     rows = results["correlations"]
     names = OBJECTIVES
     title = f"rank correlation of objective and gain in {settings.steps} steps, {settings.seeds} seeds (95 %)"
-    table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    table = titled_table(title)
     table.add_column("optimizer", no_wrap=True)
     for name in names:
         table.add_column(name, justify="right")

@@ -15,14 +15,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import rich.box
-import rich.table
 from jaxtyping import Array, Float, Key
 
 from symmetrax.experiments import plots_online
 from symmetrax.experiments._folder import RunFolder
 from symmetrax.experiments._online_arms import OnlineArm, Ran, Starts, follow, make_starts, tuned
-from symmetrax.experiments._report import Reporter, number, verdict_table
+from symmetrax.experiments._report import Reporter, number, titled_table, verdict_table
 from symmetrax.experiments._shares import average, middle, share, share_text, share_verdict
 from symmetrax.experiments._stats import DIVERGED, Interval, compare, intervals, log_ratios, verdict
 from symmetrax.experiments._streams import Streams
@@ -426,7 +424,7 @@ def show(settings: Config, results: dict[str, Any], reporter: Reporter) -> None:
     title = (
         f"x' diag(.25, 9) x, by learning rate: steps until f < 1e-6 f(x_0), or the ratio after {settings.cap}"
     )
-    table = _table(title, "arm", list(rows))
+    table = titled_table(title, "arm", list(rows))
     for arm in next(iter(rows.values())):
         table.add_row(arm, *(_steps(row[arm]) for row in rows.values()))
     reporter.print(table)
@@ -437,13 +435,13 @@ def show(settings: Config, results: dict[str, Any], reporter: Reporter) -> None:
         order = sorted(arms, key=lambda arm: _over_gd(arms[arm])[0])
         title = f"{name}: log10 of the final loss over another's, median of all {group['runs']:,} runs (95 %)"
         columns = ("at most gd's", "over gd", "over gd-tuned", "over momentum-tuned", "diverged")
-        table = _table(title, "arm", columns)
+        table = titled_table(title, "arm", columns)
         for arm in order:
             table.add_row(arm, *_losses(arms[arm]))
         reporter.print(table)
         columns = ["farther", "refused", "size", "us/step", "hyperparameters"]
         columns += ["angle", "after", "within 5 degrees"] if "angle" in arms["gd"] else []
-        table = _table(f"{name}: teleports, and what they cost", "arm", columns)
+        table = titled_table(f"{name}: teleports, and what they cost", "arm", columns)
         for arm in order:
             table.add_row(arm, *_teleports(arms[arm]))
         reporter.print(table)
@@ -483,11 +481,3 @@ def _teleports(row: dict[str, Any]) -> list[str]:
         cells += [f"{number(row[key]['median']):.0f}" for key in ("angle", "angle_after")]
         cells.append(share_text(row["angle_aligned"]))
     return cells
-
-
-def _table(title: str, first: str, columns: Any) -> rich.table.Table:
-    table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    table.add_column(first, no_wrap=True)
-    for name in columns:
-        table.add_column(name, justify="right")
-    return table

@@ -16,14 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import rich.box
 import rich.table
 import scipy.stats
 from jaxtyping import Array, Float, Key
 
 from symmetrax.experiments import plots_training
 from symmetrax.experiments._folder import RunFolder
-from symmetrax.experiments._report import Reporter, number, ratio_text, verdict_table
+from symmetrax.experiments._report import Reporter, number, ratio_text, titled_table, verdict_table
 from symmetrax.experiments._stats import LEVEL, Interval, verdict
 from symmetrax.experiments._streams import Streams
 from symmetrax.experiments._training import Arm, Clock, Entry, Move, Run, classifier, compared, race
@@ -227,7 +226,7 @@ def effects_table(data: str, arms: dict[str, Any]) -> rich.table.Table:
         f"{data}: teleports in the middle of training, {none['runs']} seeds; validation loss without them "
         f"{number(none['loss_median'][-1]):.3g}; drift: relative change of the loss on the teleport's batch"
     )
-    table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    table = titled_table(title)
     table.add_column("arm", no_wrap=True)
     for name in ("objective", "loss / none (95 %)", "/ random (95 %)", "drift", "lost"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -263,7 +262,7 @@ def correlation_table(data: str, found: dict[str, Any]) -> rich.table.Table:
     """Pearson's r with the validation loss, of every measure."""
     runs = next(iter(found.values()))["runs"]
     title = f"{data}: correlation with the validation loss over {runs} runs"
-    table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    table = titled_table(title)
     table.add_column("measure", no_wrap=True)
     for name in ("r", "95 %, Fisher", "95 %, bootstrap", "rank correlation"):
         table.add_column(name, justify="right")

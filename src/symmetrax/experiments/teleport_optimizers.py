@@ -12,13 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import rich.box
 import rich.table
 from optax.contrib import muon
 
 from symmetrax.experiments import plots_training
 from symmetrax.experiments._folder import RunFolder
-from symmetrax.experiments._report import Reporter, number, ratio_text
+from symmetrax.experiments._report import Reporter, number, ratio_text, titled_table
 from symmetrax.experiments._stats import Interval, verdict
 from symmetrax.experiments._streams import Streams
 from symmetrax.experiments._training import Arm, Clock, Entry, Gradient, Move, Run, classifier, compared, race
@@ -194,7 +193,7 @@ def comparisons_table(
 ) -> rich.table.Table:
     """Final training losses, as ratios with intervals: a column for each pair of arms."""
     title = f"{what}: final training loss of one arm over that of another (95 %); below 1 the first is better"
-    table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    table = titled_table(title)
     table.add_column("data-optimizer", no_wrap=True)
     for ours, theirs in pairs:
         table.add_column(f"{ours}\n/ {theirs}", justify="right", no_wrap=True)
@@ -207,12 +206,8 @@ def comparisons_table(
 
 def teleports_table(groups: dict[str, Any]) -> rich.table.Table:
     """What the teleports of an arm did to loss and gradient, and what they cost."""
-    table = rich.table.Table(
-        title="What eight teleports did: medians over seeds and teleports, largest drift in brackets",
-        box=rich.box.SIMPLE_HEAD,
-        title_justify="left",
-        pad_edge=False,
-    )
+    title = "What eight teleports did: medians over seeds and teleports, largest drift in brackets"
+    table = titled_table(title)
     table.add_column("data-optimizer, arm", no_wrap=True)
     for name in ("final loss", "drift, batch", "drift, fresh", "norm x", "refused", "grads", "s"):
         table.add_column(name, justify="right", no_wrap=True)
