@@ -12,11 +12,11 @@ import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from symmetrax._tree import safe_norm
-from symmetrax.learned._online import online_teleported
+from symmetrax.learned._online import jump_and_step, online_teleported, step_end
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
 from symmetrax.tasks._plane import SumOfSquares
-from symmetrax.teleportation._guard import Guard, jump
+from symmetrax.teleportation._guard import Guard
 
 
 class TurnedState(NamedTuple):
@@ -56,19 +56,14 @@ def turned(
             raise ValueError("`turned` needs params and value_fn.")
 
         def end(xi):
-            element = symmetry.exp(xi)
-            carried = symmetry.pull(element, params, updates, batch)
-            there = symmetry.act(element, params, batch)
-            return optax.tree.add(there, stepper.update(carried, state.inner, there)[0])
+            return step_end(stepper, state.inner, symmetry, xi, params, updates, batch)
 
         xi = choose(lambda: jax.grad(lambda xi: value_fn(end(xi)))(symmetry.zero()))
-        element = symmetry.exp(xi)
-        jumped = jump(symmetry, element, params, batch, guard=guard, value_fn=value_fn)
+        displacement, stepped, jumped = jump_and_step(
+            stepper, state.inner, symmetry, xi, params, updates, batch, guard=guard, value_fn=value_fn
+        )
         xi = jnp.where(jumped.refused == 0, xi, 0.0)
-        carried = symmetry.pull(symmetry.exp(xi), params, updates, batch)
-        there = optax.tree.add(params, jumped.displacement)
-        step, stepped = stepper.update(carried, state.inner, there)
-        return optax.tree.add(jumped.displacement, step), TurnedState(stepped, xi, jumped.refused)
+        return displacement, TurnedState(stepped, xi, jumped.refused)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

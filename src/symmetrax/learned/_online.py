@@ -1,5 +1,6 @@
 """Algorithm 2: the group element is learned while the parameters are, on the task at hand."""
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
@@ -9,9 +10,9 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from symmetrax._tree import all_finite, select
 from symmetrax.symmetry._base import AbstractLieSymmetry
-from symmetrax.teleportation._guard import NOT_MEASURED, jump
+from symmetrax.teleportation._guard import NOT_MEASURED, Guard, Jump, jump
 from symmetrax.teleportation._schedule import Schedule, due, settled
-from symmetrax.teleportation._teleport import GuardChoice, default_guard
+from symmetrax.teleportation._teleport import GuardChoice, settled_guard
 
 
 class LastStep(NamedTuple):
@@ -111,11 +112,9 @@ def online_teleported(
             f"`online_teleported` learns coordinates in a Lie algebra, and {type(symmetry).__name__} is no "
             "AbstractLieSymmetry."
         )
-    if isinstance(guard, str) and guard != "default":
-        raise ValueError(f"`guard` must be a Guard, None or 'default', got {guard!r}.")
     stepper = optax.with_extra_args_support(inner)
     learner = rate if isinstance(rate, optax.GradientTransformation) else optax.sgd(rate)
-    guard = default_guard(symmetry) if isinstance(guard, str) else guard
+    guard = settled_guard(guard, symmetry)
     schedule = settled(schedule)
     zero = symmetry.zero()
     first = zero if start is None else symmetry.bounded(jnp.asarray(start, zero.dtype), bound)
@@ -143,11 +142,7 @@ def online_teleported(
         last = state.last
 
         def end(theta):
-            element = symmetry.exp(theta)
-            there = symmetry.act(element, last.params, batch)
-            carried = symmetry.pull(element, last.params, last.gradient, batch)
-            carried = jax.lax.stop_gradient(carried) if order == 1 else jax.tree.map(_smooth, carried)
-            return optax.tree.add(there, stepper.update(carried, last.inner, there)[0])
+            return step_end(stepper, last.inner, symmetry, theta, last.params, last.gradient, batch, order)
 
         (slope,) = jax.vjp(end, state.algebra)[1](gradient)
         finite = all_finite(slope)
@@ -164,17 +159,14 @@ def online_teleported(
             raise ValueError("`online_teleported` needs params: call update(grads, state, params).")
         theta, meta, failed = learned(state, updates, batch)
         moves = due(schedule, state.count)
-        element = symmetry.exp(jnp.where(moves, theta, 0.0))
-        jumped = jump(symmetry, element, params, batch, guard=guard, value_fn=value_fn)
-        accepted = jumped.refused == 0
-        element = select(accepted, element, symmetry.identity())
-        there = optax.tree.add(params, jumped.displacement)
-        carried = symmetry.pull(element, params, updates, batch)
-        step, stepped = stepper.update(carried, state.inner, there)
-        return optax.tree.add(jumped.displacement, step), OnlineState(
+        now = jnp.where(moves, theta, 0.0)
+        displacement, stepped, jumped = jump_and_step(
+            stepper, state.inner, symmetry, now, params, updates, batch, guard=guard, value_fn=value_fn
+        )
+        return displacement, OnlineState(
             count=state.count + 1,
             inner=stepped,
-            algebra=jnp.where(accepted | ~moves, theta, 0.0),
+            algebra=jnp.where((jumped.refused == 0) | ~moves, theta, 0.0),
             meta=meta,
             last=LastStep(params, updates, state.inner, moves),
             defect=jnp.where(moves, jumped.defect, NOT_MEASURED).astype(state.defect.dtype),
@@ -183,6 +175,48 @@ def online_teleported(
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def step_end(
+    stepper: optax.GradientTransformationExtraArgs,
+    inner: optax.OptState,
+    symmetry: AbstractLieSymmetry,
+    theta: Float[Array, "..."],
+    params: PyTree,
+    gradient: PyTree,
+    batch: PyTree = None,
+    order: Literal[1, 2] = 2,
+) -> PyTree:
+    """Where a teleport by `theta` and a step lead, to be differentiated by `theta`; the gradient at `params`
+    serves for both. With order 1 the carried gradient is a constant."""
+    element = symmetry.exp(theta)
+    there = symmetry.act(element, params, batch)
+    carried = symmetry.pull(element, params, gradient, batch)
+    carried = jax.lax.stop_gradient(carried) if order == 1 else jax.tree.map(_smooth, carried)
+    return optax.tree.add(there, stepper.update(carried, inner, there)[0])
+
+
+def jump_and_step(
+    stepper: optax.GradientTransformationExtraArgs,
+    inner: optax.OptState,
+    symmetry: AbstractLieSymmetry,
+    theta: Float[Array, "..."],
+    params: PyTree,
+    gradient: PyTree,
+    batch: PyTree = None,
+    *,
+    guard: Guard | None,
+    value_fn: Callable[[PyTree], Float[Array, ""]] | None,
+) -> tuple[PyTree, optax.OptState, Jump]:
+    """Teleport by `theta` unless `guard` refuses, then step with the gradient carried there: the whole
+    displacement, the inner state after it, and what became of the teleport."""
+    element = symmetry.exp(theta)
+    jumped = jump(symmetry, element, params, batch, guard=guard, value_fn=value_fn)
+    element = select(jumped.refused == 0, element, symmetry.identity())
+    there = optax.tree.add(params, jumped.displacement)
+    carried = symmetry.pull(element, params, gradient, batch)
+    step, stepped = stepper.update(carried, inner, there)
+    return optax.tree.add(jumped.displacement, step), stepped, jumped
 
 
 @jax.custom_vjp

@@ -109,7 +109,7 @@ def travel(
 ) -> Trip:
     """Search, judge, jump; see `teleport`. `gradient` is the one at `params`, if it is known."""
     search = check_search(symmetry, search)
-    guard = default_guard(symmetry) if isinstance(guard, str) else guard
+    guard = settled_guard(guard, symmetry)
     if isinstance(search, AbstractPointSearch):
         displacement = optax.tree.sub(search(value_fn, params, batch).params, params)
         jumped = land(displacement, params, guard=guard, value_fn=value_fn)
@@ -167,3 +167,16 @@ def default_guard(symmetry: AbstractLieSymmetry | None) -> Guard:
     """
     linear = symmetry is None or symmetry.linear
     return Guard(jump=jnp.inf) if linear else Guard()
+
+
+def settled_guard(guard: GuardChoice, symmetry: AbstractLieSymmetry | None) -> Guard | None:
+    """The guard that was chosen: a Guard, None for none, or "default". Raises ValueError for other words.
+
+    >>> settled_guard(None, None) is None
+    True
+    """
+    if not isinstance(guard, str):
+        return guard
+    if guard != "default":
+        raise ValueError(f"`guard` must be a Guard, None or 'default', got {guard!r}.")
+    return default_guard(symmetry)

@@ -22,7 +22,7 @@ from symmetrax.teleportation._schedule import (
     watched,
 )
 from symmetrax.teleportation._search import AbstractSearch
-from symmetrax.teleportation._teleport import GuardChoice, check_search, default_guard, search_price, travel
+from symmetrax.teleportation._teleport import GuardChoice, check_search, search_price, settled_guard, travel
 from symmetrax.teleportation._transport import carry
 
 TRANSPORTS = ("keep", "carry", "reset")
@@ -98,7 +98,7 @@ def teleported(
             "'reset'."
         )
     stepper = optax.with_extra_args_support(inner)
-    guard = default_guard(symmetry) if isinstance(guard, str) else guard
+    guard = settled_guard(guard, symmetry)
     price = search_price(symmetry, objective, search, known=True)
     nowhere = jnp.zeros(0) if free_form or symmetry is None else symmetry.zero()
 
