@@ -315,11 +315,16 @@ def product(a: Array, b: Array) -> Array:
 
 
 def _rotation(coordinates: Float[Array, "... k"], size: int) -> Float[Array, "... n n"]:
-    """exp of the skew matrices whose entries above the diagonal are minus the coordinates, row by row."""
+    """exp of `skew` matrices; a closed form when there is one angle."""
     if size == 2:
         c, s = jnp.cos(coordinates[..., 0]), jnp.sin(coordinates[..., 0])
         return jnp.stack([jnp.stack([c, -s], axis=-1), jnp.stack([s, c], axis=-1)], axis=-2)
+    return exponential(skew(coordinates, size))
+
+
+def skew(coordinates: Float[Array, "... k"], size: int) -> Float[Array, "... n n"]:
+    """The skew matrices whose entries above the diagonal are minus the coordinates, row by row."""
     row, column = jnp.triu_indices(size, 1)
     upper = jnp.zeros((*coordinates.shape[:-1], size, size), coordinates.dtype)
     upper = upper.at[..., row, column].set(coordinates)
-    return exponential(jnp.swapaxes(upper, -1, -2) - upper)
+    return jnp.swapaxes(upper, -1, -2) - upper

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key
 from symmetrax._matrices import regular, symmetric
 from symmetrax._tree import safe_norm
 from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition
-from symmetrax.symmetry._matrix_groups import exponential, product
+from symmetrax.symmetry._matrix_groups import exponential, product, skew
 
 #: Up to this norm of the generator `exponential` is exact to rounding.
 LONGEST = 20.0
@@ -87,12 +87,10 @@ class QuadraticForm(AbstractLieSymmetry):
 
     def exp(self, coordinates: Float[Array, " k"]) -> Float[Array, "n n"]:
         coordinates = coordinates.astype(self.matrix.dtype)
-        row, column = jnp.triu_indices(self.size, 1)
-        upper = jnp.zeros(self.matrix.shape, coordinates.dtype).at[row, column].set(coordinates)
         if self.size > 2:
-            return exponential(product(self.signature, upper.T - upper))
+            return exponential(product(self.signature, skew(coordinates, self.size)))
         # The square of the generator is -det J times that of the coordinate.
-        t, quarter = coordinates[0], jnp.array([[0.0, -1.0], [1.0, 0.0]], coordinates.dtype)
+        t, quarter = coordinates[0], skew(jnp.ones_like(coordinates), 2)
         definite = jnp.linalg.det(self.signature) > 0
         boost = jnp.where(definite, 0.0, t)  # no overflow, not even in the branch that is not taken
         even = jnp.where(definite, jnp.cos(t), jnp.cosh(boost))

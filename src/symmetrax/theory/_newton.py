@@ -51,7 +51,7 @@ def newton_parts(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) -> 
     hessian = symmetric("hessian", hessian, invertible=True)
     gradient = vector("gradient", gradient, len(hessian))
     newton = _newton(gradient, hessian, *jnp.linalg.eigh(hessian))
-    parallel = _projection(newton, gradient)
+    parallel = projection(newton, gradient)
     return NewtonParts(newton, parallel, newton - parallel)
 
 
@@ -88,7 +88,7 @@ def norm_slope(
     hessian = symmetric("hessian", hessian)
     gradient = vector("gradient", gradient, len(hessian))
     along = vector("direction", direction, len(hessian))
-    return 2 * (hessian @ gradient) @ (along - _projection(along, gradient))
+    return 2 * (hessian @ gradient) @ (along - projection(along, gradient))
 
 
 def norm_growth(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) -> Sides:
@@ -201,7 +201,7 @@ def newton_cosine(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) ->
     left = _cosine(-gradient, _newton(gradient, hessian, values, axes))
     sizes = jnp.abs(values)
     shares = (axes.T @ gradient) ** 2 / sizes
-    right = _over(jnp.sum(shares), jnp.sqrt(jnp.sum(shares * sizes) * jnp.sum(shares / sizes)))
+    right = over(jnp.sum(shares), jnp.sqrt(jnp.sum(shares * sizes) * jnp.sum(shares / sizes)))
     return judged(left, right, jnp.all(values > 0) & regular(values))
 
 
@@ -256,7 +256,7 @@ def alignment_change(
     def cosine(g):
         return _cosine(-g, _newton(g, hessian, values, axes))
 
-    return jax.jvp(cosine, (gradient,), (hessian @ _over(along, safe_norm(along)),))[1]
+    return jax.jvp(cosine, (gradient,), (hessian @ over(along, safe_norm(along)),))[1]
 
 
 def collinearity(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) -> Sides:
@@ -285,7 +285,7 @@ def collinearity(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) -> 
 def critical(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) -> Bool[Array, ""]:
     """Whether `hessian @ gradient` is parallel to the gradient, to half the digits, and not zero."""
     turned = hessian @ gradient
-    rest = safe_norm(turned - _projection(turned, gradient))
+    rest = safe_norm(turned - projection(turned, gradient))
     small = jnp.sqrt(jnp.finfo(gradient.dtype).eps) * safe_norm(turned)
     return (rest <= small) & (safe_norm(turned) > 0)
 
@@ -317,21 +317,21 @@ def _growth(
     """The right side of `norm_growth`. The double sum counts every pair twice, and the diagonal is zero."""
     squares = (axes.T @ gradient) ** 2
     ratio = jnp.square(values[:, None] - values) / (values[:, None] * values)
-    return _over(squares @ ratio @ squares, jnp.sum(squares))
+    return over(squares @ ratio @ squares, jnp.sum(squares))
 
 
-def _projection(vector: Float[Array, " n"], onto: Float[Array, " n"]) -> Float[Array, " n"]:
+def projection(vector: Float[Array, " n"], onto: Float[Array, " n"]) -> Float[Array, " n"]:
     """The part of `vector` along `onto`; zero if that is zero."""
-    unit = _over(onto, safe_norm(onto))
+    unit = over(onto, safe_norm(onto))
     return (vector @ unit) * unit
 
 
 def _cosine(a: Float[Array, " n"], b: Float[Array, " n"]) -> Float[Array, ""]:
     """The cosine of the angle between two vectors; zero if one is zero."""
-    return _over(a, safe_norm(a)) @ _over(b, safe_norm(b))
+    return over(a, safe_norm(a)) @ over(b, safe_norm(b))
 
 
-def _over(top: Array, bottom: Float[Array, ""]) -> Array:
+def over(top: Array, bottom: Float[Array, ""]) -> Array:
     """`top` / `bottom`, and zero where the bottom is zero."""
     zero = bottom == 0
     return jnp.where(zero, 0.0, top / jnp.where(zero, 1.0, bottom))

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from symmetrax._matrices import symmetric, vector
 from symmetrax._tree import safe_norm, squared_norm
 from symmetrax.symmetry._base import AbstractSymmetry
+from symmetrax.theory._newton import over, projection
 from symmetrax.theory._sides import Sides, check_numbers, judged
 
 Loss = Callable[[PyTree], Float[Array, ""]]
@@ -213,10 +214,8 @@ def leaves_critical(loss: Loss, x: Float[Array, " n"]) -> Float[Array, ""]:
         return jax.jvp(jax.grad(loss), (x,), (v,))[1]
 
     third = jax.jvp(lambda x: curved(x, gradient), (x,), (gradient,))[1]
-    unit = gradient / jnp.where(safe_norm(gradient) == 0, 1.0, safe_norm(gradient))
-    off = third - (third @ unit) * unit
     whole = safe_norm(third) + safe_norm(curved(x, curved(x, gradient)))
-    return safe_norm(off) / jnp.where(whole == 0, 1.0, whole)
+    return over(safe_norm(third - projection(third, gradient)), whole)
 
 
 def norm_at_scale(

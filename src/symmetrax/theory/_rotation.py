@@ -73,14 +73,7 @@ def angle_slope(
     4.4026 4.4026
     """
 
-    def loss(angle):
-        return jnp.sum(matvec(root, step_after_turn(root, x, angle, rate, order)) ** 2)
-
-    root, x, angle = _check_root(root), vector("x", x, 2), floating(angle)
-    check_numbers("angle", angle)
-    left = jax.grad(loss)(angle)
-    right, _ = _closed_form(root, x, angle, rate, order)
-    return judged(left, right, _invertible(root))
+    return _slope_and_side(root, x, angle, rate, order)[0]
 
 
 def printed_angle_slope(
@@ -126,8 +119,7 @@ def turn_to_short_axis(
     >>> [bool(turn_to_short_axis(root, x, jnp.array(0.0), rate).left > 0) for rate in rates]
     [True, False]
     """
-    slope = angle_slope(root, x, angle, rate, order)
-    _, toward = _closed_form(_check_root(root), vector("x", x, 2), floating(angle), rate, order)
+    slope, toward = _slope_and_side(root, x, angle, rate, order)
     below = jnp.array(True) if order == 1 else jnp.asarray(rate) < turning_threshold(root)
     return judged(-toward * slope.left, -toward * slope.right, below & slope.applies)
 
@@ -144,15 +136,21 @@ def turning_threshold(root: Float[Array, "2 2"]) -> Float[Array, ""]:
     return 1 / jnp.sum(jnp.square(_check_root(root)))
 
 
-def _closed_form(
-    root: Array, x: Array, angle: Array, rate: float | Array, order: int
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The derivative by the angle, and the sign of the turn to the short axis, in the eigenbasis."""
+def _slope_and_side(
+    root: Array, x: Array, angle: float | Array, rate: float | Array, order: int
+) -> tuple[Sides, Float[Array, ""]]:
+    """`angle_slope`, and the sign of a turn to the short axis."""
+
+    def loss(angle):
+        return jnp.sum(matvec(root, step_after_turn(root, x, angle, rate, order)) ** 2)
+
+    root, x, angle = _check_root(root), vector("x", x, 2), floating(angle)
+    check_numbers("angle", angle)
     values, axes = _eigenbasis(root @ root.T)
-    turned = matvec(Pullback(Affine(root, jnp.zeros_like(x))).exp(angle[None]), matvec(root, x))
-    z = axes.T @ turned
+    z = axes.T @ matvec(Pullback(Affine(root, jnp.zeros_like(x))).exp(angle[None]), matvec(root, x))
     low, high = (1 - 2 * rate * values) ** order
-    return 2 * (high - low) * z[0] * z[1], jnp.sign(z[0] * z[1])
+    sides = judged(jax.grad(loss)(angle), 2 * (high - low) * z[0] * z[1], _invertible(root))
+    return sides, jnp.sign(z[0] * z[1])
 
 
 def _eigenbasis(matrix: Float[Array, "2 2"]) -> tuple[Float[Array, "2"], Float[Array, "2 2"]]:
