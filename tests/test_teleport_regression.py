@@ -85,7 +85,7 @@ def test_verdicts_and_tables(ran, capsys):
 def test_the_action_of_the_experiment_is_exact_on_the_samples(float64):
     family = sx.RegressionFamily("regression")
     task = family.task(family.draw(jax.random.key(0)))
-    symmetry, params = _published.published_symmetry(task), task.init(jax.random.key(1))
+    symmetry, params = task.network.invertible_symmetry("preimage"), task.init(jax.random.key(1))
 
     @jax.jit
     def after(params):

@@ -20,7 +20,7 @@ from symmetrax.learned._networks import GATES
 from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
 
 #: What is read from an optimizer's state into the trace, where the state has it.
-WATCHED = ("algebra", "defect", "refused", "previous")
+WATCHED = ("algebra", "defect", "refused", "previous", "step_size", "momentum")
 
 
 #: What `remat` does not recompute.
@@ -85,26 +85,39 @@ def step(transform: optax.GradientTransformation, task: AbstractTask, carry: Car
     1
     """
     data, own = jax.random.split(jax.random.fold_in(carry.key, carry.count))
+    now, after = _batches(task, carry.batch, data, own)
     updates, state = optax.with_extra_args_support(transform).update(
         carry.gradient,
         carry.state,
         carry.params,
         value=carry.value,
         grad=carry.gradient,
-        value_fn=lambda params: task.loss(params, carry.batch),
-        batch=carry.batch,
+        value_fn=lambda params: task.loss(params, now),
+        batch=now,
         key=own,
     )
-    params, batch = optax.apply_updates(carry.params, updates), task.batch(data)
-    value, gradient = jax.value_and_grad(task.loss)(params, batch)
-    return Carry(params, state, batch, value, gradient, carry.key, carry.count + 1)
+    params = optax.apply_updates(carry.params, updates)
+    value, gradient = jax.value_and_grad(task.loss)(params, after)
+    return Carry(params, state, after, value, gradient, carry.key, carry.count + 1)
+
+
+def _batches(task: AbstractTask, current: PyTree, *keys: Key[Array, ""]) -> tuple[PyTree, PyTree]:
+    """The batch of this step, and the next one.
+
+    Where the task hands out the same arrays whatever the key, both are these arrays, which do not change in
+    the loop: what an action computes from them alone, such as a decomposition, is computed once before it.
+    """
+    after, other = (task.batch(key) for key in keys)
+    pairs = zip(jax.tree.leaves(after), jax.tree.leaves(other), strict=True)
+    return (after if all(a is b for a, b in pairs) else current), after
 
 
 def advance(
-    one_step: Callable[[Carry], Carry],
+    one_step: Callable[..., Carry],
     carry: Carry,
     steps: int,
     *,
+    along: PyTree = None,
     watch: tuple[str, ...] = (),
     points: bool = False,
     remat: bool = False,
@@ -114,7 +127,8 @@ def advance(
 
     `remat` recomputes each step in the backward pass instead of storing it, but for what its products gave:
     less memory, and often faster.
-    `axis` is the axis of tasks in `carry`, if there is one.
+    `axis` is the axis of tasks in `carry`, if there is one. `along` has the steps as its first axis; step t
+    is then `one_step(carry, along[t])`.
 
     >>> import functools, jax, optax, symmetrax as sx
     >>> task, optimizer = sx.booth(), optax.sgd(0.05)
@@ -124,11 +138,11 @@ def advance(
     ((5,), True)
     """
 
-    def body(carry, _):
-        carry = one_step(carry)
+    def body(carry, entry):
+        carry = one_step(carry) if along is None else one_step(carry, entry)
         return carry, observe(carry, watch, points, axis)
 
-    return jax.lax.scan(jax.checkpoint(body, policy=KEEP) if remat else body, carry, None, length=steps)
+    return jax.lax.scan(jax.checkpoint(body, policy=KEEP) if remat else body, carry, along, length=steps)
 
 
 def observe(carry: Carry, watch: tuple[str, ...], points: bool, axis: int | None) -> Trace:
@@ -243,23 +257,27 @@ def advance_many(
     steps: int,
     **options: Any,
 ) -> tuple[Crew, Trace]:
-    """`advance` for every task of a crew; the trace has the step first and the task last."""
+    """`advance` for every task of a crew; the trace has the step first and the task last.
 
+    With `along`, whose axes are the step first and the task last, the transform of step t is
+    `make_transform((network, along[t]), task)`.
+    """
     one_step, axis = _each(make_transform, network, family, shape, crew)
     carry, trace = advance(one_step, crew.carry, steps, axis=axis, **options)
     return Crew(crew.drawn, carry), trace
 
 
-def _each(make_transform, network, family, shape, crew: Crew) -> tuple[Callable[[Carry], Carry], int | None]:
+def _each(make_transform, network, family, shape, crew: Crew) -> tuple[Callable[..., Carry], int | None]:
     """One step of every task of a crew, and the axis of tasks."""
 
-    def one_step(drawn, carry):
+    def one_step(drawn, carry, *entry):
         task = family.task(drawn, shape)
-        return step(make_transform(network, task), task, carry)
+        return step(make_transform((network, *entry) if entry else network, task), task, carry)
 
     if crew.carry.value.ndim == 0:
-        return lambda carry: one_step(crew.drawn, carry), None
-    return lambda carry: jax.vmap(one_step, in_axes=-1, out_axes=-1)(crew.drawn, carry), -1
+        return lambda carry, *entry: one_step(crew.drawn, carry, *entry), None
+    mapped = jax.vmap(one_step, in_axes=-1, out_axes=-1)
+    return lambda carry, *entry: mapped(crew.drawn, carry, *entry), -1
 
 
 def unroll_many(

@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -18,10 +18,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Key, PyTree
 
-from symmetrax._tree import safe_norm
 from symmetrax._unroll import MakeTransform, Trace, unroll_many
-from symmetrax.learned._base import AbstractLearnedOptimizer
-from symmetrax.learned._features import Info, Move
+from symmetrax.experiments._control_networks import Fixed as Fixed
+from symmetrax.experiments._control_networks import RandomDirection as RandomDirection
 from symmetrax.learned._recipe import Recipe
 from symmetrax.learned._whole import WholeLSTM
 from symmetrax.metatrain._devices import spread
@@ -140,45 +139,6 @@ def oracle_evaluations(task: AbstractTask) -> int:
     symmetry = task.symmetry()
     assert symmetry is not None
     return 1 + Oracle().evaluations(symmetry)
-
-
-class RandomDirection(AbstractLearnedOptimizer):
-    """A network whose algebra coordinates keep their norm but point in a random direction.
-
-    The control for a learned teleport: with one coordinate, the angle's sign is drawn. `update` needs the
-    extra argument `key`.
-
-    >>> network = RandomDirection(WholeLSTM(2, algebra=1, width=4, key=jax.random.key(0)))
-    >>> network.contract()["emits"]
-    ['update', 'algebra in a random direction']
-    """
-
-    kind: ClassVar[str] = "random-direction"
-    network: AbstractLearnedOptimizer
-
-    @property
-    def wants_orbit_derivative(self) -> bool:
-        return self.network.wants_orbit_derivative
-
-    def memory(self, params: PyTree) -> PyTree:
-        return self.network.memory(params)
-
-    def propose(self, info: Info, memory: PyTree) -> tuple[Move, PyTree]:
-        if info.key is None:
-            raise ValueError("RandomDirection draws: pass key=... to `update`.")
-        move, memory = self.network.propose(info, memory)
-        direction = jax.random.normal(info.key, move.algebra.shape, move.algebra.dtype)
-        direction = direction / safe_norm(direction)
-        return move._replace(algebra=safe_norm(move.algebra) * direction), memory
-
-    def example(self) -> Info:
-        return self.network.example()
-
-    def config(self) -> dict[str, Any]:
-        return self.network.config()
-
-    def contract(self) -> dict[str, Any]:
-        return {**self.network.contract(), "emits": ["update", "algebra in a random direction"]}
 
 
 class MakeWhole(eqx.Module):

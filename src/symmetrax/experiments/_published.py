@@ -9,25 +9,12 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from symmetrax._tree import squared_norm
-from symmetrax.symmetry._activation import ActivationGL
-from symmetrax.tasks._regression import Regression
+from symmetrax.tasks._networks import LeakyReLU
 from symmetrax.teleportation._levelset import AbstractPointSearch, Arrival
 
-
-def leaky(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The activation of the regressions."""
-    return jax.nn.leaky_relu(x, 0.1)
-
-
-def unleaky(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Its inverse."""
-    return jnp.where(x < 0, 10.0 * x, x)
-
-
-def published_symmetry(task: Regression) -> ActivationGL:
-    """The published action, exact on the samples: (U, V) -> (U a^-1, s^-1(a s(VX)) X^+)."""
-    names = tuple(task.network.matrices)
-    return ActivationGL(names, task.widths, activation=leaky, inverse_activation=unleaky, form="preimage")
+#: The activation of the regressions, and its inverse.
+leaky = LeakyReLU(0.1)
+unleaky = leaky.inverse
 
 
 def features(params: PyTree, batch: PyTree) -> dict[str, Array]:

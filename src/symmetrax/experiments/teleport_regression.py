@@ -40,7 +40,7 @@ from symmetrax.experiments._lanes import (
     recorded,
     run_lanes,
 )
-from symmetrax.experiments._published import FirstOrder, features, published_symmetry
+from symmetrax.experiments._published import FirstOrder, features
 from symmetrax.experiments._report import Reporter, arms_table, verdict_table
 from symmetrax.experiments._streams import Streams
 from symmetrax.tasks._base import AbstractTask
@@ -147,11 +147,12 @@ class NetworkArm(eqx.Module):
         if self.search == "none":
             return inner
         task = cast(Regression, task)
+        action = task.network.invertible_symmetry("preimage")
         ascent = Ascent(METHODS[self.method].ascent_steps, hyper["theta"], hyper["bound"])
         symmetry, search = {
-            "teleport": lambda: (published_symmetry(task), ascent),
+            "teleport": lambda: (action, ascent),
             "first-order": lambda: (None, FirstOrder(METHODS[self.method].ascent_steps, hyper["theta"])),
-            "random": lambda: (published_symmetry(task), SameSize(moment.key, moment.size)),
+            "random": lambda: (action, SameSize(moment.key, moment.size)),
             "scaling": lambda: (task.symmetry(), ClosedForm(hyper["bound"])),
             "null-space": lambda: (None, NullSpace(features)),
             "level-set": lambda: (None, LevelSet()),

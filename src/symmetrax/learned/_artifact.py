@@ -17,11 +17,18 @@ from symmetrax._files import load_arrays, named_arrays, restore, save_arrays
 from symmetrax.learned._base import AbstractLearnedOptimizer
 from symmetrax.learned._coordinatewise import CoordinatewiseLSTM
 from symmetrax.learned._features import Info
+from symmetrax.learned._neurons import PerNeuronLSTM
+from symmetrax.learned._pairs import PairLSTM
+from symmetrax.learned._rnnprop import RNNProp
+from symmetrax.learned._step import StepLSTM
+from symmetrax.learned._together import Together
 from symmetrax.learned._whole import WholeLSTM
 
 FORMAT = 1
 TOLERANCE = 1e-5
-KINDS: dict[str, Any] = {c.kind: c for c in (WholeLSTM, CoordinatewiseLSTM)}
+KINDS: dict[str, Any] = {
+    c.kind: c for c in (WholeLSTM, CoordinatewiseLSTM, RNNProp, PairLSTM, PerNeuronLSTM, StepLSTM, Together)
+}
 
 
 class ArtifactError(ValueError):
@@ -55,12 +62,11 @@ def save(
     ('digits', ['update'])
     """
     path = pathlib.Path(path)
-    if KINDS.get(network.kind) is not type(network):
-        raise ArtifactError(f"Cannot save a {type(network).__name__}: known kinds are {', '.join(KINDS)}.")
-    info = network.example()
     arrays = {f"weights.{name}": array for name, array in named_arrays(network).items()}
-    arrays |= {f"recorded.{name}": array for name, array in named_arrays(info._asdict()).items()}
-    arrays |= {f"recorded.{name}": array for name, array in _answer(network, info).items()}
+    for prefix, part in _parts(network):
+        info = part.example()
+        step = named_arrays(_seen(info)) | _answer(part, info)
+        arrays |= {f"{prefix}{name}": array for name, array in step.items()}
     card = {
         "format": FORMAT,
         "kind": network.kind,
@@ -93,7 +99,8 @@ def load(path: str | pathlib.Path) -> tuple[AbstractLearnedOptimizer, dict[str, 
         raise
     except ValueError as error:
         raise ArtifactError(str(error)) from error
-    _check_recorded_step(path, network, arrays)
+    for prefix, part in _parts(network):
+        _check_recorded_step(path, part, _under(prefix, arrays))
     return network, card
 
 
@@ -101,28 +108,59 @@ def _rebuild(path: pathlib.Path, arrays: dict[str, np.ndarray], card: Any) -> Ab
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         found = card.get("format") if isinstance(card, dict) else card
         raise ArtifactError(f"{path} has format {found!r}; this version of symmetrax reads format {FORMAT}.")
-    kind = KINDS.get(card.get("kind", ""))
-    if kind is None:
-        raise ArtifactError(f"{path} is of kind {card.get('kind')!r}; known kinds are {', '.join(KINDS)}.")
-    try:
-        skeleton = eqx.filter_eval_shape(lambda: kind(**card.get("config", {}), key=jax.random.key(0)))
-    except TypeError as error:
-        raise ArtifactError(f"{path} has a config that {kind.__name__} does not take: {error}.") from error
+    kind, config = card.get("kind", ""), card.get("config", {})
+    skeleton = eqx.filter_eval_shape(lambda: _build(path, kind, config))
     if card.get("contract") != skeleton.contract():
         raise ArtifactError(
-            f"{path} was trained under the feature contract {card.get('contract')}, but this version's "
-            f"{kind.__name__} follows {skeleton.contract()}: its inputs or outputs mean something else."
+            f"{path} was trained under the feature contract {card.get('contract')}, but the "
+            f"{type(skeleton).__name__} of this version follows {skeleton.contract()}: its inputs or outputs "
+            "mean something else."
         )
-    prefix = "weights."
-    weights = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
-    return restore(skeleton, weights, path)
+    return restore(skeleton, _under("weights.", arrays), path)
 
 
-def _check_recorded_step(path: pathlib.Path, network: AbstractLearnedOptimizer, arrays: dict) -> None:
-    recorded = {n.removeprefix("recorded."): a for n, a in arrays.items() if n.startswith("recorded.")}
-    if not {"gradient", "params", "previous", "update"} <= recorded.keys():
-        raise ArtifactError(f"{path} lacks the recorded step that shows whether it still works.")
-    info = Info(**{name: recorded.get(name) for name in Info._fields})
+def _build(path: pathlib.Path, kind: str, config: dict[str, Any]) -> AbstractLearnedOptimizer:
+    """A network of this kind and shape."""
+    if kind not in KINDS:
+        raise ArtifactError(f"{path} is of kind {kind!r}; known kinds are {', '.join(KINDS)}.")
+    try:
+        if kind == Together.kind:
+            parts = [dict(part) for part in config["networks"]]
+            return Together(tuple(_build(path, part.pop("kind"), part) for part in parts))
+        return KINDS[kind](**config, key=jax.random.key(0))
+    except (TypeError, KeyError) as error:
+        name = KINDS[kind].__name__
+        raise ArtifactError(f"{path} has a config that {name} does not take: {error}.") from error
+
+
+def _parts(
+    network: AbstractLearnedOptimizer, prefix: str = "recorded."
+) -> list[tuple[str, AbstractLearnedOptimizer]]:
+    """The networks whose steps are recorded, each of those joined, and the beginnings of the steps' names."""
+    if isinstance(network, Together):
+        found = [_parts(part, f"{prefix}{i}.") for i, part in enumerate(network.networks)]
+        return [part for parts in found for part in parts]
+    if KINDS.get(network.kind) is not type(network):
+        raise ArtifactError(f"Cannot save a {type(network).__name__}: known kinds are {', '.join(KINDS)}.")
+    return [(prefix, network)]
+
+
+def _under(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays whose names begin like this, by the rest of their names."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def _check_recorded_step(
+    path: pathlib.Path, network: AbstractLearnedOptimizer, recorded: dict[str, np.ndarray]
+) -> None:
+    example = network.example()
+    answers = _answer(network, example)
+    missing = {*named_arrays(_seen(example)), *answers} - recorded.keys()
+    if missing:
+        raise ArtifactError(
+            f"{path} lacks {', '.join(sorted(missing))} of the recorded step that shows whether it works."
+        )
+    info = example._replace(**restore(_seen(example), recorded, path))
     for name, found in _answer(network, info).items():
         wanted = recorded[name]
         worst = float(np.max(np.abs(found - wanted)) / max(np.max(np.abs(wanted)), 1e-30))
@@ -134,6 +172,11 @@ def _check_recorded_step(path: pathlib.Path, network: AbstractLearnedOptimizer, 
 
 
 def _answer(network: AbstractLearnedOptimizer, info: Info) -> dict[str, np.ndarray]:
-    """What the network proposes at its first step, for gradients and parameters that are flat vectors."""
-    move, _ = network.propose(info, network.memory(info.params))
-    return named_arrays({"update": move.update, "algebra": move.algebra})
+    """What the network proposes at its first step."""
+    move, _ = network.propose(info, network.memory(info.params, info.symmetry))
+    return named_arrays(move._asdict())
+
+
+def _seen(info: Info) -> dict[str, Any]:
+    """The arrays that a network sees."""
+    return {name: value for name, value in info._asdict().items() if name != "symmetry"}

@@ -1,23 +1,44 @@
 """The standard baseline of learning to optimize: one small LSTM shared by all coordinates."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Key, PyTree
+from jaxtyping import Array, Float, Key, PyTree
 
 from symmetrax.learned._base import AbstractLearnedOptimizer
 from symmetrax.learned._features import Info, Move, example_info, log_and_sign
 from symmetrax.learned._networks import LSTM, Linear, LSTMState
+from symmetrax.symmetry._base import AbstractLieSymmetry
+
+Preprocessing = Literal["log_and_sign", "clipped_log_and_sign"]
+
+
+def clipped_log_and_sign(gradient: Float[Array, " n"], k: float | int = 5) -> Float[Array, "2 n"]:
+    """The two features per coordinate in the public code of Andrychowicz et al. 2016, and in Open-L2O.
+
+    max(log(|g| + eps) / k, -1) and clip(exp(k) g, -1, 1), with eps the relative precision of the numbers. But
+    for eps they are `log_and_sign(gradient, p=k)`: gradients below exp(-5) = 0.007 count as small.
+
+    >>> print(clipped_log_and_sign(jnp.array([1.0, 0.0, -1e-9]))[1].round(7))
+    [ 1.e+00  0.e+00 -1.e-07]
+    """
+    logarithm = jnp.log(jnp.abs(gradient) + jnp.finfo(gradient.dtype).eps) / k
+    return jnp.stack([jnp.maximum(logarithm, -1.0), jnp.clip(jnp.exp(k) * gradient, -1.0, 1.0)])
+
+
+PREPROCESSING = {"log_and_sign": log_and_sign, "clipped_log_and_sign": clipped_log_and_sign}
 
 
 class CoordinatewiseLSTM(AbstractLearnedOptimizer):
     """A stacked LSTM run on every coordinate apart, with shared weights, so that it serves any network.
 
-    Each coordinate's gradient becomes the two features of `log_and_sign`; a linear head times `scale` is
-    that coordinate's update. Source: Andrychowicz et al., Learning to learn by gradient descent by gradient
-    descent, 2016; width 20, depth 2 and scale 0.01 are the values in common use.
+    Each coordinate's gradient becomes the two features of `log_and_sign`, or with another `preprocessing`
+    those of `clipped_log_and_sign`; a linear head times `scale` is that coordinate's update. Source:
+    Andrychowicz et al., Learning to learn by gradient descent by gradient descent, 2016 (arXiv:1606.04474);
+    width 20, depth 2 and scale 0.01 are the values in common use.
 
     >>> import jax, jax.numpy as jnp
     >>> network = CoordinatewiseLSTM(key=jax.random.key(0))
@@ -35,8 +56,20 @@ class CoordinatewiseLSTM(AbstractLearnedOptimizer):
     width: int = eqx.field(static=True)
     depth: int = eqx.field(static=True)
     scale: float = eqx.field(static=True)
+    preprocessing: Preprocessing = eqx.field(static=True)
 
-    def __init__(self, *, width: int = 20, depth: int = 2, scale: float = 0.01, key: Key[Array, ""]):
+    def __init__(
+        self,
+        *,
+        width: int = 20,
+        depth: int = 2,
+        scale: float = 0.01,
+        preprocessing: Preprocessing = "log_and_sign",
+        key: Key[Array, ""],
+    ):
+        if preprocessing not in PREPROCESSING:
+            known = ", ".join(get_args(Preprocessing))
+            raise ValueError(f"`preprocessing` must be one of {known}, got {preprocessing!r}.")
         if min(width, depth) < 1 or not scale > 0:
             raise ValueError(
                 "CoordinatewiseLSTM needs width and depth of at least 1 and a positive scale, got "
@@ -45,25 +78,30 @@ class CoordinatewiseLSTM(AbstractLearnedOptimizer):
         core, head = jax.random.split(key)
         self.core = LSTM(2, width, depth, key=core)
         self.head = Linear(width, 1, key=head)
-        self.width, self.depth, self.scale = width, depth, scale
+        self.width, self.depth, self.scale, self.preprocessing = width, depth, scale, preprocessing
 
     @property
     def wants_orbit_derivative(self) -> bool:
         return False
 
-    def memory(self, params: PyTree) -> LSTMState:
+    def memory(self, params: PyTree, symmetry: AbstractLieSymmetry | None = None) -> LSTMState:
         return self.core.zero_state((sum(x.size for x in jax.tree.leaves(params)),))
 
     def propose(self, info: Info, memory: LSTMState) -> tuple[Move, LSTMState]:
         gradient, unravel = ravel_pytree(info.gradient)
-        hidden, memory = self.core(log_and_sign(gradient), memory)
+        hidden, memory = self.core(PREPROCESSING[self.preprocessing](gradient), memory)
         return Move(unravel(self.scale * self.head(hidden)[0]), None), memory
 
     def example(self) -> Info:
         return example_info(6)
 
     def config(self) -> dict[str, Any]:
-        return {"width": self.width, "depth": self.depth, "scale": self.scale}
+        return {
+            "width": self.width,
+            "depth": self.depth,
+            "scale": self.scale,
+            "preprocessing": self.preprocessing,
+        }
 
     def contract(self) -> dict[str, Any]:
-        return {"version": 1, "reads": ["log_and_sign(gradient)"], "emits": ["update"]}
+        return {"version": 1, "reads": [f"{self.preprocessing}(gradient)"], "emits": ["update"]}

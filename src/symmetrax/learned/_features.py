@@ -5,14 +5,16 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
+from symmetrax.symmetry._base import AbstractLieSymmetry
+
 
 class Info(NamedTuple):
     """What is known when an optimizer has to move.
 
-    `gradient` and `params` have the structure of the parameters, `previous` is the network's last update
-    (zeros at first), `orbit_derivative` the derivative of the squared gradient norm in the algebra
-    coordinates (None unless the network asks for it), `key` a random key for optimizers that draw (None
-    unless one is passed to `update`).
+    `gradient` and `params` have the structure of the parameters, `previous` is the last step (zeros at
+    first), `orbit_derivative` the derivative of the squared gradient norm in the algebra coordinates (None
+    unless the network asks for it), `key` a random key for optimizers that draw (None unless one is passed to
+    `update`), `symmetry` the one that the optimizer may teleport along, if any.
 
     >>> Info(gradient=1.0, params=2.0, previous=0.0, orbit_derivative=None, key=None).params
     2.0
@@ -23,17 +25,23 @@ class Info(NamedTuple):
     previous: PyTree
     orbit_derivative: Array | None
     key: Key[Array, ""] | None
+    symmetry: AbstractLieSymmetry | None = None
 
 
 class Move(NamedTuple):
-    """What a learned optimizer proposes: an update, and algebra coordinates or None.
+    """What a network emits: any of an update, algebra coordinates, a step size, a momentum; None for others.
 
-    >>> Move(update=0.5, algebra=None).update
-    0.5
+    The step is u = `update`, or without one -`step_size` * gradient. With `momentum` steps add up,
+    v <- momentum * v + u. `algebra` are the coordinates of the group element.
+
+    >>> Move(step_size=0.5).update is None
+    True
     """
 
-    update: PyTree
-    algebra: Any
+    update: PyTree = None
+    algebra: Any = None
+    step_size: Float[Array, ""] | None = None
+    momentum: Float[Array, ""] | None = None
 
 
 #: Inputs that the whole-gradient optimizer can take beside the gradient, each adding its size to the width.

@@ -1,10 +1,15 @@
 """How a learned optimizer is used on a task: what it is allowed to do there."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool
 
-from symmetrax.learned._base import AbstractLearnedOptimizer
+from symmetrax.learned._base import AbstractLearnedOptimizer, Transport
 from symmetrax.tasks._base import AbstractTask
 from symmetrax.teleportation._guard import Guard
 
@@ -12,9 +17,10 @@ from symmetrax.teleportation._guard import Guard
 class Recipe(eqx.Module):
     """From a network and a task to an optax transformation: `recipe(network, task)`.
 
-    Where a task brings its own symmetry, this hands it to `AbstractLearnedOptimizer.transform`. It is a
-    module, so that the schedule and the guard are arguments of compiled programs: arms that differ in them
-    share one program. `teleports[t]` says whether step t teleports; no entry, or None, means never.
+    Where a task brings its own symmetry, this hands it to `AbstractLearnedOptimizer.transform`, which
+    explains the other fields. It is a module, so that the schedule and the guard are arguments of compiled
+    programs: arms that differ in them share one program. `teleports[t]` says whether step t teleports; no
+    entry, or None, means never.
 
     >>> import jax, symmetrax as sx
     >>> network = sx.WholeLSTM(2, algebra=1, key=jax.random.key(0))
@@ -27,17 +33,48 @@ class Recipe(eqx.Module):
     teleports: Bool[Array, " steps"] | None = None
     guard: Guard | None = Guard()
     meta_order: int = eqx.field(static=True, default=1)
+    transport: Transport = eqx.field(static=True, default="keep")
+    as_printed: bool = eqx.field(static=True, default=False)
+
+    @classmethod
+    def at(cls, times: Iterable[int], steps: int, **options: Any) -> "Recipe":
+        """The recipe that teleports at these of `steps` steps, counted from 0; `options`: the other fields.
+
+        Raises ValueError for times outside the horizon.
+
+        >>> Recipe.at(range(0, 6, 2), 6).teleports.tolist()
+        [True, False, True, False, True, False]
+        >>> Recipe.at([2, 10], 6)
+        Traceback (most recent call last):
+        ValueError: The schedule has step 10, outside the horizon of 6 steps, counted from 0 to 5.
+        """
+        times = sorted(set(times))
+        outside = [t for t in times if not 0 <= t < steps]
+        if outside:
+            raise ValueError(
+                f"The schedule has step {outside[-1]}, outside the horizon of {steps} steps, counted from 0 "
+                f"to {steps - 1}."
+            )
+        teleports = np.zeros(steps, bool)
+        teleports[times] = True
+        return cls(jnp.asarray(teleports), **options)
 
     def __call__(
         self, network: AbstractLearnedOptimizer, task: AbstractTask
     ) -> optax.GradientTransformationExtraArgs:
         symmetry = None
-        if self.teleports is not None or network.wants_orbit_derivative:
+        if self.teleports is not None or network.wants_orbit_derivative or network.wants_symmetry:
             symmetry = task.symmetry()
             if symmetry is None:
                 raise ValueError(
                     f"{type(task).__name__} describes no symmetry, so nothing can teleport on it: use "
-                    "Recipe(teleports=None) and a network without the input 'orbit_derivative'."
+                    "Recipe(teleports=None) and a network that reads no orbit derivative and no symmetry."
                 )
-        schedule = () if self.teleports is None else self.teleports
-        return network.transform(symmetry, schedule=schedule, guard=self.guard, meta_order=self.meta_order)
+        return network.transform(
+            symmetry,
+            schedule=() if self.teleports is None else self.teleports,
+            guard=self.guard,
+            meta_order=self.meta_order,
+            transport=self.transport,
+            as_printed=self.as_printed,
+        )

@@ -1,5 +1,6 @@
 """The optimizer of the paper: an LSTM over the whole gradient."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -10,19 +11,28 @@ from jaxtyping import Array, Key, PyTree
 
 from symmetrax.learned._base import AbstractLearnedOptimizer
 from symmetrax.learned._features import INPUTS, Info, Move, example_info
-from symmetrax.learned._networks import LSTM, Linear, LSTMState
+from symmetrax.learned._heads import RATES, check_heads, coordinates, scalars
+from symmetrax.learned._networks import LSTM, Linear, LSTMState, side_by_side
+from symmetrax.symmetry._base import AbstractLieSymmetry
+
+#: What a network over the whole gradient can emit beside algebra coordinates.
+EMITS = ("update", "step_size", "momentum")
 
 
 class WholeLSTM(AbstractLearnedOptimizer):
     """A stacked LSTM that reads the whole gradient and emits the whole update, for one problem size.
 
-    The raw gradient, flattened, goes in; linear heads give the update and, if `algebra` > 0, that many
-    coordinates of a group element (the rotation angle on the plane). `inputs` adds any of "iterate",
-    "previous" (the last update) and "orbit_derivative" (of the squared gradient norm). The vanilla optimizer
-    and the teleporting one built from one key share all weights but the head for the algebra. Source:
-    sections 3.2 and 5.1 of arXiv:2504.15399; width 100 is from code matching its figures.
+    The raw gradient, flattened, goes in; linear heads give what `emits` names (see `Move`), and, if
+    `algebra` > 0, that many coordinates of a group element (the rotation angle on the plane). `inputs` adds
+    any of "iterate", "previous" (the last step) and "orbit_derivative" (of the squared gradient norm). The
+    vanilla optimizer and the teleporting one built from one key share all weights but the head for the
+    algebra. Source: sections 3.2, 5.1 and 5.2 of arXiv:2504.15399; width 100 is from code matching its
+    figures 3 to 6, figure 7 has 300.
 
-    **Arguments:** `size` is the number of parameters of the problem.
+    **Arguments:** `size` is the number of parameters of the problem. A step size lies between the two
+    `rates`, low (high / low)^sigmoid(z), a momentum between 0 and 1. With `reach` the norm of the coordinates
+    is below it, reach tanh(||z|| / reach), or with `fixed` exactly it. Raises ValueError for names and
+    numbers that do not fit.
 
     >>> import jax
     >>> network = WholeLSTM(2, algebra=1, inputs=("iterate",), key=jax.random.key(0))
@@ -33,27 +43,39 @@ class WholeLSTM(AbstractLearnedOptimizer):
     kind: ClassVar[str] = "whole-lstm"
 
     core: LSTM
-    head: Linear
+    head: Linear | None
     algebra_head: Linear | None
+    scalar_head: Linear | None
     size: int = eqx.field(static=True)
     algebra: int = eqx.field(static=True)
     width: int = eqx.field(static=True)
     depth: int = eqx.field(static=True)
     inputs: tuple[str, ...] = eqx.field(static=True)
+    emits: tuple[str, ...] = eqx.field(static=True)
+    rates: tuple[float, float] = eqx.field(static=True)
+    reach: float | None = eqx.field(static=True)
+    fixed: bool = eqx.field(static=True)
 
     def __init__(
         self,
         size: int,
         *,
+        emits: Sequence[str] = ("update",),
         algebra: int = 0,
+        reach: float | int | None = None,
+        fixed: bool = False,
+        rates: Sequence[float] = RATES,
         width: int = 100,
         depth: int = 2,
-        inputs: tuple[str, ...] | list[str] = (),
+        inputs: Sequence[str] = (),
         key: Key[Array, ""],
     ):
         unknown = set(inputs) - set(INPUTS)
         if unknown:
             raise ValueError(f"Unknown inputs {sorted(unknown)}; choose from {', '.join(INPUTS)}.")
+        self.emits = check_heads(emits, EMITS, rates, reach, fixed)
+        if not self.emits and not algebra:
+            raise ValueError(f"WholeLSTM emits nothing: give `emits`, of {', '.join(EMITS)}, or `algebra`.")
         if min(size, width, depth) < 1 or algebra < 0:
             raise ValueError(
                 "WholeLSTM needs size, width and depth of at least 1 and algebra of at least 0, got "
@@ -65,20 +87,36 @@ class WholeLSTM(AbstractLearnedOptimizer):
         core, head, algebra_head = jax.random.split(key, 3)
         self.inputs = tuple(name for name in INPUTS if name in inputs)
         self.core = LSTM(size + sum(extra[name] for name in self.inputs), width, depth, key=core)
-        self.head = Linear(width, size, key=head)
+        self.head = Linear(width, size, key=head) if "update" in self.emits else None
         self.algebra_head = Linear(width, algebra, key=algebra_head) if algebra else None
+        numbers = len([name for name in self.emits if name != "update"])
+        self.scalar_head = Linear(width, numbers, key=jax.random.fold_in(head, 1)) if numbers else None
         self.size, self.algebra, self.width, self.depth = size, algebra, width, depth
+        self.rates, self.fixed = (float(rates[0]), float(rates[1])), fixed
+        self.reach = None if reach is None else float(reach)
 
     @property
     def wants_orbit_derivative(self) -> bool:
         return "orbit_derivative" in self.inputs
 
-    def memory(self, params: PyTree) -> LSTMState:
+    @property
+    def algebra_bound(self) -> float | None:
+        return self.reach if self.algebra else None
+
+    def vector_products(self) -> list[Any]:
+        return [*self.core.vector_products(), *(head.weight for head in self._heads)]
+
+    @property
+    def _heads(self) -> list[Linear]:
+        return [head for head in (self.head, self.algebra_head, self.scalar_head) if head is not None]
+
+    def memory(self, params: PyTree, symmetry: AbstractLieSymmetry | None = None) -> LSTMState:
         size = sum(x.size for x in jax.tree.leaves(params))
         if size != self.size:
             raise ValueError(
-                f"This optimizer is built for {self.size} parameters, got {size}. A WholeLSTM serves "
-                "one problem size; CoordinatewiseLSTM serves all."
+                f"This optimizer is built for {self.size} parameters, got {size}. A WholeLSTM serves one "
+                "problem size; CoordinatewiseLSTM serves all, and together with PerNeuronLSTM it teleports "
+                "on all."
             )
         return self.core.zero_state()
 
@@ -91,11 +129,17 @@ class WholeLSTM(AbstractLearnedOptimizer):
         }
         features = [gradient, *(ravel_pytree(seen[name])[0] for name in self.inputs)]
         hidden, memory = self.core(jnp.concatenate(features), memory)
-        if self.algebra_head is None:
-            return Move(unravel(self.head(hidden)), None), memory
-        # Both heads in one product: the derivative of a single row would be recomputed in every gate's.
-        both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), self.head, self.algebra_head)(hidden)
-        return Move(unravel(both[: self.size]), both[self.size :]), memory
+        out = side_by_side(self._heads, hidden)
+        ends = (size := self.size if self.head is not None else 0), size + self.algebra
+        update, algebra, numbers = jnp.split(out, ends)
+        return (
+            Move(
+                update=None if self.head is None else unravel(update),
+                algebra=coordinates(algebra, self.reach, self.fixed) if self.algebra else None,
+                **scalars([name for name in self.emits if name != "update"], numbers, self.rates),
+            ),
+            memory,
+        )
 
     def example(self) -> Info:
         return example_info(self.size, max(self.algebra, 1) if self.wants_orbit_derivative else 0)
@@ -103,7 +147,11 @@ class WholeLSTM(AbstractLearnedOptimizer):
     def config(self) -> dict[str, Any]:
         return {
             "size": self.size,
+            "emits": list(self.emits),
             "algebra": self.algebra,
+            "reach": self.reach,
+            "fixed": self.fixed,
+            "rates": list(self.rates),
             "width": self.width,
             "depth": self.depth,
             "inputs": list(self.inputs),
@@ -113,5 +161,5 @@ class WholeLSTM(AbstractLearnedOptimizer):
         return {
             "version": 1,
             "reads": ["gradient", *self.inputs],
-            "emits": ["update", *(["algebra"] if self.algebra else [])],
+            "emits": [*self.emits, *(["algebra"] if self.algebra else [])],
         }

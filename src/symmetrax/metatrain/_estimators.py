@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from symmetrax._unroll import Crew, MakeTransform, advance_many, begin_many
+from symmetrax.learned._products import collect, defer, deferrable, empty_slots
 from symmetrax.tasks._base import AbstractTaskFamily
 
 
@@ -98,12 +99,30 @@ class TruncatedBPTT(AbstractMetaGradient):
     ) -> tuple[Float[Array, ""], PyTree, Crew]:
         del key  # every random draw of a run follows from the key of `init`
 
-        def meta_loss(network):
+        batch = carry.carry.value.shape
+        places = deferrable(network, batch)
+        slots = empty_slots(network, places, self.unroll, batch)
+
+        def make_deferred(parts, task):
+            network, slots = parts
+            return self.make_transform(defer(network, places, slots), task)
+
+        def meta_loss(both):
+            network, slots = both
             after, trace = advance_many(
-                self.make_transform, network, self.family, shape, carry, self.unroll, remat=self.remat
+                make_deferred if places else self.make_transform,
+                network,
+                self.family,
+                shape,
+                carry,
+                self.unroll,
+                along=slots if places else None,
+                remat=self.remat,
             )
             losses = trace.loss if trace.loss.ndim == 1 else jnp.mean(trace.loss, axis=-1)
             return jnp.sum(loss_weights(self.unroll, self.ratio) * losses), after
 
-        (loss, after), gradient = eqx.filter_value_and_grad(meta_loss, has_aux=True)(network)
-        return loss, gradient, jax.lax.stop_gradient(after)
+        (loss, after), (gradient, found) = eqx.filter_value_and_grad(meta_loss, has_aux=True)(
+            (network, slots)
+        )
+        return loss, collect(gradient, places, found), jax.lax.stop_gradient(after)

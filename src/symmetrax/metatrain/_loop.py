@@ -81,6 +81,7 @@ def meta_train(
     save_every: float = 0.0,
     progress: Callable[[Progress], None] | None = None,
     stopping: EarlyStopping | None = None,
+    networks: PyTree = None,
 ) -> MetaTrained:
     """Train networks to optimize: algorithm 1 of arXiv:2504.15399, for several meta-seeds at once.
 
@@ -95,7 +96,8 @@ def meta_train(
     every `save_every` seconds and at the end, and the same call continues from it, bit for bit as if it had
     never stopped. Raises ValueError if the file belongs to another call. With `stopping` the networks are
     validated after each chunk, training ends when that brings nothing more, or after `runs`, and the best
-    networks are returned.
+    networks are returned. With `networks` (all seeds stacked, as in `MetaTrained.networks`) training goes on
+    from these, with a fresh state of `optimizer`, and `make_network` is not called.
 
     >>> import jax, optax, symmetrax as sx
     >>> family = sx.make_family("ellipse-fixed")
@@ -110,8 +112,10 @@ def meta_train(
             f"meta_train needs at least one run, seed and run per chunk, got runs={runs}, seeds={seeds}, "
             f"chunk={chunk}."
         )
+    if networks is not None:
+        _check_stacked(networks, seeds)
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(seeds))
-    start = _initial(make_network, optimizer, keys)
+    start = _initial(make_network, optimizer, keys, networks)
     rounds = 0 if stopping is None else -(-runs // chunk)
     state = _State(
         *start,
@@ -121,11 +125,12 @@ def meta_train(
         validation=np.full((seeds, rounds), np.nan, np.float32),
     )
     path = None if checkpoint is None else pathlib.Path(checkpoint)
-    identity = _fingerprint(estimator, key, runs, seeds, chunk, 0 if stopping is None else stopping.patience)
+    patience = 0 if stopping is None else stopping.patience
+    identity = _fingerprint(estimator, networks, key, runs, seeds, chunk, patience)
     if path is not None and path.exists():
         state = _resume(path, state, identity)
-    networks, outer, skipped, best = place((state.networks, state.outer, state.skipped, state.best))
-    state = state._replace(networks=networks, outer=outer, skipped=skipped, best=best)
+    now, outer, skipped, best = place((state.networks, state.outer, state.skipped, state.best))
+    state = state._replace(networks=now, outer=outer, skipped=skipped, best=best)
     began, first = time.perf_counter(), int(state.done)
     saved = began
     for done in range(first, runs, chunk):
@@ -134,16 +139,17 @@ def meta_train(
         count = min(chunk, runs - done)
         shape = _shape(estimator.family.shapes, key, done // chunk)
         trained = _train(estimator, optimizer, state[:3], keys, jnp.asarray(done), count, shape)
-        networks, outer, skipped, losses = jax.block_until_ready(trained)
+        now, outer, skipped, losses = jax.block_until_ready(trained)
         history = state.losses.copy()
         history[:, done : done + count] = losses
         state = state._replace(
-            networks=networks, outer=outer, skipped=skipped, losses=history, done=np.asarray(done + count)
+            networks=now, outer=outer, skipped=skipped, losses=history, done=np.asarray(done + count)
         )
+        over = done + count == runs
         if stopping is not None:
             state = _validated(stopping, state, done // chunk)
-        due = done + count == runs or time.perf_counter() - saved >= save_every
-        if path is not None and due:
+            over = over or stopping.exhausted(state.validation[:, : done // chunk + 1])
+        if path is not None and (over or time.perf_counter() - saved >= save_every):
             saved = time.perf_counter()
             save_arrays(path, named_arrays(state), {"format": CHECKPOINT_FORMAT, "identity": identity})
         if progress is not None:
@@ -165,9 +171,11 @@ def _validated(stopping: EarlyStopping, state: _State, index: int) -> _State:
 
 
 @eqx.filter_jit
-def _initial(make_network, optimizer, keys) -> tuple[PyTree, PyTree, Int[Array, " seeds"]]:
-    """Networks, outer states and counts of all seeds, in one program."""
-    networks = eqx.filter_vmap(lambda key: make_network(jax.random.fold_in(key, 0)))(keys)
+def _initial(make_network, optimizer, keys, networks) -> tuple[PyTree, PyTree, Int[Array, " seeds"]]:
+    """Networks (fresh ones unless given), outer states and counts of all seeds, in one program."""
+    if networks is None:
+        networks = eqx.filter_vmap(lambda key: make_network(jax.random.fold_in(key, 0)))(keys)
+    networks = jax.tree.map(jnp.asarray, networks)
     return networks, jax.vmap(optimizer.init)(networks), jnp.zeros(len(keys), int)
 
 
@@ -209,11 +217,23 @@ def _shape(shapes: tuple[Hashable, ...], key: Key[Array, ""], index: int) -> Has
     return shapes[np.random.default_rng([*entropy, cycle]).permutation(len(shapes))[place]]
 
 
-def _fingerprint(estimator: Any, key: Key[Array, ""], *counts: int) -> str:
+def _check_stacked(networks: PyTree, seeds: int) -> None:
+    for leaf in jax.tree.leaves(networks):
+        shape = np.shape(leaf)
+        if shape[:1] != (seeds,):
+            raise ValueError(
+                f"`networks` must be {seeds} networks, one for each of `seeds`, stacked along the first axis "
+                f"as in MetaTrained.networks, but one of their arrays has shape {shape}."
+            )
+
+
+def _fingerprint(estimator: Any, networks: PyTree, key: Key[Array, ""], *counts: int) -> str:
     """What makes one call of `meta_train` different from another, but for the functions it is given."""
     leaves, structure = jax.tree.flatten(eqx.filter(estimator, eqx.is_array_like))
-    digest = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", f"{structure}{counts}").encode())
-    for leaf in [*leaves, jax.random.key_data(key)]:
+    weights, form = jax.tree.flatten(networks)
+    told = f"{structure}{counts}" + (f"{form}" if weights else "")
+    digest = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", told).encode())
+    for leaf in [*leaves, jax.random.key_data(key), *weights]:
         digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from symmetrax._tree import leaf_name, relative
 from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition
+from symmetrax.symmetry._inverse import inverse
 from symmetrax.symmetry._matrix_groups import GeneralLinear
 
 #: One pair (g, g^-T) for each hidden layer.
@@ -154,6 +155,10 @@ class ActivationGL(AbstractLieSymmetry):
         blocks = self._blocks(coordinates)
         return tuple(group.exp(block) for group, block in zip(self.groups, blocks, strict=True))
 
+    def exp_within(self, coordinates: Float[Array, " coordinates"], reach: float) -> Element:
+        blocks = self._blocks(coordinates)
+        return tuple(g.exp_within(block, reach) for g, block in zip(self.groups, blocks, strict=True))
+
     def germ(self, direction: Float[Array, " coordinates"], t: Float[Array, ""]) -> Element:
         blocks = self._blocks(direction)
         return tuple(group.germ(block, t) for group, block in zip(self.groups, blocks, strict=True))
@@ -173,6 +178,14 @@ class ActivationGL(AbstractLieSymmetry):
         with jax.default_matmul_precision("highest"):
             moved = (self._act_output if self.form == "output" else self._act_preimage)(a, layers, x)
         return self._write(params, moved)
+
+    def displacement(self, a: Element, params: PyTree, batch: PyTree = None) -> PyTree:
+        """How far `a` moves: act(a, w) - w, with the fits of one action, not two.
+
+        The fits are of corrections that vanish at the identity, so there is little rounding to take out.
+        """
+        there = self.act(a, params, batch)
+        return jax.tree.map(lambda v, w: (v - w).astype(w.dtype), there, params)
 
     def outputs(self, params: PyTree, batch: PyTree) -> Float[Array, "samples outputs"]:
         """What the network computes on the batch."""
@@ -252,7 +265,7 @@ class ActivationGL(AbstractLieSymmetry):
         if self.solver == "svd":
             return jnp.linalg.pinv(x) @ y
         if n == p:
-            return jnp.linalg.solve(x, y)
+            return inverse(x) @ y
         if self.solver == "gram":
             if n < p:
                 return x.T @ jsl.solve(x @ x.T, y, assume_a="pos")

@@ -79,6 +79,14 @@ class AbstractSymmetry(eqx.Module):
     def holds(self, params: PyTree, batch: PyTree = None) -> Precondition:
         """Whether the action is defined and exact at `params`, as a traceable code and residual."""
 
+    def displacement(self, a: PyTree, params: PyTree, batch: PyTree = None) -> PyTree:
+        """How far `a` moves: act(a, w) - act(identity, w), a tree like `params`.
+
+        Both ends come from the same formula, so that what it rounds away is not taken for a motion.
+        """
+        there, here = self.act(a, params, batch), self.act(self.identity(), params, batch)
+        return jax.tree.map(lambda v, u, w: (v - u).astype(w.dtype), there, here, params)
+
     def push(self, a: PyTree, params: PyTree, tangent: PyTree, batch: PyTree = None) -> PyTree:
         """A displacement at `params`, carried to `act(a, params)`: the derivative of the action."""
         return jax.jvp(lambda w: self.act(a, w, batch), (params,), (tangent,))[1]
@@ -109,6 +117,10 @@ class AbstractLieSymmetry(AbstractSymmetry):
     @abstractmethod
     def exp(self, coordinates: Array) -> PyTree:
         """The group element at these coordinates."""
+
+    def exp_within(self, coordinates: Array, reach: float) -> PyTree:
+        """`exp` for coordinates known to be no longer than `reach` (each layer's), which may be cheaper."""
+        return self.exp(coordinates)
 
     def germ(self, direction: Float[Array, "..."], t: Float[Array, ""]) -> PyTree:
         """What has the value and the first three derivatives of `exp(t * direction)` at t = 0.

@@ -1,6 +1,5 @@
 """Groups of full matrices: rotations, scaled rotations, general linear groups, and exp by products."""
 
-import math
 from typing import ClassVar
 
 import equinox as eqx
@@ -8,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from symmetrax.symmetry._exponentials import exponential, exponential_pair, product
 from symmetrax.symmetry._groups import AbstractGroup, Per, as_per, log_scales
 
 
@@ -243,8 +243,12 @@ class GeneralLinear(AbstractGroup):
         return a[1], a[0]
 
     def exp(self, coordinates):
-        g, dual = exponential(jnp.stack([coordinates, -jnp.swapaxes(coordinates, -1, -2)]))
-        return g, dual
+        return self.exp_within(coordinates, 20.0)
+
+    def exp_within(self, coordinates: Float[Array, "... n n"], reach: float) -> tuple[Array, Array]:
+        """`exp` of matrices with norms up to `reach`: the fewer products, the smaller it is."""
+        g, inverse = exponential_pair(coordinates, reach)
+        return g, jnp.swapaxes(inverse, -1, -2)
 
     def germ(self, direction: Float[Array, "... n n"], t: Float[Array, ""]) -> tuple[Array, Array]:
         """The first four terms of the series of `exp(t * direction)`: exact in three derivatives at t = 0."""
@@ -281,37 +285,6 @@ def matvec(matrix: Float[Array, "m n"], x: Float[Array, " n"]) -> Float[Array, "
         (p, q), (r, t) = matrix
         return jnp.stack([p * x[0] + q * x[1], r * x[0] + t * x[1]])
     return jnp.sum(matrix * x, axis=-1)
-
-
-def exponential(matrix: Float[Array, "... n n"]) -> Float[Array, "... n n"]:
-    """exp of matrices from products alone: Taylor order 12 at matrix / 2^6, then six squarings of exp - 1.
-
-    No LAPACK call, which can hang inside a compiled program beside large products on few cores. Eleven
-    products one after another; carrying exp - 1 keeps the small part's digits. Exact to rounding up to norms
-    of about 20.
-    """
-    eye = jnp.eye(matrix.shape[-1], dtype=matrix.dtype)
-    x = matrix / 64
-    xx = product(x, x)
-    xxx = product(xx, x)
-
-    def cubic(order: int) -> Array:
-        """The three terms of the series that begin at `order`, divided by x^order."""
-        first, second, third = (1 / math.factorial(order + k) for k in range(3))
-        return first * eye + second * x + third * xx
-
-    rest = cubic(9) + xxx / math.factorial(12)
-    for order in (6, 3):
-        rest = cubic(order) + product(xxx, rest)
-    rest = x + xx / 2 + product(xxx, rest)
-    for _ in range(6):
-        rest = 2 * rest + product(rest, rest)
-    return eye + rest
-
-
-def product(a: Array, b: Array) -> Array:
-    """Matrix products in full precision, also where the default is less."""
-    return jnp.matmul(a, b, precision="highest")
 
 
 def _rotation(coordinates: Float[Array, "... k"], size: int) -> Float[Array, "... n n"]:

@@ -1,6 +1,7 @@
 """The families that have a name, so that anyone can compare runs."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -47,6 +48,8 @@ def _mnist(name: str) -> ImageFamily:
     return ImageFamily(name, train, test, widths=((16, 10),), batch_size=20, slope=0.1, bias=False)
 
 
+_TWENTY: dict[str, Any] = {"dims": (20, 20, 20), "samples": 20}
+
 _FAMILIES: dict[str, Callable[[str, bool], AbstractTaskFamily]] = {
     "ellipse-fixed": _plane("booth", lambda start: generalized_booth([[0.5, 0.0], [0.0, 3.0]], start=start)),
     "ellipse-random": _plane("booth", None),
@@ -57,6 +60,10 @@ _FAMILIES: dict[str, Callable[[str, bool], AbstractTaskFamily]] = {
     "booth": _plane("booth", booth),
     "rosenbrock": _plane("rosenbrock", rosenbrock),
     "regression": _near_only(RegressionFamily),
+    "regression-20": _near_only(lambda name: RegressionFamily(name, **_TWENTY)),
+    "regression-20-gaussian": _near_only(
+        lambda name: RegressionFamily(name, **_TWENTY, start="gaussian", data="gaussian")
+    ),
     "mnist": _near_only(_mnist),
     "digits": _near_only(lambda name: ImageFamily(name, *digits())),
 }
@@ -79,7 +86,9 @@ def make_family(name: str, *, far: bool = False) -> AbstractTaskFamily:
     plane start at N(0, I); with `far`, at the fixed points (-5, 3.5) or (-6, -2) where the published tests
     start.
 
-    "regression" fits random data with a small network: see `RegressionFamily`. "digits" trains small
+    "regression" fits random data with a small network: see `RegressionFamily`; "regression-20", with two
+    matrices of 20 x 20 and 20 samples, is the problem on which arXiv:2305.13404 learns to teleport, and
+    "regression-20-gaussian" the same with centred Gaussian weights and data. "digits" trains small
     classifiers on real images. "mnist" trains the 784-16-10-10 classifiers without biases, by minibatches of
     20, of arXiv:2305.13404, here with slope 0.1 below zero; its images are read, from the folder
     SYMMETRAX_DATA or by a download, only when the family is made.

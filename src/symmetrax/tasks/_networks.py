@@ -1,14 +1,43 @@
 """Fully connected networks, as functions of a dict of parameters."""
 
+import dataclasses
 import itertools
+from typing import Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
+from symmetrax.symmetry._activation import ActivationGL
 from symmetrax.symmetry._models import mlp_symmetry
 from symmetrax.symmetry._network import NetworkSymmetry
+
+
+@dataclasses.dataclass(frozen=True)
+class LeakyReLU:
+    """z above zero, `slope` z below. Equal slopes are equal functions, so that programs are shared.
+
+    >>> import jax.numpy as jnp
+    >>> activation = LeakyReLU(0.1)
+    >>> print(activation(jnp.array([-1.0, 2.0])), activation.inverse(jnp.array([-0.1, 2.0])))
+    [-0.1  2. ] [-1.  2.]
+    """
+
+    slope: float
+
+    def __call__(self, z: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        return jax.nn.leaky_relu(z, self.slope) if self.slope else jax.nn.relu(z)
+
+    @property
+    def inverse(self) -> "LeakyReLU":
+        """Its inverse. Raises ValueError for ReLU, which has none."""
+        if self.slope <= 0:
+            raise ValueError(
+                f"A leaky ReLU of slope {self.slope} has no inverse, its derivative vanishes below zero: "
+                "take a positive slope."
+            )
+        return LeakyReLU(1 / self.slope)
 
 
 class Perceptron(eqx.Module):
@@ -82,6 +111,26 @@ class Perceptron(eqx.Module):
         biases = [f"b{layer}" for layer in range(1, self.layers + 1)] if self.bias else []
         return mlp_symmetry(like, list(self.matrices), biases)
 
-    def activation(self, x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    def invertible_symmetry(self, form: Literal["output", "preimage"]) -> ActivationGL:
+        """Invertible matrices acting on the hidden units, exact on batches no larger than the layers.
+
+        `form` is one of the two published actions: see `ActivationGL`, which takes the inputs to be the batch
+        or its first item. Raises ValueError for "preimage" with ReLU, which has no inverse.
+
+        >>> Perceptron((20, 20, 20), slope=0.1, bias=False).invertible_symmetry("preimage").algebra
+        (400,)
+        """
+        names = tuple(self.matrices)
+        return ActivationGL(
+            names,
+            self.sizes[1:-1],
+            biases=tuple(f"b{layer}" for layer in range(1, self.layers + 1)) if self.bias else None,
+            activation=self.activation,
+            inverse_activation=self.activation.inverse if form == "preimage" else None,
+            form=form,
+        )
+
+    @property
+    def activation(self) -> LeakyReLU:
         """x above zero, `slope` x below."""
-        return jax.nn.leaky_relu(x, self.slope) if self.slope else jax.nn.relu(x)
+        return LeakyReLU(self.slope)

@@ -7,15 +7,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
-from symmetrax.symmetry._network import NetworkSymmetry
+from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
-from symmetrax.tasks._networks import Perceptron
+from symmetrax.tasks._networks import LeakyReLU, Perceptron
 
 Start = Literal["uniform", "gaussian"]
+Action = Literal["scaling", "preimage", "output"]
 
 
 class Regression(AbstractTask):
     """1/2 ||targets - f(inputs)||^2 over all samples, with f a leaky ReLU network without biases.
+
+    `action` is what `symmetry` describes: "scaling", the positive scalings of the hidden units, or one of the
+    two published actions of invertible matrices on them, "preimage" or "output" (see `ActivationGL`).
 
     Samples are rows: `inputs` (samples, features), `targets` (samples, outputs); `widths` are the units of
     the hidden layers. Weights start at U[0, 1], or with `start="gaussian"` centred, by He's rule (see
@@ -37,6 +41,7 @@ class Regression(AbstractTask):
     widths: tuple[int, ...] = eqx.field(static=True)
     slope: float = eqx.field(static=True, default=0.1)
     start: Start = eqx.field(static=True, default="uniform")
+    action: Action = eqx.field(static=True, default="scaling")
 
     @property
     def network(self) -> Perceptron:
@@ -56,18 +61,23 @@ class Regression(AbstractTask):
         inputs, targets = (self.inputs, self.targets) if batch is None else batch
         return 0.5 * jnp.sum(jnp.square(targets - self.network(params, inputs)))
 
-    def symmetry(self) -> NetworkSymmetry:
-        """Positive scalings of the hidden units: see `Perceptron`."""
-        return self.network.symmetry()
+    def symmetry(self) -> AbstractLieSymmetry:
+        """What `action` says: see `Perceptron`."""
+        if self.action == "scaling":
+            return self.network.symmetry()
+        return self.network.invertible_symmetry(self.action)
 
 
 class RegressionFamily(AbstractTaskFamily):
     """Regressions on `samples` random samples, inputs and targets U[0, 1]; `dims` are the layers' sizes.
 
+    With `data="gaussian"` inputs and targets are N(0, 1): positive data and weights make all units positive,
+    and the network linear at the start.
+
     The defaults are those of arXiv:2205.10637, there called 4-5-6-7-8: 4 samples with 5 features, matrices of
     shapes (6, 5), (7, 6), (8, 7). Two matrices of 20 x 20 and 20 samples, `dims=(20, 20, 20), samples=20`,
-    are a problem of arXiv:2305.13404. `slope` and `start` are those of `Regression`; ValueError for a start
-    of another name.
+    are a problem of arXiv:2305.13404. `slope`, `start` and `action` are those of `Regression`; ValueError for
+    names that are none of theirs.
 
     >>> import jax
     >>> family = RegressionFamily("wide", dims=(20, 20, 20), samples=20)
@@ -81,18 +91,26 @@ class RegressionFamily(AbstractTaskFamily):
     samples: int = eqx.field(static=True, default=4)
     slope: float = eqx.field(static=True, default=0.1)
     start: Start = eqx.field(static=True, default="uniform")
+    data: Start = eqx.field(static=True, default="uniform")
+    action: Action = eqx.field(static=True, default="scaling")
 
     def __check_init__(self):
         Perceptron(self.dims)
         if self.samples < 1:
             raise ValueError(f"A regression needs at least one sample, got samples={self.samples}.")
-        if self.start not in get_args(Start):
-            raise ValueError(f"`start` must be one of {', '.join(get_args(Start))}, got {self.start!r}.")
+        for name, known in (("start", Start), ("data", Start), ("action", Action)):
+            if getattr(self, name) not in get_args(known):
+                raise ValueError(
+                    f"`{name}` must be one of {', '.join(get_args(known))}, got {getattr(self, name)!r}."
+                )
+        if self.action == "preimage":
+            LeakyReLU(self.slope).inverse  # noqa: B018 (raises where there is none)
 
     def draw(self, key: Key[Array, ""]) -> tuple[Array, Array]:
         first, second = jax.random.split(key)
         shapes = (self.samples, self.dims[0]), (self.samples, self.dims[-1])
-        return jax.random.uniform(first, shapes[0]), jax.random.uniform(second, shapes[1])
+        draw = jax.random.uniform if self.data == "uniform" else jax.random.normal
+        return draw(first, shapes[0]), draw(second, shapes[1])
 
     def task(self, drawn: tuple[Array, Array], shape: None = None) -> Regression:
-        return Regression(*drawn, self.dims[1:-1], self.slope, self.start)
+        return Regression(*drawn, self.dims[1:-1], self.slope, self.start, self.action)

@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from symmetrax._tree import all_finite, safe_norm, select
-from symmetrax.symmetry._base import AbstractSymmetry
+from symmetrax.symmetry._base import AbstractLieSymmetry, AbstractSymmetry
 
 #: Why a teleport was refused, by code; 0 is "not refused".
 REFUSALS = (
@@ -60,7 +60,7 @@ class Guard(eqx.Module):
 class Jump(NamedTuple):
     """How far a teleport moved, and whether it did.
 
-    `displacement` is `act(a, w) - act(identity, w)`, zeros if refused; `defect` the relative change of the
+    `displacement` is `symmetry.displacement(a, w)`, zeros if refused; `defect` the relative change of the
     loss that was found (-1 without a guard: not measured); `refused` a code of `symmetrax.REFUSALS`.
 
     >>> import symmetrax as sx
@@ -109,28 +109,48 @@ def jump(
 
     **Arguments:** `value_fn(params)` is the loss, needed with a guard.
     """
+    still = symmetry.identity()
+    return _jump(symmetry, lambda a: a, element, still, params, batch, guard, value_fn, retreat)
 
-    def displace(element: PyTree, params: PyTree) -> PyTree:
-        identity = symmetry.identity()
-        there, here = symmetry.act(element, params, batch), symmetry.act(identity, params, batch)
-        displacement = jax.tree.map(lambda v, u, w: (v - u).astype(w.dtype), there, here, params)
-        still = jax.tree.map(lambda a, e: jnp.all(a == e), element, identity)
-        return _still(displacement, jnp.all(jnp.stack(jax.tree.leaves(still))))
+
+def jump_by(
+    symmetry: AbstractLieSymmetry,
+    exp: Callable[[Float[Array, "..."]], PyTree],
+    coordinates: Float[Array, "..."],
+    params: PyTree,
+    batch: PyTree = None,
+    *,
+    guard: Guard | None,
+    value_fn: Callable[[PyTree], Float[Array, ""]] | None = None,
+    retreat: PyTree = None,
+) -> Jump:
+    """`jump` by the element `exp(coordinates)`, whose derivative may be infinite where it is refused."""
+    return _jump(symmetry, exp, coordinates, symmetry.zero(), params, batch, guard, value_fn, retreat)
+
+
+def _jump(symmetry, element, place, still, params, batch, guard, value_fn, retreat) -> Jump:
+    """Jump by `element(place)`, which is the identity where `place` is `still`."""
+
+    def displace(place: PyTree, params: PyTree) -> PyTree:
+        displacement = symmetry.displacement(element(place), params, batch)
+        resting = jax.tree.map(lambda a, e: jnp.all(a == e), place, still)
+        return _still(displacement, jnp.all(jnp.stack(jax.tree.leaves(resting))))
 
     if guard is None:
-        return Jump(displace(element, params), jnp.array(NOT_MEASURED), jnp.array(0))
+        return Jump(displace(place, params), jnp.array(NOT_MEASURED), jnp.array(0))
     if value_fn is None:
         raise ValueError(
             "A guarded teleport compares losses: pass value_fn=..., a function from params to the loss, "
             "as an extra argument of `update` (optax's own name), or guard=None to jump unchecked."
         )
-    element_, params_ = jax.lax.stop_gradient((element, params))
-    trial = displace(element_, params_)
+    place_, params_ = jax.lax.stop_gradient((place, params))
+    trial = displace(place_, params_)
     defect, refused = guard.judge(trial, value_fn(params_), value_fn(optax.tree.add(params_, trial)))
     accepted = refused == 0
-    safe = select(accepted, element, symmetry.identity())
+    safe = select(accepted, place, still)
     if retreat is not None:
-        params = select(accepted, params, retreat)
+        # A constant: even at the identity an action may have no derivative there.
+        params = select(accepted, params, jax.lax.stop_gradient(retreat))
     displacement = displace(safe, params)
     return Jump(
         select(accepted, displacement, optax.tree.zeros_like(displacement)),

@@ -1,0 +1,113 @@
+"""What becomes of a head's numbers: bounded, smooth, never clipped, since a clip has no gradient."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from symmetrax._tree import safe_norm
+
+#: Bounds of a learned step size: those of the code beside arXiv:2305.13404.
+RATES = (1e-7, 5e-3)
+
+
+def between(z: Float[Array, "*n"], low: float, high: float) -> Float[Array, "*n"]:
+    """A positive number between `low` and `high`: low (high / low)^sigmoid(z).
+
+    At z = 0 it is their geometric mean. What it multiplies is learned in its order of magnitude, so that two
+    orders cost the head the same everywhere.
+
+    >>> import jax.numpy as jnp
+    >>> print(between(jnp.array(0.0), 1e-4, 1e-2).round(6))
+    0.001
+    """
+    return low * (high / low) ** jax.nn.sigmoid(z)
+
+
+def share(z: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """A number between 0 and 1: sigmoid(z).
+
+    >>> import jax.numpy as jnp
+    >>> print(share(jnp.array(0.0)))
+    0.5
+    """
+    return jax.nn.sigmoid(z)
+
+
+def within(z: Float[Array, " n"], reach: float) -> Float[Array, " n"]:
+    """The vector `z`, shortened to a norm below `reach`: reach tanh(||z|| / reach) z / ||z||.
+
+    Short vectors pass as they are, and zero has the derivative of the identity.
+
+    >>> import jax.numpy as jnp
+    >>> print(within(jnp.array([30.0, 40.0]), 1.0).round(3))
+    [0.6 0.8]
+    """
+    ratio = safe_norm(z) / reach
+    small = ratio < 1e-3
+    # tanh(r) / r, by its series where the quotient would lose digits.
+    factor = jnp.where(small, 1 - ratio**2 / 3, jnp.tanh(ratio) / jnp.where(small, 1.0, ratio))
+    return factor * z
+
+
+def of_norm(z: Float[Array, " n"], norm: float) -> Float[Array, " n"]:
+    """The vector `z` at exactly this norm; zero stays zero, with derivative zero.
+
+    >>> import jax.numpy as jnp
+    >>> print(of_norm(jnp.array([3.0, 4.0]), 0.1))
+    [0.06 0.08]
+    """
+    length = safe_norm(z)
+    return jnp.where(length > 0, norm / jnp.where(length > 0, length, 1.0), 0.0) * z
+
+
+def check_heads(
+    emits: Sequence[str],
+    known: tuple[str, ...],
+    rates: Sequence[float],
+    reach: float | int | None,
+    fixed: bool,
+) -> tuple[str, ...]:
+    """What a network emits, in the order of `known`; ValueError for names or numbers that do not fit.
+
+    >>> check_heads(["momentum", "step_size"], ("step_size", "momentum"), RATES, None, False)
+    ('step_size', 'momentum')
+    """
+    unknown = set(emits) - set(known)
+    if unknown:
+        raise ValueError(f"Cannot emit {sorted(unknown)}; choose from {', '.join(known)}.")
+    if len(rates) != 2 or not 0 < rates[0] < rates[1]:
+        raise ValueError(f"`rates` are the bounds of the step size, 0 < low < high, got {tuple(rates)}.")
+    if reach is not None and not reach > 0:
+        raise ValueError(f"`reach` bounds the norm of the coordinates and must be positive, got {reach}.")
+    if fixed and reach is None:
+        raise ValueError("fixed=True makes all elements of one size: pass it as reach=...")
+    if "update" in emits and "step_size" in emits:
+        raise ValueError("The step is an update or a step size times the gradient: emit only one of them.")
+    return tuple(name for name in known if name in emits)
+
+
+def coordinates(z: Float[Array, " n"], reach: float | None, fixed: bool) -> Float[Array, " n"]:
+    """Coordinates of a group element from a head's numbers: free, of a norm below `reach`, or exactly it.
+
+    >>> import jax.numpy as jnp
+    >>> print(coordinates(jnp.array([3.0, 4.0]), 10.0, True))
+    [6. 8.]
+    """
+    if reach is None:
+        return z
+    return of_norm(z, reach) if fixed else within(z, reach)
+
+
+def scalars(
+    names: Sequence[str], z: Float[Array, " n"], rates: tuple[float, float]
+) -> dict[str, Float[Array, ""]]:
+    """The step size and the momentum, as `names` has them, from one number for each.
+
+    >>> import jax.numpy as jnp
+    >>> {name: float(x) for name, x in scalars(["momentum"], jnp.zeros(1), RATES).items()}
+    {'momentum': 0.5}
+    """
+    made = {"step_size": lambda x: between(x, *rates), "momentum": share}
+    return {name: made[name](z[i]) for i, name in enumerate(names)}

@@ -1,0 +1,281 @@
+"""One small LSTM shared by all hidden units: learned teleports for networks of any width and depth."""
+
+import math
+from collections.abc import Iterator
+from typing import Any, ClassVar, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, PyTree
+
+from symmetrax.learned._base import AbstractLearnedOptimizer
+from symmetrax.learned._features import Info, Move
+from symmetrax.learned._networks import LSTM, Linear, LSTMState
+from symmetrax.symmetry._base import AbstractLieSymmetry
+from symmetrax.symmetry._groups import PositiveDiagonal
+from symmetrax.symmetry._models import mlp_symmetry
+from symmetrax.symmetry._network import NetworkSymmetry
+from symmetrax.symmetry._walk import Touch
+
+#: What the network sees of every unit, in order. Norms are compared by the logarithms of their ratios.
+FEATURES = (
+    "incoming weights / layer",
+    "outgoing weights / layer",
+    "incoming gradient / layer",
+    "outgoing gradient / layer",
+    "outgoing weights / incoming weights",
+    "outgoing gradient / incoming gradient",
+    "gradient of the layer / of all layers",
+    "cosine of incoming weights and gradient",
+    "cosine of outgoing weights and gradient",
+    "slope / unit",
+    "slope / all units",
+    "mean of outgoing weights / incoming weights",
+    "mean of outgoing gradient / incoming gradient",
+    "mean of slope / unit",
+)
+
+# What is below this part of the largest entry's square counts as zero.
+_TINY = 1e-12
+
+
+class PerNeuronLSTM(AbstractLearnedOptimizer):
+    """A stacked LSTM run on every hidden unit apart, with shared weights, that scales the units.
+
+    It emits coordinates log s of positive scalings for any `NetworkSymmetry`: one for each unit of every
+    `PositiveDiagonal` space, reach tanh(z), and zeros for the other spaces. What it reads of a unit are
+    ratios of norms of its incoming and outgoing weights and gradients, their cosines, and the derivative of
+    the squared gradient norm along the unit's own scaling: see `FEATURES` of this module and `unit_features`.
+    So it serves every width and depth, a permutation of the units permutes its output, and the scale of loss
+    and parameters is nothing to it. It proposes no step: use it `Together` with a network that does.
+
+    **Arguments:** `reach` bounds every coordinate; 0.5, a factor of 1.6 in a teleport, is a choice of this
+    library. The head starts at zero, so an untrained network teleports nowhere.
+
+    Its methods raise ValueError for a symmetry without `PositiveDiagonal` spaces. Source: positive scalings
+    as in arXiv:2012.01118; learned teleports of arXiv:2504.15399.
+
+    >>> import jax, symmetrax as sx
+    >>> network = PerNeuronLSTM(key=jax.random.key(0))
+    >>> for width in (3, 8):
+    ...     params = {"w1": jnp.ones((width, 4)), "w2": jnp.ones((2, width))}
+    ...     symmetry = sx.mlp_symmetry(params)
+    ...     seen = sx.Info(params, params, params, None, None, symmetry)
+    ...     move, _ = eqx.filter_jit(network.propose)(seen, network.memory(params, symmetry))
+    ...     print(move.algebra.shape)
+    (3,)
+    (8,)
+    """
+
+    kind: ClassVar[str] = "per-neuron-lstm"
+
+    core: LSTM
+    head: Linear
+    width: int = eqx.field(static=True)
+    depth: int = eqx.field(static=True)
+    reach: float = eqx.field(static=True)
+
+    def __init__(self, *, width: int = 20, depth: int = 2, reach: float | int = 0.5, key: Key[Array, ""]):
+        if min(width, depth) < 1 or not reach > 0:
+            raise ValueError(
+                "PerNeuronLSTM needs width and depth of at least 1 and a positive reach, got "
+                f"width={width}, depth={depth}, reach={reach}."
+            )
+        core, head = jax.random.split(key)
+        self.core = LSTM(len(FEATURES), width, depth, key=core)
+        self.head = jax.tree.map(jnp.zeros_like, Linear(width, 1, key=head))
+        self.width, self.depth, self.reach = width, depth, float(reach)
+
+    @property
+    def wants_orbit_derivative(self) -> bool:
+        return False
+
+    @property
+    def wants_symmetry(self) -> bool:
+        return True
+
+    def memory(self, params: PyTree, symmetry: AbstractLieSymmetry | None = None) -> LSTMState:
+        units = sum(math.prod(group.algebra) for group in _scalings(symmetry)[1].values())
+        return self.core.zero_state((units,))
+
+    def propose(self, info: Info, memory: LSTMState) -> tuple[Move, LSTMState]:
+        symmetry, groups = _scalings(info.symmetry)
+        features = unit_features(symmetry, info.params, info.gradient)
+        hidden, memory = self.core(features, memory)
+        coordinates = self.reach * jnp.tanh(self.head(hidden)[0])
+        parts, start = {}, 0
+        for name, group in groups.items():
+            end = start + math.prod(group.algebra)
+            parts[name], start = coordinates[start:end], end
+        return Move(algebra=symmetry.join(parts)), memory
+
+    def example(self) -> Info:
+        ramp = jnp.linspace(-1.0, 2.0, 15)
+        params = {"b1": ramp[:3], "w1": ramp[3:9].reshape(3, 2), "w2": ramp[9:].reshape(2, 3)}
+        gradient = jax.tree.map(lambda x: 1 - x * x, params)
+        previous = jax.tree.map(lambda x: 0.1 * x, params)
+        return Info(gradient, params, previous, None, None, mlp_symmetry(params, ["w1", "w2"], ["b1"]))
+
+    def config(self) -> dict[str, Any]:
+        return {"width": self.width, "depth": self.depth, "reach": self.reach}
+
+    def contract(self) -> dict[str, Any]:
+        return {"version": 1, "reads": list(FEATURES), "emits": ["algebra of positive scalings"]}
+
+
+def _scalings(symmetry: Any) -> tuple[NetworkSymmetry, dict[str, PositiveDiagonal]]:
+    """The symmetry, and its spaces of units that can be scaled."""
+    if isinstance(symmetry, NetworkSymmetry):
+        groups = {name: g for name, g in symmetry.spaces.items() if isinstance(g, PositiveDiagonal)}
+        if groups:
+            return symmetry, groups
+        found = "one whose spaces are " + ", ".join(map(str, symmetry.spaces.values()))
+    else:
+        found = "none" if symmetry is None else f"a {type(symmetry).__name__}"
+    raise ValueError(
+        "A PerNeuronLSTM scales hidden units, so it needs a NetworkSymmetry with a PositiveDiagonal space, "
+        f"got {found}. Pass one to transform(), for instance mlp_symmetry(params); it is exact for ReLU."
+    )
+
+
+class UnitSums(NamedTuple):
+    """Sums over what is attached to each unit of a space: arrays of shape (*per, size).
+
+    A unit's incoming entries are those that its scale s multiplies, the outgoing ones those it divides; an
+    array that two spaces touch counts for both. `slope` is the derivative by log s of the squared norm of
+    the gradient, at s = 1: an entry that goes with s^p has a gradient that goes with s^-p, so it is the sum
+    of -2 p g^2. `steep` is the sum of 2 |p| g^2.
+
+    >>> UnitSums._fields[:3]
+    ('weights_in', 'weights_out', 'gradients_in')
+    """
+
+    weights_in: Float[Array, "..."]
+    weights_out: Float[Array, "..."]
+    gradients_in: Float[Array, "..."]
+    gradients_out: Float[Array, "..."]
+    products_in: Float[Array, "..."]
+    products_out: Float[Array, "..."]
+    slope: Float[Array, "..."]
+    steep: Float[Array, "..."]
+
+
+def unit_sums(symmetry: NetworkSymmetry, params: PyTree, gradient: PyTree) -> dict[str, UnitSums]:
+    """For every space of positive scalings, sums of squares and products by unit, in one pass.
+
+    The derivative along each unit's scaling needs no second backward pass: an exact symmetry moves the
+    gradient by known factors. Source: the gradient law in section 2 of arXiv:2205.10637.
+
+    >>> import symmetrax as sx
+    >>> params = {"w1": jnp.array([[3.0, 4.0]]), "w2": jnp.array([[2.0]])}
+    >>> symmetry = sx.mlp_symmetry(params)
+    >>> sums = unit_sums(symmetry, params, params)["hidden1"]
+    >>> sums.weights_in.tolist(), sums.weights_out.tolist(), sums.slope.tolist()
+    ([25.0], [4.0], [-42.0])
+    """
+    groups = _scalings(symmetry)[1]
+    sums = {name: UnitSums(*[jnp.zeros(group.algebra)] * 8) for name, group in groups.items()}
+    both = zip(_blocks(symmetry, params), _blocks(symmetry, gradient), strict=True)
+    for (weight, touches), (slope, _) in both:
+        for touch in (touch for touch in touches if touch.word.name in groups):
+            power = touch.word.power * (-1) ** touch.word.star
+            squares, steep, products = (
+                _by_unit(x, touch) for x in (weight * weight, slope * slope, weight * slope)
+            )
+            side = "in" if power > 0 else "out"
+            added = {
+                f"weights_{side}": squares,
+                f"gradients_{side}": steep,
+                f"products_{side}": products,
+                "slope": -2 * power * steep,
+                "steep": 2 * abs(power) * steep,
+            }
+            old, taken = sums[touch.word.name], _taken(touch)
+            new = {name: getattr(old, name).at[taken].add(value) for name, value in added.items()}
+            sums[touch.word.name] = old._replace(**new)
+    return sums
+
+
+def unit_features(
+    symmetry: NetworkSymmetry, params: PyTree, gradient: PyTree
+) -> Float[Array, "features units"]:
+    """What a `PerNeuronLSTM` sees of every unit: the names are in `FEATURES`, the units in the order of the
+    algebra's coordinates.
+
+    None of them changes with the scale of parameters or gradients, and all have finite derivatives, where
+    weights or gradients are zero too. The layer of a unit is its space.
+
+    >>> import symmetrax as sx
+    >>> params = {"w1": jnp.array([[3.0, 4.0], [1.0, 0.0]]), "w2": jnp.array([[2.0, 1.0]])}
+    >>> features = unit_features(sx.mlp_symmetry(params), params, params)
+    >>> slopes = features[FEATURES.index("slope / unit")]  # (4 - 25) / (4 + 25), (1 - 1) / (1 + 1)
+    >>> print([f"{slope:.3f}" for slope in slopes])
+    ['-0.724', '0.000']
+    """
+    sums = unit_sums(symmetry, _scaled(params), _scaled(gradient))
+    units = sum(one.steep.size for one in sums.values())
+    steep = sum((jnp.sum(one.steep) for one in sums.values()), start=jnp.zeros(())) / units
+    return jnp.concatenate([_layer(one, steep) for one in sums.values()], axis=1)
+
+
+def _layer(sums: UnitSums, steep: Float[Array, ""]) -> Float[Array, "features units"]:
+    """The features of one space; `steep` is the mean of that sum over the units of all spaces."""
+    s = jax.tree.map(jnp.ravel, sums)
+    to_layer = [
+        _log(x) - _log(jnp.mean(x)) for x in (s.weights_in, s.weights_out, s.gradients_in, s.gradients_out)
+    ]
+    weights = _log(s.weights_out) - _log(s.weights_in)
+    gradients = _log(s.gradients_out) - _log(s.gradients_in)
+    layer = _log(jnp.mean(s.steep)) - _log(steep)
+    cosines = [
+        products / jnp.sqrt(squares * steeps + _TINY)
+        for products, squares, steeps in (
+            (s.products_in, s.weights_in, s.gradients_in),
+            (s.products_out, s.weights_out, s.gradients_out),
+        )
+    ]
+    own = s.slope / (s.steep + _TINY)
+    shared = s.slope / jnp.sqrt(s.slope**2 + steep**2 + _TINY**2)
+    pooled = [jnp.mean(x) for x in (weights, gradients, own)]
+    rows = [*to_layer, weights, gradients, layer, *cosines, own, shared, *pooled]
+    return jnp.stack([jnp.broadcast_to(row, own.shape) for row in rows])
+
+
+def _log(square: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """The logarithm of a norm, from its square."""
+    return 0.5 * jnp.log(square + _TINY)
+
+
+def _scaled(tree: PyTree) -> PyTree:
+    """The tree over its largest entry, which is a constant to derivatives: what follows has degree zero."""
+    leaves = [x for x in jax.tree.leaves(tree) if eqx.is_inexact_array(x)]
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0).astype(float) for x in leaves]))
+    unit = jax.lax.stop_gradient(jnp.where(largest > 0, largest, 1.0))
+    return jax.tree.map(lambda x: x / unit if eqx.is_inexact_array(x) else x, tree)
+
+
+def _blocks(symmetry: NetworkSymmetry, tree: PyTree) -> Iterator[tuple[Array, tuple[Touch, ...]]]:
+    """The blocks of all arrays with a leg, with the spaces that touch them."""
+    blocks: list[tuple[Array, tuple[Touch, ...]]] = []
+
+    def collect(x: Array, touches: tuple[Touch, ...]) -> Array:
+        blocks.append((x, touches))
+        return x
+
+    symmetry.visit(tree, collect)
+    return iter(blocks)
+
+
+def _by_unit(x: Array, touch: Touch) -> Array:
+    """Sums over all axes but the touched one and the group's indices, in their order."""
+    axes = (*touch.indices, touch.axis)
+    kept = jnp.sum(x, axis=tuple(axis for axis in range(x.ndim) if axis not in axes))
+    ranks = sorted(axes)
+    return jnp.transpose(kept, [ranks.index(axis) for axis in axes])
+
+
+def _taken(touch: Touch) -> int | slice:
+    """Which of the group's elements act here, along its first index."""
+    index = touch.word.index
+    return index if isinstance(index, int) else slice(*(index or (None,)))

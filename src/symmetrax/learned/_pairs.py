@@ -1,0 +1,169 @@
+"""One LSTM for each pair of adjacent weight matrices, as learned teleports were published, or one for all."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, ClassVar, Literal, get_args
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, PyTree
+
+from symmetrax.learned._base import AbstractLearnedOptimizer
+from symmetrax.learned._features import Info, Move
+from symmetrax.learned._heads import RATES, check_heads, coordinates, scalars
+from symmetrax.learned._networks import LSTM, Linear, LSTMState
+from symmetrax.symmetry._base import AbstractLieSymmetry
+
+#: What acts on the hidden units between two matrices: any invertible matrix, or positive scalings.
+Acting = Literal["general", "scaling"]
+
+
+class PairLSTM(AbstractLearnedOptimizer):
+    """Group elements for each hidden layer, from the gradients of the two matrices that touch it.
+
+    For a perceptron without biases and `sizes` (inputs, hidden units, ..., outputs), whose parameters hold
+    the matrices `w1`, `w2`, ... (see `Perceptron`): a stacked LSTM reads the gradient of a pair, flattened,
+    and emits the coordinates of that layer's element, n^2 of a matrix (`group="general"`, for
+    `ActivationGL`), or n of a scaling (`group="scaling"`, for the perceptron's own symmetry). Each pair has
+    an LSTM of its own, or with `shared` all have the same, each with its own memory; then all pairs must have
+    equal shapes. `emits` adds "step_size" and "momentum", each from the mean of what the pairs' heads say.
+    `reach` and `fixed` are for each layer's element apart; the rest is as in `WholeLSTM`.
+
+    Raises ValueError for sizes that do not fit. Source: the code beside arXiv:2305.13404, where elements are
+    I + T with ||T|| = 0.01 (here exp(T)); it has one pair.
+
+    >>> import jax
+    >>> network = PairLSTM((20, 20, 20, 20), shared=True, reach=0.01, fixed=True, key=jax.random.key(0))
+    >>> network.contract()["emits"], network.algebra
+    (['algebra'], 800)
+    """
+
+    kind: ClassVar[str] = "pair-lstm"
+
+    cores: tuple[LSTM, ...]
+    heads: tuple[Linear, ...]
+    sizes: tuple[int, ...] = eqx.field(static=True)
+    shared: bool = eqx.field(static=True)
+    group: Acting = eqx.field(static=True)
+    emits: tuple[str, ...] = eqx.field(static=True)
+    rates: tuple[float, float] = eqx.field(static=True)
+    reach: float | None = eqx.field(static=True)
+    fixed: bool = eqx.field(static=True)
+    width: int = eqx.field(static=True)
+    depth: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        *,
+        shared: bool = False,
+        group: Acting = "general",
+        emits: Sequence[str] = (),
+        reach: float | int | None = None,
+        fixed: bool = False,
+        rates: Sequence[float] = RATES,
+        width: int = 300,
+        depth: int = 2,
+        key: Key[Array, ""],
+    ):
+        sizes = tuple(sizes)
+        if len(sizes) < 3 or min(*sizes, width, depth) < 1:
+            raise ValueError(
+                "PairLSTM needs inputs, at least one hidden layer and outputs, and a width and depth of at "
+                f"least 1, got sizes={sizes}, width={width}, depth={depth}."
+            )
+        if group not in get_args(Acting):
+            raise ValueError(f"`group` must be one of {', '.join(get_args(Acting))}, got {group!r}.")
+        reads = [a * b + b * c for a, b, c in zip(sizes, sizes[1:], sizes[2:], strict=False)]
+        writes = [n * n if group == "general" else n for n in sizes[1:-1]]
+        if shared and (len(set(reads)) > 1 or len(set(writes)) > 1):
+            raise ValueError(
+                f"shared=True runs one LSTM on all pairs of matrices, which must have equal shapes: with "
+                f"sizes={sizes} they have {reads} entries. Use shared=False, or PerNeuronLSTM."
+            )
+        self.emits = check_heads(emits, ("step_size", "momentum"), rates, reach, fixed)
+        self.sizes, self.shared, self.group, self.fixed = sizes, shared, group, fixed
+        self.rates, self.width, self.depth = (float(rates[0]), float(rates[1])), width, depth
+        self.reach = None if reach is None else float(reach)
+        count = 1 if shared else len(reads)
+        keys = [jax.random.split(k) for k in jax.random.split(key, count)]
+        self.cores = tuple(LSTM(n, width, depth, key=k[0]) for n, k in zip(reads, keys, strict=False))
+        self.heads = tuple(
+            Linear(width, n + len(self.emits), key=k[1]) for n, k in zip(writes, keys, strict=False)
+        )
+
+    @property
+    def algebra(self) -> int:
+        """The number of coordinates."""
+        return sum(n * n if self.group == "general" else n for n in self.sizes[1:-1])
+
+    @property
+    def wants_orbit_derivative(self) -> bool:
+        return False
+
+    @property
+    def algebra_bound(self) -> float | None:
+        return self.reach
+
+    def vector_products(self) -> list[Any]:
+        if self.shared:  # each matrix meets one vector for every pair
+            return []
+        cores = [matrix for core in self.cores for matrix in core.vector_products()]
+        return [*cores, *(head.weight for head in self.heads)]
+
+    @property
+    def _pairs(self) -> int:
+        return len(self.sizes) - 2
+
+    def memory(self, params: PyTree, symmetry: AbstractLieSymmetry | None = None) -> tuple[LSTMState, ...]:
+        self._matrices(params)
+        return tuple(self.cores[0 if self.shared else i].zero_state() for i in range(self._pairs))
+
+    def propose(self, info: Info, memory: tuple[LSTMState, ...]) -> tuple[Move, tuple[LSTMState, ...]]:
+        flat = [matrix.ravel() for matrix in self._matrices(info.gradient)]
+        elements, numbers, after = [], [], []
+        for i, (pair, state) in enumerate(zip(pairwise(flat), memory, strict=True)):
+            j = 0 if self.shared else i
+            hidden, state = self.cores[j](jnp.concatenate(pair), state)
+            out = self.heads[j](hidden)
+            split = out.shape[0] - len(self.emits)
+            elements.append(coordinates(out[:split], self.reach, self.fixed))
+            numbers.append(out[split:])
+            after.append(state)
+        said = scalars(self.emits, sum(numbers[1:], start=numbers[0]) / len(numbers), self.rates)
+        return Move(algebra=jnp.concatenate(elements), **said), tuple(after)
+
+    def _matrices(self, tree: PyTree) -> list[Float[Array, "out in"]]:
+        names = [f"w{layer}" for layer in range(1, len(self.sizes))]
+        shapes = [(b, a) for a, b in pairwise(self.sizes)]
+        found = {name: jnp.shape(tree[name]) for name in names if isinstance(tree, dict) and name in tree}
+        if found != dict(zip(names, shapes, strict=True)):
+            raise ValueError(
+                f"This PairLSTM is built for matrices {dict(zip(names, shapes, strict=True))}, got "
+                f"{jax.tree.map(jnp.shape, tree)}. PerNeuronLSTM serves networks of every size."
+            )
+        return [tree[name] for name in names]
+
+    def example(self) -> Info:
+        ends = pairwise(self.sizes)
+        ramp = {f"w{i}": jnp.linspace(-1.0, 2.0, a * b).reshape(b, a) for i, (a, b) in enumerate(ends, 1)}
+        return Info(
+            ramp, jax.tree.map(lambda x: 1 - x, ramp), jax.tree.map(lambda x: 0.1 * x, ramp), None, None
+        )
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "sizes": list(self.sizes),
+            "shared": self.shared,
+            "group": self.group,
+            "emits": list(self.emits),
+            "reach": self.reach,
+            "fixed": self.fixed,
+            "rates": list(self.rates),
+            "width": self.width,
+            "depth": self.depth,
+        }
+
+    def contract(self) -> dict[str, Any]:
+        return {"version": 1, "reads": ["gradients of a pair"], "emits": [*self.emits, "algebra"]}

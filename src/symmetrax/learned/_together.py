@@ -1,0 +1,122 @@
+"""Several networks as one optimizer: one for the step, say, and one for the group element."""
+
+from typing import Any, ClassVar
+
+import equinox as eqx
+import optax
+from jaxtyping import PyTree
+
+from symmetrax.learned._base import AbstractLearnedOptimizer
+from symmetrax.learned._features import Info, Move
+from symmetrax.symmetry._base import AbstractLieSymmetry
+
+
+class Together(AbstractLearnedOptimizer):
+    """Networks that read the same step, each with a memory of its own, and emit one move together.
+
+    Algorithm 3 of arXiv:2504.15399 has one network for the step size, another for momentum and group
+    element. What transfers over network sizes is the coordinate-wise LSTM, for the update, with the
+    per-neuron LSTM, for the group element. Each can be trained at a rate of its own: see `each_network`.
+
+    Raises ValueError without a network, and, when used, if two emit the same thing.
+
+    >>> import jax, symmetrax as sx
+    >>> first, second = jax.random.split(jax.random.key(0))
+    >>> network = Together(
+    ...     (
+    ...         sx.WholeLSTM(8, emits=("step_size",), width=300, key=first),
+    ...         sx.WholeLSTM(8, emits=("momentum",), algebra=4, width=300, key=second),
+    ...     )
+    ... )
+    >>> network.contract()["emits"]
+    ['step_size', 'momentum', 'algebra']
+    """
+
+    kind: ClassVar[str] = "together"
+
+    networks: tuple[AbstractLearnedOptimizer, ...]
+
+    def __check_init__(self):
+        if not self.networks:
+            raise ValueError("Together joins networks, and got none.")
+
+    @property
+    def wants_orbit_derivative(self) -> bool:
+        return any(network.wants_orbit_derivative for network in self.networks)
+
+    @property
+    def wants_symmetry(self) -> bool:
+        return any(network.wants_symmetry for network in self.networks)
+
+    @property
+    def algebra_bound(self) -> float | None:
+        bounds = [network.algebra_bound for network in self.networks]
+        return next((bound for bound in bounds if bound is not None), None)
+
+    def vector_products(self) -> list[Any]:
+        return [matrix for network in self.networks for matrix in network.vector_products()]
+
+    def memory(self, params: PyTree, symmetry: AbstractLieSymmetry | None = None) -> tuple[PyTree, ...]:
+        return tuple(network.memory(params, symmetry) for network in self.networks)
+
+    def propose(self, info: Info, memory: tuple[PyTree, ...]) -> tuple[Move, tuple[PyTree, ...]]:
+        found, after = Move(), []
+        for network, state in zip(self.networks, memory, strict=True):
+            move, state = network.propose(info, state)
+            after.append(state)
+            given = {name: value for name, value in move._asdict().items() if value is not None}
+            twice = [name for name in given if getattr(found, name) is not None]
+            if twice:
+                raise ValueError(f"Two of the networks joined here emit {' and '.join(twice)}.")
+            found = found._replace(**given)
+        return found, tuple(after)
+
+    def example(self) -> Info:
+        """That of the first network. Artifacts record a step of each on an example of its own."""
+        return self.networks[0].example()
+
+    def config(self) -> dict[str, Any]:
+        return {"networks": [{"kind": network.kind, **network.config()} for network in self.networks]}
+
+    def contract(self) -> dict[str, Any]:
+        parts = [network.contract() for network in self.networks]
+        return {
+            "version": 1,
+            "reads": [part["reads"] for part in parts],
+            "emits": [name for part in parts for name in part["emits"]],
+        }
+
+
+def each_network(*transforms: optax.GradientTransformation) -> optax.GradientTransformation:
+    """An outer optimizer for `Together`: the first transformation trains its first network, and so on.
+
+    Section 5.2 of arXiv:2504.15399 trains one of two networks at the rate 1e-4, the other at 1e-3. Raises
+    ValueError, when it meets the networks, if there are not as many.
+
+    >>> outer = each_network(optax.adam(1e-4), optax.adam(1e-3))  # for `meta_train`
+    """
+
+    def parts(network: Any) -> tuple[Any, ...]:
+        if not isinstance(network, Together):
+            raise ValueError(f"each_network trains the networks of a Together, got {type(network).__name__}.")
+        if len(network.networks) != len(transforms):
+            raise ValueError(
+                f"each_network needs one transformation for each network: it has {len(transforms)}, and the "
+                f"Together joins {len(network.networks)}."
+            )
+        return network.networks
+
+    def init(params):
+        return tuple(t.init(part) for t, part in zip(transforms, parts(params), strict=True))
+
+    def update(updates, state, params=None, **extra):
+        found = [
+            optax.with_extra_args_support(transform).update(part, own, network, **extra)
+            for transform, part, own, network in zip(
+                transforms, parts(updates), state, parts(params), strict=True
+            )
+        ]
+        stepped, after = zip(*found, strict=True)
+        return eqx.tree_at(lambda tree: tree.networks, updates, stepped), after
+
+    return optax.GradientTransformationExtraArgs(init, update)

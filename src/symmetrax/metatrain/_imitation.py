@@ -1,0 +1,147 @@
+"""Imitation: on some of its runs a learned optimizer watches an expert and learns to propose its steps."""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Key, PyTree
+
+from symmetrax._tree import select, squared_norm
+from symmetrax._unroll import Crew, advance_many, begin_many
+from symmetrax.metatrain._estimators import AbstractMetaGradient, TruncatedBPTT, loss_weights
+from symmetrax.tasks._base import AbstractTask
+
+#: The expert of the public code.
+ADAM = optax.adam(0.01)
+
+
+class Watching(NamedTuple):
+    """State of a learner beside an expert, and their last steps: `missed` is the squared distance of the two,
+    `strode` the squared length of the expert's.
+
+    >>> Watching._fields
+    ('learner', 'expert', 'missed', 'strode')
+    """
+
+    learner: optax.OptState
+    expert: optax.OptState
+    missed: Float[Array, ""]
+    strode: Float[Array, ""]
+
+
+class Imitation(AbstractMetaGradient):
+    """`estimator`, but a run imitates `expert` with probability `share`.
+
+    On such a run the parameters follow the expert's steps e_t, and the learner is shown the gradients on that
+    path and proposes steps u_t, with its recurrent state going on as ever. The meta-loss of a window is
+        weight / 2 * mean over tasks of sum_t |u_t - e_t|^2 / sum_t |e_t|^2.
+    On all other runs it is that of `estimator`. Which runs imitate follows from the run's key, so arms of one
+    key imitate on the same ones; the expert does not enter the identity of a checkpoint, as no function does.
+    Source: Chen et al., Training stronger baselines for learning to optimize, 2020 (arXiv:2010.09089), with
+    Adam at rate 0.01 and share 0.3. Its public code (Open-L2O) has the mean of |u_t - e_t|^2 / 2 over
+    coordinates, not divided by the expert's, with an outer optimizer of its own; the division brings both
+    kinds of run to one scale, so that one outer optimizer serves them. There, too, the expert decides where
+    the path goes; the learner never sees what its own steps would lead to.
+
+    **Arguments:** `expert` is any optax transformation; `weight` scales the meta-loss of imitating runs.
+    Raises ValueError for a share outside [0, 1] or a negative weight.
+
+    >>> import jax, symmetrax as sx
+    >>> usual = sx.TruncatedBPTT(sx.make_family("booth"), sx.Recipe(), steps=20, unroll=5, tasks=8)
+    >>> estimator = Imitation(usual, share=1.0)
+    >>> network = sx.CoordinatewiseLSTM(width=4, key=jax.random.key(0))
+    >>> carry = estimator.init(network, jax.random.key(1), None)
+    >>> loss, gradient, carry = estimator.step(network, carry, jax.random.key(2), None)
+    >>> loss.shape, jax.tree.structure(gradient) == jax.tree.structure(network)
+    ((), True)
+    """
+
+    estimator: TruncatedBPTT = eqx.field(kw_only=True)
+    expert: optax.GradientTransformation = eqx.field(kw_only=True)
+    share: float | int | Float[Array, ""] = eqx.field(kw_only=True)
+    weight: float | int | Float[Array, ""] = eqx.field(kw_only=True)
+
+    def __init__(
+        self,
+        estimator: TruncatedBPTT,
+        expert: optax.GradientTransformation = ADAM,
+        *,
+        share: float | int | Float[Array, ""] = 0.3,
+        weight: float | int | Float[Array, ""] = 1.0,
+    ):
+        if isinstance(share, float | int) and not 0 <= share <= 1:
+            raise ValueError(f"Imitation needs a share of runs between 0 and 1, got share={share}.")
+        if isinstance(weight, float | int) and not weight >= 0:
+            raise ValueError(f"Imitation needs a weight of at least 0, got weight={weight}.")
+        self.family, self.make_transform = estimator.family, estimator.make_transform
+        self.steps, self.unroll, self.tasks = estimator.steps, estimator.unroll, estimator.tasks
+        self.estimator, self.expert, self.share, self.weight = estimator, expert, share, weight
+
+    def init(self, network: PyTree, key: Key[Array, ""], shape: Any) -> tuple[Crew, Bool[Array, ""]]:
+        imitates = jax.random.bernoulli(jax.random.fold_in(key, 0), self.share)
+        crew = begin_many(self._beside(imitates), network, self.family, shape, self.tasks, key)
+        return crew, imitates
+
+    def step(
+        self, network: PyTree, carry: tuple[Crew, Bool[Array, ""]], key: Key[Array, ""], shape: Any
+    ) -> tuple[Float[Array, ""], PyTree, tuple[Crew, Bool[Array, ""]]]:
+        del key  # every random draw of a run follows from the key of `init`
+        crew, imitates = carry
+
+        def meta_loss(network):
+            after, trace = advance_many(
+                self._beside(imitates),
+                network,
+                self.family,
+                shape,
+                crew,
+                self.unroll,
+                remat=self.estimator.remat,
+                watch=("missed", "strode"),
+            )
+            losses = jnp.mean(trace.loss.reshape(self.unroll, -1), axis=1)
+            usual = jnp.sum(loss_weights(self.unroll, self.estimator.ratio) * losses)
+            missed, strode = (jnp.sum(trace.watched[name], axis=0) for name in ("missed", "strode"))
+            still = strode == 0  # nothing to imitate: the gradient was zero all along
+            apart = jnp.mean(jnp.where(still, 0.0, missed) / jnp.where(still, 1.0, strode))
+            return jnp.where(imitates, 0.5 * self.weight * apart, usual), after
+
+        (loss, after), gradient = eqx.filter_value_and_grad(meta_loss, has_aux=True)(network)
+        return loss, gradient, (jax.lax.stop_gradient(after), imitates)
+
+    def _beside(self, imitates: Bool[Array, ""]):
+        """A `make_transform` in which the learner, or else the expert, decides."""
+
+        def make(network: Any, task: AbstractTask) -> optax.GradientTransformationExtraArgs:
+            learner = self.make_transform(network, task)
+            return watching(learner, self.expert, imitates)
+
+        return make
+
+
+def watching(
+    learner: optax.GradientTransformation, expert: optax.GradientTransformation, imitates: Bool[Array, ""]
+) -> optax.GradientTransformationExtraArgs:
+    """Both optimizers are told every gradient; the expert's step is taken if `imitates`, else the learner's.
+
+    >>> import jax.numpy as jnp
+    >>> both = watching(optax.sgd(0.1), optax.sgd(0.3), jnp.array(True))
+    >>> step, state = both.update(jnp.array(1.0), both.init(jnp.array(1.0)), jnp.array(1.0))
+    >>> round(float(step), 6), round(float(state.missed), 6)
+    (-0.3, 0.04)
+    """
+    learner, expert = optax.with_extra_args_support(learner), optax.with_extra_args_support(expert)
+
+    def init(params: PyTree) -> Watching:
+        return Watching(learner.init(params), expert.init(params), jnp.zeros(()), jnp.zeros(()))
+
+    def update(updates, state, params=None, **extra):
+        ours, learned = learner.update(updates, state.learner, params, **extra)
+        shown, known = jax.lax.stop_gradient(expert.update(updates, state.expert, params, **extra))
+        missed = squared_norm(optax.tree.sub(ours, shown))
+        after = Watching(learned, known, missed, squared_norm(shown))
+        return select(imitates, shown, ours), after
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -1,0 +1,169 @@
+"""Tasks whose parameters are measured in random units, so that no optimizer knows the scale by heart."""
+
+from collections.abc import Hashable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, Key, PyTree
+
+from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition
+from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
+
+
+def _times(a: PyTree, b: PyTree) -> PyTree:
+    return jax.tree.map(jnp.multiply, a, b)
+
+
+def _over(a: PyTree, b: PyTree) -> PyTree:
+    return jax.tree.map(jnp.divide, a, b)
+
+
+class RescaledSymmetry(AbstractLieSymmetry):
+    """The symmetry of `loss(params * scale)` that a symmetry of `loss` becomes: w -> act(a, w s) / s.
+
+    `scale` is a tree like the parameters, without zeros, and products are entry by entry. A linear diagonal
+    change of coordinates conjugates exactly: elements, composition and algebra stay those of `symmetry`, and
+    where it is linear so is this.
+
+    >>> import jax.numpy as jnp, symmetrax as sx
+    >>> task, scale = sx.booth(), jnp.array([2.0, 0.5])
+    >>> symmetry = RescaledSymmetry(task.symmetry(), scale)
+    >>> x = jnp.array([5.0, -5.0])
+    >>> there = symmetry.act(symmetry.exp(jnp.array([0.5])), x)
+    >>> bool(jnp.allclose(task.loss(there * scale), task.loss(x * scale)))
+    True
+    """
+
+    symmetry: AbstractLieSymmetry
+    scale: PyTree
+
+    def __init__(self, symmetry: AbstractLieSymmetry, scale: PyTree):
+        self.symmetry, self.scale = symmetry, scale
+
+    @property
+    def linear(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.symmetry.linear
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        return self.symmetry.reasons
+
+    @property
+    def algebra(self) -> tuple[int, ...]:
+        return self.symmetry.algebra
+
+    def identity(self) -> PyTree:
+        return self.symmetry.identity()
+
+    def compose(self, a: PyTree, b: PyTree) -> PyTree:
+        return self.symmetry.compose(a, b)
+
+    def inverse(self, a: PyTree) -> PyTree:
+        return self.symmetry.inverse(a)
+
+    def sample(self, key: Key[Array, ""]) -> PyTree:
+        return self.symmetry.sample(key)
+
+    def exp(self, coordinates: Float[Array, "..."]) -> PyTree:
+        return self.symmetry.exp(coordinates)
+
+    def germ(self, direction: Float[Array, "..."], t: Float[Array, ""]) -> PyTree:
+        return self.symmetry.germ(direction, t)
+
+    def bounded(self, coordinates: Float[Array, "..."], bound: float | Array) -> Float[Array, "..."]:
+        return self.symmetry.bounded(coordinates, bound)
+
+    def act(self, a: PyTree, params: PyTree, batch: PyTree = None) -> PyTree:
+        return _over(self.symmetry.act(a, _times(params, self.scale), batch), self.scale)
+
+    def push(self, a: PyTree, params: PyTree, tangent: PyTree, batch: PyTree = None) -> PyTree:
+        params, tangent = _times(params, self.scale), _times(tangent, self.scale)
+        return _over(self.symmetry.push(a, params, tangent, batch), self.scale)
+
+    def pull(self, a: PyTree, params: PyTree, cotangent: PyTree, batch: PyTree = None) -> PyTree:
+        params, cotangent = _times(params, self.scale), _over(cotangent, self.scale)
+        return _times(self.symmetry.pull(a, params, cotangent, batch), self.scale)
+
+    def holds(self, params: PyTree, batch: PyTree = None) -> Precondition:
+        return self.symmetry.holds(_times(params, self.scale), batch)
+
+
+class ScaledTask(AbstractTask):
+    """`task` in other units: its loss at `params * scale`, from the start `init(key) / scale`.
+
+    >>> import jax.numpy as jnp, symmetrax as sx
+    >>> task = ScaledTask(sx.booth(start=[5.0, -5.0]), scale=jnp.array([2.0, 0.5]))
+    >>> print(task.init(jax.random.key(0)), task.loss(jnp.array([2.5, -10.0])))
+    [  2.5 -10. ] 144.0
+    """
+
+    task: AbstractTask
+    scale: PyTree
+
+    def init(self, key: Key[Array, ""]) -> PyTree:
+        return _over(self.task.init(key), self.scale)
+
+    def batch(self, key: Key[Array, ""]) -> PyTree:
+        return self.task.batch(key)
+
+    def loss(self, params: PyTree, batch: PyTree = None) -> Float[Array, ""]:
+        return self.task.loss(_times(params, self.scale), batch)
+
+    def symmetry(self) -> RescaledSymmetry | None:
+        symmetry = self.task.symmetry()
+        return None if symmetry is None else RescaledSymmetry(symmetry, self.scale)
+
+
+class RandomlyScaled(AbstractTaskFamily):
+    """The tasks of `family`, every parameter of each scaled by its own exp(U[-spread, spread]).
+
+    The loss is loss(params * scale) and the start init / scale, so that losses at the start are those of
+    `family` while steps of one length mean another change for each parameter: a learned optimizer has to read
+    the scale from the gradients. Shapes and symmetries are those of `family`, the latter in the new units
+    (`RescaledSymmetry`). With spread 0 nothing changes. Raises ValueError for a negative spread.
+    Source: Lv, Jiang and Li 2017 (arXiv:1703.03633), "random scaling", with spread 3.
+
+    >>> import jax, symmetrax as sx
+    >>> family = RandomlyScaled(sx.make_family("regression"), spread=1.0)
+    >>> task = family.task(family.draw(jax.random.key(0)))
+    >>> {name: leaf.shape for name, leaf in sorted(task.init(jax.random.key(1)).items())}
+    {'w1': (6, 5), 'w2': (7, 6), 'w3': (8, 7)}
+    """
+
+    name: str = eqx.field(static=True)
+    family: AbstractTaskFamily
+    spread: float | int | Float[Array, ""]
+
+    def __init__(self, family: AbstractTaskFamily, spread: float | int | Float[Array, ""] = 3.0):
+        if isinstance(spread, float | int) and not spread >= 0:
+            raise ValueError(f"RandomlyScaled needs a spread of at least 0, got spread={spread}.")
+        self.name, self.family, self.spread = f"{family.name}-scaled", family, spread
+
+    @property
+    def shapes(self) -> tuple[Hashable, ...]:
+        return self.family.shapes
+
+    def draw(self, key: Key[Array, ""]) -> tuple[PyTree, Float[Array, " parameters"]]:
+        """A task of the family, and a number in [-1, 1] for each parameter of the largest shape."""
+        inner, units = jax.random.split(key)
+        drawn = self.family.draw(inner)
+        size = max(_size(self._start(drawn, shape)) for shape in self.shapes)
+        return drawn, jax.random.uniform(units, (size,), minval=-1.0)
+
+    def task(self, drawn: tuple[PyTree, Float[Array, " parameters"]], shape: Hashable = None) -> ScaledTask:
+        inner, units = drawn
+        like = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self._start(inner, shape))
+        flat, unravel = ravel_pytree(like)
+        scale = jnp.exp(self.spread * units[: flat.size])
+        return ScaledTask(task=self.family.task(inner, shape), scale=unravel(scale.astype(flat.dtype)))
+
+    def _start(self, drawn: PyTree, shape: Hashable) -> PyTree:
+        """Shapes and types of the parameters."""
+        return jax.eval_shape(lambda d, k: self.family.task(d, shape).init(k), drawn, jax.random.key(0))
+
+
+def _size(tree: PyTree) -> int:
+    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
