@@ -23,6 +23,8 @@ CHILDREN = (
     ("meta_step.py", 1, 1),
     ("meta_step.py", 1, 2),
     ("meta_step.py", 2, 1),
+    ("network_meta_steps.py", 1, 1),
+    ("network_meta_steps.py", 1, 2),
     ("teleport_cost.py", 1, 1),
     ("network_teleports.py", 1, 1),
 )

@@ -102,7 +102,7 @@ class MetaStep:
         return value.item()
 
 
-def set_weights(network: Optimizer, weights: dict[str, np.ndarray]) -> None:
+def set_weights(network: nn.Module, weights: dict[str, np.ndarray]) -> None:
     """Set the weights by torch's names, such as "first.weight_ih"."""
     values = {name: torch.tensor(np.array(value)) for name, value in weights.items()}
     left = network.load_state_dict(values, strict=False)
@@ -110,7 +110,7 @@ def set_weights(network: Optimizer, weights: dict[str, np.ndarray]) -> None:
         raise ValueError(f"These weights do not fit: {left}.")
 
 
-def get_weights(network: Optimizer, *, gradients: bool = False) -> dict[str, np.ndarray]:
+def get_weights(network: nn.Module, *, gradients: bool = False) -> dict[str, np.ndarray]:
     """The weights that are trained, or their gradients, by torch's names."""
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
     return {name: _numpy(p.grad if gradients else p) for name, p in trained.items()}

@@ -24,7 +24,7 @@ class Workload(NamedTuple):
     """A network to train, and tasks underway; `crew` has the task as its last axis, or no axis for one."""
 
     estimator: sx.TruncatedBPTT
-    network: sx.WholeLSTM
+    network: Any
     crew: Any
 
 

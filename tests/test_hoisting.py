@@ -15,8 +15,8 @@ from symmetrax._unroll import step as one_step
 from symmetrax.learned import _products
 from symmetrax.learned._networks import _gated
 from symmetrax.learned._products import Deferred, collect, defer, deferrable, empty_slots, product
-from symmetrax.symmetry._activation import inverse
 from symmetrax.symmetry._exponentials import exponential_pair
+from symmetrax.symmetry._inverse import inverse
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
