@@ -34,6 +34,10 @@ EXPERIMENTS = {
         "the coordinate-wise LSTM trains classifiers of digits, against tuned Adam",
         "symmetrax.experiments.digits",
     ),
+    "baselines": Experiment(
+        "coordinate-wise LSTM and RNNProp, with and without the tricks of their training, on digits",
+        "symmetrax.experiments.baselines",
+    ),
     "objectives": Experiment(
         "which objective predicts what an optimizer gains from a rescaling of a network",
         "symmetrax.experiments.objectives",
@@ -54,10 +58,30 @@ EXPERIMENTS = {
         "learning to teleport on the fly: algorithm 2 and its controls (arXiv:2504.15399)",
         "symmetrax.experiments.online",
     ),
+    "transfer": Experiment(
+        "learned teleports on networks that were not trained on: other widths, depths and images",
+        "symmetrax.experiments.transfer",
+    ),
     "fig3": Experiment(_FIGURE.format("one ellipse", 3), _PLANE),
     "fig4": Experiment(_FIGURE.format("random ellipses", 4), _PLANE),
     "fig5": Experiment(_FIGURE.format("one Rosenbrock-like function", 5), _PLANE),
     "fig6": Experiment(_FIGURE.format("random Rosenbrock-like functions", 6), _PLANE),
+    "fig7": Experiment(
+        "learned step size, momentum and teleport on a regression (arXiv:2504.15399, figure 7)",
+        "symmetrax.experiments.fig7",
+    ),
+    "frequency": Experiment(
+        "how often to teleport: learned teleports every 1, 5, 10 steps, on the plane and a regression",
+        "symmetrax.experiments.frequency",
+    ),
+    "classification": Experiment(
+        "learned step sizes, teleports and momentum on classifiers of digits and MNIST, with controls",
+        "symmetrax.experiments.classification",
+    ),
+    "momentum-correlation": Experiment(
+        "does learned momentum go with the gain in gradient norm of a teleport?",
+        "symmetrax.experiments.momentum_correlation",
+    ),
     "teleport-plane": Experiment(
         "gradient descent with teleports on Booth's and Rosenbrock's functions (arXiv:2205.10637)",
         "symmetrax.experiments.teleport_plane",

@@ -32,6 +32,10 @@ STYLES: dict[str, dict[str, Any]] = {
     "teleport-schedule-orbit": {"color": "#E69F00", "linestyle": "-."},
     "teleport-schedule-off": {"color": "#E69F00", "linestyle": ":"},
     "learned": {"color": "#0072B2"},
+    "lstm": {"color": "#0072B2"},
+    "lstm-tricks": {"color": "#0072B2", "linestyle": "--"},
+    "rnnprop": {"color": "#D55E00"},
+    "rnnprop-tricks": {"color": "#D55E00", "linestyle": "--"},
 }
 
 #: What goes together in the panels of a figure of loss curves.
