@@ -30,7 +30,7 @@ from symmetrax.experiments._report import Reporter
 from symmetrax.tasks._families import make_family
 
 TINY = Networks(units=4, width=4, small_width=4)
-ARMS = ("lr-tele-momentum", "lr-momentum", "every-10-reset")
+ARMS = ("lr-tele-momentum", "lr-momentum", "every-10")
 SETTINGS = dataclasses.replace(
     fig7.config("fig7", "quick"),
     tasks=4,
@@ -42,7 +42,7 @@ SETTINGS = dataclasses.replace(
     validation_tasks=2,
     steps=4,
     unroll=2,
-    studies={"uniform": fig7.Study("uniform", ARMS, TINY, ("off", "only-reset"))},
+    studies={"uniform": fig7.Study("uniform", ARMS, TINY, ("off",))},
     patient_steps=3,
 )
 
@@ -69,7 +69,7 @@ def ran(tmp_path_factory, quick_compilation):
 def test_every_arm_has_all_its_runs_on_the_same_trajectories(ran):
     folder, results = ran
     arms = results["groups"]["uniform"]["arms"]
-    learned = {*ARMS, "lr-tele-momentum-off", "every-10-reset-only-reset"}
+    learned = {*ARMS, "lr-tele-momentum-off", "every-10-off"}
     by_hand = {"gd-3e-4", "gd", "momentum", "warm", "warm-momentum"}
     followed = {"gd-at-lr-tele-momentum", "as-long-as-lr-tele-momentum"}
     assert set(arms) == learned | by_hand | followed

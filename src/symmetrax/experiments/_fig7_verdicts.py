@@ -167,7 +167,8 @@ def gains(study: str, losses: Losses) -> dict[str, dict[str, float]]:
 def fresh_losses(ran: dict[str, Ran]) -> dict[str, dict[str, float]]:
     """For each arm the median loss on data that it was not trained on, and its ratio to the same arm with its
     teleports switched off: elements keep the loss on the batch, and what do they do elsewhere?"""
-    fresh = {name: r.measured["fresh"][..., None] for name, r in ran.items() if "fresh" in r.measured}
+    measured = {name: r.measured["fresh"] for name, r in ran.items() if "fresh" in r.measured}
+    fresh = {name: np.where(np.isfinite(x), x, np.inf)[..., None] for name, x in measured.items()}
     pairs = {name: log_ratios(x, fresh[f"{name}-off"]) for name, x in fresh.items() if f"{name}-off" in fresh}
     found = intervals(pairs)
     return {

@@ -127,7 +127,7 @@ def run_experiment(
 
     >>> run_experiment("fig0")
     Traceback (most recent call last):
-    ValueError: Unknown experiment 'fig0'; choose one of demo, digits, ... Did you mean 'fig6'?
+    ValueError: Unknown experiment 'fig0'; choose one of demo, digits, ... Did you mean 'fig7'?
     """
     module = importlib.import_module(EXPERIMENTS[choose("experiment", name, EXPERIMENTS)].module)
     choose("preset", preset, PRESETS)
