@@ -13,7 +13,7 @@ import torch
 import symmetrax as sx
 import torch_baseline
 import torch_networks as baseline
-from parity import GRADIENT_TOLERANCE, LOSS_TOLERANCE
+from parity import GRADIENT_TOLERANCE, LOSS_TOLERANCE, named_weights
 from torch_networks import RATES, REACH, SIZE
 from workload import UNROLL, Workload
 
@@ -79,18 +79,8 @@ def to_torch(work: Workload, width: int, tasks: int) -> tuple[list[baseline.Netw
 
 def _weights(network: Any) -> dict[str, np.ndarray]:
     """Our weights (or gradients) by torch's names. Both sides have gates in the order i, f, g, o."""
-    named = {}
-    for name, cell in zip(("first", "second"), network.core.cells, strict=True):
-        named |= {
-            f"{name}.weight_ih": cell.weight_ih,
-            f"{name}.weight_hh": cell.weight_hh,
-            f"{name}.bias_ih": cell.bias,
-        }
     heads = {"step": network.head, "algebra": network.algebra_head, "rate": network.scalar_head}
-    for name, head in heads.items():
-        if head is not None:
-            named |= {f"heads.{name}.weight": head.weight, f"heads.{name}.bias": head.bias}
-    return {name: np.asarray(value) for name, value in named.items()}
+    return named_weights(network.core, {f"heads.{name}": head for name, head in heads.items()})
 
 
 def check(work: Workload, width: int, tasks: int) -> dict[str, float]:

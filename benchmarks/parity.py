@@ -19,15 +19,21 @@ LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-4, 1e-3
 
 def weights_of(network: Any) -> dict[str, np.ndarray]:
     """Our weights (or gradients) by torch's names. Both sides have gates in the order i, f, g, o."""
+    return named_weights(network.core, {"head": network.head, "angle": network.algebra_head})
+
+
+def named_weights(core: Any, heads: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The weights of a two-layer core and of these heads, by torch's names; heads may be None."""
     named = {}
-    for name, cell in zip(("first", "second"), network.core.cells, strict=True):
+    for name, cell in zip(("first", "second"), core.cells, strict=True):
         named |= {
             f"{name}.weight_ih": cell.weight_ih,
             f"{name}.weight_hh": cell.weight_hh,
             f"{name}.bias_ih": cell.bias,
         }
-    for name, head in (("head", network.head), ("angle", network.algebra_head)):
-        named |= {f"{name}.weight": head.weight, f"{name}.bias": head.bias}
+    for name, head in heads.items():
+        if head is not None:
+            named |= {f"{name}.weight": head.weight, f"{name}.bias": head.bias}
     return {name: np.asarray(value) for name, value in named.items()}
 
 

@@ -112,4 +112,4 @@ def test_the_full_run_has_enough_seeds_and_a_longer_horizon():
     assert full.seeds >= 5
     assert set(full.arms) == {"lstm", "rnnprop", "lstm-tricks", "rnnprop-tricks"}
     assert full.tests == (full.steps, 10 * full.steps)
-    assert type(baselines.Make("rnnprop", 3)(jax.random.key(0))) is sx.RNNProp
+    assert type(baselines.NETWORKS["rnnprop"](width=3, key=jax.random.key(0))) is sx.RNNProp

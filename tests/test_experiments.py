@@ -14,7 +14,6 @@ from symmetrax.experiments import plane, plots
 from symmetrax.experiments._arms import (
     RATES,
     MakeWhole,
-    RandomDirection,
     TrainedArm,
     TunedArm,
     adam,
@@ -23,6 +22,7 @@ from symmetrax.experiments._arms import (
     recipe,
     tune,
 )
+from symmetrax.experiments._control_networks import RandomDirection
 from symmetrax.experiments._folder import RunFolder, as_json
 from symmetrax.experiments._report import Reporter, arms_table, ratio_text, verdict_table
 from symmetrax.experiments._streams import Streams

@@ -11,12 +11,11 @@ import scipy.stats
 
 import symmetrax as sx
 from symmetrax.experiments import transfer
-from symmetrax.experiments._classifiers import Size
+from symmetrax.experiments._classifiers import Adjusted, Size
 from symmetrax.experiments._folder import RunFolder
 from symmetrax.experiments._learned_runs import Ran
 from symmetrax.experiments._registry import EXPERIMENTS
 from symmetrax.experiments._report import Reporter
-from symmetrax.experiments._transfer_arms import Turned
 from symmetrax.experiments._transfer_verdicts import answers, judge, pooled
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -112,7 +111,9 @@ def test_artifacts_load_and_random_elements_keep_their_size(ran):
     assert card["training"]["widths"] == [4]
     algebra, key = np.arange(6, dtype=np.float32), jax.random.key(1)
     move, info = sx.Move(algebra=algebra), network.example()._replace(key=key)
-    straight, turned = (Turned(network, jnp.array(flag)).change(move, info).algebra for flag in (False, True))
+    plain = jax.tree.map(lambda x: x[0], Adjusted.plain(jax.tree.map(lambda x: x[None], network), 1))
+    random = dataclasses.replace(plain, random=jnp.array(True))
+    straight, turned = (adjusted.change(move, info).algebra for adjusted in (plain, random))
     np.testing.assert_array_equal(straight, algebra)
     assert np.abs(turned - algebra).max() > 1
     assert np.linalg.norm(turned) == pytest.approx(np.linalg.norm(algebra), rel=1e-6)

@@ -85,7 +85,9 @@ def step(transform: optax.GradientTransformation, task: AbstractTask, carry: Car
     1
     """
     data, own = jax.random.split(jax.random.fold_in(carry.key, carry.count))
-    now, after = _batches(task, carry.batch, data, own)
+    after = task.batch(data)
+    # Equal arrays, but these do not change in the loop: what an action computes from them alone leaves it.
+    now = after if task.same_batch else carry.batch
     updates, state = optax.with_extra_args_support(transform).update(
         carry.gradient,
         carry.state,
@@ -99,17 +101,6 @@ def step(transform: optax.GradientTransformation, task: AbstractTask, carry: Car
     params = optax.apply_updates(carry.params, updates)
     value, gradient = jax.value_and_grad(task.loss)(params, after)
     return Carry(params, state, after, value, gradient, carry.key, carry.count + 1)
-
-
-def _batches(task: AbstractTask, current: PyTree, *keys: Key[Array, ""]) -> tuple[PyTree, PyTree]:
-    """The batch of this step, and the next one.
-
-    Where the task hands out the same arrays whatever the key, both are these arrays, which do not change in
-    the loop: what an action computes from them alone, such as a decomposition, is computed once before it.
-    """
-    after, other = (task.batch(key) for key in keys)
-    pairs = zip(jax.tree.leaves(after), jax.tree.leaves(other), strict=True)
-    return (after if all(a is b for a, b in pairs) else current), after
 
 
 def advance(

@@ -19,8 +19,6 @@ import optax
 from jaxtyping import Array, Key, PyTree
 
 from symmetrax._unroll import MakeTransform, Trace, unroll_many
-from symmetrax.experiments._control_networks import Fixed as Fixed
-from symmetrax.experiments._control_networks import RandomDirection as RandomDirection
 from symmetrax.learned._recipe import Recipe
 from symmetrax.learned._whole import WholeLSTM
 from symmetrax.metatrain._devices import spread

@@ -173,13 +173,13 @@ def trained_arm(name: str, family: ImageFamily, size: Size) -> LearnedArm:
     'keep'
     """
     trains = TRAINED[name]
-    recipe = _recipe(size, trains.transport) if trains.teleports else Recipe(guard=_guard(size))
+    recipe = scheduled(size, trains.transport) if trains.teleports else Recipe(guard=_guard(size))
     if trains.step == "whole":
         builds, rates = _whole(family.task((), family.shapes[0]), trains, size), size.whole_rates
     else:
         builds, rates = _for_any_size(trains, size), size.rates if trains.step == "lr" else size.update_rates
     # Together even if there is one: the networks for the step of all arms of a kind then start equal.
-    outer = _adams(rates[: len(builds)], size.clip)
+    outer = clipped_adams(rates[: len(builds)], size.clip)
     return LearnedArm(name, BuildTogether(builds), recipe, outer, family)
 
 
@@ -211,13 +211,22 @@ def _guard(size: Size) -> Guard:
     return Guard(jump=jnp.inf, tolerance=size.tolerance)
 
 
-def _recipe(size: Size, transport: Transport) -> Recipe:
+def scheduled(size: Size, transport: Transport = "keep") -> Recipe:
+    """Teleports on schedule, each with its defect measured.
+
+    >>> int(scheduled(Size()).teleports.sum())
+    19
+    """
     return Recipe.at(size.schedule, size.steps, guard=_guard(size), transport=transport)
 
 
 @functools.cache
-def _adams(rates: tuple[float, ...], clip: float) -> optax.GradientTransformation:
-    """One clipped Adam for each network; arms of equal rates get one object, and so share programs."""
+def clipped_adams(rates: tuple[float, ...], clip: float) -> optax.GradientTransformation:
+    """One clipped Adam for each network; arms of equal rates get one object, and so share programs.
+
+    >>> clipped_adams((1e-3,), 1.0) is clipped_adams((1e-3,), 1.0)
+    True
+    """
     clipped = optax.clip_by_global_norm(clip)
     return each_network(*(optax.chain(clipped, optax.adam(rate)) for rate in rates))
 

@@ -8,23 +8,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import PyTree
 
 from symmetrax.experiments._arms import RATES, adam, descent
-from symmetrax.experiments._classifiers import Size
-from symmetrax.experiments._control_networks import RandomDirection
+from symmetrax.experiments._classifiers import Adjusted, Size, clipped_adams, scheduled
 from symmetrax.experiments._learned_arms import Build, BuildTogether, LearnedArm, switched_off
 from symmetrax.experiments._learned_runs import run_many
 from symmetrax.experiments._streams import Streams
 from symmetrax.learned._coordinatewise import CoordinatewiseLSTM
-from symmetrax.learned._features import Info, Move
 from symmetrax.learned._neurons import PerNeuronLSTM
 from symmetrax.learned._recipe import Recipe
 from symmetrax.learned._step import StepLSTM
-from symmetrax.learned._together import each_network
 from symmetrax.tasks._supervised import ImageFamily
-from symmetrax.teleportation._guard import Guard
 
 #: The networks that propose the step. "lr-absolute" does not measure its step sizes by the first gradient.
 STEPS = {
@@ -71,26 +66,6 @@ TARGETS = (
 )
 
 
-class Turned(RandomDirection):
-    """A network whose elements are random where `random` says so: one program for the arm and its control.
-
-    >>> issubclass(Turned, RandomDirection)
-    True
-    """
-
-    random: Bool[Array, "*seeds"]
-
-    def change(self, move: Move, info: Info) -> Move:
-        turned = super().change(move, info)
-        return move._replace(algebra=jnp.where(self.random, turned.algebra, move.algebra))
-
-
-def recipe(size: Size) -> Recipe:
-    """Teleports on schedule, each with its defect measured; no jump of an exact action is too long."""
-    guard = Guard(jump=jnp.inf, tolerance=size.tolerance)
-    return Recipe.at(size.schedule, size.steps, guard=guard)
-
-
 def learned_arms(names: tuple[str, ...], size: Size, family: ImageFamily) -> list[LearnedArm]:
     """What is trained. An arm without teleports has a per-neuron network too, which is never used and learns
     nothing, so that it shares programs with the arm that has them.
@@ -99,8 +74,7 @@ def learned_arms(names: tuple[str, ...], size: Size, family: ImageFamily) -> lis
     >>> [arm.name for arm in learned_arms(tuple(STEPS), Size(), image_family("digits", (16,), 64))]
     ['update', 'update-tele', 'lr', 'lr-tele', 'lr-absolute']
     """
-    outer = each_network(*(_clipped_adam(rate, size.clip) for rate in size.rates))
-    arms, teleports = [], recipe(size)
+    outer, arms, teleports = clipped_adams(size.rates, size.clip), [], scheduled(size)
     for name in names:
         kind, options = STEPS[name]
         step = Build.of(kind, width=size.width, **options)
@@ -111,22 +85,17 @@ def learned_arms(names: tuple[str, ...], size: Size, family: ImageFamily) -> lis
     return arms
 
 
-def _clipped_adam(rate: float, clip: float) -> optax.GradientTransformation:
-    return optax.chain(optax.clip_by_global_norm(clip), optax.adam(rate))
-
-
 def uses(networks: dict[str, PyTree], size: Size, seeds: int) -> dict[str, tuple[Recipe, PyTree]]:
     """Every learned arm and its controls: a recipe, and networks with the seeds first; all one structure."""
-    on, off = recipe(size), switched_off(recipe(size))
-    straight, random = (jnp.full(seeds, flag) for flag in (False, True))
-    found = {}
+    on = scheduled(size)
+    off, found = switched_off(on), {}
     for name, trained in networks.items():
+        plain = Adjusted.plain(trained, seeds)
         if not name.endswith("-tele"):
-            found[name] = off, Turned(trained, straight)
+            found[name] = off, plain
             continue
-        found[name] = on, Turned(trained, straight)
-        found[f"{name}-off"] = off, Turned(trained, straight)
-        found[f"{name}-random"] = on, Turned(trained, random)
+        found[name], found[f"{name}-off"] = (on, plain), (off, plain)
+        found[f"{name}-random"] = on, dataclasses.replace(plain, random=jnp.ones(seeds, bool))
     return found
 
 

@@ -6,7 +6,7 @@ training, and on one ten times as long.
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -19,6 +19,7 @@ from symmetrax._unroll import unroll_many
 from symmetrax.experiments import plots
 from symmetrax.experiments._arms import MOMENTA, RATES, adam, descent
 from symmetrax.experiments._folder import RunFolder
+from symmetrax.experiments._learned_arms import Build
 from symmetrax.experiments._report import Reporter, arms_table, verdict_table
 from symmetrax.experiments._stats import Interval, compare, verdict
 from symmetrax.experiments._streams import Streams
@@ -36,7 +37,7 @@ from symmetrax.tasks._data import digits
 from symmetrax.tasks._scaled import RandomlyScaled
 from symmetrax.tasks._supervised import ImageFamily
 
-Kind = Literal["lstm", "rnnprop"]
+NETWORKS = {"lstm": CoordinatewiseLSTM, "rnnprop": RNNProp}
 TRICKS = "-tricks"
 #: Hand-made arms: their optimizer, and the values of momentum (b1 of Adam) that are tried with all rates.
 HAND = {
@@ -114,23 +115,6 @@ def config(name: str, preset: str = "full", seed: int = 0) -> Config:
     )
 
 
-class Make(eqx.Module):
-    """Builds the network of an arm from a key.
-
-    >>> type(Make("rnnprop", 4)(jax.random.key(0))).__name__
-    'RNNProp'
-    """
-
-    kind: str = eqx.field(static=True)
-    core: int = eqx.field(static=True)
-    depth: int = eqx.field(static=True, default=2)
-
-    def __call__(self, key: Key[Array, ""]) -> CoordinatewiseLSTM | RNNProp:
-        if self.kind == "rnnprop":
-            return RNNProp(width=self.core, depth=self.depth, key=key)
-        return CoordinatewiseLSTM(width=self.core, depth=self.depth, key=key)
-
-
 def make_images(settings: Config) -> AbstractTaskFamily:
     """The networks that are trained: one width, so that everything is compiled once."""
     return ImageFamily("digits", *digits(), widths=(settings.width,), batch_size=settings.batch_size)
@@ -179,7 +163,8 @@ def show(settings: Config, results: dict[str, Any], reporter: Reporter) -> None:
 def _trained(name, settings, family, streams, folder, reporter) -> tuple[PyTree, int]:
     """The networks of an arm, all seeds stacked, and the steps that each was trained for."""
     optimizer = optax.chain(optax.clip_by_global_norm(settings.clip), optax.adam(settings.learning_rate))
-    make = Make(name.removesuffix(TRICKS), settings.core, settings.depth)
+    kind = NETWORKS[name.removesuffix(TRICKS)]
+    make = Build.of(kind, width=settings.core, depth=settings.depth)
     place = folder.path / "checkpoints" / name
     common = {"seeds": settings.seeds, "chunk": settings.chunk, "save_every": 20.0}
 

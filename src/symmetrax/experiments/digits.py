@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Key
+from jaxtyping import Array
 
 from symmetrax._unroll import advance_many, begin_many
 from symmetrax.experiments import plots
 from symmetrax.experiments._arms import TunedArm, adam, descent, timed, tune
 from symmetrax.experiments._folder import RunFolder
+from symmetrax.experiments._learned_arms import Build
 from symmetrax.experiments._report import Reporter, arms_table, verdict_table
 from symmetrax.experiments._stats import Interval, compare, verdict
 from symmetrax.experiments._streams import Streams
@@ -68,19 +69,6 @@ def config(name: str, preset: str = "full", seed: int = 0) -> Config:
         if preset == "full"
         else dataclasses.replace(full, seeds=2, tasks=10, tuning_tasks=4, runs=90, steps=60)
     )
-
-
-class MakeCoordinatewise(eqx.Module):
-    """Builds a `CoordinatewiseLSTM` from a key.
-
-    >>> MakeCoordinatewise(width=4)(jax.random.key(0)).width
-    4
-    """
-
-    width: int = eqx.field(static=True)
-
-    def __call__(self, key: Key[Array, ""]) -> CoordinatewiseLSTM:
-        return CoordinatewiseLSTM(width=self.width, key=key)
 
 
 def run(settings: Config, folder: RunFolder, reporter: Reporter) -> dict[str, Any]:
@@ -137,7 +125,7 @@ def _train(settings: Config, streams: Streams, folder: RunFolder, reporter: Repo
     )
     with reporter.training("coordinate-wise LSTM", settings.runs) as progress:
         return meta_train(
-            MakeCoordinatewise(settings.width),
+            Build.of(CoordinatewiseLSTM, width=settings.width),
             estimator,
             optimizer,
             streams.train,

@@ -22,7 +22,6 @@ from symmetrax.experiments._arms import (
     Arm,
     ControlArm,
     MakeWhole,
-    RandomDirection,
     TrainedArm,
     TunedArm,
     adam,
@@ -33,6 +32,7 @@ from symmetrax.experiments._arms import (
     recipe,
     tune,
 )
+from symmetrax.experiments._control_networks import RandomDirection
 from symmetrax.experiments._folder import RunFolder
 from symmetrax.experiments._registry import choose
 from symmetrax.experiments._report import Reporter, arms_table, verdict_table

@@ -25,16 +25,6 @@ def between(z: Float[Array, "*n"], low: float, high: float) -> Float[Array, "*n"
     return low * (high / low) ** jax.nn.sigmoid(z)
 
 
-def share(z: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """A number between 0 and 1: sigmoid(z).
-
-    >>> import jax.numpy as jnp
-    >>> print(share(jnp.array(0.0)))
-    0.5
-    """
-    return jax.nn.sigmoid(z)
-
-
 def within(z: Float[Array, " n"], reach: float) -> Float[Array, " n"]:
     """The vector `z`, shortened to a norm below `reach`: reach tanh(||z|| / reach) z / ||z||.
 
@@ -109,5 +99,5 @@ def scalars(
     >>> {name: float(x) for name, x in scalars(["momentum"], jnp.zeros(1), RATES).items()}
     {'momentum': 0.5}
     """
-    made = {"step_size": lambda x: between(x, *rates), "momentum": share}
+    made = {"step_size": lambda x: between(x, *rates), "momentum": jax.nn.sigmoid}
     return {name: made[name](z[i]) for i, name in enumerate(names)}

@@ -179,7 +179,7 @@ def unit_sums(symmetry: NetworkSymmetry, params: PyTree, gradient: PyTree) -> di
     both = zip(_blocks(symmetry, params), _blocks(symmetry, gradient), strict=True)
     for (weight, touches), (slope, _) in both:
         for touch in (touch for touch in touches if touch.word.name in groups):
-            power = touch.word.power * (-1) ** touch.word.star
+            power = touch.exponent
             squares, steep, products = (
                 _by_unit(x, touch) for x in (weight * weight, slope * slope, weight * slope)
             )
@@ -191,7 +191,7 @@ def unit_sums(symmetry: NetworkSymmetry, params: PyTree, gradient: PyTree) -> di
                 "slope": -2 * power * steep,
                 "steep": 2 * abs(power) * steep,
             }
-            old, taken = sums[touch.word.name], _taken(touch)
+            old, taken = sums[touch.word.name], touch.taken
             new = {name: getattr(old, name).at[taken].add(value) for name, value in added.items()}
             sums[touch.word.name] = old._replace(**new)
     return sums
@@ -273,9 +273,3 @@ def _by_unit(x: Array, touch: Touch) -> Array:
     kept = jnp.sum(x, axis=tuple(axis for axis in range(x.ndim) if axis not in axes))
     ranks = sorted(axes)
     return jnp.transpose(kept, [ranks.index(axis) for axis in axes])
-
-
-def _taken(touch: Touch) -> int | slice:
-    """Which of the group's elements act here, along its first index."""
-    index = touch.word.index
-    return index if isinstance(index, int) else slice(*(index or (None,)))

@@ -83,7 +83,7 @@ def conserved(symmetry: NetworkSymmetry, params: PyTree) -> dict[str, Array]:
         for touch in touches:
             group = symmetry.spaces[touch.word.name]
             if not group.compact and touch.word.index is None:
-                sign = touch.word.power * (-1.0 if touch.word.star else 1.0)
+                sign = touch.exponent
                 moments.setdefault(touch.word.name, []).append(sign * _moment(x, touch, group))
         return x
 

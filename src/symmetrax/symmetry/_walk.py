@@ -21,6 +21,17 @@ class Touch:
     axis: int
     indices: tuple[int, ...]
 
+    @property
+    def exponent(self) -> float:
+        """The power of a scale that multiplies the block here: negative for a dual word."""
+        return self.word.power * (-1) ** self.word.star
+
+    @property
+    def taken(self) -> int | slice:
+        """Which of the group's elements act here, along its first index."""
+        index = self.word.index
+        return index if isinstance(index, int) else slice(*(index or (None,)))
+
 
 #: What a walk calls on every block: the block's array and the spaces that act on it, to the moved block.
 Visit = Callable[[Any, tuple[Touch, ...]], Any]

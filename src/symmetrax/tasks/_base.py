@@ -23,6 +23,12 @@ class AbstractTask(eqx.Module):
     def init(self, key: Key[Array, ""]) -> PyTree:
         """Random initial parameters."""
 
+    @property
+    def same_batch(self) -> bool:
+        """Whether `batch` gives the same arrays whatever the key: what follows from them alone is then
+        computed once, not at every step."""
+        return False
+
     @abstractmethod
     def batch(self, key: Key[Array, ""]) -> PyTree:
         """Random data for one step; None for a loss without data."""

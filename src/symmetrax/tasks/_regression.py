@@ -54,6 +54,10 @@ class Regression(AbstractTask):
         initializer = jax.nn.initializers.uniform(1.0) if self.start == "uniform" else None
         return self.network.init(key, initializer)
 
+    @property
+    def same_batch(self) -> bool:
+        return True
+
     def batch(self, key: Key[Array, ""]) -> tuple[Array, Array]:
         return self.inputs, self.targets
 

@@ -106,6 +106,10 @@ class ScaledTask(AbstractTask):
     def init(self, key: Key[Array, ""]) -> PyTree:
         return _over(self.task.init(key), self.scale)
 
+    @property
+    def same_batch(self) -> bool:
+        return self.task.same_batch
+
     def batch(self, key: Key[Array, ""]) -> PyTree:
         return self.task.batch(key)
 

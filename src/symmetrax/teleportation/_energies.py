@@ -117,12 +117,12 @@ class Energies(eqx.Module):
                 )
 
     def _exponent(self, touch: Touch) -> float:
-        return touch.word.power * (-1) ** (touch.word.star + self.dual)
+        return -touch.exponent if self.dual else touch.exponent
 
     def _matrix(self, touch: Touch, part: Array) -> Array:
         """What a general linear element multiplies by at this touch."""
         group = self.symmetry.spaces[touch.word.name]
-        element = group.exp(part if touch.word.index is None else part[_taken(touch)])
+        element = group.exp(part if touch.word.index is None else part[touch.taken])
         return element[0] if self._exponent(touch) > 0 else element[1]
 
     def _moved(self, block: Block, touches: tuple[Touch, ...], parts: dict[str, Array]) -> Array:
@@ -131,7 +131,7 @@ class Energies(eqx.Module):
             group, part = self.symmetry.spaces[touch.word.name], parts[touch.word.name]
             if block.kind == "squares":
                 logs = _logs(group, part)
-                logs = logs if touch.word.index is None else logs[_taken(touch)]
+                logs = logs if touch.word.index is None else logs[touch.taken]
                 array = array * jnp.exp(2 * self._exponent(touch) * _along(logs, touch, array.ndim))
             else:
                 element = group.exp(part)
@@ -187,11 +187,6 @@ def _gram(x: Array, touch: Touch) -> Array:
 def _logs(group: AbstractGroup, part: Array) -> Array:
     """Logarithms of the scales at these coordinates, of shape (*per, size or 1)."""
     return part[..., :1] if isinstance(group, ScaledRotation) else part
-
-
-def _taken(touch: Touch) -> int | slice:
-    index = touch.word.index
-    return index if isinstance(index, int) else slice(*(index or (None,)))
 
 
 def _along(logs: Array, touch: Touch, ndim: int) -> Array:
