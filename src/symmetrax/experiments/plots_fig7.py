@@ -23,7 +23,9 @@ STYLES: dict[str, dict[str, Any]] = {
     "coordinates": {"color": "#009E73"},
     "coordinates-neurons": {"color": "#009E73", "linestyle": "--"},
 }
-LEARNED = ("update", "update-tele", "coordinates", "coordinates-neurons", "lr-tele", "gd-3e-4")
+#: Shown beside learned updates, if there are any.
+ALWAYS = ("lr-tele", "gd-3e-4")
+LEARNED = ("update", "update-tele", "coordinates", "coordinates-neurons", *ALWAYS)
 PANELS = {
     "The figure's arms": ("gd-3e-4", "lr-tele", "lr-tele-momentum", "as-printed"),
     "Without teleports, and by hand": (
@@ -60,6 +62,8 @@ def draw(folder: pathlib.Path, results: dict[str, Any]) -> list[pathlib.Path]:
 
 def _curves(path: pathlib.Path, arms: dict[str, Any], title: str) -> pathlib.Path:
     panels = {text: [name for name in names if name in arms] for text, names in PANELS.items()}
+    if panels["Learned updates"] == list(ALWAYS):
+        del panels["Learned updates"]
     figure, axes = plt.subplots(
         1, len(panels), figsize=(4.8 * len(panels), 4.2), sharey=True, layout="constrained"
     )
