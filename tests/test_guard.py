@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import symmetrax as sx
-from symmetrax.teleportation._guard import jump
+from symmetrax.teleportation._guard import jump, shortened
 
 POINT = (5.0, -5.0)
 NOT_FINITE, TOO_LONG, NOT_INVARIANT = 1, 2, 3
@@ -173,7 +173,7 @@ def test_the_guard_refuses_what_its_bounds_say(float64, move, here, change, boun
 
 
 def test_bounds_must_be_positive():
-    for name in ("jump", "tolerance", "floor"):
+    for name in ("jump", "tolerance", "floor", "relative"):
         for value in (0.0, -1.0, float("nan")):
             with pytest.raises(ValueError, match=f"Guard needs {name} > 0, got {name}={value}"):
                 sx.Guard(**{name: value})
@@ -183,3 +183,86 @@ def test_a_guard_without_a_loss_says_what_to_pass():
     symmetry = sx.booth().symmetry()
     with pytest.raises(ValueError, match=r"pass value_fn=.*or guard=None"):
         jump(symmetry, symmetry.identity(), jnp.zeros(2), guard=sx.Guard())
+
+
+def test_the_longest_jump_is_relative_to_place_and_step():
+    """min(jump, relative (||w|| + ||u||)); at the origin, without a step, nothing may move."""
+    w, u = {"p": jnp.array([3.0]), "q": jnp.array([4.0])}, {"p": jnp.array([0.0]), "q": jnp.array([-2.0])}
+    for relative, step, longest in ((0.1, None, 0.5), (0.1, u, 0.7), (10.0, u, 3.0), (np.inf, None, 3.0)):
+        assert float(sx.Guard(relative=relative).longest(w, step)) == pytest.approx(longest)
+    assert float(sx.Guard(relative=0.5).longest(jnp.zeros(2))) == 0.0
+    assert float(sx.Guard(jump=jnp.inf).longest(jnp.zeros(2))) == np.inf
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_a_relative_bound_refuses_the_same_turns_in_any_unit(float64, scale):
+    start = jnp.array(POINT) / scale
+    task = sx.generalized_booth(scale * np.array([[1.0, 2.0], [2.0, 1.0]]), [-7.0, -5.0])
+    guard = sx.Guard(jump=np.inf, relative=0.5)
+    codes = [
+        int(sx.teleport(task.loss, start, task.symmetry(), search=Turn(t), guard=guard)[1].refused)
+        for t in (0.01, 0.2, 1.0)
+    ]
+    assert codes == [0, 0, TOO_LONG]
+
+
+def test_a_learned_step_counts_in_the_scale():
+    """From the origin every jump is too long by itself; a step of length 1 allows one of relative * 2."""
+    task = sx.generalized_booth(np.eye(2), [1.0, 0.0], start=[0.0, 0.0])
+    step = jnp.array([0.0, 1.0])
+    far = {}
+    for relative in (0.1, 2.0):
+        found = jump(
+            task.symmetry(),
+            task.symmetry().exp(jnp.array([0.3])),
+            step,
+            guard=sx.Guard(relative=relative),
+            value_fn=task.loss,
+            step=step,
+        )
+        far[relative] = int(found.refused)
+    assert far == {0.1: TOO_LONG, 2.0: 0}
+
+
+@pytest.mark.parametrize("angle", [0.05, 0.5, -2.0])
+def test_shortening_halves_the_coordinates_until_the_jump_fits(float64, angle):
+    task, x = sx.booth(), jnp.array(POINT)
+    guard = sx.Guard(jump=1.0, shorten=True)
+    there, info = sx.teleport(task.loss, x, task.symmetry(), search=Turn(angle), guard=guard)
+    assert info.refused == 0
+    halvings = np.log2(angle / float(info.algebra[0]))
+    assert halvings == pytest.approx(round(halvings), abs=1e-12)
+    length = float(jnp.linalg.norm(there - x))
+    assert 0 < length <= 1.0
+    if halvings > 0:
+        twice = task.symmetry().act(task.symmetry().exp(2 * info.algebra), x)
+        assert float(jnp.linalg.norm(twice - x)) > 1.0
+    np.testing.assert_allclose(task.loss(there), task.loss(x), rtol=1e-12)
+
+
+def test_what_cannot_be_shortened_enough_is_refused_as_it_was():
+    task, x = sx.booth(), jnp.array(POINT)
+    there, info = sx.teleport(
+        task.loss, x, task.symmetry(), search=Turn(1.0), guard=sx.Guard(jump=1e-4, shorten=True)
+    )
+    assert info.refused == TOO_LONG
+    assert float(info.algebra[0]) == 1.0
+    assert jnp.array_equal(there, x)
+
+
+def test_shortened_jumps_have_the_derivative_of_a_constant_share(float64):
+    """d act(exp(share xi), x) / d xi, with the share that was found."""
+    task, x = sx.booth(), jnp.array(POINT)
+    symmetry, guard, xi = task.symmetry(), sx.Guard(jump=1.0, shorten=True), jnp.array([0.5])
+
+    @eqx.filter_jit
+    def end(xi):
+        short = shortened(symmetry, symmetry.exp, xi, x, guard=guard)
+        found = jump(symmetry, symmetry.exp(short), x, guard=guard, value_fn=task.loss)
+        return found.displacement, short
+
+    slope, short = jax.jacobian(end, has_aux=True)(xi)
+    share = short / xi
+    expected = jax.jacobian(lambda xi: symmetry.act(symmetry.exp(share * xi), x))(xi)
+    assert float(share[0]) < 1
+    np.testing.assert_allclose(slope, expected, rtol=1e-10)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from symmetrax._tree import all_finite, select
 from symmetrax.symmetry._base import AbstractLieSymmetry
-from symmetrax.teleportation._guard import NOT_MEASURED, Guard, Jump, jump
+from symmetrax.teleportation._guard import NOT_MEASURED, Guard, Jump, jump, shortened
 from symmetrax.teleportation._schedule import Schedule, due, settled
 from symmetrax.teleportation._teleport import GuardChoice, settled_guard
 
@@ -210,6 +210,7 @@ def jump_and_step(
 ) -> tuple[PyTree, optax.OptState, Jump]:
     """Teleport by `theta` unless `guard` refuses, then step with the gradient carried there: the whole
     displacement, the inner state after it, and what became of the teleport."""
+    theta = shortened(symmetry, symmetry.exp, theta, params, batch, guard=guard)
     element = symmetry.exp(theta)
     jumped = jump(symmetry, element, params, batch, guard=guard, value_fn=value_fn)
     element = select(jumped.refused == 0, element, symmetry.identity())

@@ -1,5 +1,6 @@
 """When a teleport is refused, and the one place where parameters jump."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,6 +21,9 @@ REFUSALS = (
     "not invariant: the loss moved by more than the guard's tolerance",
 )
 
+#: How often a guard that shortens jumps halves their coordinates, at most.
+HALVINGS = 8
+
 # What `defect` says where nothing measured it: without a guard no loss is evaluated.
 NOT_MEASURED = -1.0
 
@@ -27,32 +31,55 @@ NOT_MEASURED = -1.0
 class Guard(eqx.Module):
     """Conditions under which a teleport is refused and the parameters stay where they are.
 
-    A jump from w to v is refused when v or its loss is not finite, when ||v - w|| > `jump`, or when
-    |loss(v) - loss(w)| > `tolerance` * max(|loss(w)|, `floor`). The bound of 3 is the one measured to turn
-    the badly conditioned benchmark from a loss into a win (it is not relative to any scale: set it to suit
-    your parameters). All three may be arrays, so that sweeping them compiles nothing anew.
+    A jump from w to v is refused when v or its loss is not finite, when it is too long, or when
+    |loss(v) - loss(w)| > `tolerance` * max(|loss(w)|, `floor`). Too long is
 
-    >>> float(Guard(jump=1.0).jump)
-    1.0
+        ||v - w|| > min(`jump`, `relative` * (||w|| + ||u||)),
+
+    where u is the step that was taken just before, if any. `jump` is a length in the unit of the parameters;
+    its default of 3 is the one measured to turn the badly conditioned benchmark from a loss into a win.
+    `relative` has no unit, and serves where lengths are not known beforehand. With `shorten` a jump that is
+    too long is not refused but made shorter along the group: its coordinates are halved until it is short
+    enough, eight times at most. The numbers may be arrays, so that sweeping them compiles nothing anew.
+
+    >>> guard = Guard(jump=jnp.inf, relative=0.5)
+    >>> float(guard.longest(jnp.array([3.0, 4.0]), step=jnp.array([1.0, 0.0])))
+    3.0
     """
 
     jump: float | Float[Array, ""] = 3.0
     tolerance: float | Float[Array, ""] = 1e-3
     floor: float | Float[Array, ""] = 1e-6
+    relative: float | Float[Array, ""] = math.inf
+    shorten: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self):
-        for name in ("jump", "tolerance", "floor"):
+        for name in ("jump", "tolerance", "floor", "relative"):
             value = getattr(self, name)
             if isinstance(value, int | float) and not value > 0:
                 raise ValueError(f"Guard needs {name} > 0, got {name}={value}.")
 
+    def longest(self, params: PyTree, step: PyTree = None) -> Float[Array, ""]:
+        """The length that a jump from `params` may have, after this step."""
+        scale = safe_norm(params) + (0.0 if step is None else safe_norm(step))
+        # An infinite bound stays one where all lengths are zero.
+        relative = jnp.where(jnp.isinf(self.relative), jnp.inf, self.relative * scale)
+        return jnp.minimum(self.jump, relative)
+
     def judge(
-        self, displacement: PyTree, here: Float[Array, ""], there: Float[Array, ""]
+        self,
+        displacement: PyTree,
+        here: Float[Array, ""],
+        there: Float[Array, ""],
+        longest: Float[Array, ""] | None = None,
     ) -> tuple[Float[Array, ""], Int[Array, ""]]:
-        """Relative defect of the loss, and a code of `REFUSALS`, for a jump from loss `here` to `there`."""
+        """Relative defect of the loss, and a code of `REFUSALS`, for a jump from loss `here` to `there`.
+
+        `longest` is what `longest` says of the place; by default it is `jump`.
+        """
         defect = jnp.abs(there - here) / jnp.maximum(jnp.abs(here), self.floor)
         finite = all_finite(displacement) & jnp.isfinite(there)
-        long = safe_norm(displacement) > self.jump
+        long = safe_norm(displacement) > (self.jump if longest is None else longest)
         moved = ~(defect <= self.tolerance)
         return defect, jnp.select([~finite, long, moved], [1, 2, 3], 0)
 
@@ -85,7 +112,7 @@ def land(
         return Jump(displacement, jnp.array(NOT_MEASURED), jnp.array(0))
     trial = jax.lax.stop_gradient(displacement)
     here, there = value_fn(params), value_fn(optax.tree.add(params, trial))
-    defect, refused = guard.judge(trial, here, jnp.maximum(there, here))
+    defect, refused = guard.judge(trial, here, jnp.maximum(there, here), guard.longest(params))
     taken = select(refused == 0, displacement, optax.tree.zeros_like(displacement))
     return Jump(taken, jax.lax.stop_gradient(defect), refused)
 
@@ -99,6 +126,7 @@ def jump(
     guard: Guard | None,
     value_fn: Callable[[PyTree], Float[Array, ""]] | None = None,
     retreat: PyTree = None,
+    step: PyTree = None,
 ) -> Jump:
     """Move `params` by `element`, unless `guard` refuses.
 
@@ -107,10 +135,11 @@ def jump(
     and none of its infinities or NaNs leak into a gradient: the differentiated action is evaluated at the
     identity, and at `retreat` if given, a point known to be harmless, instead of `params`.
 
-    **Arguments:** `value_fn(params)` is the loss, needed with a guard.
+    **Arguments:** `value_fn(params)` is the loss, needed with a guard. `step` is the one that was taken just
+    before, if any, which is part of the scale of the guard's lengths.
     """
     still = symmetry.identity()
-    return _jump(symmetry, lambda a: a, element, still, params, batch, guard, value_fn, retreat)
+    return _jump(symmetry, lambda a: a, element, still, params, batch, guard, value_fn, retreat, step)
 
 
 def jump_by(
@@ -123,12 +152,49 @@ def jump_by(
     guard: Guard | None,
     value_fn: Callable[[PyTree], Float[Array, ""]] | None = None,
     retreat: PyTree = None,
+    step: PyTree = None,
 ) -> Jump:
     """`jump` by the element `exp(coordinates)`, whose derivative may be infinite where it is refused."""
-    return _jump(symmetry, exp, coordinates, symmetry.zero(), params, batch, guard, value_fn, retreat)
+    still = symmetry.zero()
+    return _jump(symmetry, exp, coordinates, still, params, batch, guard, value_fn, retreat, step)
 
 
-def _jump(symmetry, element, place, still, params, batch, guard, value_fn, retreat) -> Jump:
+def shortened(
+    symmetry: AbstractLieSymmetry,
+    exp: Callable[[Float[Array, "..."]], PyTree],
+    coordinates: Float[Array, "..."],
+    params: PyTree,
+    batch: PyTree = None,
+    *,
+    guard: Guard | None,
+    step: PyTree = None,
+) -> Float[Array, "..."]:
+    """The coordinates of a jump that is as long as `guard` allows: halved until it is, if the guard shortens.
+
+    How often they are halved is a constant to derivatives. What is too long after eight times stays as it is,
+    for the guard to refuse.
+    """
+    if guard is None or not guard.shorten:
+        return coordinates
+    at, place, step = jax.lax.stop_gradient((params, coordinates, step))
+    longest = guard.longest(at, step)
+
+    def too_long(share: Float[Array, ""]) -> Bool[Array, ""]:
+        length = safe_norm(symmetry.displacement(exp(share * place), at, batch))
+        return ~(length <= longest)  # so that NaN is too long
+
+    def halve(state):
+        share, _ = state
+        return share / 2, too_long(share / 2)
+
+    one = jnp.ones((), place.dtype)
+    share, left = jax.lax.while_loop(
+        lambda state: state[1] & (state[0] > 2.0**-HALVINGS), halve, (one, too_long(one))
+    )
+    return jnp.where(left, 1.0, share) * coordinates
+
+
+def _jump(symmetry, element, place, still, params, batch, guard, value_fn, retreat, step) -> Jump:
     """Jump by `element(place)`, which is the identity where `place` is `still`."""
 
     def displace(place: PyTree, params: PyTree) -> PyTree:
@@ -145,7 +211,8 @@ def _jump(symmetry, element, place, still, params, batch, guard, value_fn, retre
         )
     place_, params_ = jax.lax.stop_gradient((place, params))
     trial = displace(place_, params_)
-    defect, refused = guard.judge(trial, value_fn(params_), value_fn(optax.tree.add(params_, trial)))
+    longest = guard.longest(params_, jax.lax.stop_gradient(step))
+    defect, refused = guard.judge(trial, value_fn(params_), value_fn(optax.tree.add(params_, trial)), longest)
     accepted = refused == 0
     safe = select(accepted, place, still)
     if retreat is not None:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from symmetrax._tree import check_finite
 from symmetrax.symmetry._base import AbstractLieSymmetry
-from symmetrax.teleportation._guard import Guard, jump, land
+from symmetrax.teleportation._guard import Guard, jump, land, shortened
 from symmetrax.teleportation._levelset import AbstractPointSearch
 from symmetrax.teleportation._objectives import Objective, squared_gradient_norm
 from symmetrax.teleportation._orbit import Orbit, price
@@ -116,6 +116,7 @@ def travel(
         return Trip(jumped.displacement, None, jnp.zeros(0), jumped.defect, jumped.refused)
     assert symmetry is not None  # check_search saw to it
     xi = search(Orbit(value_fn, params, symmetry, batch, objective, gradient, count))
+    xi = shortened(symmetry, symmetry.exp, xi, params, batch, guard=guard)
     element = symmetry.exp(xi)
     jumped = jump(symmetry, element, params, batch, guard=guard, value_fn=value_fn)
     return Trip(jumped.displacement, element, xi, jumped.defect, jumped.refused)
