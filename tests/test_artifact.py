@@ -22,6 +22,9 @@ NETWORKS = {
     "vanilla": lambda: sx.WholeLSTM(2, width=6, key=KEY),
     "teleporting": lambda: sx.WholeLSTM(3, algebra=3, width=5, depth=1, inputs=("previous",), key=KEY),
     "orbit": lambda: sx.WholeLSTM(2, algebra=1, width=4, inputs=("iterate", "orbit_derivative"), key=KEY),
+    "gru": lambda: sx.WholeGRU(2, algebra=1, width=5, key=KEY),
+    "mlp": lambda: sx.WholeMLP(2, emits=("step_size",), width=5, key=KEY),
+    "along the orbit": lambda: sx.OrbitLSTM(2, algebra=1, sees=("slopes", "best"), width=5, key=KEY),
     "coordinatewise": lambda: sx.CoordinatewiseLSTM(width=7, scale=0.1, key=KEY),
 }
 

@@ -162,3 +162,31 @@ def test_windows_that_do_not_fit_are_an_error_with_the_numbers(numbers):
     message = f"must divide `steps`, got steps={steps}, unroll={unroll}, tasks={tasks}"
     with pytest.raises(ValueError, match=message):
         sx.TruncatedBPTT(sx.make_family("booth"), sx.Recipe(), steps=steps, unroll=unroll, tasks=tasks)
+
+
+@pytest.mark.parametrize("tasks", [1, 3])
+def test_logarithms_of_losses_are_averaged_and_no_scale_enters(float64, tasks):
+    it, network = estimator(tasks, measure="log"), small()
+    trace = sx.unroll_many(it.make_transform, network, it.family, KEY, 2 * UNROLL, tasks)
+    logs = np.log(np.asarray(trace.loss)).reshape(2 * UNROLL + 1, tasks).mean(1)
+    loss, gradient, _ = step(it, network, init(it, network))
+    assert float(loss) == pytest.approx(logs[1 : 1 + UNROLL] @ np.array([1, 2, 4]) / 7, rel=1e-10)
+    _, plain, _ = step(estimator(tasks), network, init(estimator(tasks), network))
+    assert not np.allclose(ravel_pytree(gradient)[0], ravel_pytree(plain)[0])
+
+
+def test_the_logarithm_of_a_loss_of_zero_is_finite_with_a_finite_gradient():
+    it = sx.TruncatedBPTT(
+        sx.make_family("booth"), lambda rate, task: optax.sgd(0.0 * rate), steps=2, unroll=2, measure="log"
+    )
+    at_optimum = jax.tree.map(jnp.zeros_like, init(it, jnp.array(0.1)).carry.params) + jnp.array([1.0, 3.0])
+    carry = init(it, jnp.array(0.1))
+    carry = carry._replace(carry=carry.carry._replace(params=at_optimum))
+    loss, gradient, _ = step(it, jnp.array(0.1), carry)
+    assert np.isfinite(loss)
+    assert np.isfinite(gradient)
+
+
+def test_an_unknown_measure_is_an_error(unchecked):
+    with pytest.raises(ValueError, match="`measure` must be one of loss, log, got 'square'"):
+        estimator(measure="square")

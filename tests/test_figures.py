@@ -3,10 +3,14 @@
 import dataclasses
 import json
 
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import symmetrax as sx
 from symmetrax.experiments import plane
+from symmetrax.experiments._arms import evaluate
 from symmetrax.experiments._folder import RunFolder
 from symmetrax.experiments._registry import run_experiment
 from symmetrax.experiments._report import Reporter
@@ -34,6 +38,23 @@ def test_figure_3_is_learned(tmp_path):
     vanilla, adam = (losses[name][..., LAST].mean(axis=1) for name in ("vanilla", "adam-0.5"))
     assert np.all(vanilla <= 0.02), vanilla
     assert np.all(50 * vanilla <= adam), (vanilla, adam)
+
+
+@pytest.mark.parametrize("make", [sx.WholeGRU, sx.WholeMLP])
+def test_figure_3_is_learned_without_an_lstm(make):
+    """E25: the published budget with another core passes S01."""
+    family, streams = make_family("ellipse-fixed"), Streams.of(0, 5)
+    estimator = sx.TruncatedBPTT(family, sx.Recipe(), steps=20, unroll=5)
+    trained = sx.meta_train(
+        lambda key: make(2, key=key), estimator, optax.adam(4e-4), streams.train, runs=500, seeds=5, chunk=100
+    )
+    trace, _ = evaluate(sx.Recipe(), trained.networks, family, streams.test, steps=12, tasks=200)
+    adam, _ = evaluate(
+        lambda rate, task: optax.adam(rate), jnp.full(5, 0.5), family, streams.test, steps=12, tasks=200
+    )
+    learned, hand_made = (np.asarray(t.loss[:, LAST]).mean(axis=1) for t in (trace, adam))
+    assert np.all(learned <= 0.02), learned
+    assert np.all(50 * learned <= hand_made), (learned, hand_made)
 
 
 def test_the_meta_loss_falls_in_every_seed(tmp_path):

@@ -27,6 +27,14 @@ def wide(key):
     return sx.WholeLSTM(2, width=16, key=key)
 
 
+def gated(key):
+    return sx.WholeGRU(2, width=16, key=key)
+
+
+def forgetful(key):
+    return sx.WholeMLP(2, width=16, key=key)
+
+
 def estimator(recipe=None, family="ellipse-random", tasks=4, steps=10):
     recipe = sx.Recipe(teleports=jnp.ones(10, bool), guard=None) if recipe is None else recipe
     return sx.TruncatedBPTT(sx.make_family(family), recipe, steps=steps, unroll=5, tasks=tasks)
@@ -41,10 +49,11 @@ def standing(network, task):
     return optax.sgd(0.0 * network)
 
 
-def test_training_lowers_the_meta_loss():
+@pytest.mark.parametrize("make", [wide, gated, forgetful])
+def test_training_lowers_the_meta_loss(make):
     """S01, small: vanilla on the fixed ellipse, 60 runs of 32 tasks; then on unseen tasks it optimizes."""
     it = estimator(sx.Recipe(), "ellipse-fixed", tasks=32, steps=20)
-    trained = sx.meta_train(wide, it, OPTIMIZER, KEY, runs=60, seeds=2, chunk=60)
+    trained = sx.meta_train(make, it, OPTIMIZER, KEY, runs=60, seeds=2, chunk=60)
     assert trained.losses.shape == (2, 60)
     assert np.all(trained.losses[:, -10:].mean(1) < 0.1 * trained.losses[:, :10].mean(1))
     assert np.all(trained.skipped == 0)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from symmetrax._tree import safe_norm
-from symmetrax.learned._base import AbstractLearnedOptimizer
+from symmetrax.learned._base import AbstractLearnedOptimizer, Want
 from symmetrax.learned._features import Info, Move
 from symmetrax.symmetry._base import AbstractLieSymmetry
 
@@ -24,12 +24,8 @@ class AbstractControl(AbstractLearnedOptimizer):
     network: eqx.AbstractVar[AbstractLearnedOptimizer]
 
     @property
-    def wants_orbit_derivative(self) -> bool:
-        return self.network.wants_orbit_derivative
-
-    @property
-    def wants_symmetry(self) -> bool:
-        return self.network.wants_symmetry
+    def wants(self) -> tuple[Want, ...]:
+        return self.network.wants
 
     @property
     def algebra_bound(self) -> float | None:

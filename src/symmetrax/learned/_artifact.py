@@ -18,16 +18,29 @@ from symmetrax.learned._base import AbstractLearnedOptimizer
 from symmetrax.learned._coordinatewise import CoordinatewiseLSTM
 from symmetrax.learned._features import Info
 from symmetrax.learned._neurons import PerNeuronLSTM
+from symmetrax.learned._orbit import OrbitLSTM
 from symmetrax.learned._pairs import PairLSTM
 from symmetrax.learned._rnnprop import RNNProp
 from symmetrax.learned._step import StepLSTM
 from symmetrax.learned._together import Together
-from symmetrax.learned._whole import WholeLSTM
+from symmetrax.learned._whole import WholeGRU, WholeLSTM, WholeMLP
 
 FORMAT = 1
 TOLERANCE = 1e-5
 KINDS: dict[str, Any] = {
-    c.kind: c for c in (WholeLSTM, CoordinatewiseLSTM, RNNProp, PairLSTM, PerNeuronLSTM, StepLSTM, Together)
+    network.kind: network
+    for network in (
+        WholeLSTM,
+        WholeGRU,
+        WholeMLP,
+        CoordinatewiseLSTM,
+        RNNProp,
+        PairLSTM,
+        PerNeuronLSTM,
+        StepLSTM,
+        OrbitLSTM,
+        Together,
+    )
 }
 
 
@@ -174,6 +187,8 @@ def _check_recorded_step(
 def _answer(network: AbstractLearnedOptimizer, info: Info) -> dict[str, np.ndarray]:
     """What the network proposes at its first step."""
     move, _ = network.propose(info, network.memory(info.params, info.symmetry))
+    if callable(move.update):
+        move = move._replace(update=move.update(info.gradient))
     return named_arrays(move._asdict())
 
 

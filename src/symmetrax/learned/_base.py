@@ -5,6 +5,7 @@ stands here: x <- a.(x + v), the step first, then the group element.
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -12,19 +13,30 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from symmetrax._tree import select
 from symmetrax.learned._features import Info, Move
 from symmetrax.symmetry._base import AbstractLieSymmetry
-from symmetrax.teleportation._guard import NOT_MEASURED, Guard, jump_by
-from symmetrax.teleportation._objectives import orbit_derivative
+from symmetrax.teleportation._guard import NOT_MEASURED, Guard, Jump, jump_by, shortened, zero_where
+from symmetrax.teleportation._objectives import orbit_derivative, slopes
+from symmetrax.teleportation._orbit import Orbit
 from symmetrax.teleportation._schedule import Schedule, due, settled
+from symmetrax.teleportation._search import Oracle
 
 #: What becomes of the last step, which momentum builds on, when the parameters jump.
 Transport = Literal["keep", "carry", "reset"]
 
-# What `step_size` and `momentum` of the state say where the network emits none.
+#: How a learned gate acts: its probability multiplies the coordinates, or opens at one half.
+Gate = Literal["soft", "hard"]
+
+#: Whether the step comes before the group element or after it.
+Order = Literal["step-first", "teleport-first"]
+
+#: What networks may ask to see in `Info` that has a price.
+Want = Literal["symmetry", "orbit_derivative", "slopes", "best"]
+
+# What `step_size`, `momentum` and `gate` of the state say where the network emits none.
 NOT_EMITTED = -1.0
 
 
@@ -33,11 +45,11 @@ class LearnedState(NamedTuple):
 
     `count` is the number of steps taken, `memory` the network's recurrent state, `previous` its last step
     (before the teleport, and moved by it as `transport` says). `algebra` (zeros when no teleport was due),
-    `defect` and `refused` tell of the last teleport, `step_size` and `momentum` what the network emitted (-1
-    if it does not); read them with `optax.tree.get(state, "refused")`.
+    `defect` and `refused` tell of the last teleport, `step_size`, `momentum` and `gate` what the network
+    emitted (-1 if it does not); read them with `optax.tree.get(state, "refused")`.
 
     >>> LearnedState._fields
-    ('count', 'memory', 'previous', 'algebra', 'defect', 'refused', 'step_size', 'momentum')
+    ('count', 'memory', 'previous', 'algebra', 'defect', 'refused', 'step_size', 'momentum', 'gate')
     """
 
     count: Int[Array, ""]
@@ -48,6 +60,7 @@ class LearnedState(NamedTuple):
     refused: Int[Array, ""]
     step_size: Float[Array, ""]
     momentum: Float[Array, ""]
+    gate: Float[Array, ""]
 
 
 class AbstractLearnedOptimizer(eqx.Module):
@@ -65,14 +78,10 @@ class AbstractLearnedOptimizer(eqx.Module):
     kind: eqx.AbstractClassVar[str]
 
     @property
-    @abstractmethod
-    def wants_orbit_derivative(self) -> bool:
-        """Whether the network reads `Info.orbit_derivative`, which costs a second derivative."""
-
-    @property
-    def wants_symmetry(self) -> bool:
-        """Whether the network reads `Info.symmetry`, and so needs one even where it never teleports."""
-        return False
+    def wants(self) -> tuple[Want, ...]:
+        """Which fields of `Info` the network reads that have a price: all need a symmetry, even where the
+        network never teleports, and all but "symmetry" more derivatives of the loss."""
+        return ()
 
     @property
     def algebra_bound(self) -> float | None:
@@ -120,6 +129,8 @@ class AbstractLearnedOptimizer(eqx.Module):
         meta_order: int = 1,
         transport: Transport = "keep",
         as_printed: bool = False,
+        gate: Gate = "hard",
+        order: Order = "step-first",
     ) -> optax.GradientTransformationExtraArgs:
         """This network as an optax transformation.
 
@@ -127,7 +138,10 @@ class AbstractLearnedOptimizer(eqx.Module):
         if it emits a momentum, v <- momentum * v + u. Without `symmetry` that is all. With it, on schedule,
         follows the group element a = exp(algebra): x <- a.(x + v), returned as the update
         v + (a.(x + v) - e.(x + v)) with both terms from the same code, so that zero coordinates give exactly
-        v. This is algorithm 3 of arXiv:2504.15399, read as one iterate.
+        v. This is algorithm 3 of arXiv:2504.15399, read as one iterate. With `order="teleport-first"` it is
+        x <- a.x + v instead: the network, which saw x, chooses the element there, and its step starts from
+        a.x with the gradient carried along by `symmetry.pull`, exactly and at no further gradient, as in
+        algorithm 2.
 
         **Arguments:** `schedule` gives the steps, counted from 0, that teleport (default: all); `guard`
         refuses bad teleports and needs the extra argument `value_fn` in `update`. `meta_order=1` treats the
@@ -135,8 +149,10 @@ class AbstractLearnedOptimizer(eqx.Module):
         through it. `transport` says what becomes of v when a teleport is made: "keep" it, "carry" it along as
         a displacement, da(v), or "reset" it to zero; one that is refused keeps it. `as_printed` follows the
         algorithm to the letter: it teleports at every step, and on schedule applies the momentum twice,
-        x <- a.(x + momentum * v + u); v is kept. Extra arguments of `update`: `value_fn`, `batch`, `key`;
-        others are ignored.
+        x <- a.(x + momentum * v + u); v is kept. `gate` says what becomes of the probability p of a network
+        that emits one: the algebra coordinates are multiplied by p ("soft", which has a derivative and is for
+        training), or by 1 where p > 1/2 and 0 elsewhere ("hard"). Extra arguments of `update`: `value`,
+        `value_fn`, `batch`, `key`; others are ignored.
 
         Raises ValueError if `symmetry` is given to a network without algebra coordinates of its shape, if the
         network emits no step, and for `as_printed` without a momentum or with another transport than "keep".
@@ -149,10 +165,18 @@ class AbstractLearnedOptimizer(eqx.Module):
             )
         if as_printed and transport != "keep":
             raise ValueError(f"as_printed keeps the velocity; it does not go with transport={transport!r}.")
-        return _transformation(self, symmetry, schedule, guard, meta_order, transport, as_printed)
+        if gate not in get_args(Gate):
+            raise ValueError(f"`gate` must be one of {', '.join(get_args(Gate))}, got {gate!r}.")
+        if order not in get_args(Order):
+            raise ValueError(f"`order` must be one of {', '.join(get_args(Order))}, got {order!r}.")
+        if as_printed and order != "step-first":
+            raise ValueError(f"as_printed steps first; it does not go with order={order!r}.")
+        return _transformation(
+            self, symmetry, schedule, guard, meta_order, transport, as_printed, gate, order
+        )
 
 
-def _transformation(network, symmetry, schedule, guard, meta_order, transport, as_printed):
+def _transformation(network, symmetry, schedule, guard, meta_order, transport, as_printed, gate, order):
     schedule = settled(schedule)
 
     def init(params: PyTree) -> LearnedState:
@@ -165,64 +189,160 @@ def _transformation(network, symmetry, schedule, guard, meta_order, transport, a
             refused=jnp.array(0),
             step_size=jnp.array(NOT_EMITTED),
             momentum=jnp.array(NOT_EMITTED),
+            gate=jnp.array(NOT_EMITTED),
         )
 
-    def look(updates, state, params, value_fn, batch, key) -> Info:
-        slope = None
-        if network.wants_orbit_derivative:
-            if symmetry is None or value_fn is None:
-                missing = "a symmetry in transform()" if symmetry is None else "value_fn=... in update()"
-                raise ValueError(f"This network reads the derivative along the orbit: it needs {missing}.")
-            slope = orbit_derivative(value_fn, params, symmetry, batch)
-        seen = (updates, slope)
-        gradient, slope = jax.lax.stop_gradient(seen) if meta_order == 1 else seen
-        return Info(gradient, params, state.previous, slope, key, symmetry)
-
-    def update(updates, state, params=None, *, value_fn=None, batch=None, key=None, **extra):
+    def update(updates, state, params=None, *, value=None, value_fn=None, batch=None, key=None, **extra):
         del extra  # optax's own, and none that a network reads
         if params is None:
             raise ValueError("A learned optimizer needs params: call update(grads, state, params).")
-        info = look(updates, state, params, value_fn, batch, key)
+        info = look(
+            network.wants,
+            updates,
+            params,
+            state.previous,
+            symmetry,
+            value=value,
+            value_fn=value_fn,
+            batch=batch,
+            key=key,
+            meta_order=meta_order,
+        )
         move, memory = network.propose(info, state.memory)
         now = due(schedule, state.count)
-        step = _step(move, info)
-        displacement = step
-        if as_printed:
-            if move.momentum is None:
-                raise ValueError("as_printed applies the momentum twice, but this network emits none.")
-            displacement = select(now, _step(move, info._replace(previous=step)), step)
         state = state._replace(
             count=state.count + 1,
             memory=memory,
-            previous=step,
             step_size=_emitted(move.step_size, state.step_size),
             momentum=_emitted(move.momentum, state.momentum),
+            gate=_emitted(move.gate, state.gate),
         )
-        only_reads = network.wants_orbit_derivative or network.wants_symmetry
-        if symmetry is None or (move.algebra is None and only_reads):
-            return displacement, state
-        teleports = jnp.array(True) if as_printed else now
-        xi = jnp.where(teleports, _fitting(move.algebra, symmetry), 0.0)
+        if symmetry is None or (move.algebra is None and network.wants):
+            step = _step(move, info)
+            return displaced(step, move, info, now), state._replace(previous=step)
+        if order == "teleport-first":
+            leap = leap_from(params, move, now, state.previous, batch, value_fn, params)
+            gradient = leap.carried_gradient(symmetry, params, info.gradient, batch)
+            previous = leap.transported(symmetry, params, state.previous, batch, transport)
+            step = _step(move, info._replace(gradient=gradient, previous=previous))
+            return optax.tree.add(leap.jump.displacement, step), _told(state, leap, previous=step)
+        step = _step(move, info)
+        displacement = displaced(step, move, info, now)
+        landing = optax.tree.add(params, displacement)
+        due_now = jnp.array(True) if as_printed else now
+        leap = leap_from(landing, move, due_now, displacement, batch, value_fn, params)
+        previous = leap.transported(symmetry, landing, step, batch, transport)
+        return optax.tree.add(displacement, leap.jump.displacement), _told(state, leap, previous=previous)
+
+    def displaced(step, move, info, now) -> PyTree:
+        """The step, or as printed the one with the momentum applied to it again."""
+        if not as_printed:
+            return step
+        if move.momentum is None:
+            raise ValueError("as_printed applies the momentum twice, but this network emits none.")
+        return select(now, _step(move, info._replace(previous=step)), step)
+
+    def leap_from(at, move, now, step, batch, value_fn, retreat) -> _Leap:
+        """A teleport from a point: gated, due or not, shortened, judged."""
         bound = network.algebra_bound
         exp = symmetry.exp if bound is None else partial(symmetry.exp_within, reach=bound)
-        landing = optax.tree.add(params, displacement)
-        jumped = jump_by(symmetry, exp, xi, landing, batch, guard=guard, value_fn=value_fn, retreat=params)
-        moved = teleports & (jumped.refused == 0)
-        if transport == "reset":
-            state = state._replace(previous=select(moved, optax.tree.zeros_like(step), step))
-        elif transport == "carry":
-            nothing = (symmetry.zero(), jax.lax.stop_gradient(params), optax.tree.zeros_like(step))
-            safe, at, tangent = select(moved, (xi, landing, step), nothing)
-            carried = symmetry.push(exp(safe), at, tangent, batch)
-            state = state._replace(previous=select(moved, carried, step))
-        state = state._replace(
-            algebra=xi,
-            defect=jnp.where(teleports, jumped.defect, NOT_MEASURED),
-            refused=jnp.where(teleports, jumped.refused, 0),
-        )
-        return optax.tree.add(displacement, jumped.displacement), state
+        xi = jnp.where(now, _gated(move, gate, symmetry), 0.0)
+        xi = shortened(symmetry, exp, xi, at, batch, guard=guard, step=step)
+        options = {"guard": guard, "value_fn": value_fn, "retreat": retreat, "step": step}
+        return _Leap(exp, xi, jump_by(symmetry, exp, xi, at, batch, **options), now)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+class _Leap(NamedTuple):
+    """A teleport: its coordinates, what became of it, and whether it was due."""
+
+    exp: Callable[[Array], PyTree]
+    algebra: Float[Array, "..."]
+    jump: Jump
+    due: Array
+
+    @property
+    def moved(self) -> Array:
+        return self.due & (self.jump.refused == 0)
+
+    def safe(self, symmetry: AbstractLieSymmetry) -> Array:
+        """The coordinates, or those of the identity where it was not made."""
+        return jnp.where(self.moved, self.algebra, symmetry.zero())
+
+    def transported(
+        self, symmetry: AbstractLieSymmetry, at: PyTree, velocity: PyTree, batch: PyTree, transport: Transport
+    ) -> PyTree:
+        """What becomes of a velocity at `at`."""
+        if transport == "reset":
+            return select(self.moved, optax.tree.zeros_like(velocity), velocity)
+        if transport == "carry":
+            still = (jax.lax.stop_gradient(at), optax.tree.zeros_like(velocity))
+            place, tangent = select(self.moved, (at, velocity), still)
+            carried = symmetry.push(self.exp(self.safe(symmetry)), place, tangent, batch)
+            return select(self.moved, carried, velocity)
+        return velocity
+
+    def carried_gradient(
+        self, symmetry: AbstractLieSymmetry, at: PyTree, gradient: PyTree, batch: PyTree
+    ) -> PyTree:
+        """The gradient where the teleport leads, from that at `at`: the same, bit for bit, if nowhere."""
+        carried = symmetry.pull(self.exp(self.safe(symmetry)), at, gradient, batch)
+        change = jax.tree.map(jnp.subtract, carried, gradient)
+        return jax.tree.map(jnp.add, gradient, zero_where(change, jnp.all(self.safe(symmetry) == 0)))
+
+
+def _told(state: LearnedState, leap: _Leap, previous: PyTree) -> LearnedState:
+    """The state that tells of a teleport."""
+    return state._replace(
+        previous=previous,
+        algebra=leap.algebra,
+        defect=jnp.where(leap.due, leap.jump.defect, NOT_MEASURED),
+        refused=jnp.where(leap.due, leap.jump.refused, 0),
+    )
+
+
+def look(
+    wants: tuple[Want, ...],
+    gradient: PyTree,
+    params: PyTree,
+    previous: PyTree,
+    symmetry: AbstractLieSymmetry | None,
+    *,
+    value: Float[Array, ""] | None,
+    value_fn: Callable[[PyTree], Float[Array, ""]] | None,
+    batch: PyTree,
+    key: Key[Array, ""] | None,
+    meta_order: int = 1,
+) -> Info:
+    """What a network sees that asks for `wants`; a constant to derivatives if `meta_order` is 1."""
+    seen = {"gradient": gradient, "value": value}
+    dear = [want for want in wants if want != "symmetry"]
+    if dear:
+        seen |= _measured(dear, gradient, params, symmetry, value_fn, batch)
+    seen = jax.lax.stop_gradient(seen) if meta_order == 1 else seen
+    return Info(params=params, previous=previous, key=key, symmetry=symmetry, **seen)
+
+
+def _measured(dear, gradient, params, symmetry, value_fn, batch) -> dict[str, Any]:
+    """Fields of `Info` that cost derivatives of the loss."""
+    if symmetry is None or value_fn is None:
+        missing = "a symmetry in transform()" if symmetry is None else "value_fn=... in update()"
+        raise ValueError(
+            f"This network reads {', '.join(dear)}, derivatives along the orbit: it needs {missing}."
+        )
+    if symmetry.zero().size == 0:
+        raise ValueError(
+            f"This network reads {', '.join(dear)}, but {type(symmetry).__name__} has no algebra to take "
+            "derivatives in: its groups are discrete. Use a network that does not look along the orbit."
+        )
+    orbit = Orbit(value_fn, params, symmetry, batch, gradient=gradient)
+    measures = {
+        "orbit_derivative": lambda: orbit_derivative(value_fn, params, symmetry, batch),
+        "slopes": lambda: slopes(orbit, orbit.zero()),
+        "best": lambda: Oracle()(orbit),
+    }
+    return {want: measures[want]() for want in dear}
 
 
 def _step(move: Move, info: Info) -> PyTree:
@@ -230,6 +350,8 @@ def _step(move: Move, info: Info) -> PyTree:
     step, size, momentum = move.update, move.step_size, move.momentum
     if step is not None and size is not None:
         raise ValueError("This network emits an update and a step size: only one of them can be the step.")
+    if callable(step):
+        step = step(info.gradient)
     if step is None:
         if size is None:
             raise ValueError(
@@ -244,6 +366,14 @@ def _step(move: Move, info: Info) -> PyTree:
 
 def _emitted(value: Array | None, last: Array) -> Array:
     return last if value is None else jnp.asarray(value, last.dtype)
+
+
+def _gated(move: Move, gate: Gate, symmetry: AbstractLieSymmetry) -> Array:
+    """The coordinates as the gate leaves them."""
+    coordinates = _fitting(move.algebra, symmetry)
+    if move.gate is None:
+        return coordinates
+    return move.gate * coordinates if gate == "soft" else jnp.where(move.gate > 0.5, coordinates, 0.0)
 
 
 def _fitting(algebra: Array | None, symmetry: AbstractLieSymmetry) -> Array:

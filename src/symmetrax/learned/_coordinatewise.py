@@ -80,10 +80,6 @@ class CoordinatewiseLSTM(AbstractLearnedOptimizer):
         self.head = Linear(width, 1, key=head)
         self.width, self.depth, self.scale, self.preprocessing = width, depth, scale, preprocessing
 
-    @property
-    def wants_orbit_derivative(self) -> bool:
-        return False
-
     def memory(self, params: PyTree, symmetry: AbstractLieSymmetry | None = None) -> LSTMState:
         return self.core.zero_state((sum(x.size for x in jax.tree.leaves(params)),))
 

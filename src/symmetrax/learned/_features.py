@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from symmetrax.symmetry._base import AbstractLieSymmetry
+from symmetrax.teleportation._objectives import Slopes
 
 
 class Info(NamedTuple):
@@ -14,7 +15,9 @@ class Info(NamedTuple):
     `gradient` and `params` have the structure of the parameters, `previous` is the last step (zeros at
     first), `orbit_derivative` the derivative of the squared gradient norm in the algebra coordinates (None
     unless the network asks for it), `key` a random key for optimizers that draw (None unless one is passed to
-    `update`), `symmetry` the one that the optimizer may teleport along, if any.
+    `update`), `symmetry` the one that the optimizer may teleport along, if any. `value` is the loss; `slopes`
+    are the derivatives of the logarithm of the squared gradient norm along the orbit, `best` the coordinates
+    of its best point (each None unless the network asks for it).
 
     >>> Info(gradient=1.0, params=2.0, previous=0.0, orbit_derivative=None, key=None).params
     2.0
@@ -23,16 +26,21 @@ class Info(NamedTuple):
     gradient: PyTree
     params: PyTree
     previous: PyTree
-    orbit_derivative: Array | None
-    key: Key[Array, ""] | None
+    orbit_derivative: Array | None = None
+    key: Key[Array, ""] | None = None
     symmetry: AbstractLieSymmetry | None = None
+    value: Float[Array, ""] | None = None
+    slopes: Slopes | None = None
+    best: Float[Array, "..."] | None = None
 
 
 class Move(NamedTuple):
     """What a network emits: any of an update, algebra coordinates, a step size, a momentum; None for others.
 
-    The step is u = `update`, or without one -`step_size` * gradient. With `momentum` steps add up,
-    v <- momentum * v + u. `algebra` are the coordinates of the group element.
+    The step is u = `update`, or what `update` makes of the gradient where the step starts, if it is a
+    function; without one, -`step_size` * gradient. With `momentum` steps add up,
+    v <- momentum * v + u. `algebra` are the coordinates of the group element; with `gate`, the probability
+    of teleporting at all, they are multiplied by it (see `AbstractLearnedOptimizer.transform`).
 
     >>> Move(step_size=0.5).update is None
     True
@@ -42,6 +50,7 @@ class Move(NamedTuple):
     algebra: Any = None
     step_size: Float[Array, ""] | None = None
     momentum: Float[Array, ""] | None = None
+    gate: Float[Array, ""] | None = None
 
 
 #: Inputs that the whole-gradient optimizer can take beside the gradient, each adding its size to the width.

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
-from symmetrax.learned._base import AbstractLearnedOptimizer
+from symmetrax.learned._base import AbstractLearnedOptimizer, Want
 from symmetrax.learned._features import Info, Move
 from symmetrax.learned._networks import LSTM, Linear, LSTMState
 from symmetrax.symmetry._base import AbstractLieSymmetry
@@ -88,12 +88,8 @@ class PerNeuronLSTM(AbstractLearnedOptimizer):
         self.width, self.depth, self.reach = width, depth, float(reach)
 
     @property
-    def wants_orbit_derivative(self) -> bool:
-        return False
-
-    @property
-    def wants_symmetry(self) -> bool:
-        return True
+    def wants(self) -> tuple[Want, ...]:
+        return ("symmetry",)
 
     def memory(self, params: PyTree, symmetry: AbstractLieSymmetry | None = None) -> LSTMState:
         units = sum(math.prod(group.algebra) for group in _scalings(symmetry)[1].values())

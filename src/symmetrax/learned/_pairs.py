@@ -99,10 +99,6 @@ class PairLSTM(AbstractLearnedOptimizer):
         return sum(n * n if self.group == "general" else n for n in self.sizes[1:-1])
 
     @property
-    def wants_orbit_derivative(self) -> bool:
-        return False
-
-    @property
     def algebra_bound(self) -> float | None:
         return self.reach
 

@@ -1,7 +1,7 @@
 """How a learned optimizer is used on a task: what it is allowed to do there."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool
 
-from symmetrax.learned._base import AbstractLearnedOptimizer, Transport
+from symmetrax.learned._base import AbstractLearnedOptimizer, Gate, Order, Transport, Want
 from symmetrax.tasks._base import AbstractTask
 from symmetrax.teleportation._guard import Guard
 
@@ -20,7 +20,7 @@ class Recipe(eqx.Module):
     Where a task brings its own symmetry, this hands it to `AbstractLearnedOptimizer.transform`, which
     explains the other fields. It is a module, so that the schedule and the guard are arguments of compiled
     programs: arms that differ in them share one program. `teleports[t]` says whether step t teleports; no
-    entry, or None, means never.
+    entry, or None, means never. A learned `gate` is "soft" by default, for training: test with "hard".
 
     >>> import jax, symmetrax as sx
     >>> network = sx.WholeLSTM(2, algebra=1, key=jax.random.key(0))
@@ -35,6 +35,8 @@ class Recipe(eqx.Module):
     meta_order: int = eqx.field(static=True, default=1)
     transport: Transport = eqx.field(static=True, default="keep")
     as_printed: bool = eqx.field(static=True, default=False)
+    gate: Gate = eqx.field(static=True, default="soft")
+    order: Order = eqx.field(static=True, default="step-first")
 
     @classmethod
     def at(cls, times: Iterable[int], steps: int, **options: Any) -> "Recipe":
@@ -63,12 +65,12 @@ class Recipe(eqx.Module):
         self, network: AbstractLearnedOptimizer, task: AbstractTask
     ) -> optax.GradientTransformationExtraArgs:
         symmetry = None
-        if self.teleports is not None or network.wants_orbit_derivative or network.wants_symmetry:
+        if self.teleports is not None or network.wants:
             symmetry = task.symmetry()
             if symmetry is None:
                 raise ValueError(
                     f"{type(task).__name__} describes no symmetry, so nothing can teleport on it: use "
-                    "Recipe(teleports=None) and a network that reads no orbit derivative and no symmetry."
+                    f"Recipe(teleports=None) and a network that reads none of {', '.join(get_args(Want))}."
                 )
         return network.transform(
             symmetry,
@@ -77,4 +79,6 @@ class Recipe(eqx.Module):
             meta_order=self.meta_order,
             transport=self.transport,
             as_printed=self.as_printed,
+            gate=self.gate,
+            order=self.order,
         )

@@ -88,10 +88,6 @@ class RNNProp(AbstractLearnedOptimizer):
         self.width, self.depth, self.scale = width, depth, scale
         self.beta1, self.beta2 = beta1, beta2
 
-    @property
-    def wants_orbit_derivative(self) -> bool:
-        return False
-
     def memory(self, params: PyTree, symmetry: AbstractLieSymmetry | None = None) -> RNNPropMemory:
         flat, _ = ravel_pytree(jax.tree.map(jnp.zeros_like, params))
         return RNNPropMemory(jnp.array(0), flat, flat, self.core.zero_state(flat.shape))

@@ -111,10 +111,6 @@ class StepLSTM(AbstractLearnedOptimizer):
         self.rates, self.absolute = (float(rates[0]), float(rates[1])), absolute
         self.width, self.depth = width, depth
 
-    @property
-    def wants_orbit_derivative(self) -> bool:
-        return False
-
     def memory(self, params: PyTree, symmetry: AbstractLieSymmetry | None = None) -> StepMemory:
         zero = jnp.zeros(())
         return StepMemory(self.core.zero_state(), jnp.array(False), zero, zero, zero, zero)

@@ -6,7 +6,7 @@ import equinox as eqx
 import optax
 from jaxtyping import PyTree
 
-from symmetrax.learned._base import AbstractLearnedOptimizer
+from symmetrax.learned._base import AbstractLearnedOptimizer, Want
 from symmetrax.learned._features import Info, Move
 from symmetrax.symmetry._base import AbstractLieSymmetry
 
@@ -41,12 +41,8 @@ class Together(AbstractLearnedOptimizer):
             raise ValueError("Together joins networks, and got none.")
 
     @property
-    def wants_orbit_derivative(self) -> bool:
-        return any(network.wants_orbit_derivative for network in self.networks)
-
-    @property
-    def wants_symmetry(self) -> bool:
-        return any(network.wants_symmetry for network in self.networks)
+    def wants(self) -> tuple[Want, ...]:
+        return tuple(dict.fromkeys(want for network in self.networks for want in network.wants))
 
     @property
     def algebra_bound(self) -> float | None:

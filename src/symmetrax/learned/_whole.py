@@ -9,40 +9,30 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Key, PyTree
 
-from symmetrax.learned._base import AbstractLearnedOptimizer
+from symmetrax.learned._base import AbstractLearnedOptimizer, Want
 from symmetrax.learned._features import INPUTS, Info, Move, example_info
 from symmetrax.learned._heads import RATES, check_heads, coordinates, scalars
-from symmetrax.learned._networks import LSTM, Linear, LSTMState, side_by_side
+from symmetrax.learned._networks import GRU, LSTM, MLP, Core, Linear, side_by_side
 from symmetrax.symmetry._base import AbstractLieSymmetry
 
 #: What a network over the whole gradient can emit beside algebra coordinates.
 EMITS = ("update", "step_size", "momentum")
 
 
-class WholeLSTM(AbstractLearnedOptimizer):
-    """A stacked LSTM that reads the whole gradient and emits the whole update, for one problem size.
+class AbstractWhole(AbstractLearnedOptimizer):
+    """A network that reads the whole gradient and emits the whole update, for one problem size.
 
-    The raw gradient, flattened, goes in; linear heads give what `emits` names (see `Move`), and, if
-    `algebra` > 0, that many coordinates of a group element (the rotation angle on the plane). `inputs` adds
-    any of "iterate", "previous" (the last step) and "orbit_derivative" (of the squared gradient norm). The
-    vanilla optimizer and the teleporting one built from one key share all weights but the head for the
-    algebra. Source: sections 3.2, 5.1 and 5.2 of arXiv:2504.15399; width 100 is from code matching its
-    figures 3 to 6, figure 7 has 300.
+    See `WholeLSTM`, which is the one of the paper; the others differ in their core.
 
-    **Arguments:** `size` is the number of parameters of the problem. A step size lies between the two
-    `rates`, low (high / low)^sigmoid(z), a momentum between 0 and 1. With `reach` the norm of the coordinates
-    is below it, reach tanh(||z|| / reach), or with `fixed` exactly it. Raises ValueError for names and
-    numbers that do not fit.
-
-    >>> import jax
-    >>> network = WholeLSTM(2, algebra=1, inputs=("iterate",), key=jax.random.key(0))
-    >>> network.contract()["reads"]
-    ['gradient', 'iterate']
+    >>> import jax, symmetrax as sx
+    >>> isinstance(sx.WholeGRU(2, key=jax.random.key(0)), AbstractWhole)
+    True
     """
 
-    kind: ClassVar[str] = "whole-lstm"
+    #: The network between the inputs and the heads.
+    make_core: eqx.AbstractClassVar[type[Core]]
 
-    core: LSTM
+    core: Core
     head: Linear | None
     algebra_head: Linear | None
     scalar_head: Linear | None
@@ -75,18 +65,20 @@ class WholeLSTM(AbstractLearnedOptimizer):
             raise ValueError(f"Unknown inputs {sorted(unknown)}; choose from {', '.join(INPUTS)}.")
         self.emits = check_heads(emits, EMITS, rates, reach, fixed)
         if not self.emits and not algebra:
-            raise ValueError(f"WholeLSTM emits nothing: give `emits`, of {', '.join(EMITS)}, or `algebra`.")
+            raise ValueError(
+                f"{type(self).__name__} emits nothing: give `emits`, of {', '.join(EMITS)}, or `algebra`."
+            )
         if min(size, width, depth) < 1 or algebra < 0:
             raise ValueError(
-                "WholeLSTM needs size, width and depth of at least 1 and algebra of at least 0, got "
-                f"size={size}, width={width}, depth={depth}, algebra={algebra}."
+                f"{type(self).__name__} needs size, width and depth of at least 1 and algebra of at least 0, "
+                f"got size={size}, width={width}, depth={depth}, algebra={algebra}."
             )
         # The derivative along the orbit has one entry per algebra coordinate, and one for a vanilla network.
         slopes = max(algebra, 1)
         extra = {"iterate": size, "previous": size, "orbit_derivative": slopes}
         core, head, algebra_head = jax.random.split(key, 3)
         self.inputs = tuple(name for name in INPUTS if name in inputs)
-        self.core = LSTM(size + sum(extra[name] for name in self.inputs), width, depth, key=core)
+        self.core = self.make_core(size + sum(extra[name] for name in self.inputs), width, depth, key=core)
         self.head = Linear(width, size, key=head) if "update" in self.emits else None
         self.algebra_head = Linear(width, algebra, key=algebra_head) if algebra else None
         numbers = len([name for name in self.emits if name != "update"])
@@ -96,8 +88,8 @@ class WholeLSTM(AbstractLearnedOptimizer):
         self.reach = None if reach is None else float(reach)
 
     @property
-    def wants_orbit_derivative(self) -> bool:
-        return "orbit_derivative" in self.inputs
+    def wants(self) -> tuple[Want, ...]:
+        return ("orbit_derivative",) if "orbit_derivative" in self.inputs else ()
 
     @property
     def algebra_bound(self) -> float | None:
@@ -110,17 +102,17 @@ class WholeLSTM(AbstractLearnedOptimizer):
     def _heads(self) -> list[Linear]:
         return [head for head in (self.head, self.algebra_head, self.scalar_head) if head is not None]
 
-    def memory(self, params: PyTree, symmetry: AbstractLieSymmetry | None = None) -> LSTMState:
+    def memory(self, params: PyTree, symmetry: AbstractLieSymmetry | None = None) -> PyTree:
         size = sum(x.size for x in jax.tree.leaves(params))
         if size != self.size:
             raise ValueError(
-                f"This optimizer is built for {self.size} parameters, got {size}. A WholeLSTM serves one "
-                "problem size; CoordinatewiseLSTM serves all, and together with PerNeuronLSTM it teleports "
-                "on all."
+                f"This optimizer is built for {self.size} parameters, got {size}. A {type(self).__name__} "
+                "serves one problem size; CoordinatewiseLSTM serves all, and together with PerNeuronLSTM it "
+                "teleports on all."
             )
         return self.core.zero_state()
 
-    def propose(self, info: Info, memory: LSTMState) -> tuple[Move, LSTMState]:
+    def propose(self, info: Info, memory: PyTree) -> tuple[Move, PyTree]:
         gradient, unravel = ravel_pytree(info.gradient)
         seen = {
             "iterate": info.params,
@@ -142,7 +134,7 @@ class WholeLSTM(AbstractLearnedOptimizer):
         )
 
     def example(self) -> Info:
-        return example_info(self.size, max(self.algebra, 1) if self.wants_orbit_derivative else 0)
+        return example_info(self.size, max(self.algebra, 1) if self.wants else 0)
 
     def config(self) -> dict[str, Any]:
         return {
@@ -163,3 +155,66 @@ class WholeLSTM(AbstractLearnedOptimizer):
             "reads": ["gradient", *self.inputs],
             "emits": [*self.emits, *(["algebra"] if self.algebra else [])],
         }
+
+
+class WholeLSTM(AbstractWhole):
+    """A stacked LSTM that reads the whole gradient and emits the whole update, for one problem size.
+
+    The raw gradient, flattened, goes in; linear heads give what `emits` names (see `Move`), and, if
+    `algebra` > 0, that many coordinates of a group element (the rotation angle on the plane). `inputs` adds
+    any of "iterate", "previous" (the last step) and "orbit_derivative" (of the squared gradient norm). The
+    vanilla optimizer and the teleporting one built from one key share all weights but the head for the
+    algebra. Source: sections 3.2, 5.1 and 5.2 of arXiv:2504.15399; width 100 is from code matching its
+    figures 3 to 6, figure 7 has 300.
+
+    **Arguments:** `size` is the number of parameters of the problem, `width` and `depth` are those of the
+    LSTM (100 and 2), `key` draws its weights. A step size lies between the two
+    `rates`, low (high / low)^sigmoid(z), a momentum between 0 and 1. With `reach` the norm of the coordinates
+    is below it, reach tanh(||z|| / reach), or with `fixed` exactly it. Raises ValueError for names and
+    numbers that do not fit.
+
+    >>> import jax
+    >>> network = WholeLSTM(2, algebra=1, inputs=("iterate",), key=jax.random.key(0))
+    >>> network.contract()["reads"]
+    ['gradient', 'iterate']
+    """
+
+    kind: ClassVar[str] = "whole-lstm"
+    make_core: ClassVar[type[Core]] = LSTM
+
+    def __init__(self, size: int, *, key: Key[Array, ""], **options: Any):
+        super().__init__(size, key=key, **options)
+
+
+class WholeGRU(AbstractWhole):
+    """`WholeLSTM` with gated recurrent units: three quarters of its weights, one state in place of two.
+
+    **Arguments:** those of `WholeLSTM`.
+
+    >>> import jax
+    >>> WholeGRU(2, algebra=1, key=jax.random.key(0)).contract()["emits"]
+    ['update', 'algebra']
+    """
+
+    kind: ClassVar[str] = "whole-gru"
+    make_core: ClassVar[type[Core]] = GRU
+
+    def __init__(self, size: int, *, key: Key[Array, ""], **options: Any):
+        super().__init__(size, key=key, **options)
+
+
+class WholeMLP(AbstractWhole):
+    """`WholeLSTM` without a memory: what it emits depends on what it sees at this step alone.
+
+    **Arguments:** those of `WholeLSTM`.
+
+    >>> import jax
+    >>> WholeMLP(2, inputs=("previous",), key=jax.random.key(0)).contract()["reads"]
+    ['gradient', 'previous']
+    """
+
+    kind: ClassVar[str] = "whole-mlp"
+    make_core: ClassVar[type[Core]] = MLP
+
+    def __init__(self, size: int, *, key: Key[Array, ""], **options: Any):
+        super().__init__(size, key=key, **options)

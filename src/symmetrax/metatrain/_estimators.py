@@ -1,7 +1,7 @@
 """Meta-gradients: how the loss of an optimizer's trajectory depends on the optimizer's weights."""
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, Literal, get_args
 
 import equinox as eqx
 import jax
@@ -23,6 +23,33 @@ def loss_weights(unroll: int, ratio: float | Float[Array, ""] = 1.0) -> Float[Ar
     """
     powers = jnp.asarray(ratio, float) ** jnp.arange(unroll - 1, -1, -1)
     return powers / jnp.sum(powers)
+
+
+#: How the loss of a task counts in a meta-loss.
+Measure = Literal["loss", "log"]
+
+# Losses below this count as this much where their logarithm is taken.
+LEAST_LOSS = 1e-30
+
+
+def measured(losses: Float[Array, "steps *tasks"], measure: Measure) -> Float[Array, " steps"]:
+    """The mean over tasks of the losses, or of their logarithms.
+
+    >>> print(measured(jnp.array([[1.0, jnp.e**2]]), "log"))
+    [1.]
+    """
+    if measure == "log":
+        losses = jnp.log(jnp.maximum(losses, LEAST_LOSS))
+    return jnp.mean(losses.reshape(len(losses), -1), axis=1)
+
+
+def check_measure(measure: str) -> None:
+    """Raise ValueError for an unknown word.
+
+    >>> check_measure("loss")
+    """
+    if measure not in get_args(Measure):
+        raise ValueError(f"`measure` must be one of {', '.join(get_args(Measure))}, got {measure!r}.")
 
 
 class AbstractMetaGradient(eqx.Module):
@@ -78,6 +105,10 @@ class TruncatedBPTT(AbstractMetaGradient):
     up to `make_transform` (`Recipe.meta_order`).
 
     **Arguments:** as for every estimator; `remat` recomputes steps in the backward pass (less memory).
+    `distance` adds distance * ||x_t - optimum||^2 to every loss, for tasks that know their `optimum`: the
+    answer to the first open question of the paper. Raises ValueError for tasks that do not. With
+    `measure="log"` every loss counts by its logarithm: no task outweighs the others, whatever its scale, and
+    late steps count as much as early ones, as in comparisons of optimizers by ratios of losses.
 
     >>> import jax, symmetrax as sx
     >>> estimator = TruncatedBPTT(sx.make_family("booth"), sx.Recipe(), steps=20, unroll=5, tasks=8)
@@ -90,6 +121,11 @@ class TruncatedBPTT(AbstractMetaGradient):
 
     ratio: float | Float[Array, ""] = 1.0
     remat: bool = eqx.field(static=True, default=False)
+    distance: float | Float[Array, ""] | None = None
+    measure: Measure = eqx.field(static=True, default="loss")
+
+    def __check_init__(self):
+        check_measure(self.measure)
 
     def init(self, network: PyTree, key: Key[Array, ""], shape: Any) -> Crew:
         return begin_many(self.make_transform, network, self.family, shape, self.tasks, key)
@@ -118,11 +154,29 @@ class TruncatedBPTT(AbstractMetaGradient):
                 self.unroll,
                 along=slots if places else None,
                 remat=self.remat,
+                points=self.distance is not None,
             )
-            losses = trace.loss if trace.loss.ndim == 1 else jnp.mean(trace.loss, axis=-1)
+            losses = measured(trace.loss, self.measure)
+            if self.distance is not None:
+                losses = losses + self.distance * self._distances(trace.params, carry.drawn, shape)
             return jnp.sum(loss_weights(self.unroll, self.ratio) * losses), after
 
         (loss, after), (gradient, found) = eqx.filter_value_and_grad(meta_loss, has_aux=True)(
             (network, slots)
         )
         return loss, collect(gradient, places, found), jax.lax.stop_gradient(after)
+
+    def _distances(self, points: PyTree, drawn: PyTree, shape: Any) -> Float[Array, " unroll"]:
+        """Squared distances from the points of a window to the optima, their means over tasks."""
+
+        def one(points, drawn):
+            task = self.family.task(drawn, shape)
+            optimum = task.optimum()
+            if optimum is None:
+                raise ValueError(f"{type(task).__name__} does not know its optimum: use distance=None.")
+            apart = jax.tree.map(lambda x, y: jnp.square(x - y).reshape(self.unroll, -1), points, optimum)
+            return sum((jnp.sum(x, axis=1) for x in jax.tree.leaves(apart)), start=jnp.zeros(self.unroll))
+
+        if self.tasks == 1:
+            return one(points, drawn)
+        return jnp.mean(jax.vmap(one, in_axes=-1, out_axes=-1)(points, drawn), axis=-1)

@@ -41,6 +41,10 @@ class AbstractTask(eqx.Module):
     def symmetry(self) -> AbstractLieSymmetry | None:
         """The symmetry that leaves the loss unchanged, if one is known."""
 
+    def optimum(self) -> PyTree | None:
+        """The parameters where the loss is least, if they are known."""
+        return None
+
 
 class AbstractTaskFamily(eqx.Module):
     """A distribution over tasks, split so that a thousand tasks are one compiled program.

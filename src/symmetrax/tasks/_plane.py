@@ -57,6 +57,9 @@ class SumOfSquares(AbstractTask):
     def symmetry(self) -> Pullback:
         return Pullback(self.map)
 
+    def optimum(self) -> Float[Array, " n"]:
+        return self.map.inverse(jnp.zeros(self.map.size))
+
 
 def generalized_booth(matrix, offset=None, *, start=None) -> SumOfSquares:
     """The convex quadratic f(x) = ||matrix @ x + offset||^2.

@@ -120,6 +120,10 @@ class ScaledTask(AbstractTask):
         symmetry = self.task.symmetry()
         return None if symmetry is None else RescaledSymmetry(symmetry, self.scale)
 
+    def optimum(self) -> PyTree | None:
+        optimum = self.task.optimum()
+        return None if optimum is None else _over(optimum, self.scale)
+
 
 class RandomlyScaled(AbstractTaskFamily):
     """The tasks of `family`, every parameter of each scaled by its own exp(U[-spread, spread]).

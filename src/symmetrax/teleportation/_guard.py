@@ -200,7 +200,7 @@ def _jump(symmetry, element, place, still, params, batch, guard, value_fn, retre
     def displace(place: PyTree, params: PyTree) -> PyTree:
         displacement = symmetry.displacement(element(place), params, batch)
         resting = jax.tree.map(lambda a, e: jnp.all(a == e), place, still)
-        return _still(displacement, jnp.all(jnp.stack(jax.tree.leaves(resting))))
+        return zero_where(displacement, jnp.all(jnp.stack(jax.tree.leaves(resting))))
 
     if guard is None:
         return Jump(displace(place, params), jnp.array(NOT_MEASURED), jnp.array(0))
@@ -227,7 +227,7 @@ def _jump(symmetry, element, place, still, params, batch, guard, value_fn, retre
 
 
 @jax.custom_jvp
-def _still(displacement: PyTree, condition: Bool[Array, ""]) -> PyTree:
+def zero_where(displacement: PyTree, condition: Bool[Array, ""]) -> PyTree:
     """Zeros where `condition` holds, with the derivative of `displacement` all the same.
 
     Equal elements give equal ends but for rounding: the compiler may fuse the two calls differently.
@@ -235,6 +235,6 @@ def _still(displacement: PyTree, condition: Bool[Array, ""]) -> PyTree:
     return select(condition, optax.tree.zeros_like(displacement), displacement)
 
 
-@_still.defjvp
-def _still_jvp(primals, tangents):
-    return _still(*primals), tangents[0]
+@zero_where.defjvp
+def _zero_where_jvp(primals, tangents):
+    return zero_where(*primals), tangents[0]

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -233,6 +233,48 @@ def orbit_derivative(
     _, transposed = jax.vjp(lambda xi: symmetry.act(symmetry.exp(xi), params, batch), symmetry.zero())
     (derivative,) = transposed(jax.tree.map(lambda x: 2 * x, curved))
     return jnp.asarray(derivative)
+
+
+class Slopes(NamedTuple):
+    """First and second derivatives along an orbit, in every algebra coordinate.
+
+    >>> Slopes._fields
+    ('first', 'second')
+    """
+
+    first: Float[Array, "..."]
+    second: Float[Array, "..."]
+
+
+def slopes(along: Callable[[Array], Float[Array, ""]], zero: Float[Array, "..."]) -> Slopes:
+    """First and second derivatives of log(along(xi)) in each coordinate of xi, at xi = zero.
+
+    With `along` a squared gradient norm on an orbit they have no unit but that of the coordinates: neither
+    the scale of the parameters nor that of the loss enters. Each coordinate costs two nested Jacobian-vector
+    products of `along`. Where `along` is zero both are zero.
+
+    >>> import jax.numpy as jnp
+    >>> found = slopes(lambda xi: jnp.exp(3 * xi[0] + xi[1] ** 2), jnp.zeros(2))
+    >>> print(found.first, found.second)
+    [3. 0.] [0. 2.]
+    """
+
+    def logarithm(xi: Array) -> Array:
+        value = along(xi)
+        positive = value > jnp.finfo(value.dtype).tiny
+        return jnp.where(positive, jnp.log(jnp.where(positive, value, 1.0)), 0.0)
+
+    def both(direction: Array) -> tuple[Array, Array]:
+        def slope(t: Array) -> Array:
+            return jax.jvp(lambda t: logarithm(zero + t * direction), (t,), (jnp.ones_like(t),))[1]
+
+        t = jnp.zeros((), zero.dtype)
+        return jax.jvp(slope, (t,), (jnp.ones_like(t),))
+
+    along(zero)  # first, so that what `along` may keep is not from within the derivatives
+    directions = jnp.eye(zero.size, dtype=zero.dtype).reshape(zero.size, *zero.shape)
+    first, second = jax.vmap(both)(directions)
+    return Slopes(first.reshape(zero.shape), second.reshape(zero.shape))
 
 
 def _spectral_dual(leaf: Float[Array, "..."]) -> Float[Array, ""]:

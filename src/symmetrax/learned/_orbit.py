@@ -1,0 +1,241 @@
+"""A learned optimizer that looks along the orbit, and whose steps and features have no scale."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, Key, PyTree
+
+from symmetrax._tree import safe_norm
+from symmetrax.learned._base import AbstractLearnedOptimizer, Want
+from symmetrax.learned._features import Info, Move
+from symmetrax.learned._heads import between, check_heads, coordinates
+from symmetrax.learned._networks import LSTM, Linear, LSTMState
+from symmetrax.symmetry._base import AbstractLieSymmetry
+from symmetrax.teleportation._objectives import Slopes
+
+#: What an `OrbitLSTM` can read beside gradient, loss and last step, which need a symmetry.
+SEES = ("slopes", "best")
+
+# Losses and norms below this count as zero.
+_TINY = 1e-30
+
+
+class OrbitMemory(NamedTuple):
+    """The recurrent state, and logarithms of loss and gradient norm: at the first step and at the last.
+
+    >>> OrbitMemory._fields
+    ('core', 'started', 'first_loss', 'first_gradient', 'loss')
+    """
+
+    core: LSTMState
+    started: Bool[Array, ""]
+    first_loss: Float[Array, ""]
+    first_gradient: Float[Array, ""]
+    loss: Float[Array, ""]
+
+
+class OrbitLSTM(AbstractLearnedOptimizer):
+    """A stacked LSTM that knows where it stands on the orbit, for one problem size and any scale.
+
+    It reads the directions of gradient g and last step, the logarithms of loss and gradient norm relative to
+    the first ones, and along the orbit the first and second derivative of log ||g||^2 ("slopes"): what one
+    needs to choose a group element, and nothing that changes with the units of loss or parameters. With f the
+    loss, and z, d the outputs of its heads,
+
+        u = -r (f - least) / ||g|| * direction,   direction = (g / ||g|| + d) normalized,
+        r = low (high / low)^sigmoid(z),
+
+    so steps are learned in units of Polyak's, r = 1. For f = ||h(x)||^2 Gauss and Newton's step is the one at
+    r = 2 where g is an eigenvector of J J', which is what a teleport can see to. `algebra` coordinates of a
+    group element come with a `gate`, the probability of teleporting at all (see
+    `AbstractLearnedOptimizer.transform`). With algebra=0 it is the same optimizer without teleports, with the
+    same features and the same steps. At a gradient of zero the step is zero.
+
+    **Arguments:** `size` is the number of parameters of the problem; `sees` any of "slopes" (two nested
+    Jacobian-vector products of the gradient for each coordinate) and "best" (the coordinates of the largest
+    gradient norm: in closed form for an affine map of the plane, else by a search); `orbit` is their number
+    if it differs from `algebra`. `least` is the least value of the loss, or a bound below it. `reach` bounds
+    the norm of the coordinates. Raises ValueError for numbers and names that do not fit.
+
+    >>> import jax, symmetrax as sx
+    >>> network = OrbitLSTM(2, algebra=1, key=jax.random.key(0))
+    >>> task = sx.booth(start=[5.0, -5.0])
+    >>> trace = sx.unroll(sx.Recipe.at(range(8), 8)(network, task), task, jax.random.key(1), steps=8)
+    >>> trace.loss.shape
+    (9,)
+    """
+
+    kind: ClassVar[str] = "orbit-lstm"
+
+    core: LSTM
+    head: Linear
+    algebra_head: Linear | None
+    size: int = eqx.field(static=True)
+    algebra: int = eqx.field(static=True)
+    orbit: int = eqx.field(static=True)
+    sees: tuple[str, ...] = eqx.field(static=True)
+    gated: bool = eqx.field(static=True)
+    reach: float | None = eqx.field(static=True)
+    rates: tuple[float, float] = eqx.field(static=True)
+    least: float = eqx.field(static=True)
+    width: int = eqx.field(static=True)
+    depth: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        algebra: int = 0,
+        orbit: int | None = None,
+        sees: Sequence[str] = ("slopes",),
+        gated: bool = True,
+        reach: float | int | None = None,
+        rates: Sequence[float] = (0.05, 5.0),
+        least: float | int = 0.0,
+        width: int = 32,
+        depth: int = 2,
+        key: Key[Array, ""],
+    ):
+        unknown = set(sees) - set(SEES)
+        if unknown:
+            raise ValueError(f"Cannot see {sorted(unknown)}; choose from {', '.join(SEES)}.")
+        check_heads((), (), rates, reach, False)
+        self.sees = tuple(name for name in SEES if name in sees)
+        self.orbit = (algebra if orbit is None else orbit) if self.sees else 0
+        if min(size, width, depth) < 1 or algebra < 0 or (self.sees and self.orbit < 1):
+            raise ValueError(
+                "OrbitLSTM needs size, width and depth of at least 1, and with `sees` the number of algebra "
+                f"coordinates, as algebra=... or orbit=...; got size={size}, width={width}, depth={depth}, "
+                f"algebra={algebra}, orbit={orbit}, sees={self.sees}."
+            )
+        core, head, algebra_head = jax.random.split(key, 3)
+        seen = self.orbit * (2 * ("slopes" in self.sees) + ("best" in self.sees))
+        self.core = LSTM(2 * size + 4 + seen, width, depth, key=core)
+        self.head = Linear(width, size + 1, key=head)
+        self.algebra_head = Linear(width, algebra + gated, key=algebra_head) if algebra else None
+        self.size, self.algebra, self.gated = size, algebra, gated
+        self.reach = None if reach is None else float(reach)
+        self.rates, self.least = (float(rates[0]), float(rates[1])), float(least)
+        self.width, self.depth = width, depth
+
+    @property
+    def wants(self) -> tuple[Want, ...]:
+        wanted: dict[str, Want] = {"slopes": "slopes", "best": "best"}
+        return tuple(wanted[name] for name in self.sees)
+
+    @property
+    def algebra_bound(self) -> float | None:
+        return self.reach if self.algebra else None
+
+    def vector_products(self) -> list[Any]:
+        heads = [self.head] if self.algebra_head is None else [self.head, self.algebra_head]
+        return [*self.core.vector_products(), *(head.weight for head in heads)]
+
+    def memory(self, params: PyTree, symmetry: AbstractLieSymmetry | None = None) -> OrbitMemory:
+        size = sum(x.size for x in jax.tree.leaves(params))
+        if size != self.size:
+            raise ValueError(
+                f"This optimizer is built for {self.size} parameters, got {size}: an OrbitLSTM serves one "
+                "problem size."
+            )
+        zero = jnp.zeros(())
+        return OrbitMemory(self.core.zero_state(), jnp.array(False), zero, zero, zero)
+
+    def propose(self, info: Info, memory: OrbitMemory) -> tuple[Move, OrbitMemory]:
+        if info.value is None:
+            raise ValueError(
+                "OrbitLSTM steps in units of the loss: pass value=..., the loss at params, to `update`."
+            )
+        gradient, unravel = ravel_pytree(info.gradient)
+        previous, _ = ravel_pytree(info.previous)
+        excess = jnp.maximum(info.value - self.least, 0.0)
+        g, norm = _direction(gradient)
+        u, length = _direction(previous)
+        loss, log_norm = _log(excess), _log(norm)
+        memory = memory._replace(
+            started=jnp.array(True),
+            first_loss=jnp.where(memory.started, memory.first_loss, loss),
+            first_gradient=jnp.where(memory.started, memory.first_gradient, log_norm),
+            loss=jnp.where(memory.started, memory.loss, loss),
+        )
+        scalars = [
+            loss - memory.first_loss,
+            loss - memory.loss,
+            log_norm - memory.first_gradient,
+            jnp.where(length > 0, _log(length) + log_norm - loss, 0.0),
+        ]
+        features = [g, u, jnp.tanh(jnp.stack(scalars) / 5), *(_along(info, name) for name in self.sees)]
+        hidden, core = self.core(jnp.concatenate(features), memory.core)
+        out = self.head(hidden)
+
+        def step(gradient: PyTree) -> PyTree:
+            g, norm = _direction(ravel_pytree(gradient)[0])
+            direction, _ = _direction(g + out[1:])
+            unit = jnp.where(norm > _TINY, excess / jnp.where(norm > _TINY, norm, 1.0), 0.0)
+            return unravel(-between(out[0], *self.rates) * unit * direction)
+
+        move = Move(update=step)
+        if self.algebra_head is not None:
+            chosen = self.algebra_head(hidden)
+            move = move._replace(algebra=coordinates(chosen[: self.algebra], self.reach, False))
+            if self.gated:
+                move = move._replace(gate=jax.nn.sigmoid(chosen[-1]))
+        return move, memory._replace(core=core, loss=loss)
+
+    def example(self) -> Info:
+        ramp = jnp.linspace(-1.0, 2.0, self.size)
+        along = jnp.linspace(0.5, 1.0, self.orbit)
+        return Info(
+            gradient=ramp,
+            params=1 - ramp,
+            previous=0.1 * ramp,
+            value=jnp.array(0.7),
+            slopes=Slopes(along, -along),
+            best=0.3 * along,
+        )
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "size": self.size,
+            "algebra": self.algebra,
+            "orbit": self.orbit,
+            "sees": list(self.sees),
+            "gated": self.gated,
+            "reach": self.reach,
+            "rates": list(self.rates),
+            "least": self.least,
+            "width": self.width,
+            "depth": self.depth,
+        }
+
+    def contract(self) -> dict[str, Any]:
+        return {
+            "version": 1,
+            "reads": ["directions", "logarithms of loss, gradient norm and last step", *self.sees],
+            "emits": ["update", *(["algebra"] if self.algebra else []), *(["gate"] if self.gated else [])],
+            "step_unit": "(loss - least) / gradient norm",
+        }
+
+
+def _along(info: Info, name: str) -> Float[Array, " features"]:
+    """What the network sees along the orbit; derivatives of either sign and any size by their asinh."""
+    if name == "best":
+        return jnp.ravel(jnp.asarray(info.best))
+    assert info.slopes is not None  # the network wants them
+    return jnp.arcsinh(jnp.concatenate([jnp.ravel(info.slopes.first), jnp.ravel(info.slopes.second)]))
+
+
+def _direction(x: Float[Array, " n"]) -> tuple[Float[Array, " n"], Float[Array, ""]]:
+    """A vector at length 1, and its length; zero stays zero, with derivative zero."""
+    length = safe_norm(x)
+    some = length > _TINY
+    return jnp.where(some, x / jnp.where(some, length, 1.0), 0.0), length
+
+
+def _log(x: Float[Array, ""]) -> Float[Array, ""]:
+    """The logarithm of a positive number, with a derivative at zero."""
+    return jnp.log(jnp.where(x > _TINY, x, _TINY))

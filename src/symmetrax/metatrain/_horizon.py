@@ -1,0 +1,71 @@
+"""Runs of random length: an optimizer that is trained on them does not learn by heart where a run ends."""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from symmetrax._tree import select
+from symmetrax.metatrain._estimators import AbstractMetaGradient
+
+
+class Underway(NamedTuple):
+    """The carry of an estimator, the windows that its tasks still have, and the windows behind.
+
+    >>> Underway._fields
+    ('carry', 'left', 'windows')
+    """
+
+    carry: PyTree
+    left: Int[Array, ""]
+    windows: Int[Array, ""]
+
+
+class RandomHorizon(AbstractMetaGradient):
+    """`estimator`, on tasks that end after a random number of windows, whereupon fresh ones begin.
+
+    A horizon is drawn uniformly from `shortest` to `estimator.windows` windows each time that tasks begin; a
+    run still has `estimator.windows` windows. So the network meets starts and long runs mixed, and the outer
+    optimizer takes its steps at different ages of the tasks.
+
+    Raises ValueError if `shortest` is not between 1 and the windows of a run.
+
+    >>> import jax, symmetrax as sx
+    >>> usual = sx.TruncatedBPTT(sx.make_family("booth"), sx.Recipe(), steps=40, unroll=5, tasks=8)
+    >>> RandomHorizon(usual, shortest=2).windows
+    8
+    """
+
+    estimator: AbstractMetaGradient = eqx.field(kw_only=True)
+    shortest: int = eqx.field(static=True, kw_only=True)
+
+    def __init__(self, estimator: AbstractMetaGradient, *, shortest: int = 1):
+        if not 1 <= shortest <= estimator.windows:
+            raise ValueError(
+                f"`shortest` counts windows, of which a run has {estimator.windows}: it must be from 1 to "
+                f"{estimator.windows}, got {shortest}."
+            )
+        self.family, self.make_transform = estimator.family, estimator.make_transform
+        self.steps, self.unroll, self.tasks = estimator.steps, estimator.unroll, estimator.tasks
+        self.estimator, self.shortest = estimator, shortest
+
+    def init(self, network: PyTree, key: Key[Array, ""], shape: Any) -> Underway:
+        return Underway(*self._fresh(network, key, jnp.array(0), shape), jnp.array(0))
+
+    def step(
+        self, network: PyTree, carry: Underway, key: Key[Array, ""], shape: Any
+    ) -> tuple[Float[Array, ""], PyTree, Underway]:
+        fresh = self._fresh(network, key, carry.windows, shape)
+        now, left = select(carry.left == 0, fresh, (carry.carry, carry.left))
+        loss, gradient, after = self.estimator.step(network, now, key, shape)
+        return loss, gradient, Underway(after, left - 1, carry.windows + 1)
+
+    def _fresh(
+        self, network: PyTree, key: Key[Array, ""], windows: Int[Array, ""], shape: Any
+    ) -> tuple[PyTree, Int[Array, ""]]:
+        """Tasks at their start, as none that began after another number of windows, and their horizon."""
+        draw, length = jax.random.split(jax.random.fold_in(key, windows))
+        left = jax.random.randint(length, (), self.shortest, self.windows + 1)
+        return self.estimator.init(network, draw, shape), left

@@ -1,0 +1,120 @@
+"""Is there anything to gain on this orbit? A probe before one tries to teleport."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Key, PyTree
+
+from symmetrax._tree import check_finite
+from symmetrax.symmetry._base import AbstractLieSymmetry
+from symmetrax.teleportation._guard import Guard
+from symmetrax.teleportation._objectives import Objective, squared_gradient_norm
+from symmetrax.teleportation._orbit import Orbit, price
+from symmetrax.teleportation._teleport import GuardChoice, check_search, settled_guard
+
+
+class Gain(NamedTuple):
+    """What `teleport_gain` found on an orbit.
+
+    `here` is the objective at the point, `median` and `largest` those over the draws that the guard accepts,
+    `accepted` their share among all draws; `evaluations` is the price in gradients of the loss. `headroom`,
+    largest / median, says how much the objective varies on the orbit: 1 is not at all.
+
+    >>> found = Gain(*map(jnp.asarray, (2.0, 1.0, 4.0, 1.0, 0.0)))
+    >>> float(found.headroom), float(found.over_here)
+    (4.0, 2.0)
+    """
+
+    here: Float[Array, ""]
+    median: Float[Array, ""]
+    largest: Float[Array, ""]
+    accepted: Float[Array, ""]
+    evaluations: float | Float[Array, ""]
+
+    @property
+    def headroom(self) -> Float[Array, ""]:
+        """The largest objective over the median one; NaN where nothing was accepted."""
+        return self.largest / self.median
+
+    @property
+    def over_here(self) -> Float[Array, ""]:
+        """The largest objective over that at the point."""
+        return self.largest / self.here
+
+
+def teleport_gain(
+    loss: Callable[[PyTree, PyTree], Float[Array, ""]],
+    params: PyTree,
+    symmetry: AbstractLieSymmetry,
+    key: Key[Array, ""],
+    batch: PyTree = None,
+    *,
+    objective: Objective = squared_gradient_norm,
+    samples: int = 64,
+    bound: float | Float[Array, ""] = 1.0,
+    guard: GuardChoice = "default",
+) -> Gain:
+    """How much an objective varies on the orbit of `params`, among elements that may be taken.
+
+    Draws `samples` elements exp(xi), xi ~ N(0, bound^2 I) within `bound` (see `AbstractLieSymmetry.bounded`),
+    measures `objective` at each and asks `guard` whether it would accept the jump. Where the gradient norm is
+    the same all along the orbit, no teleport can change what a gradient step does; where it varies, a search
+    can look for more. It is a necessary condition and not a promise: a larger gradient is not always a faster
+    way down. Can be compiled.
+
+    **Arguments:** as for `teleport`. Raises ValueError for a symmetry without an algebra and for fewer than
+    two samples.
+
+    >>> import jax, jax.numpy as jnp, symmetrax as sx
+    >>> task, x = sx.booth(), jnp.array([5.0, -5.0])
+    >>> bool(teleport_gain(task.loss, x, task.symmetry(), jax.random.key(0), bound=3.0).headroom > 1.2)
+    True
+    >>> round_bowl = sx.generalized_booth([[1.0, 0.0], [0.0, 1.0]])  # every point of an orbit is as steep
+    >>> found = teleport_gain(round_bowl.loss, x, round_bowl.symmetry(), jax.random.key(0), guard=None)
+    >>> round(float(found.headroom), 3)
+    1.0
+    """
+    if samples < 2:
+        raise ValueError(f"teleport_gain compares elements: it needs at least two samples, got {samples}.")
+    check_search(symmetry, None)
+    numbers, rest = eqx.partition(params, eqx.is_inexact_array)
+    check_finite(numbers, "probe the orbit of")
+    chosen = settled_guard(guard, symmetry)
+
+    def value_fn(w: PyTree) -> Float[Array, ""]:
+        return loss(eqx.combine(w, rest), batch)
+
+    orbit = Orbit(value_fn, numbers, symmetry, batch, objective)
+    zero = orbit.zero()
+    drawn = bound * jax.random.normal(key, (samples, *zero.shape), zero.dtype)
+    here = value_fn(numbers)
+    at_params = orbit(zero)  # first, so that what the orbit keeps is not from within the loop
+
+    def at(xi: Array) -> tuple[Array, Array]:
+        xi = symmetry.bounded(xi, bound)
+        return orbit(xi), _accepted(chosen, symmetry, xi, numbers, batch, value_fn, here)
+
+    values, accepted = jax.lax.map(at, drawn)
+    kept = jnp.where(accepted & jnp.isfinite(values), values, jnp.nan)
+    return Gain(
+        here=at_params,
+        median=jnp.nanmedian(kept),
+        largest=jnp.nanmax(kept),
+        accepted=jnp.mean(jnp.isfinite(kept)),
+        # A plain value of the loss, which the guard asks for at each element, counts a third.
+        evaluations=price(symmetry, objective, samples + 1, known=False)
+        + (0.0 if chosen is None else (samples + 1) / 3),
+    )
+
+
+def _accepted(guard: Guard | None, symmetry, xi, params, batch, value_fn, here) -> Bool[Array, ""]:
+    """Whether a guard would let the element exp(xi) be taken."""
+    if guard is None:
+        return jnp.array(True)
+    displacement = symmetry.displacement(symmetry.exp(xi), params, batch)
+    there = value_fn(optax.tree.add(params, displacement))
+    return guard.judge(displacement, here, there, guard.longest(params))[1] == 0
