@@ -183,7 +183,7 @@ def answers(group: dict[str, Any]) -> dict[str, str]:
 def _answer(found: Iterable[tuple[str, Interval]]) -> str:
     found = list(found)
     ratios = ", ".join(
-        f"{np.exp(i.log_ratio):.2g} ({np.exp(i.low):.2g} to {np.exp(min(i.high, 700)):.2g}) of {theirs}"
+        f"{np.exp(i.log_ratio):.3g} ({np.exp(i.low):.3g} to {np.exp(min(i.high, 700)):.3g}) of {theirs}"
         for theirs, i in found
     )
     plain = found[0][1]

@@ -130,7 +130,8 @@ class Budget:
 
     After every `chunk` runs the networks are validated on `validation_tasks` tasks of the training stream
     (always the same, never trained on); training ends when `patience` rounds have brought nothing, and the
-    best networks are returned. `patience=0` trains for all runs.
+    best networks are returned. `patience=0` trains for all runs. Validation sees networks of one `shape`, by
+    default the first of the family's.
 
     >>> Budget(runs=200, seeds=5, steps=100).unroll
     10

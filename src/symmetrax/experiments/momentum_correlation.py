@@ -97,7 +97,8 @@ def run(settings: Config, folder: RunFolder, reporter: Reporter) -> dict[str, An
     streams = Streams.of(settings.seed, settings.seeds)
     for group in settings.groups:
         arm = make_arm(group)
-        trained = train(arm, group.budget, streams, folder, reporter)
+        budget = dataclasses.replace(group.budget, seeds=settings.seeds)
+        trained = train(arm, budget, streams, folder, reporter)
         reporter.note(f"{group.name}: gains of all teleports on unseen runs")
         shape = group.width if group.name == "digits" else None
         seen, still = (
