@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -222,3 +223,39 @@ def test_orbit_derivative_equals_central_differences(name, central_differences):
         found = slope(x)
         assert found.shape == symmetry.algebra
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6 * np.max(np.abs(expected)))
+
+
+def test_the_crest_of_a_quadratics_orbit_is_the_oracles_angle():
+    """Exactly, from two derivatives at the point alone; both ends of the axis are as good."""
+    h, rng = random_affine(100, 3)
+    x = rng.normal(size=(100, 2))
+    (_, crest, before, after), (_, oracle, _, _) = (travel_all(s, h, x) for s in (sx.Crest(), sx.Oracle()))
+    np.testing.assert_allclose(crest.after, oracle.after, rtol=1e-8)
+    np.testing.assert_allclose(np.sin(crest.algebra - oracle.algebra), 0, atol=1e-6)
+    np.testing.assert_allclose(after, before, rtol=1e-8)
+    assert sx.Crest().evaluations(sx.booth().symmetry()) == 4
+
+
+def test_the_crest_and_polyaks_step_solve_random_rosenbrock_functions():
+    """In twelve steps, where Polyak's step alone does not, and no jump is longer than its scale."""
+    family = sx.make_family("rosenbrock-random")
+    guard = sx.Guard(jump=jnp.inf, relative=1.0, shorten=True)
+
+    def polyak(f_min, task):
+        return optax.chain(optax.polyak_sgd(max_learning_rate=1e6, f_min=f_min), optax.scale(2.0))
+
+    def crest(f_min, task):
+        return sx.teleported(polyak(f_min, task), task.symmetry(), search=sx.Crest(), guard=guard)
+
+    plain, moved = (
+        sx.unroll_many(make, 0.0, family, jax.random.key(0), 12, 200).loss[-1] for make in (polyak, crest)
+    )
+    assert np.median(plain) > 1e-2
+    assert np.median(moved) < 1e-9
+    assert np.mean(~np.isfinite(moved)) < 0.01
+
+
+def test_the_crest_needs_one_angle():
+    task = sx.generalized_booth(np.eye(3))
+    with pytest.raises(ValueError, match=r"needs one algebra coordinate, got shape \(3,\)"):
+        sx.teleport(task.loss, jnp.ones(3), task.symmetry(), search=sx.Crest())

@@ -124,6 +124,7 @@ from .teleportation._schedule import Plateau as Plateau
 from .teleportation._schedule import every as every
 from .teleportation._search import AbstractSearch as AbstractSearch
 from .teleportation._search import Ascent as Ascent
+from .teleportation._search import Crest as Crest
 from .teleportation._search import Grid as Grid
 from .teleportation._search import Oracle as Oracle
 from .teleportation._search import Random as Random

@@ -113,7 +113,7 @@ class OrbitLSTM(AbstractLearnedOptimizer):
                 f"algebra={algebra}, orbit={orbit}, sees={self.sees}."
             )
         core, head, algebra_head = jax.random.split(key, 3)
-        seen = self.orbit * (2 * ("slopes" in self.sees) + ("best" in self.sees))
+        seen = self.orbit * (3 * ("slopes" in self.sees) + ("best" in self.sees))
         self.core = LSTM(2 * size + 4 + seen, width, depth, key=core)
         self.head = Linear(width, size + 1, key=head)
         self.algebra_head = Linear(width, algebra + gated, key=algebra_head) if algebra else None
@@ -222,11 +222,20 @@ class OrbitLSTM(AbstractLearnedOptimizer):
 
 
 def _along(info: Info, name: str) -> Float[Array, " features"]:
-    """What the network sees along the orbit; derivatives of either sign and any size by their asinh."""
+    """What the network sees along the orbit.
+
+    With J the squared gradient norm, the derivatives of log J give a = J'/J and b = J''/J, coordinate by
+    coordinate. Where J(t) is a constant and a sinusoid of 2 t, as for a quadratic turned by an angle t, its
+    crest is at half the angle of the vector (-b, 2 a) (see `Crest`). The network sees the direction of that
+    vector, and the asinh of its length.
+    """
     if name == "best":
         return jnp.ravel(jnp.asarray(info.best))
     assert info.slopes is not None  # the network wants them
-    return jnp.arcsinh(jnp.concatenate([jnp.ravel(info.slopes.first), jnp.ravel(info.slopes.second)]))
+    a = jnp.ravel(info.slopes.first)
+    b = jnp.ravel(info.slopes.second) + a**2
+    size = jnp.sqrt(jnp.maximum(b**2 + 4 * a**2, _TINY))
+    return jnp.concatenate([-b / size, 2 * a / size, jnp.arcsinh(size)])
 
 
 def _direction(x: Float[Array, " n"]) -> tuple[Float[Array, " n"], Float[Array, ""]]:

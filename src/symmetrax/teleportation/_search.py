@@ -13,6 +13,7 @@ from symmetrax._tree import safe_norm
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.symmetry._maps import Affine
 from symmetrax.symmetry._pullback import Pullback
+from symmetrax.teleportation._objectives import slopes
 from symmetrax.teleportation._orbit import Orbit
 
 #: What a derivative of an objective costs, in values of it: a forward pass, and a backward one twice as dear.
@@ -185,6 +186,38 @@ class Oracle(AbstractSearch):
 
     def evaluations(self, symmetry) -> int:
         return 0 if _has_closed_form(symmetry) else self.scan.evaluations(symmetry)
+
+
+class Crest(AbstractSearch):
+    """The crest of the sinusoid that fits the objective at the identity: atan2(2 J', -J'') / 2.
+
+    For rotations of the plane: the algebra must have one coordinate, an angle t in radians. On the orbit of a
+    quadratic the squared gradient norm is J(t) = c + d cos(2 (t - t*)), of which two derivatives tell t*, the
+    largest value there is, exactly. On other orbits it is a guess, and far cheaper than a scan. With a guard
+    that shortens long jumps, and Polyak's step behind it, it solves most of the random Rosenbrock-like
+    functions of the benchmark in a dozen steps.
+
+    >>> import jax.numpy as jnp, symmetrax as sx
+    >>> task, x = sx.booth(), jnp.array([5.0, -5.0])
+    >>> there, info = sx.teleport(task.loss, x, task.symmetry(), search=Crest(), guard=None)
+    >>> round(float(info.before) ** 0.5, 2), round(float(info.after) ** 0.5, 2)
+    (53.67, 72.0)
+    """
+
+    def __call__(self, orbit):
+        zero = orbit.zero()
+        if zero.shape != (1,):
+            raise ValueError(
+                f"Crest looks for an angle: it needs one algebra coordinate, got shape {zero.shape}. "
+                "Use Ascent for larger groups."
+            )
+        found = slopes(orbit, zero)
+        # Of log J: J' / J, and J'' / J.
+        first, second = found.first, found.second + found.first**2
+        return 0.5 * jnp.arctan2(2 * first, -second)
+
+    def evaluations(self, symmetry) -> int:
+        return 4
 
 
 def best(orbit: Orbit, candidates: Float[Array, "n ..."]) -> Float[Array, "..."]:
