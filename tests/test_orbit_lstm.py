@@ -113,7 +113,7 @@ def test_its_step_is_the_learned_share_of_polyaks():
     task, network = sx.booth(start=[5.0, -5.0]), made(rates=(1.0, 1.0 + 1e-7))
     network = eqx.tree_at(lambda n: n.head, network, jax.tree.map(jnp.zeros_like, network.head))
     info = seen(task)
-    step = network.propose(info, network.memory(info.params))[0].update
+    step = network.propose(info, network.memory(info.params))[0].update(info.gradient)
     polyak = -info.value / jnp.sum(info.gradient**2) * info.gradient
     np.testing.assert_allclose(step, polyak, rtol=1e-5)
 

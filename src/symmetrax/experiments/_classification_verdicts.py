@@ -170,7 +170,7 @@ def answers(group: dict[str, Any]) -> dict[str, str]:
 
     >>> entry = {"log_ratio": -1.0, "low": -2.0, "high": -0.5}
     >>> answers({"arms": {"update-tele": {"versus": {"adam": entry}}}})
-    {'does a learned update with teleports beat tuned Adam?': 'yes: 0.37 (0.14 to 0.61) of adam'}
+    {'does a learned update with teleports beat tuned Adam?': 'yes: 0.368 (0.135 to 0.607) of adam'}
     """
     words = {}
     for question, pairs in QUESTIONS.items():
