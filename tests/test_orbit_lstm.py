@@ -82,6 +82,43 @@ def test_at_a_zero_gradient_all_that_is_seen_and_done_is_finite():
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(jax.grad(end)(network, optimum)))
 
 
+@pytest.mark.parametrize("apart", [1e-7, 1e-11, 1e-18])
+def test_slopes_stay_those_of_the_orbit_where_gradients_are_tiny(apart):
+    """Close to a minimum the square of the squared gradient norm is no number of float32 any more."""
+    task = sx.generalized_booth([[0.5, 0.0], [0.0, 3.0]])
+
+    def found(length):
+        x = length * jnp.array([0.6, 0.8])
+        orbit = Orbit(task.loss, x, task.symmetry(), gradient=jax.grad(task.loss)(x))
+        return slopes(orbit, orbit.zero())
+
+    for near, far in zip(found(apart), found(1.0), strict=True):
+        np.testing.assert_allclose(near, far, rtol=1e-4)
+
+
+def test_the_crest_is_the_best_angle_of_a_quadratic(float64):
+    for seed in range(20):
+        entries = np.random.default_rng(seed).normal(size=(4, 2))
+        task = sx.generalized_booth(entries[:2], entries[2])
+        x, symmetry = jnp.asarray(entries[3]), task.symmetry()
+        orbit = Orbit(task.loss, x, symmetry, gradient=jax.grad(task.loss)(x))
+        there = symmetry.act(symmetry.exp(slopes(orbit, orbit.zero()).crest), x)
+        steepest = 2 * np.linalg.norm(entries[:2], 2) * np.sqrt(task.loss(x))
+        assert np.linalg.norm(jax.grad(task.loss)(there)) == pytest.approx(steepest, rel=1e-9)
+
+
+def test_a_network_that_emits_nothing_goes_to_the_crest_if_that_is_its_centre():
+    task = sx.booth(start=[5.0, -5.0])
+    network = made(centre="crest", gated=False, reach=1.0)
+    head = jax.tree.map(jnp.zeros_like, network.algebra_head)
+    network = eqx.tree_at(lambda n: n.algebra_head, network, head)
+    recipe = sx.Recipe.at([0], 1, guard=None, order="teleport-first")
+    trace = sx.unroll(recipe(network, task), task, KEY, 1, watch=("algebra",))
+    orbit = Orbit(task.loss, jnp.array([5.0, -5.0]), task.symmetry())
+    np.testing.assert_allclose(trace.watched["algebra"][-1], slopes(orbit, orbit.zero()).crest, rtol=1e-5)
+    assert abs(float(trace.watched["algebra"][-1, 0])) <= network.algebra_bound
+
+
 @pytest.mark.parametrize("teleports", [True, False])
 def test_nothing_depends_on_the_units_of_loss_and_parameters(float64, teleports):
     """f(x) = c^2 ||h(s x)||^2 is optimized as ||h(x)||^2 is, in other numbers."""
@@ -155,6 +192,9 @@ def test_bad_uses_say_what_is_missing(unchecked):
         made(sees=("curvature",))
     with pytest.raises(ValueError, match=r"with `sees` the number of algebra coordinates"):
         made(algebra=0)
+    for options in ({"centre": "summit"}, {"centre": "crest", "sees": ("best",)}):
+        with pytest.raises(ValueError, match=r'"crest" where the network sees "slopes"; got'):
+            made(**options)
     with pytest.raises(ValueError, match="0 < low < high"):
         made(rates=(1.0, 0.5))
     with pytest.raises(ValueError, match="built for 2 parameters, got 3"):

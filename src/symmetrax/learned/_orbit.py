@@ -1,7 +1,8 @@
 """A learned optimizer that looks along the orbit, and whose steps and features have no scale."""
 
+import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import equinox as eqx
 import jax
@@ -16,6 +17,9 @@ from symmetrax.learned._heads import between, check_heads, coordinates
 from symmetrax.learned._networks import LSTM, Linear, LSTMState
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.teleportation._objectives import Slopes
+
+#: Where an `OrbitLSTM` measures its coordinates from: where it stands, or the crest that the slopes promise.
+Centre = Literal["identity", "crest"]
 
 #: What an `OrbitLSTM` can read beside gradient, loss and last step, which need a symmetry.
 SEES = ("slopes", "best")
@@ -55,11 +59,15 @@ class OrbitLSTM(AbstractLearnedOptimizer):
     `AbstractLearnedOptimizer.transform`). With algebra=0 it is the same optimizer without teleports, with the
     same features and the same steps. At a gradient of zero the step is zero.
 
+    With `centre="crest"` the head's coordinates are added to `Slopes.crest`, the angle at which a sinusoid
+    with these slopes is largest: the network starts from that guess and learns where it is wrong, and when
+    to stay. It is meant for `order="teleport-first"`, where the slopes are those of the point that is moved.
+
     **Arguments:** `size` is the number of parameters of the problem; `sees` any of "slopes" (two nested
     Jacobian-vector products of the gradient for each coordinate) and "best" (the coordinates of the largest
     gradient norm: in closed form for an affine map of the plane, else by a search); `orbit` is their number
     if it differs from `algebra`. `least` is the least value of the loss, or a bound below it. `reach` bounds
-    the norm of the coordinates. Raises ValueError for numbers and names that do not fit.
+    the norm of the head's coordinates. Raises ValueError for numbers and names that do not fit.
 
     >>> import jax, symmetrax as sx
     >>> network = OrbitLSTM(2, algebra=1, key=jax.random.key(0))
@@ -82,6 +90,7 @@ class OrbitLSTM(AbstractLearnedOptimizer):
     reach: float | None = eqx.field(static=True)
     rates: tuple[float, float] = eqx.field(static=True)
     least: float = eqx.field(static=True)
+    centre: Centre = eqx.field(static=True)
     width: int = eqx.field(static=True)
     depth: int = eqx.field(static=True)
 
@@ -96,6 +105,7 @@ class OrbitLSTM(AbstractLearnedOptimizer):
         reach: float | int | None = None,
         rates: Sequence[float] = (0.05, 5.0),
         least: float | int = 0.0,
+        centre: Centre = "identity",
         width: int = 32,
         depth: int = 2,
         key: Key[Array, ""],
@@ -118,6 +128,12 @@ class OrbitLSTM(AbstractLearnedOptimizer):
         self.head = Linear(width, size + 1, key=head)
         self.algebra_head = Linear(width, algebra + gated, key=algebra_head) if algebra else None
         self.size, self.algebra, self.gated = size, algebra, gated
+        if centre not in get_args(Centre) or (centre == "crest" and "slopes" not in self.sees):
+            raise ValueError(
+                '`centre` must be "identity", or "crest" where the network sees "slopes"; got '
+                f"{centre!r} with sees={self.sees}."
+            )
+        self.centre: Centre = centre
         self.reach = None if reach is None else float(reach)
         self.rates, self.least = (float(rates[0]), float(rates[1])), float(least)
         self.width, self.depth = width, depth
@@ -129,7 +145,10 @@ class OrbitLSTM(AbstractLearnedOptimizer):
 
     @property
     def algebra_bound(self) -> float | None:
-        return self.reach if self.algebra else None
+        if self.reach is None or not self.algebra:
+            return None
+        # Each coordinate of a crest is at most a quarter turn.
+        return self.reach + (math.sqrt(self.algebra) * math.pi / 2 if self.centre == "crest" else 0.0)
 
     def vector_products(self) -> list[Any]:
         heads = [self.head] if self.algebra_head is None else [self.head, self.algebra_head]
@@ -181,7 +200,10 @@ class OrbitLSTM(AbstractLearnedOptimizer):
         move = Move(update=step)
         if self.algebra_head is not None:
             chosen = self.algebra_head(hidden)
-            move = move._replace(algebra=coordinates(chosen[: self.algebra], self.reach, False))
+            algebra = coordinates(chosen[: self.algebra], self.reach, False)
+            if self.centre == "crest":
+                algebra = algebra + _slopes(info).crest.reshape(algebra.shape)
+            move = move._replace(algebra=algebra)
             if self.gated:
                 move = move._replace(gate=jax.nn.sigmoid(chosen[-1]))
         return move, memory._replace(core=core, loss=loss)
@@ -208,6 +230,7 @@ class OrbitLSTM(AbstractLearnedOptimizer):
             "reach": self.reach,
             "rates": list(self.rates),
             "least": self.least,
+            "centre": self.centre,
             "width": self.width,
             "depth": self.depth,
         }
@@ -218,24 +241,28 @@ class OrbitLSTM(AbstractLearnedOptimizer):
             "reads": ["directions", "logarithms of loss, gradient norm and last step", *self.sees],
             "emits": ["update", *(["algebra"] if self.algebra else []), *(["gate"] if self.gated else [])],
             "step_unit": "(loss - least) / gradient norm",
+            "centre": self.centre,
         }
 
 
 def _along(info: Info, name: str) -> Float[Array, " features"]:
     """What the network sees along the orbit.
 
-    With J the squared gradient norm, the derivatives of log J give a = J'/J and b = J''/J, coordinate by
-    coordinate. Where J(t) is a constant and a sinusoid of 2 t, as for a quadratic turned by an angle t, its
-    crest is at half the angle of the vector (-b, 2 a) (see `Crest`). The network sees the direction of that
-    vector, and the asinh of its length.
+    With J the squared gradient norm, a = J'/J and b = J''/J, coordinate by coordinate. Where J(t) is a
+    constant and a sinusoid of 2 t, as for a quadratic turned by an angle t, its crest is at half the angle of
+    the vector (-b, 2 a) (see `Slopes.crest`). The network sees the direction of that vector, and the asinh of
+    its length.
     """
     if name == "best":
         return jnp.ravel(jnp.asarray(info.best))
-    assert info.slopes is not None  # the network wants them
-    a = jnp.ravel(info.slopes.first)
-    b = jnp.ravel(info.slopes.second) + a**2
+    a, b = (jnp.ravel(x) for x in _slopes(info).relative)
     size = jnp.sqrt(jnp.maximum(b**2 + 4 * a**2, _TINY))
     return jnp.concatenate([-b / size, 2 * a / size, jnp.arcsinh(size)])
+
+
+def _slopes(info: Info) -> Slopes:
+    assert info.slopes is not None  # the network wants them
+    return info.slopes
 
 
 def _direction(x: Float[Array, " n"]) -> tuple[Float[Array, " n"], Float[Array, ""]]:

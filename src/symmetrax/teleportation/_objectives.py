@@ -236,7 +236,7 @@ def orbit_derivative(
 
 
 class Slopes(NamedTuple):
-    """First and second derivatives along an orbit, in every algebra coordinate.
+    """First and second derivatives of log J along an orbit, in every algebra coordinate.
 
     >>> Slopes._fields
     ('first', 'second')
@@ -244,6 +244,28 @@ class Slopes(NamedTuple):
 
     first: Float[Array, "..."]
     second: Float[Array, "..."]
+
+    @property
+    def relative(self) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """J' / J and J'' / J.
+
+        >>> [float(x) for x in Slopes(jnp.array(3.0), jnp.array(-2.0)).relative]
+        [3.0, 7.0]
+        """
+        return self.first, self.second + self.first**2
+
+    @property
+    def crest(self) -> Float[Array, "..."]:
+        """The crest of the sinusoid c + d cos(2 (t - t*)) with these derivatives at t = 0: the angle t*.
+
+        That is atan2(2 J', -J'') / 2, coordinate by coordinate, between -pi/2 and pi/2; 0 where both vanish.
+
+        >>> print(Slopes(jnp.array([2.0]), jnp.array([-4.0])).crest * 8 / jnp.pi)
+        [2.]
+        """
+        first, second = self.relative
+        flat = (first == 0) & (second == 0)
+        return 0.5 * jnp.arctan2(jnp.where(flat, 0.0, 2 * first), jnp.where(flat, 1.0, -second))
 
 
 def slopes(along: Callable[[Array], Float[Array, ""]], zero: Float[Array, "..."]) -> Slopes:
@@ -259,17 +281,18 @@ def slopes(along: Callable[[Array], Float[Array, ""]], zero: Float[Array, "..."]
     [3. 0.] [0. 2.]
     """
 
-    def logarithm(xi: Array) -> Array:
-        value = along(xi)
-        positive = value > jnp.finfo(value.dtype).tiny
-        return jnp.where(positive, jnp.log(jnp.where(positive, value, 1.0)), 0.0)
-
     def both(direction: Array) -> tuple[Array, Array]:
-        def slope(t: Array) -> Array:
-            return jax.jvp(lambda t: logarithm(zero + t * direction), (t,), (jnp.ones_like(t),))[1]
+        def value_and_slope(t: Array) -> tuple[Array, Array]:
+            return jax.jvp(lambda t: along(zero + t * direction), (t,), (jnp.ones_like(t),))
 
         t = jnp.zeros((), zero.dtype)
-        return jax.jvp(slope, (t,), (jnp.ones_like(t),))
+        (value, slope), (_, curvature) = jax.jvp(value_and_slope, (t,), (jnp.ones_like(t),))
+        # Quotients of numbers of one size, where derivatives of the logarithm would square the smallest.
+        positive = value > jnp.finfo(value.dtype).tiny
+        first, relative = (
+            jnp.where(positive, x, 0.0) / jnp.where(positive, value, 1.0) for x in (slope, curvature)
+        )
+        return first, relative - first**2
 
     along(zero)  # first, so that what `along` may keep is not from within the derivatives
     directions = jnp.eye(zero.size, dtype=zero.dtype).reshape(zero.size, *zero.shape)

@@ -211,10 +211,7 @@ class Crest(AbstractSearch):
                 f"Crest looks for an angle: it needs one algebra coordinate, got shape {zero.shape}. "
                 "Use Ascent for larger groups."
             )
-        found = slopes(orbit, zero)
-        # Of log J: J' / J, and J'' / J.
-        first, second = found.first, found.second + found.first**2
-        return 0.5 * jnp.arctan2(2 * first, -second)
+        return slopes(orbit, zero).crest
 
     def evaluations(self, symmetry) -> int:
         return 4
