@@ -97,6 +97,17 @@ def test_a_header_longer_than_the_file_is_refused(tmp_path):
         sx.load(path)
 
 
+def test_a_horizon_beyond_the_cards_is_refused(tmp_path):
+    network = NETWORKS["vanilla"]()
+    path = sx.save(network, tmp_path / "short.safetensors", training={"horizon": 20})
+    assert sx.load(path, horizon=20)[1]["training"] == {"horizon": 20}
+    with pytest.raises(sx.ArtifactError, match="trained for 20 steps, and 200 are asked of it"):
+        sx.load(path, horizon=200)
+    silent = sx.save(network, tmp_path / "silent.safetensors")
+    with pytest.raises(sx.ArtifactError, match="a number of steps that its card does not tell, and 5 are"):
+        sx.load(silent, horizon=5)
+
+
 def test_another_format_version_is_refused(saved):
     rewrite(saved, lambda card, arrays: card.update(format=99))
     with pytest.raises(sx.ArtifactError, match="format 99; this version of symmetrax reads format 1"):

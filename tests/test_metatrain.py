@@ -45,6 +45,11 @@ def rate(key):
     return jnp.array(0.01)
 
 
+def climbing(network, task):
+    """Steps that grow with the one weight, until nothing is finite."""
+    return optax.sgd(jnp.abs(network))
+
+
 def standing(network, task):
     return optax.sgd(0.0 * network)
 
@@ -131,6 +136,17 @@ def steep(network, task):
     """A finite loss whose derivative in the weight is infinite."""
     extra = jnp.sqrt(network - jax.lax.stop_gradient(network))
     return optax.sgd(0.01 + extra)
+
+
+def test_training_that_diverges_stops_says_so_and_keeps_its_last_networks(tmp_path):
+    path = tmp_path / "state.safetensors"
+    it = sx.TruncatedBPTT(sx.make_family("booth"), climbing, steps=4, unroll=2)
+    with pytest.warns(RuntimeWarning, match=r"runs 6 to 10 .* after 10 of 40 runs .*state.safetensors"):
+        trained = sx.meta_train(rate, it, optax.sgd(-1e30), KEY, runs=40, seeds=2, chunk=5, checkpoint=path)
+    assert trained.diverged.tolist() == [True, True]
+    assert trained.losses.shape == (2, 10)
+    assert np.all(np.isfinite(trained.networks))
+    assert path.exists()
 
 
 def test_windows_that_are_not_finite_are_skipped_and_counted():

@@ -94,11 +94,17 @@ def save(
     return path
 
 
-def load(path: str | pathlib.Path) -> tuple[AbstractLearnedOptimizer, dict[str, Any]]:
+def load(
+    path: str | pathlib.Path, *, horizon: int | None = None
+) -> tuple[AbstractLearnedOptimizer, dict[str, Any]]:
     """Read a trained optimizer and its card, and check that it still takes the step it recorded.
 
+    Learned optimizers may fail on runs that are longer than those they were trained on. Give the number of
+    steps you mean to take as `horizon`, and one that is beyond the card's is refused.
+
     Raises ArtifactError for a file that is missing or cut short, of another format version, kind or feature
-    contract, or whose recorded step is not reproduced to 1e-5 relative.
+    contract, whose recorded step is not reproduced to 1e-5 relative, or that was trained on shorter runs than
+    `horizon` or does not say.
 
     >>> load("nowhere.safetensors")
     Traceback (most recent call last):
@@ -114,6 +120,13 @@ def load(path: str | pathlib.Path) -> tuple[AbstractLearnedOptimizer, dict[str, 
         raise ArtifactError(str(error)) from error
     for prefix, part in _parts(network):
         _check_recorded_step(path, part, _under(prefix, arrays))
+    known = card["training"].get("horizon")
+    if horizon is not None and not (isinstance(known, int) and horizon <= known):
+        says = "for a number of steps that its card does not tell" if known is None else f"for {known} steps"
+        raise ArtifactError(
+            f"{path} was trained {says}, and {horizon} are asked of it: train it on longer runs, or leave "
+            "out `horizon` to load it all the same."
+        )
     return network, card
 
 

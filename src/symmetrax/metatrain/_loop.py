@@ -4,6 +4,7 @@ import hashlib
 import pathlib
 import re
 import time
+import warnings
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from symmetrax._files import load_arrays, named_arrays, restore, save_arrays
 from symmetrax._tree import all_finite, select
@@ -22,6 +23,9 @@ from symmetrax.metatrain._stopping import EarlyStopping, better, improved, valid
 
 CHECKPOINT_FORMAT = 2
 
+# So many windows without one finite meta-gradient are no accident.
+ENOUGH_WINDOWS = 10
+
 
 class MetaTrained(NamedTuple):
     """What meta-training gives. Every array has the seeds as its first axis.
@@ -29,16 +33,18 @@ class MetaTrained(NamedTuple):
     `networks` is the trained network, all seeds stacked; `losses` the mean meta-loss of every run, shape
     (seeds, runs); `skipped` the number of windows whose meta-gradient was not finite and was not used. With
     early stopping `networks` are the best ones, `losses` has the runs that were made, and `validation` one
-    number for each chunk of them; without, it has no columns.
+    number for each chunk of them; without, it has no columns. `diverged` says which seeds found no finite
+    meta-gradient at all in the last chunk of runs: their networks are the last ones that were trained.
 
     >>> MetaTrained._fields
-    ('networks', 'losses', 'skipped', 'validation')
+    ('networks', 'losses', 'skipped', 'validation', 'diverged')
     """
 
     networks: PyTree
     losses: Float[np.ndarray, "seeds runs"]
     skipped: Int[np.ndarray, " seeds"]
     validation: Float[np.ndarray, "seeds rounds"]
+    diverged: Bool[np.ndarray, " seeds"]
 
     def network(self, seed: int = 0) -> PyTree:
         """The network of one seed."""
@@ -87,7 +93,9 @@ def meta_train(
 
     Each of `runs` runs draws `estimator.tasks` fresh tasks, unrolls them in `estimator.windows` windows and
     lets `optimizer` (any optax transformation) step the network after each. A window whose meta-gradient is
-    not finite is skipped and counted. Runs are compiled in chunks of `chunk`; seeds are spread over the
+    not finite is skipped and counted. Where a whole chunk (of ten windows or more) has no other, for any
+    seed, training has diverged: it stops, saves and returns the last networks there were, and says so in a
+    RuntimeWarning. Runs are compiled in chunks of `chunk`; seeds are spread over the
     devices there are, and mapped (vmapped on accelerators) on each. The tasks of a chunk share one of
     `estimator.family.shapes`; every shape comes once, in random order, before any comes again.
 
@@ -132,7 +140,7 @@ def meta_train(
     now, outer, skipped, best = place((state.networks, state.outer, state.skipped, state.best))
     state = state._replace(networks=now, outer=outer, skipped=skipped, best=best)
     began, first = time.perf_counter(), int(state.done)
-    saved = began
+    saved, diverged = began, np.zeros(seeds, bool)
     for done in range(first, runs, chunk):
         if stopping is not None and stopping.exhausted(state.validation[:, : done // chunk]):
             break
@@ -140,12 +148,14 @@ def meta_train(
         shape = _shape(estimator.family.shapes, key, done // chunk)
         trained = _train(estimator, optimizer, state[:3], keys, jnp.asarray(done), count, shape)
         now, outer, skipped, losses = jax.block_until_ready(trained)
+        windows = count * estimator.windows
+        diverged = (np.asarray(skipped - state.skipped) == windows) & (windows >= ENOUGH_WINDOWS)
         history = state.losses.copy()
         history[:, done : done + count] = losses
         state = state._replace(
             networks=now, outer=outer, skipped=skipped, losses=history, done=np.asarray(done + count)
         )
-        over = done + count == runs
+        over = done + count == runs or bool(np.all(diverged))
         if stopping is not None:
             state = _validated(stopping, state, done // chunk)
             over = over or stopping.exhausted(state.validation[:, : done // chunk + 1])
@@ -155,11 +165,22 @@ def meta_train(
         if progress is not None:
             rate = seeds * estimator.tasks * (done + count - first) / (time.perf_counter() - began)
             progress(Progress(done + count, runs, float(np.mean(losses)), rate))
-    made = int(state.done)
-    if stopping is None:
-        return MetaTrained(state.networks, state.losses, np.asarray(state.skipped), state.validation)
-    curve = state.validation[:, : -(-made // chunk)]
-    return MetaTrained(state.best, state.losses[:, :made], np.asarray(state.skipped), curve)
+        if np.all(diverged):
+            warnings.warn(_divergence(done, done + count, runs, path), RuntimeWarning, stacklevel=2)
+            break
+    made, skipped = int(state.done), np.asarray(state.skipped)
+    networks = state.networks if stopping is None else state.best
+    curve = state.validation if stopping is None else state.validation[:, : -(-made // chunk)]
+    return MetaTrained(networks, state.losses[:, :made], skipped, curve, diverged)
+
+
+def _divergence(first: int, last: int, runs: int, path: pathlib.Path | None) -> str:
+    where = "" if path is None else f", which are in {path}"
+    return (
+        f"Meta-training diverged: no window of runs {first + 1} to {last} had a finite meta-gradient, for "
+        f"any seed. It stops after {last} of {runs} runs with the networks from before{where}. Lower the "
+        "learning rate, clip the meta-gradients, shorten the horizon, or guard the teleports."
+    )
 
 
 def _validated(stopping: EarlyStopping, state: _State, index: int) -> _State:
