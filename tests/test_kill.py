@@ -75,12 +75,13 @@ def wait(child, until):
         time.sleep(0.001)
 
 
-def test_a_training_killed_at_ten_random_moments_ends_in_the_same_weights(start, tmp_path):
+@pytest.mark.parametrize("kills", [4, pytest.param(10, marks=pytest.mark.slow)])
+def test_a_training_killed_at_random_moments_ends_in_the_same_weights(kills, start, tmp_path):
     """Kills fall into the start-up, between checkpoints and into their writing."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert start(whole).wait() == 0, (tmp_path / "errors.txt").read_text()
     rng, reached = np.random.default_rng(0), []
-    for kill in range(10):
+    for kill in range(kills):
         child, before, began = start(broken), chunks_done(broken), time.monotonic()
         if kill % 4 == 3:  # during the start-up
             delay = rng.uniform(0.0, 1.0)
@@ -94,7 +95,7 @@ def test_a_training_killed_at_ten_random_moments_ends_in_the_same_weights(start,
         child.wait()
         reached.append(chunks_done(broken))
     assert reached == sorted(reached)
-    assert len({done for done in reached if 0 < done < CHUNKS}) >= 6
+    assert len({done for done in reached if 0 < done < CHUNKS}) >= kills // 2
     assert not (broken / "weights.npz").exists()
     assert start(broken).wait() == 0, (tmp_path / "errors.txt").read_text()
     expected, found = np.load(whole / "weights.npz"), np.load(broken / "weights.npz")

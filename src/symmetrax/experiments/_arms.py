@@ -8,7 +8,7 @@ hyperparameters chosen on the training stream, never on the tasks that are repor
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import equinox as eqx
@@ -84,7 +84,7 @@ class TunedArm:
     make: MakeTransform
     rates: tuple[float, ...] = tuple(RATES.tolist())
     momenta: tuple[float, ...] = tuple(MOMENTA.tolist())
-    extra: Callable[[AbstractTask], int] = lambda task: 0
+    extra: Callable[[AbstractTask], float | int] = lambda task: 0
 
 
 Arm = TrainedArm | ControlArm | TunedArm
@@ -201,25 +201,49 @@ def tune(
     >>> round(found["gd"]["rate"], 3)
     0.05
     """
-    best = {}
+    return tune_at(arms, family, key, horizons=(steps,), tasks=tasks, shape=shape)[steps]
+
+
+def tune_at(
+    arms: Sequence[TunedArm],
+    family: AbstractTaskFamily,
+    key: Key[Array, ""],
+    *,
+    horizons: tuple[int, ...],
+    tasks: int,
+    shape: Any = None,
+) -> dict[int, dict[str, dict[str, float]]]:
+    """`tune` for several horizons, from runs to the last of them: hyperparameters by horizon and arm.
+
+    >>> import symmetrax as sx
+    >>> arm = TunedArm("gd", descent, rates=(1e-3, 0.05, 3.0), momenta=(0.0,))
+    >>> found = tune_at([arm], sx.make_family("booth"), jax.random.key(0), horizons=(1, 12), tasks=16)
+    >>> {steps: round(best["gd"]["rate"], 3) for steps, best in found.items()}
+    {1: 0.05, 12: 0.05}
+    """
+    best: dict[int, dict[str, dict[str, float]]] = {steps: {} for steps in horizons}
     for make in dict.fromkeys(arm.make for arm in arms):
         sharing = [arm for arm in arms if arm.make is make]
         pairs = sorted({pair for arm in sharing for pair in itertools.product(arm.rates, arm.momenta)})
         rates, momenta = (jnp.asarray(values) for values in zip(*pairs, strict=True))
         points = {"rate": rates, "momentum": momenta}
-        finals = np.asarray(_final_losses(make, points, family, key, steps, tasks, shape))
-        finals = np.where(np.isfinite(finals), finals, np.inf)
-        medians = dict(zip(pairs, np.quantile(finals, 0.5, axis=1, method="inverted_cdf"), strict=True))
-        for arm in sharing:
-            rate, momentum = min(itertools.product(arm.rates, arm.momenta), key=lambda p: medians[p])
-            best[arm.name] = {"rate": rate, "momentum": momentum}
+        losses = np.asarray(_losses(make, points, family, key, horizons, tasks, shape))
+        losses = np.where(np.isfinite(losses), losses, np.inf)
+        for steps, there in zip(horizons, np.moveaxis(losses, 1, 0), strict=True):
+            medians = dict(zip(pairs, np.quantile(there, 0.5, axis=1, method="inverted_cdf"), strict=True))
+            for arm in sharing:
+                rate, momentum = min(itertools.product(arm.rates, arm.momenta), key=medians.__getitem__)
+                best[steps][arm.name] = {"rate": rate, "momentum": momentum}
     return best
 
 
 @eqx.filter_jit
-def _final_losses(make, points, family, key, steps, tasks, shape):
+def _losses(make, points, family, key, horizons, tasks, shape):
+    """Losses after each of `horizons` steps: points, horizons, tasks."""
+
     def one(hyper):
-        return unroll_many(make, hyper, family, key, steps, tasks, shape=shape).loss[-1]
+        losses = unroll_many(make, hyper, family, key, max(horizons), tasks, shape=shape).loss
+        return losses[jnp.asarray(horizons)]
 
     return spread(one, points)
 

@@ -29,7 +29,7 @@ from symmetrax.experiments._streams import Streams
 from symmetrax.learned._base import AbstractLearnedOptimizer
 from symmetrax.learned._recipe import Recipe
 from symmetrax.learned._together import Together
-from symmetrax.metatrain._estimators import TruncatedBPTT
+from symmetrax.metatrain._estimators import Measure, TruncatedBPTT
 from symmetrax.metatrain._loop import MetaTrained, Progress, meta_train
 from symmetrax.metatrain._stopping import EarlyStopping
 from symmetrax.tasks._base import AbstractTaskFamily
@@ -131,7 +131,7 @@ class Budget:
     After every `chunk` runs the networks are validated on `validation_tasks` tasks of the training stream
     (always the same, never trained on); training ends when `patience` rounds have brought nothing, and the
     best networks are returned. `patience=0` trains for all runs. Validation sees networks of one `shape`, by
-    default the first of the family's.
+    default the first of the family's. `measure` and `distance` are those of `TruncatedBPTT`.
 
     >>> Budget(runs=200, seeds=5, steps=100).unroll
     10
@@ -148,6 +148,8 @@ class Budget:
     ratio: float = 1.0
     remat: bool = False
     shape: Any = None
+    measure: Measure = "loss"
+    distance: float | None = None
 
 
 class Validation(eqx.Module):
@@ -206,7 +208,15 @@ def train(
     networks, stacked over seeds, to go on from.
     """
     estimator = TruncatedBPTT(
-        arm.family, arm.recipe, budget.steps, budget.unroll, budget.tasks, budget.ratio, budget.remat
+        arm.family,
+        arm.recipe,
+        budget.steps,
+        budget.unroll,
+        budget.tasks,
+        budget.ratio,
+        budget.remat,
+        distance=budget.distance,
+        measure=budget.measure,
     )
     stopping = None
     if budget.patience:

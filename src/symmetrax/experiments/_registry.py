@@ -66,6 +66,26 @@ EXPERIMENTS = {
     "fig4": Experiment(_FIGURE.format("random ellipses", 4), _PLANE),
     "fig5": Experiment(_FIGURE.format("one Rosenbrock-like function", 5), _PLANE),
     "fig6": Experiment(_FIGURE.format("random Rosenbrock-like functions", 6), _PLANE),
+    "plane-league": Experiment(
+        "all optimizers on the plane: does a learned teleport beat the same optimizer without?",
+        "symmetrax.experiments.plane_league",
+    ),
+    "misalignment": Experiment(
+        "optimizers trained on one family of the plane and tested on another: a matrix for each arm",
+        "symmetrax.experiments.misalignment",
+    ),
+    "predictors": Experiment(
+        "which tasks gain from learned teleports, and can one know beforehand? (arXiv:2504.15399)",
+        "symmetrax.experiments.predictors",
+    ),
+    "emergent": Experiment(
+        "what trained optimizers do: momentum, schedule, clipping, gate, and which way they turn",
+        "symmetrax.experiments.emergent",
+    ),
+    "groups": Experiment(
+        "learned teleports in other groups: SO(n) up to n = 20, scalings, permutations",
+        "symmetrax.experiments.groups",
+    ),
     "fig7": Experiment(
         "learned step size, momentum and teleport on a regression (arXiv:2504.15399, figure 7)",
         "symmetrax.experiments.fig7",

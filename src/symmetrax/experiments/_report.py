@@ -95,7 +95,8 @@ def _per_step(arm: dict[str, Any]) -> str:
     """Microseconds per optimizer step and task, everything included, when many tasks run together."""
     if "seconds" not in arm:
         return ""
-    return f"{1e6 * arm['seconds'] / arm['runs'] / (len(arm['loss_median']) - 1):.2g}"
+    steps = arm["points"][-1] if "points" in arm else len(arm["loss_median"]) - 1
+    return f"{1e6 * arm['seconds'] / arm['runs'] / steps:.2g}"
 
 
 def verdict_table(verdicts: list[dict[str, str]]) -> rich.table.Table:

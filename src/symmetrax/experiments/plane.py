@@ -34,6 +34,7 @@ from symmetrax.experiments._arms import (
 )
 from symmetrax.experiments._control_networks import RandomDirection
 from symmetrax.experiments._folder import RunFolder
+from symmetrax.experiments._learned_arms import LearnedArm
 from symmetrax.experiments._registry import choose
 from symmetrax.experiments._report import Reporter, arms_table, verdict_table
 from symmetrax.experiments._stats import compare, intervals, log_ratios, sign_verdict, verdict
@@ -212,6 +213,21 @@ def _outer_adam(rate: float) -> optax.GradientTransformation:
     return optax.adam(rate)
 
 
+def paper_arm(name: str, family: str, steps: int | None = None) -> LearnedArm:
+    """An arm of these figures with its published settings, for other experiments.
+
+    Its recipe is that of training, or with `steps` that of a test of so many steps.
+
+    >>> paper_arm("teleport", "ellipse-fixed", steps=50).recipe.teleports.sum().item()
+    50
+    """
+    settings = Config(figure="", family=family)
+    arm = next(a for a in ARMS if isinstance(a, TrainedArm) and a.name == name)
+    make = MakeWhole(2, int(arm.uses_algebra), settings.width, settings.depth, arm.inputs)
+    how = recipe(arm, settings.schedule, steps or settings.steps, training=steps is None)
+    return LearnedArm(name, make, how, _outer_adam(settings.learning_rate), make_family(family))
+
+
 def run_arm(
     arm: Arm,
     settings: Config,
@@ -239,7 +255,7 @@ def run_arm(
     return Ran(trace, seconds, settings.test_steps * (1.0 + extra), extras)
 
 
-def _use(arm: Arm, settings: Config, family, trained, tuned) -> tuple[Any, PyTree, int, dict[str, Any]]:
+def _use(arm: Arm, settings: Config, family, trained, tuned) -> tuple[Any, PyTree, float, dict[str, Any]]:
     """The transformation, the networks, extra gradients per step, and what to tell of an arm."""
     if isinstance(arm, TunedArm):
         best = tuned[arm.name]

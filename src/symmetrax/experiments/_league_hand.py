@@ -1,0 +1,156 @@
+"""Hand-made optimizers of the league: classical ones, and those that know, or guess, where an orbit is best.
+
+Each is `make(hyperparameters, task)` for a `TunedArm`; "rate" and "momentum" are what is tuned, whatever they
+mean to the optimizer.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from symmetrax.experiments._arms import TunedArm, adam, descent
+from symmetrax.learned._online import online_teleported
+from symmetrax.symmetry._base import AbstractLieSymmetry
+from symmetrax.tasks._base import AbstractTask
+from symmetrax.teleportation._guard import Guard
+from symmetrax.teleportation._search import AbstractSearch, Crest, Oracle, Scan
+from symmetrax.teleportation._transform import teleported
+
+# Where the best angle is not known in closed form: 76 gradients a step.
+_ORACLE = Oracle(Scan(points=64, refinements=10))
+
+#: Multiples of Polyak's step: 1 is his, 2 is Gauss and Newton's along an eigenvector.
+MULTIPLES = (0.5, 1.0, 1.5, 2.0)
+
+Hyper = dict[str, Float[Array, ""]]
+
+
+def polyak(hyper: Hyper, task: AbstractTask) -> optax.GradientTransformation:
+    """Gradient descent with steps of `rate` times Polyak's, f / ||g||^2 for losses whose least value is 0.
+
+    >>> import symmetrax as sx
+    >>> hyper = {"rate": jnp.array(2.0), "momentum": jnp.array(0.0)}
+    >>> task = sx.generalized_booth([[2.0, 0.0], [0.0, 2.0]])
+    >>> bool(sx.unroll(polyak(hyper, task), task, jax.random.key(0), steps=1).loss[1] < 1e-12)
+    True
+    """
+    return optax.chain(optax.polyak_sgd(max_learning_rate=math.inf), optax.scale(hyper["rate"]))
+
+
+def oracle_descent(hyper: Hyper, task: AbstractTask) -> optax.GradientTransformation:
+    """Gradient descent from the point of the orbit with the largest gradient, wherever that is.
+
+    >>> import symmetrax as sx
+    >>> hyper = {"rate": jnp.array(1 / 18), "momentum": jnp.array(0.0)}
+    >>> trace = sx.unroll(oracle_descent(hyper, sx.booth()), sx.booth(), jax.random.key(0), steps=1)
+    >>> bool(trace.loss[1] < 1e-6)
+    True
+    """
+    return teleported(descent(hyper, task), _symmetry(task), search=_ORACLE, guard=None)
+
+
+def oracle_polyak(hyper: Hyper, task: AbstractTask) -> optax.GradientTransformation:
+    """Polyak's step from the point of the orbit with the largest gradient: a bound for what teleports can do.
+
+    >>> import symmetrax as sx
+    >>> hyper = {"rate": jnp.array(2.0), "momentum": jnp.array(0.0)}
+    >>> trace = sx.unroll(oracle_polyak(hyper, sx.booth()), sx.booth(), jax.random.key(0), steps=1)
+    >>> bool(trace.loss[1] < 1e-6)
+    True
+    """
+    return teleported(polyak(hyper, task), _symmetry(task), search=_ORACLE, guard=None)
+
+
+def crest_polyak(hyper: Hyper, task: AbstractTask) -> optax.GradientTransformation:
+    """Polyak's step after a teleport to the crest that the slopes of the orbit promise.
+
+    "momentum" is how far, relative to the parameters, a jump may go (see `Guard`).
+
+    >>> import symmetrax as sx
+    >>> hyper = {"rate": jnp.array(2.0), "momentum": jnp.array(3.0)}
+    >>> trace = sx.unroll(crest_polyak(hyper, sx.booth()), sx.booth(), jax.random.key(0), steps=4)
+    >>> bool(trace.loss[4] < 1e-6)
+    True
+    """
+    guard = Guard(jump=math.inf, relative=hyper["momentum"], shorten=True)
+    return teleported(polyak(hyper, task), _symmetry(task), search=Crest(), guard=guard)
+
+
+def online(hyper: Hyper, task: AbstractTask) -> optax.GradientTransformation:
+    """Algorithm 2 around gradient descent; "momentum" is the rate of the coordinates.
+
+    >>> import symmetrax as sx
+    >>> hyper = {"rate": jnp.array(1 / 18), "momentum": jnp.array(1e-3)}
+    >>> trace = sx.unroll(online(hyper, sx.booth()), sx.booth(), jax.random.key(0), steps=3)
+    >>> bool(trace.loss[3] < trace.loss[0])
+    True
+    """
+    return online_teleported(optax.sgd(hyper["rate"]), _symmetry(task), hyper["momentum"])
+
+
+def newton(hyper: Hyper, task: AbstractTask) -> optax.GradientTransformation:
+    """`rate` times Newton's step in the plane; at a singular Hessian, none.
+
+    >>> import symmetrax as sx
+    >>> hyper = {"rate": jnp.array(1.0), "momentum": jnp.array(0.0)}
+    >>> trace = sx.unroll(newton(hyper, sx.booth()), sx.booth(), jax.random.key(0), steps=1)
+    >>> bool(trace.loss[1] < 1e-9)
+    True
+    """
+
+    def update(updates, state, params=None, **extra):
+        (a, b), (c, d) = jax.hessian(extra["value_fn"])(params)
+        determinant = a * d - b * c
+        adjugate = jnp.array([[d, -b], [-c, a]])
+        step = adjugate @ updates / jnp.where(determinant == 0, 1.0, determinant)
+        return -hyper["rate"] * jnp.where(determinant == 0, 0.0, step), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def bfgs(hyper: Hyper, task: AbstractTask) -> optax.GradientTransformation:
+    """BFGS with limited memory and a line search (zoom) of at most twenty steps; nothing is tuned.
+
+    >>> import symmetrax as sx
+    >>> hyper = {"rate": jnp.array(1.0), "momentum": jnp.array(0.0)}
+    >>> trace = sx.unroll(bfgs(hyper, sx.booth()), sx.booth(), jax.random.key(0), steps=8)
+    >>> bool(trace.loss[8] < 1e-6)
+    True
+    """
+    inner = optax.lbfgs(memory_size=10)
+
+    def update(updates, state, params=None, **extra):
+        # The line search hands all that it does not know to the loss.
+        known = {name: extra[name] for name in ("value", "value_fn")}
+        return inner.update(updates, state, params, grad=updates, **known)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def _symmetry(task: AbstractTask) -> AbstractLieSymmetry:
+    symmetry = task.symmetry()
+    if symmetry is None:
+        raise ValueError(f"This arm teleports, and {type(task).__name__} describes no symmetry.")
+    return symmetry
+
+
+def _search_evaluations(search: AbstractSearch):
+    """Extra gradients per step: the search, and none for the gradient carried to where it leads."""
+    return lambda task: search.evaluations(_symmetry(task))
+
+
+ARMS = (
+    TunedArm("gd", descent, momenta=(0.0,)),
+    TunedArm("momentum", descent),
+    TunedArm("adam", adam),
+    TunedArm("polyak", polyak, MULTIPLES, (0.0,)),
+    TunedArm("newton", newton, (1.0,), (0.0,), extra=lambda task: 4),
+    TunedArm("bfgs", bfgs, (1.0,), (0.0,)),
+    TunedArm("online", online, momenta=(1e-3, 1e-2, 1e-1, 1.0)),
+    TunedArm("crest-polyak", crest_polyak, MULTIPLES, (0.4, 1.0, 3.0), _search_evaluations(Crest())),
+    TunedArm("oracle-gd", oracle_descent, momenta=(0.0,), extra=_search_evaluations(_ORACLE)),
+    TunedArm("oracle-polyak", oracle_polyak, MULTIPLES, (0.0,), extra=_search_evaluations(_ORACLE)),
+)
