@@ -20,9 +20,10 @@ from jaxtyping import Array, Bool, Float, PyTree
 from symmetrax.experiments._control_networks import AbstractControl, RandomDirection
 from symmetrax.experiments._learned_arms import Build, BuildTogether, LearnedArm
 from symmetrax.experiments._learned_runs import Ran, learned_constant
-from symmetrax.learned._base import AbstractLearnedOptimizer, Transport
+from symmetrax.learned._base import AbstractLearnedOptimizer
 from symmetrax.learned._coordinatewise import CoordinatewiseLSTM
 from symmetrax.learned._features import Info, Move
+from symmetrax.learned._leap import Transport
 from symmetrax.learned._neurons import PerNeuronLSTM
 from symmetrax.learned._recipe import Recipe
 from symmetrax.learned._step import StepLSTM

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -64,6 +64,9 @@ VARIANTS = {
     "crest-unguarded": Variant(near=None, centre="crest", order="teleport-first"),
     "best": Variant(sees=("slopes", "best"), order="teleport-first"),
 }
+
+#: How many gradients the two derivatives along one coordinate of the orbit count.
+SLOPES = 4.0
 
 #: Those from which a family's arm is chosen on a validation stream.
 CANDIDATES = ("teleport", "crest", "crest-near")
@@ -191,6 +194,20 @@ def run_used(
     recipe = as_used(arm.recipe, steps)
     options = {"watch": WATCHED, "parts": 2, **options}
     return run_many(recipe, networks, family or arm.family, keys, steps=steps, tasks=tasks, **options)
+
+
+def gradients_per_step(arm: LearnedArm) -> float:
+    """What a step costs in gradients of the loss.
+
+    One, and two nested Jacobian-vector products of the gradient count as four, for each coordinate that the
+    network looks along.
+
+    >>> from symmetrax.tasks._families import make_family
+    >>> gradients_per_step(orbit_arm("vanilla", make_family("ellipse-fixed"), Training(), None))
+    5.0
+    """
+    options: dict[str, Any] = dict(cast(Build, arm.make).options)
+    return 1.0 + SLOPES * ("slopes" in options["sees"]) * options["orbit"]
 
 
 def validation(streams: Streams) -> Key[Array, " seeds"]:

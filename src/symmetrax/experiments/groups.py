@@ -28,6 +28,7 @@ from symmetrax.experiments._learned_arms import Build, LearnedArm, switched_off
 from symmetrax.experiments._learned_runs import Ran, facts, remembered, run_many
 from symmetrax.experiments._orbit_arms import (
     CANDIDATES,
+    SLOPES,
     VANILLA,
     VARIANTS,
     Training,
@@ -51,9 +52,6 @@ from symmetrax.teleportation._transport import carry
 SOURCE = "asked in a review of arXiv:2504.15399"
 #: Beside losses, what is kept of every step.
 WATCH = ("algebra", "gate", "refused", "defect")
-#: How many gradients one coordinate's two nested Jacobian-vector products of the gradient count: each as two,
-#: as a Hessian-vector product does.
-SLOPES = 4.0
 #: What the guard's two values of the loss count.
 GUARD = 2 / 3
 

@@ -29,6 +29,7 @@ from symmetrax.experiments._orbit_arms import (
     Training,
     as_used,
     choose_arm,
+    gradients_per_step,
     orbit_arm,
     run_used,
     trained_arm,
@@ -215,7 +216,10 @@ def _learned(name, family, settings, streams, folder, reporter, distance=False):
         card = {"family": family, "arm": name, "horizon": settings.training.steps, "seed": settings.seed}
         card |= {"training": dataclasses.asdict(settings.training)}
         save(_first(trained), folder.path / "artifacts" / f"{family}-{name}.safetensors", training=card)
-    return {f"start-{key}": r for key, r in ran.items()}, {**facts, **_cost(arm)}
+    return {f"start-{key}": r for key, r in ran.items()}, {
+        **facts,
+        "gradients_per_step": gradients_per_step(arm),
+    }
 
 
 def _paper(name, family, settings, streams, folder, reporter):
@@ -269,12 +273,6 @@ def _hand_made(arm, family, settings, streams):
             ran[f"start-{start}@{horizon}"] = made[str(found)]
     task = near.task(near.draw(jax.random.key(0)))
     return ran, {"hyperparameters": best, "gradients_per_step": 1.0 + arm.extra(task)}
-
-
-def _cost(arm: LearnedArm) -> dict[str, float]:
-    """Gradients of the loss per step: one, and two nested Jacobian-vector products count as four."""
-    options = dict(arm.make.options)  # type: ignore[attr-defined]
-    return {"gradients_per_step": 1.0 + 4.0 * ("slopes" in options["sees"]) * options["orbit"]}
 
 
 def _first(trained: Trained) -> Any:

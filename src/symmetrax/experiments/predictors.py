@@ -19,6 +19,7 @@ from symmetrax.experiments._orbit_arms import (
     VARIANTS,
     Training,
     as_used,
+    gradients_per_step,
     orbit_arm,
     run_used,
     trained_arm,
@@ -129,6 +130,7 @@ def _runs(name: str, settings: Config, streams: Streams, folder: RunFolder, repo
             }
             card = facts(own[label], as_used(arm.recipe, settings.steps))
             del card["told"]
+            card["gradient_evaluations"] *= gradients_per_step(arm)
             return own, {label: {**card, **trained.facts}}
 
         found, card = remembered(folder, f"{name}-{label}", compute)

@@ -1,7 +1,7 @@
 """Optimizers that are networks, and the optax transformation each of them is.
 
 A network proposes a `Move` from the `Info` of a step; what happens then is the same for all of them and
-stands here: x <- a.(x + v), the step first, then the group element.
+stands here: x <- a.(x + v), or x <- a.x + v where the group element comes first (`_leap.py`).
 """
 
 from abc import abstractmethod
@@ -17,18 +17,13 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from symmetrax._tree import select
 from symmetrax.learned._features import Info, Move
+from symmetrax.learned._leap import Gate, Leap, Transport, leap_from
 from symmetrax.symmetry._base import AbstractLieSymmetry
-from symmetrax.teleportation._guard import NOT_MEASURED, Guard, Jump, jump_by, shortened, zero_where
+from symmetrax.teleportation._guard import NOT_MEASURED, Guard
 from symmetrax.teleportation._objectives import orbit_derivative, slopes
 from symmetrax.teleportation._orbit import Orbit
 from symmetrax.teleportation._schedule import Schedule, due, settled
 from symmetrax.teleportation._search import Oracle
-
-#: What becomes of the last step, which momentum builds on, when the parameters jump.
-Transport = Literal["keep", "carry", "reset"]
-
-#: How a learned gate acts: its probability multiplies the coordinates, or opens at one half.
-Gate = Literal["soft", "hard"]
 
 #: Whether the step comes before the group element or after it.
 Order = Literal["step-first", "teleport-first"]
@@ -220,18 +215,20 @@ def _transformation(network, symmetry, schedule, guard, meta_order, transport, a
         if symmetry is None or (move.algebra is None and network.wants):
             step = _step(move, info)
             return displaced(step, move, info, now), state._replace(previous=step)
+        how = {"batch": batch, "gate": gate, "guard": guard, "value_fn": value_fn}
+        teleported = partial(leap_from, symmetry, network.algebra_bound, **how)
         if order == "teleport-first":
-            leap = leap_from(params, move, now, state.previous, batch, value_fn, params)
-            gradient = leap.carried_gradient(symmetry, params, info.gradient, batch)
-            previous = leap.transported(symmetry, params, state.previous, batch, transport)
+            leap = teleported(params, move, now, step=state.previous, retreat=params)
+            gradient = leap.carried_gradient(info.gradient)
+            previous = leap.transported(state.previous, transport)
             step = _step(move, info._replace(gradient=gradient, previous=previous))
             return optax.tree.add(leap.jump.displacement, step), _told(state, leap, previous=step)
         step = _step(move, info)
         displacement = displaced(step, move, info, now)
         landing = optax.tree.add(params, displacement)
         due_now = jnp.array(True) if as_printed else now
-        leap = leap_from(landing, move, due_now, displacement, batch, value_fn, params)
-        previous = leap.transported(symmetry, landing, step, batch, transport)
+        leap = teleported(landing, move, due_now, step=displacement, retreat=params)
+        previous = leap.transported(step, transport)
         return optax.tree.add(displacement, leap.jump.displacement), _told(state, leap, previous=previous)
 
     def displaced(step, move, info, now) -> PyTree:
@@ -242,57 +239,10 @@ def _transformation(network, symmetry, schedule, guard, meta_order, transport, a
             raise ValueError("as_printed applies the momentum twice, but this network emits none.")
         return select(now, _step(move, info._replace(previous=step)), step)
 
-    def leap_from(at, move, now, step, batch, value_fn, retreat) -> _Leap:
-        """A teleport from a point: gated, due or not, shortened, judged."""
-        bound = network.algebra_bound
-        exp = symmetry.exp if bound is None else partial(symmetry.exp_within, reach=bound)
-        xi = jnp.where(now, _gated(move, gate, symmetry), 0.0)
-        xi = shortened(symmetry, exp, xi, at, batch, guard=guard, step=step)
-        options = {"guard": guard, "value_fn": value_fn, "retreat": retreat, "step": step}
-        return _Leap(exp, xi, jump_by(symmetry, exp, xi, at, batch, **options), now)
-
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-class _Leap(NamedTuple):
-    """A teleport: its coordinates, what became of it, and whether it was due."""
-
-    exp: Callable[[Array], PyTree]
-    algebra: Float[Array, "..."]
-    jump: Jump
-    due: Array
-
-    @property
-    def moved(self) -> Array:
-        return self.due & (self.jump.refused == 0)
-
-    def safe(self, symmetry: AbstractLieSymmetry) -> Array:
-        """The coordinates, or those of the identity where it was not made."""
-        return jnp.where(self.moved, self.algebra, symmetry.zero())
-
-    def transported(
-        self, symmetry: AbstractLieSymmetry, at: PyTree, velocity: PyTree, batch: PyTree, transport: Transport
-    ) -> PyTree:
-        """What becomes of a velocity at `at`."""
-        if transport == "reset":
-            return select(self.moved, optax.tree.zeros_like(velocity), velocity)
-        if transport == "carry":
-            still = (jax.lax.stop_gradient(at), optax.tree.zeros_like(velocity))
-            place, tangent = select(self.moved, (at, velocity), still)
-            carried = symmetry.push(self.exp(self.safe(symmetry)), place, tangent, batch)
-            return select(self.moved, carried, velocity)
-        return velocity
-
-    def carried_gradient(
-        self, symmetry: AbstractLieSymmetry, at: PyTree, gradient: PyTree, batch: PyTree
-    ) -> PyTree:
-        """The gradient where the teleport leads, from that at `at`: the same, bit for bit, if nowhere."""
-        carried = symmetry.pull(self.exp(self.safe(symmetry)), at, gradient, batch)
-        change = jax.tree.map(jnp.subtract, carried, gradient)
-        return jax.tree.map(jnp.add, gradient, zero_where(change, jnp.all(self.safe(symmetry) == 0)))
-
-
-def _told(state: LearnedState, leap: _Leap, previous: PyTree) -> LearnedState:
+def _told(state: LearnedState, leap: Leap, previous: PyTree) -> LearnedState:
     """The state that tells of a teleport."""
     return state._replace(
         previous=previous,
@@ -366,28 +316,3 @@ def _step(move: Move, info: Info) -> PyTree:
 
 def _emitted(value: Array | None, last: Array) -> Array:
     return last if value is None else jnp.asarray(value, last.dtype)
-
-
-def _gated(move: Move, gate: Gate, symmetry: AbstractLieSymmetry) -> Array:
-    """The coordinates as the gate leaves them."""
-    coordinates = _fitting(move.algebra, symmetry)
-    if move.gate is None:
-        return coordinates
-    return move.gate * coordinates if gate == "soft" else jnp.where(move.gate > 0.5, coordinates, 0.0)
-
-
-def _fitting(algebra: Array | None, symmetry: AbstractLieSymmetry) -> Array:
-    """The coordinates; ValueError if there are none, or of another shape than the symmetry's."""
-    if algebra is None:
-        raise ValueError(
-            "This network emits no algebra coordinates, so it cannot teleport: build it with "
-            f"algebra={symmetry.algebra[0]}, join it with one that does (Together), or use it without a "
-            "symmetry."
-        )
-    if algebra.shape != symmetry.algebra:
-        raise ValueError(
-            f"The network emits algebra coordinates of shape {algebra.shape}, but the symmetry has "
-            f"{symmetry.algebra}; build the network with algebra={symmetry.algebra[0]}, or use "
-            "PerNeuronLSTM, which serves networks of every size."
-        )
-    return algebra

@@ -9,7 +9,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool
 
-from symmetrax.learned._base import AbstractLearnedOptimizer, Gate, Order, Transport, Want
+from symmetrax.learned._base import AbstractLearnedOptimizer, Order, Want
+from symmetrax.learned._leap import Gate, Transport
 from symmetrax.tasks._base import AbstractTask
 from symmetrax.teleportation._guard import Guard
 
