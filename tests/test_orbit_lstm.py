@@ -192,8 +192,12 @@ def test_bad_uses_say_what_is_missing(unchecked):
         made(sees=("curvature",))
     with pytest.raises(ValueError, match=r"with `sees` the number of algebra coordinates"):
         made(algebra=0)
-    for options in ({"centre": "summit"}, {"centre": "crest", "sees": ("best",)}):
-        with pytest.raises(ValueError, match=r'"crest" where the network sees "slopes"; got'):
+    for options in (
+        {"centre": "summit"},
+        {"centre": "crest", "sees": ("best",)},
+        {"centre": "crest", "orbit": 3},
+    ):
+        with pytest.raises(ValueError, match=r'"crest" where the network sees "slopes" along each'):
             made(**options)
     with pytest.raises(ValueError, match="0 < low < high"):
         made(rates=(1.0, 0.5))

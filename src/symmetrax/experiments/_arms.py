@@ -19,6 +19,7 @@ import optax
 from jaxtyping import Array, Key, PyTree
 
 from symmetrax._unroll import MakeTransform, Trace, unroll_many
+from symmetrax.experiments._stats import DIVERGED, FLOOR
 from symmetrax.learned._recipe import Recipe
 from symmetrax.learned._whole import WholeLSTM
 from symmetrax.metatrain._devices import spread
@@ -201,7 +202,7 @@ def tune(
     >>> round(found["gd"]["rate"], 3)
     0.05
     """
-    return tune_at(arms, family, key, horizons=(steps,), tasks=tasks, shape=shape)[steps]
+    return tune_at(arms, family, key, horizons=(steps,), tasks=tasks, shape=shape, floor=0.0)[steps]
 
 
 def tune_at(
@@ -212,8 +213,12 @@ def tune_at(
     horizons: tuple[int, ...],
     tasks: int,
     shape: Any = None,
+    floor: float = FLOOR,
 ) -> dict[int, dict[str, dict[str, float]]]:
     """`tune` for several horizons, from runs to the last of them: hyperparameters by horizon and arm.
+
+    Below `floor` times the first loss all are equal, as in comparisons; of equal medians the one wins with
+    fewer diverged runs, and then that with the lower mean of logarithms.
 
     >>> import symmetrax as sx
     >>> arm = TunedArm("gd", descent, rates=(1e-3, 0.05, 3.0), momenta=(0.0,))
@@ -227,14 +232,25 @@ def tune_at(
         pairs = sorted({pair for arm in sharing for pair in itertools.product(arm.rates, arm.momenta)})
         rates, momenta = (jnp.asarray(values) for values in zip(*pairs, strict=True))
         points = {"rate": rates, "momentum": momenta}
-        losses = np.asarray(_losses(make, points, family, key, horizons, tasks, shape))
-        losses = np.where(np.isfinite(losses), losses, np.inf)
-        for steps, there in zip(horizons, np.moveaxis(losses, 1, 0), strict=True):
-            medians = dict(zip(pairs, np.quantile(there, 0.5, axis=1, method="inverted_cdf"), strict=True))
+        first, *losses = np.moveaxis(
+            np.asarray(_losses(make, points, family, key, (0, *horizons), tasks, shape)), 1, 0
+        )
+        for steps, there in zip(horizons, losses, strict=True):
+            scores = dict(zip(pairs, _scores(there, first, floor), strict=True))
             for arm in sharing:
-                rate, momentum = min(itertools.product(arm.rates, arm.momenta), key=medians.__getitem__)
+                rate, momentum = min(itertools.product(arm.rates, arm.momenta), key=scores.__getitem__)
                 best[steps][arm.name] = {"rate": rate, "momentum": momentum}
     return best
+
+
+def _scores(losses: np.ndarray, first: np.ndarray, floor: float) -> list[tuple[float, int, float]]:
+    """For each point (the first axis): the median loss, diverged runs, and the mean of logarithms."""
+    losses = np.where(np.isfinite(losses), losses, np.inf)
+    kept = np.where(losses < floor * first, 0.0, losses)
+    medians = np.quantile(kept, 0.5, axis=1, method="inverted_cdf")
+    diverged = np.sum(losses > DIVERGED * first, axis=1)
+    means = np.mean(np.log(np.clip(losses / first, FLOOR, DIVERGED)), axis=1)
+    return list(zip(medians.tolist(), diverged.tolist(), means.tolist(), strict=True))
 
 
 @eqx.filter_jit

@@ -68,6 +68,9 @@ VARIANTS = {
 #: How many gradients the two derivatives along one coordinate of the orbit count.
 SLOPES = 4.0
 
+#: What the two values of the loss count that a guard compares.
+GUARD = 2 / 3
+
 #: Those from which a family's arm is chosen on a validation stream.
 CANDIDATES = ("teleport", "crest", "crest-near")
 
@@ -100,7 +103,8 @@ class Training:
             self.steps,
             self.unroll,
             tasks=self.tasks,
-            chunk=self.runs,
+            # Equal chunks share one program.
+            chunk=self.runs // 10 if self.runs % 10 == 0 else self.runs,
             patience=0,
             **options,
         )
@@ -200,14 +204,15 @@ def gradients_per_step(arm: LearnedArm) -> float:
     """What a step costs in gradients of the loss.
 
     One, and two nested Jacobian-vector products of the gradient count as four, for each coordinate that the
-    network looks along.
+    network looks along; the two losses that a guard compares count two thirds.
 
     >>> from symmetrax.tasks._families import make_family
     >>> gradients_per_step(orbit_arm("vanilla", make_family("ellipse-fixed"), Training(), None))
     5.0
     """
     options: dict[str, Any] = dict(cast(Build, arm.make).options)
-    return 1.0 + SLOPES * ("slopes" in options["sees"]) * options["orbit"]
+    guarded = arm.recipe.teleports is not None and arm.recipe.guard is not None
+    return 1.0 + SLOPES * ("slopes" in options["sees"]) * options["orbit"] + GUARD * guarded
 
 
 def validation(streams: Streams) -> Key[Array, " seeds"]:

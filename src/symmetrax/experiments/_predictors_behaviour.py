@@ -119,15 +119,17 @@ def saturation(tracks: Tracks, rates: tuple[float, float]) -> dict[str, Any]:
     """How step lengths follow gradient norms, both relative to those of the first step of the run.
 
     "slope" of the logarithms, 1 for gradient descent with one step size, 0 for steps of one length; "small"
-    and "large", where the gradient is smaller or larger than the median; "bend", large less small, negative
-    where long gradients are clipped; "r_by_loss", the slope of ln r against the log loss; shares of steps at
+    and "large", where the gradient is smaller or larger than the median; "bend", large less small; "r_bend",
+    the same of ln r alone: Polyak's step, r = 1, bends by itself where f / ||g|| does, and what is negative
+    here is clipping that was learned; "r_by_loss", the slope of ln r against the log loss; shares of steps at
     the bounds `rates` of what the network can say; and the "curve" of medians, all seeds together.
     """
     logs = logarithms(tracks)
     x, y = logs["gradient"][..., 1:], logs["length"][..., 1:]
     middle = np.nanmedian(x, axis=(1, 2), keepdims=True)
-    small = by_seed(slope, np.where(x <= middle, x, np.nan), y)
-    large = by_seed(slope, np.where(x > middle, x, np.nan), y)
+    halves = [np.where(x <= middle, x, np.nan), np.where(x > middle, x, np.nan)]
+    small, large = (by_seed(slope, half, y) for half in halves)
+    r_small, r_large = (by_seed(slope, half, logs["r"][..., 1:]) for half in halves)
     r, good = np.exp(logs["r"]), np.isfinite(logs["r"])
     low, high = rates[0] * (1 + AT_BOUND), rates[1] * (1 - AT_BOUND)
     both = np.isfinite(x) & np.isfinite(y)
@@ -136,6 +138,7 @@ def saturation(tracks: Tracks, rates: tuple[float, float]) -> dict[str, Any]:
         "small": over_seeds(small),
         "large": over_seeds(large),
         "bend": over_seeds(np.array(large) - np.array(small)),
+        "r_bend": over_seeds(np.array(r_large) - np.array(r_small)),
         "r_by_loss": over_seeds(by_seed(slope, logs["loss"], logs["r"])),
         "at_most": over_seeds(_share(r > high, good)),
         "at_least": over_seeds(_share(r < low, good)),

@@ -36,7 +36,7 @@ WORDS = {
 PROBES = ("headroom", "over_here", "headroom_near", "over_here_near")
 #: So many angles are looked at, the same ones for all tasks.
 ANGLES = 64
-#: Jumps within reach are no longer than this, relative to the parameters: what the arms' guards allow.
+#: Jumps within reach are no longer than this, relative to the parameters, as of "teleport" and "crest".
 REACH = 1.0
 
 _TINY = 1e-30

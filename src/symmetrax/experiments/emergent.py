@@ -130,7 +130,7 @@ def judge(family: str, arm: str, told: dict[str, Any]) -> list[dict[str, Any]]:
     """Whether the arm keeps momentum, clips, opens its gate where the orbit has headroom, comes nearer to
     Newton's direction than the gradient, and turns the oracle's way."""
     where = f"({arm}, {family})"
-    lags, bend, newton = told["lags"], told["saturation"]["bend"], told["newton"]
+    lags, bend, newton = told["lags"], told["saturation"]["r_bend"], told["newton"]
     past = lags["past"]
     rows = [
         _row(
@@ -142,11 +142,12 @@ def judge(family: str, arm: str, told: dict[str, Any]) -> list[dict[str, Any]]:
             f"{_text(lags['r2'][0])} without past gradients, {_text(lags['r2'][-1])} with {LAGS}",
         ),
         _row(
-            f"long gradients are clipped: the step grows less with them than with short ones {where}",
+            f"long gradients are clipped, beyond what Polyak's step does by itself {where}",
             SOURCE,
             bend,
             0.0,
-            f"log-log slope {_text(told['saturation']['small'])} below the median gradient norm, "
+            f"the log-log slope of r against the gradient norm is {_text(bend, '+.2f')} more above the "
+            f"median norm than below; that of the step is {_text(told['saturation']['small'])} below it, "
             f"{_text(told['saturation']['large'])} above it",
             negative=True,
         ),
@@ -201,6 +202,7 @@ ROWS = {
     "slope, length by gradient": ("saturation", "slope"),
     "  short gradients": ("saturation", "small"),
     "  long gradients": ("saturation", "large"),
+    "slope of r, long less short": ("saturation", "r_bend"),
     "slope, r by loss": ("saturation", "r_by_loss"),
     "share of r at its upper bound": ("saturation", "at_most"),
     "gate open": ("gate", "open"),

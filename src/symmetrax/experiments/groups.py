@@ -28,6 +28,7 @@ from symmetrax.experiments._learned_arms import Build, LearnedArm, switched_off
 from symmetrax.experiments._learned_runs import Ran, facts, remembered, run_many
 from symmetrax.experiments._orbit_arms import (
     CANDIDATES,
+    GUARD,
     SLOPES,
     VANILLA,
     VARIANTS,
@@ -52,8 +53,6 @@ from symmetrax.teleportation._transport import carry
 SOURCE = "asked in a review of arXiv:2504.15399"
 #: Beside losses, what is kept of every step.
 WATCH = ("algebra", "gate", "refused", "defect")
-#: What the guard's two values of the loss count.
-GUARD = 2 / 3
 
 #: What arms did at each horizon, and what to tell of them.
 Runs = dict[str, dict[int, Ran]]

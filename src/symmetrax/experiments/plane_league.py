@@ -17,6 +17,7 @@ from symmetrax.experiments import plots_league
 from symmetrax.experiments._arms import tune_at
 from symmetrax.experiments._folder import RunFolder
 from symmetrax.experiments._league_hand import ARMS as HAND_MADE
+from symmetrax.experiments._league_hand import lbfgs
 from symmetrax.experiments._league_verdicts import target_table, targets, verdicts
 from symmetrax.experiments._learned_arms import LearnedArm, Trained, switched_off
 from symmetrax.experiments._learned_runs import Ran, remembered, run_many
@@ -47,7 +48,9 @@ PAPER = "paper-"
 #: A run has solved its task when its loss is below this share of the first.
 SOLVED = 1e-6
 #: Arms that others are compared with.
-REFERENCES = (VANILLA, "adam", "crest-polyak", "bfgs", "paper-vanilla")
+REFERENCES = (VANILLA, "adam", "crest-polyak", "lbfgs", "paper-vanilla")
+#: The name under which the line search of an optimizer tells how many trials it made.
+TRIALS = "num_linesearch_steps"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +106,7 @@ def config(name: str, preset: str = "full", seed: int = 0) -> Config:
         learned=CANDIDATES[1:],
         distance=0.0,
         paper=(),
-        hand_made=("adam", "bfgs", "crest-polyak"),
+        hand_made=("adam", "lbfgs", "crest-polyak"),
         far=False,
     )
 
@@ -123,10 +126,13 @@ def run(settings: Config, folder: RunFolder, reporter: Reporter) -> dict[str, An
         played, chosen = play(family, settings, streams, folder, reporter)
         results["chosen"][family] = chosen
         for start in ("", "far") if settings.far else ("",):
+            # One function from one start is one task.
+            tasks = 1 if start and family.endswith("fixed") else settings.tasks
             for horizon in settings.horizons:
                 name = "-".join(part for part in (family, start, str(horizon)) if part)
-                results["groups"][name] = {"arms": describe(played, start, horizon, settings, chosen["arm"])}
-            solved = solutions(played, start, settings)
+                arms = describe(played, start, horizon, settings, chosen["arm"], tasks)
+                results["groups"][name] = {"arms": arms}
+            solved = solutions(played, start, settings, tasks)
             results["solved"]["-".join(part for part in (family, start) if part)] = solved
         kept = {name: p.ran[""].losses.astype(np.float32) for name, p in played.items() if "" in p.ran}
         folder.arrays(f"losses-{family}", kept)
@@ -259,6 +265,7 @@ def _run(arm, trained, settings, keys, family, published: int | None = None) -> 
 def _hand_made(arm, family, settings, streams):
     """Tune a hand-made arm for every horizon, and run each choice."""
     ran: dict[str, Ran] = {}
+    trials = 0.0
     near = make_family(family)
     tuning = {"horizons": settings.horizons, "tasks": settings.tuning_tasks}
     best = {h: found[arm.name] for h, found in tune_at([arm], near, streams.tune, **tuning).items()}
@@ -267,12 +274,16 @@ def _hand_made(arm, family, settings, streams):
         for horizon, found in best.items():
             same = {name: jnp.full(settings.seeds, value) for name, value in found.items()}
             if str(found) not in made:
-                options = {"steps": settings.horizons[-1], "tasks": settings.tasks, "watch": (), "parts": 2}
-                own = run_many(arm.make, same, make_family(family, far=bool(start)), streams.test, **options)
+                options = {"steps": settings.horizons[-1], "tasks": settings.tasks, "parts": 2}
+                watch = (TRIALS,) if arm.make is lbfgs else ()
+                tasks = make_family(family, far=bool(start))
+                own = run_many(arm.make, same, tasks, streams.test, watch=watch, **options)
+                if watch and not start:
+                    trials = float(np.mean(own.told[TRIALS][..., : settings.horizons[0]]))
                 made[str(found)] = _kept(own, settings)
             ran[f"start-{start}@{horizon}"] = made[str(found)]
     task = near.task(near.draw(jax.random.key(0)))
-    return ran, {"hyperparameters": best, "gradients_per_step": 1.0 + arm.extra(task)}
+    return ran, {"hyperparameters": best, "gradients_per_step": 1.0 + arm.extra(task) + trials}
 
 
 def _first(trained: Trained) -> Any:
@@ -285,16 +296,19 @@ def at(played: Played, start: str, horizon: int) -> Ran | None:
 
 
 def describe(
-    played: dict[str, Played], start: str, horizon: int, settings: Config, chosen: str
+    played: dict[str, Played], start: str, horizon: int, settings: Config, chosen: str, tasks: int
 ) -> dict[str, Any]:
-    """The arms of a group of `results.json`: all on one family, from one kind of start, after one horizon."""
+    """The arms of a group of `results.json`: all on one family, from one kind of start, after one horizon.
+
+    Of each seed's tasks the first `tasks` count.
+    """
     count = 1 + list(points(settings.horizons)).index(horizon)
     losses, facts = {}, {}
     for name, one in played.items():
         ran = at(one, start, horizon)
         if ran is None or ran.losses.shape[-1] < count:
             continue
-        losses[name] = ran.losses[..., :count]
+        losses[name] = ran.losses[:, :tasks, :count]
         facts[name] = {
             "gradient_evaluations": horizon * one.facts["gradients_per_step"],
             "seconds": ran.seconds * horizon / int(ran.measured["steps"].max()),
@@ -304,10 +318,10 @@ def describe(
         if "gate" in ran.measured:
             facts[name]["gate_open"] = float(np.mean(ran.measured["gate"]))
         if start == "" and "off" in one.ran:
-            losses[f"{name}-off"] = one.ran["off"].losses[..., :count]
+            losses[f"{name}-off"] = one.ran["off"].losses[:, :tasks, :count]
             facts[f"{name}-off"] = {"gradient_evaluations": facts[name]["gradient_evaluations"]}
     references = (*REFERENCES, *CANDIDATES, f"{chosen}-off", "paper-teleport")
-    arms = compare(losses, tuple(dict.fromkeys(references)), settings.seeds * settings.tasks)
+    arms = compare(losses, tuple(dict.fromkeys(references)), settings.seeds * tasks)
     for name, arm in arms.items():
         arm["points"] = list(points(settings.horizons)[:count])
         arm |= facts[name]
@@ -320,7 +334,7 @@ def _told(played: dict[str, Played], name: str) -> dict[str, Any]:
     return played[name].facts if name in played else {}
 
 
-def solutions(played: dict[str, Played], start: str, settings: Config) -> dict[str, Any]:
+def solutions(played: dict[str, Played], start: str, settings: Config, tasks: int) -> dict[str, Any]:
     """When arms solve their tasks: the median step, shares by horizon, and the paired ratio to `vanilla`.
 
     A task that is not solved counts as solved one step after the last; arms that stop earlier are left out.
@@ -328,7 +342,7 @@ def solutions(played: dict[str, Played], start: str, settings: Config) -> dict[s
     last, count = settings.horizons[-1], len(points(settings.horizons))
     ran = {name: at(one, start, last) for name, one in played.items()}
     whole = {name: r for name, r in ran.items() if r is not None and r.losses.shape[-1] == count}
-    when = {name: r.measured["solved_at"] for name, r in whole.items()}
+    when = {name: r.measured["solved_at"][:, :tasks] for name, r in whole.items()}
     ratios = {n: np.log(np.maximum(x, 1.0) / np.maximum(when[VANILLA], 1.0)) for n, x in when.items()}
     found = intervals({n: x for n, x in ratios.items() if n != VANILLA})
     return {

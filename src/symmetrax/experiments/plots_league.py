@@ -17,11 +17,11 @@ DRAWN = (
     "paper-vanilla",
     "paper-teleport",
     "adam",
-    "bfgs",
+    "lbfgs",
     "crest-polyak",
     "oracle-polyak",
 )
-_HAND_MADE = ("adam", "bfgs", "crest-polyak", "oracle-polyak")
+_HAND_MADE = ("adam", "lbfgs", "crest-polyak", "oracle-polyak")
 #: Losses below this share of the first are drawn at it.
 LOWEST = 1e-12
 

@@ -128,10 +128,12 @@ class OrbitLSTM(AbstractLearnedOptimizer):
         self.head = Linear(width, size + 1, key=head)
         self.algebra_head = Linear(width, algebra + gated, key=algebra_head) if algebra else None
         self.size, self.algebra, self.gated = size, algebra, gated
-        if centre not in get_args(Centre) or (centre == "crest" and "slopes" not in self.sees):
+        unseen = "slopes" not in self.sees or (algebra and self.orbit != algebra)
+        if centre not in get_args(Centre) or (centre == "crest" and unseen):
             raise ValueError(
-                '`centre` must be "identity", or "crest" where the network sees "slopes"; got '
-                f"{centre!r} with sees={self.sees}."
+                '`centre` must be "identity", or "crest" where the network sees "slopes" along each of its '
+                f"algebra coordinates; got {centre!r} with sees={self.sees}, algebra={algebra}, "
+                f"orbit={self.orbit}."
             )
         self.centre: Centre = centre
         self.reach = None if reach is None else float(reach)

@@ -21,7 +21,7 @@ from symmetrax.metatrain._devices import place, spread
 from symmetrax.metatrain._estimators import AbstractMetaGradient
 from symmetrax.metatrain._stopping import EarlyStopping, better, improved, validations
 
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 
 # So many windows without one finite meta-gradient are no accident.
 ENOUGH_WINDOWS = 10
@@ -72,6 +72,7 @@ class _State(NamedTuple):
     done: np.ndarray
     best: PyTree
     validation: Float[np.ndarray, "seeds rounds"]
+    diverged: Bool[np.ndarray, " seeds"]
 
 
 def meta_train(
@@ -131,6 +132,7 @@ def meta_train(
         done=np.asarray(0),
         best=() if stopping is None else start[0],
         validation=np.full((seeds, rounds), np.nan, np.float32),
+        diverged=np.zeros(seeds, bool),
     )
     path = None if checkpoint is None else pathlib.Path(checkpoint)
     patience = 0 if stopping is None else stopping.patience
@@ -140,8 +142,10 @@ def meta_train(
     now, outer, skipped, best = place((state.networks, state.outer, state.skipped, state.best))
     state = state._replace(networks=now, outer=outer, skipped=skipped, best=best)
     began, first = time.perf_counter(), int(state.done)
-    saved, diverged = began, np.zeros(seeds, bool)
+    saved = began
     for done in range(first, runs, chunk):
+        if np.all(state.diverged):
+            break
         if stopping is not None and stopping.exhausted(state.validation[:, : done // chunk]):
             break
         count = min(chunk, runs - done)
@@ -153,7 +157,12 @@ def meta_train(
         history = state.losses.copy()
         history[:, done : done + count] = losses
         state = state._replace(
-            networks=now, outer=outer, skipped=skipped, losses=history, done=np.asarray(done + count)
+            networks=now,
+            outer=outer,
+            skipped=skipped,
+            losses=history,
+            done=np.asarray(done + count),
+            diverged=diverged,
         )
         over = done + count == runs or bool(np.all(diverged))
         if stopping is not None:
@@ -165,20 +174,19 @@ def meta_train(
         if progress is not None:
             rate = seeds * estimator.tasks * (done + count - first) / (time.perf_counter() - began)
             progress(Progress(done + count, runs, float(np.mean(losses)), rate))
-        if np.all(diverged):
-            warnings.warn(_divergence(done, done + count, runs, path), RuntimeWarning, stacklevel=2)
-            break
+    if np.all(state.diverged):
+        warnings.warn(_divergence(int(state.done), runs, path), RuntimeWarning, stacklevel=2)
     made, skipped = int(state.done), np.asarray(state.skipped)
     networks = state.networks if stopping is None else state.best
     curve = state.validation if stopping is None else state.validation[:, : -(-made // chunk)]
-    return MetaTrained(networks, state.losses[:, :made], skipped, curve, diverged)
+    return MetaTrained(networks, state.losses[:, :made], skipped, curve, np.asarray(state.diverged))
 
 
-def _divergence(first: int, last: int, runs: int, path: pathlib.Path | None) -> str:
+def _divergence(made: int, runs: int, path: pathlib.Path | None) -> str:
     where = "" if path is None else f", which are in {path}"
     return (
-        f"Meta-training diverged: no window of runs {first + 1} to {last} had a finite meta-gradient, for "
-        f"any seed. It stops after {last} of {runs} runs with the networks from before{where}. Lower the "
+        "Meta-training diverged: no window of its last chunk of runs had a finite meta-gradient, for any "
+        f"seed. It stops after {made} of {runs} runs with the networks from before{where}. Lower the "
         "learning rate, clip the meta-gradients, shorten the horizon, or guard the teleports."
     )
 
