@@ -113,7 +113,8 @@ def test_a_tiny_league_has_all_arms_on_the_same_tasks(tmp_path, quick_compilatio
     learned = {"vanilla", "crest", "crest-near"}
     assert set(arms) == learned | {"crest-off", "crest-near-off", "paper-vanilla", "adam"}
     assert all(arm["runs"] == 2 * 4 and len(arm["loss_median"]) == 4 for arm in arms.values())
-    assert arms["crest"]["gradient_evaluations"] == arms["vanilla"]["gradient_evaluations"] == 3 * 5.0
+    assert arms["vanilla"]["gradient_evaluations"] == 3 * 5.0
+    assert arms["crest"]["gradient_evaluations"] == pytest.approx(3 * (5 + 2 / 3))
     assert results["chosen"]["ellipse-random"]["arm"] in ("crest", "crest-near")
     with np.load(folder.path / "losses-ellipse-random.npz") as kept:
         for name in kept.files:
