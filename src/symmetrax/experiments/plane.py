@@ -255,7 +255,9 @@ def run_arm(
     return Ran(trace, seconds, settings.test_steps * (1.0 + extra), extras)
 
 
-def _use(arm: Arm, settings: Config, family, trained, tuned) -> tuple[Any, PyTree, float, dict[str, Any]]:
+def _use(
+    arm: Arm, settings: Config, family, trained, tuned
+) -> tuple[Any, PyTree, float | int, dict[str, Any]]:
     """The transformation, the networks, extra gradients per step, and what to tell of an arm."""
     if isinstance(arm, TunedArm):
         best = tuned[arm.name]
