@@ -106,7 +106,7 @@ def config(name: str, preset: str = "full", seed: int = 0) -> Config:
         learned=CANDIDATES[1:],
         distance=0.0,
         paper=(),
-        hand_made=("adam", "lbfgs", "crest-polyak"),
+        hand_made=("adam", "crest-polyak"),
         far=False,
     )
 
