@@ -1,9 +1,9 @@
 """All optimizers against each other on the plane: does a learned teleport win where the paper says it loses?
 
 Of the learned teleports one is chosen for each family on a validation stream, and compared with the same
-optimizer without teleports: equal features, steps, training and gradients. Beside them stand the arms of
-figures 3 to 6 of arXiv:2504.15399, hand-made optimizers tuned for each horizon, and bounds that are told the
-best point of the orbit. Every arm meets the same tasks, from starts as in training and from far ones.
+optimizer without teleports: equal features, steps and training. Beside them stand arms of figures 3 to 6 of
+arXiv:2504.15399, hand-made optimizers tuned for each horizon, and bounds that are told the best point of the
+orbit. Every arm meets the same tasks, from starts as in training and from far ones.
 """
 
 import dataclasses
