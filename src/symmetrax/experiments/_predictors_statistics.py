@@ -8,7 +8,8 @@ from jaxtyping import Float
 
 from symmetrax.experiments._classification_verdicts import t_interval
 from symmetrax.experiments._correlations import fisher_interval
-from symmetrax.experiments._stats import FLOOR, Losses, finals, log_ratios
+from symmetrax.experiments._report import number
+from symmetrax.experiments._stats import FLOOR, Interval, Losses, finals, log_ratios, verdict
 
 FOLDS = 5
 #: A gain beyond this, where a run diverged, counts as this much: from f(x_0) to the floor of all comparisons.
@@ -47,6 +48,18 @@ def over_seeds(values: Any) -> dict[str, Any]:
     low, high = t_interval(kept) if len(kept) else (-np.inf, np.inf)
     mean = float(np.mean(kept)) if len(kept) else np.nan
     return {"mean": mean, "low": low, "high": high, "seeds": values.tolist()}
+
+
+def judged(
+    claim: str, source: str, entry: dict[str, Any], why: str, *, least: float = 0.0, negative: bool = False
+) -> dict[str, Any]:
+    """The verdict that a mean over seeds is above `least` (`negative`: below it), for this reason.
+
+    >>> judged("it helps", "here", {"mean": 0.9, "low": 0.85, "high": 0.95}, "0.9", least=0.8)["outcome"]
+    'reproduced'
+    """
+    interval = Interval(*(number(entry[key]) - least for key in ("mean", "low", "high")))
+    return {**verdict(claim, source, interval, negative=negative), "why": why}
 
 
 def correlation(x: PerTask, y: PerTask) -> dict[str, Any]:

@@ -134,6 +134,16 @@ def number(value: float | str) -> float:
     return float(value)
 
 
+def mean_text(entry: dict[str, Any], form: str = ".2f") -> str:
+    """A mean and its interval.
+
+    >>> mean_text({"mean": 0.5, "low": 0.25, "high": "inf"})
+    '0.50 (0.25 to inf)'
+    """
+    mean, low, high = (number(entry[key]) for key in ("mean", "low", "high"))
+    return f"{mean:{form}} ({low:{form}} to {high:{form}})"
+
+
 def ratio_text(versus: dict[str, Any]) -> str:
     """A log ratio and its interval, as factors.
 

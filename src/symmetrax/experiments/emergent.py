@@ -22,9 +22,10 @@ from symmetrax.experiments._orbit_arms import (
     trained_arm,
 )
 from symmetrax.experiments._predictors_behaviour import LAGS, describe
+from symmetrax.experiments._predictors_statistics import judged
 from symmetrax.experiments._predictors_tracks import follow_many
-from symmetrax.experiments._report import Reporter, number, titled_table, verdict_table
-from symmetrax.experiments._stats import Interval, compare, verdict
+from symmetrax.experiments._report import Reporter, mean_text, titled_table, verdict_table
+from symmetrax.experiments._stats import compare
 from symmetrax.experiments._streams import Streams
 from symmetrax.tasks._families import make_family
 
@@ -133,63 +134,55 @@ def judge(family: str, arm: str, told: dict[str, Any]) -> list[dict[str, Any]]:
     lags, bend, newton = told["lags"], told["saturation"]["r_bend"], told["newton"]
     past = lags["past"]
     rows = [
-        _row(
+        judged(
             f"the learned step has momentum {where}",
             SOURCE,
             past,
-            0.0,
-            f"past gradients have {_text(past, '+.2f')} of the present one's weight; R^2 "
-            f"{_text(lags['r2'][0])} without past gradients, {_text(lags['r2'][-1])} with {LAGS}",
+            f"past gradients have {mean_text(past, '+.2f')} of the present one's weight; R^2 "
+            f"{mean_text(lags['r2'][0])} without past gradients, {mean_text(lags['r2'][-1])} with {LAGS}",
         ),
-        _row(
+        judged(
             f"long gradients are clipped, beyond what Polyak's step does by itself {where}",
             SOURCE,
             bend,
-            0.0,
-            f"the log-log slope of r against the gradient norm is {_text(bend, '+.2f')} more above the "
-            f"median norm than below; that of the step is {_text(told['saturation']['small'])} below it, "
-            f"{_text(told['saturation']['large'])} above it",
+            f"the log-log slope of r against the gradient norm is {mean_text(bend, '+.2f')} more above the "
+            f"median norm than below; that of the step is {mean_text(told['saturation']['small'])} below it, "
+            f"{mean_text(told['saturation']['large'])} above it",
             negative=True,
         ),
-        _row(
+        judged(
             f"the learned step is nearer to Newton's direction than the gradient is {where}",
             NEWTON_SOURCE,
             newton["more"],
-            0.0,
-            f"mean cosine {_text(newton['learned'])}, of the gradient {_text(newton['gradient'])}: "
-            f"{_text(newton['more'], '+.3f')} more",
+            f"mean cosine {mean_text(newton['learned'])}, of the gradient {mean_text(newton['gradient'])}: "
+            f"{mean_text(newton['more'], '+.3f')} more",
         ),
     ]
     if told["gate"] is not None and told["gate"]["headroom"] is not None:
         entry = told["gate"]["headroom"]["at equal step"]
         rows.append(
-            _row(
+            judged(
                 f"the gate opens where the orbit has headroom {where}",
                 "not in the papers: a check",
                 entry,
-                0.0,
-                f"rank correlation at equal step {_text(entry, '+.2f')}; open in "
-                f"{_text(told['gate']['open'])} of steps",
+                f"rank correlation at equal step {mean_text(entry, '+.2f')}; open in "
+                f"{mean_text(told['gate']['open'])} of steps",
             )
         )
     sign = told["sign"]
     if sign is not None:
         rows.append(
-            _row(
+            judged(
                 f"the learned angle has the sign of the oracle's in {ASKED:.0%} of steps {where}",
                 SIGN_SOURCE,
                 sign["all"],
-                ASKED,
-                f"share {_text(sign['all'])} of {sign['steps']:,} steps that are not solved; of those that "
-                f"turn {_text(sign['turned'])}, against another run's oracle {_text(sign['chance'])}",
+                f"share {mean_text(sign['all'])} of {sign['steps']:,} steps that are not solved; of those "
+                f"that turn {mean_text(sign['turned'])}, against another run's oracle "
+                f"{mean_text(sign['chance'])}",
+                least=ASKED,
             )
         )
     return rows
-
-
-def _row(claim: str, source: str, entry: dict, least: float, why: str, *, negative: bool = False) -> dict:
-    interval = Interval(*(number(entry[key]) - least for key in ("mean", "low", "high")))
-    return {**verdict(claim, source, interval, negative=negative), "why": why}
 
 
 #: Rows of the table: what it is, and where it stands in what is told of an arm.
@@ -245,9 +238,4 @@ def _at(told: Any, path: tuple) -> str:
         if told is None:
             return ""
         told = told[key]
-    return _text(told)
-
-
-def _text(entry: dict[str, Any], form: str = ".2f") -> str:
-    mean, low, high = (number(entry[key]) for key in ("mean", "low", "high"))
-    return f"{mean:{form}} ({low:{form}} to {high:{form}})"
+    return mean_text(told)

@@ -25,7 +25,7 @@ from symmetrax.experiments._orbit_arms import (
     trained_arm,
 )
 from symmetrax.experiments._report import Reporter, ratio_text, titled_table, verdict_table
-from symmetrax.experiments._stats import Interval, compare, finals, intervals, log_ratios, verdict
+from symmetrax.experiments._stats import DIVERGED, Interval, compare, finals, intervals, log_ratios, verdict
 from symmetrax.experiments._streams import Streams
 from symmetrax.experiments.plane import paper_arm
 from symmetrax.tasks._families import make_family
@@ -176,7 +176,7 @@ def matrices(losses: Losses, settings: Config) -> dict[str, dict[str, dict[str, 
         cell = table[name][source].setdefault(family, {})
         cell[kind] = interval._asdict()
         last = losses[family][trained_on(name, source)]
-        cell["diverged"] = float(np.mean(finals(last) > 10 * last[..., 0]))
+        cell["diverged"] = float(np.mean(finals(last) > DIVERGED * last[..., 0]))
     return table
 
 

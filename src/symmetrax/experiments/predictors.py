@@ -26,9 +26,17 @@ from symmetrax.experiments._orbit_arms import (
     validation,
 )
 from symmetrax.experiments._predictors_features import PROBES, WORDS, features_of
-from symmetrax.experiments._predictors_statistics import PerTask, decide, gains, progress, regress, together
-from symmetrax.experiments._report import Reporter, arms_table, number, titled_table, verdict_table
-from symmetrax.experiments._stats import Interval, compare, verdict
+from symmetrax.experiments._predictors_statistics import (
+    PerTask,
+    decide,
+    gains,
+    judged,
+    progress,
+    regress,
+    together,
+)
+from symmetrax.experiments._report import Reporter, arms_table, mean_text, number, titled_table, verdict_table
+from symmetrax.experiments._stats import compare
 from symmetrax.experiments._streams import Streams
 from symmetrax.tasks._families import make_family
 
@@ -157,40 +165,35 @@ def judge(family: str, arm: str, found: dict[str, Any], probe: dict[str, Any]) -
     best = found["spearman"][found["strongest"]]
     every, alone = found["all_curved"], found["curved"][found["strongest"]]
     rows = [
-        _row(
+        judged(
             f"features of a task predict what teleports gain on it {where}",
             SOURCE,
             every,
-            f"R^2 {_text(every)} for tasks not fitted to; strongest: {WORDS[found['strongest']]}, alone "
-            f"{_text(alone)}, rank correlation {_text(best)}",
+            f"R^2 {mean_text(every)} for tasks not fitted to; strongest: {WORDS[found['strongest']]}, alone "
+            f"{mean_text(alone)}, rank correlation {mean_text(best)}",
         )
     ]
     headroom = probe["probes"]["headroom"]
     auc = headroom["auc"]
     shifted = {key: number(auc[key]) - 0.5 for key in ("mean", "low", "high")}
     rows.append(
-        _row(
+        judged(
             f"the headroom of the orbit at the start tells where teleports win {where}",
             PROBE_SOURCE,
             shifted,
-            f"area under the curve {_text(auc)}; 0.5 is chance",
+            f"area under the curve {mean_text(auc)}; 0.5 is chance",
         )
     )
     rows.append(
-        _row(
+        judged(
             f"teleporting only where the headroom is large gains more than teleporting always {where}",
             PROBE_SOURCE,
             headroom["less_always"],
-            f"mean gain in ln loss {_text(headroom['less_always'], '+.3f')} more; it teleports on "
+            f"mean gain in ln loss {mean_text(headroom['less_always'], '+.3f')} more; it teleports on "
             f"{number(headroom['share']['mean']):.0%} of tasks",
         )
     )
     return rows
-
-
-def _row(claim: str, source: str, entry: dict[str, Any], why: str) -> dict[str, Any]:
-    interval = Interval(*(number(entry[key]) for key in ("mean", "low", "high")))
-    return {**verdict(claim, source, interval, negative=False), "why": why}
 
 
 def show(settings: Config, results: dict[str, Any], reporter: Reporter) -> None:
@@ -204,18 +207,18 @@ def show(settings: Config, results: dict[str, Any], reporter: Reporter) -> None:
         table = titled_table(title, "feature", arms)
         for name in next(iter(arms.values()))["spearman"]:
             cells = [
-                f"{_text(a['spearman'][name])}; {number(a['alone'][name]['mean']):.2f}, "
+                f"{mean_text(a['spearman'][name])}; {number(a['alone'][name]['mean']):.2f}, "
                 f"{number(a['curved'][name]['mean']):.2f}"
                 for a in arms.values()
             ]
             table.add_row(WORDS[name], *cells)
-        table.add_row("all features: R^2", *(_text(a["all"]) for a in arms.values()))
-        table.add_row("all features: R^2, parabolas", *(_text(a["all_curved"]) for a in arms.values()))
-        table.add_row("  of the gain itself", *(_text(a["all_gain"]) for a in arms.values()))
+        table.add_row("all features: R^2", *(mean_text(a["all"]) for a in arms.values()))
+        table.add_row("all features: R^2, parabolas", *(mean_text(a["all_curved"]) for a in arms.values()))
+        table.add_row("  of the gain itself", *(mean_text(a["all_gain"]) for a in arms.values()))
         for words, place in ((f"  of the loss of {VANILLA}", 0), ("  of the loss with teleports", 1)):
-            table.add_row(words, *(_text(list(a["parts"].values())[place]) for a in arms.values()))
+            table.add_row(words, *(mean_text(list(a["parts"].values())[place]) for a in arms.values()))
         table.add_row("strongest", *(WORDS[a["strongest"]] for a in arms.values()))
-        table.add_row("its lead over the second", *(_text(a["lead"]) for a in arms.values()))
+        table.add_row("its lead over the second", *(mean_text(a["lead"]) for a in arms.values()))
         reporter.print(table)
         reporter.print(_decisions(family, results["probes"][family]))
     reporter.print(verdict_table(results["verdicts"]))
@@ -226,11 +229,11 @@ def _decisions(family: str, arms: dict[str, Any]) -> Any:
         f"{family}: mean gain in ln loss against never teleporting (95 % over seeds)", "", arms
     )
     for name, words in (("always", "always"), ("where_it_wins", "where it wins (not known beforehand)")):
-        table.add_row(words, *(_text(arm[name]) for arm in arms.values()))
+        table.add_row(words, *(mean_text(arm[name]) for arm in arms.values()))
     for name in PROBES:
         told = [arm["probes"][name] for arm in arms.values()]
-        table.add_row(f"by {WORDS[name]}", *(_text(t["mean_gain"]) for t in told))
-        table.add_row("  area under its curve", *(_text(t["auc"]) for t in told))
+        table.add_row(f"by {WORDS[name]}", *(mean_text(t["mean_gain"]) for t in told))
+        table.add_row("  area under its curve", *(mean_text(t["auc"]) for t in told))
         table.add_row("  teleports on", *(f"{number(t['share']['mean']):.0%} of tasks" for t in told))
     shares = [
         " / ".join(f"{number(arm[k]['mean']):.0%}" for k in ("wins", "ties", "losses"))
@@ -238,8 +241,3 @@ def _decisions(family: str, arms: dict[str, Any]) -> Any:
     ]
     table.add_row("wins / ties / losses", *shares)
     return table
-
-
-def _text(entry: dict[str, Any], form: str = ".2f") -> str:
-    mean, low, high = (number(entry[key]) for key in ("mean", "low", "high"))
-    return f"{mean:{form}} ({low:{form}} to {high:{form}})"
