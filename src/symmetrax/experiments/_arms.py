@@ -23,9 +23,10 @@ from symmetrax.experiments._stats import DIVERGED, FLOOR
 from symmetrax.learned._recipe import Recipe
 from symmetrax.learned._whole import WholeLSTM
 from symmetrax.metatrain._devices import spread
+from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
 from symmetrax.teleportation._guard import Guard
-from symmetrax.teleportation._search import Oracle
+from symmetrax.teleportation._search import AbstractSearch, Oracle
 from symmetrax.teleportation._transform import teleported
 
 #: 25 learning rates from 1e-3 to 3, equally spaced in their logarithm.
@@ -122,22 +123,40 @@ def oracle_descent(hyper: dict[str, Array], task: AbstractTask) -> optax.Gradien
     >>> bool(trace.loss[1] < 1e-6)  # the best rate on the steep axis: solved at once
     True
     """
-    symmetry = task.symmetry()
-    if symmetry is None:
-        raise ValueError(f"The oracle needs a symmetry, and {type(task).__name__} describes none.")
-    return teleported(descent(hyper, task), symmetry, search=Oracle(), guard=None)
+    return teleported(descent(hyper, task), symmetry_of(task), search=Oracle(), guard=None)
 
 
-def oracle_evaluations(task: AbstractTask) -> int:
+def oracle_evaluations(task: AbstractTask) -> float | int:
     """What the oracle spends per step: its search, and the gradient at the point it finds.
 
     >>> import symmetrax as sx
     >>> oracle_evaluations(sx.booth())
     1
     """
+    return search_evaluations(Oracle(), task)
+
+
+def search_evaluations(search: AbstractSearch, task: AbstractTask) -> float | int:
+    """What a teleport by `search` spends before a step: the search, and the gradient at the point it finds.
+
+    >>> import symmetrax as sx
+    >>> search_evaluations(sx.Crest(), sx.booth())
+    5
+    """
+    return 1 + search.evaluations(symmetry_of(task))
+
+
+def symmetry_of(task: AbstractTask) -> AbstractLieSymmetry:
+    """The task's symmetry, for an arm that teleports; ValueError if it describes none.
+
+    >>> import symmetrax as sx
+    >>> symmetry_of(sx.booth()).algebra
+    (1,)
+    """
     symmetry = task.symmetry()
-    assert symmetry is not None
-    return 1 + Oracle().evaluations(symmetry)
+    if symmetry is None:
+        raise ValueError(f"This arm teleports, and {type(task).__name__} describes no symmetry.")
+    return symmetry
 
 
 class MakeWhole(eqx.Module):

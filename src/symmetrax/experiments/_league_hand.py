@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from symmetrax.experiments._arms import TunedArm, adam, descent
+from symmetrax.experiments._arms import TunedArm, adam, descent, search_evaluations, symmetry_of
+from symmetrax.experiments._orbit_arms import GUARD
 from symmetrax.learned._online import online_teleported
-from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.tasks._base import AbstractTask
 from symmetrax.teleportation._guard import Guard
 from symmetrax.teleportation._search import AbstractSearch, Crest, Oracle, Scan
@@ -49,7 +49,7 @@ def oracle_descent(hyper: Hyper, task: AbstractTask) -> optax.GradientTransforma
     >>> bool(trace.loss[1] < 1e-6)
     True
     """
-    return teleported(descent(hyper, task), _symmetry(task), search=_ORACLE, guard=None)
+    return teleported(descent(hyper, task), symmetry_of(task), search=_ORACLE, guard=None)
 
 
 def oracle_polyak(hyper: Hyper, task: AbstractTask) -> optax.GradientTransformation:
@@ -61,7 +61,7 @@ def oracle_polyak(hyper: Hyper, task: AbstractTask) -> optax.GradientTransformat
     >>> bool(trace.loss[1] < 1e-6)
     True
     """
-    return teleported(polyak(hyper, task), _symmetry(task), search=_ORACLE, guard=None)
+    return teleported(polyak(hyper, task), symmetry_of(task), search=_ORACLE, guard=None)
 
 
 def crest_polyak(hyper: Hyper, task: AbstractTask) -> optax.GradientTransformation:
@@ -76,7 +76,7 @@ def crest_polyak(hyper: Hyper, task: AbstractTask) -> optax.GradientTransformati
     True
     """
     guard = Guard(jump=math.inf, relative=hyper["momentum"], shorten=True)
-    return teleported(polyak(hyper, task), _symmetry(task), search=Crest(), guard=guard)
+    return teleported(polyak(hyper, task), symmetry_of(task), search=Crest(), guard=guard)
 
 
 def online(hyper: Hyper, task: AbstractTask) -> optax.GradientTransformation:
@@ -88,7 +88,7 @@ def online(hyper: Hyper, task: AbstractTask) -> optax.GradientTransformation:
     >>> bool(trace.loss[3] < trace.loss[0])
     True
     """
-    return online_teleported(optax.sgd(hyper["rate"]), _symmetry(task), hyper["momentum"])
+    return online_teleported(optax.sgd(hyper["rate"]), symmetry_of(task), hyper["momentum"])
 
 
 def newton(hyper: Hyper, task: AbstractTask) -> optax.GradientTransformation:
@@ -132,16 +132,9 @@ def lbfgs(hyper: Hyper, task: AbstractTask) -> optax.GradientTransformation:
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
-def _symmetry(task: AbstractTask) -> AbstractLieSymmetry:
-    symmetry = task.symmetry()
-    if symmetry is None:
-        raise ValueError(f"This arm teleports, and {type(task).__name__} describes no symmetry.")
-    return symmetry
-
-
-def _search_evaluations(search: AbstractSearch):
-    """Extra gradients per step: the search, and none for the gradient carried to where it leads."""
-    return lambda task: search.evaluations(_symmetry(task))
+def _searching(search: AbstractSearch, losses: float = 0.0):
+    """Extra gradients per step: the search, the gradient where it leads, and the guard's losses."""
+    return lambda task: search_evaluations(search, task) + losses
 
 
 ARMS = (
@@ -151,8 +144,8 @@ ARMS = (
     TunedArm("polyak", polyak, MULTIPLES, (0.0,)),
     TunedArm("newton", newton, (1.0,), (0.0,), extra=lambda task: 4),
     TunedArm("lbfgs", lbfgs, (1.0,), (0.0,)),
-    TunedArm("online", online, momenta=(1e-2, 1e-1, 1.0, 10.0, 100.0)),
-    TunedArm("crest-polyak", crest_polyak, MULTIPLES, (0.4, 1.0, 3.0), _search_evaluations(Crest())),
-    TunedArm("oracle-gd", oracle_descent, momenta=(0.0,), extra=_search_evaluations(_ORACLE)),
-    TunedArm("oracle-polyak", oracle_polyak, MULTIPLES, (0.0,), extra=_search_evaluations(_ORACLE)),
+    TunedArm("online", online, momenta=(1e-2, 1e-1, 1.0, 10.0, 100.0), extra=lambda task: GUARD),
+    TunedArm("crest-polyak", crest_polyak, MULTIPLES, (0.4, 1.0, 3.0), _searching(Crest(), GUARD)),
+    TunedArm("oracle-gd", oracle_descent, momenta=(0.0,), extra=_searching(_ORACLE)),
+    TunedArm("oracle-polyak", oracle_polyak, MULTIPLES, (0.0,), extra=_searching(_ORACLE)),
 )
