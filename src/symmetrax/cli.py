@@ -21,6 +21,7 @@ def main(arguments: list[str] | None = None) -> None:
         "run": run,
         "evaluate": evaluate,
         "claims": claims,
+        "discover": discover,
         "bench": bench,
     }.items():
         app.command(name=name)(command)
@@ -102,6 +103,39 @@ def claims(json: bool = False) -> None:
         Reporter().print(claims_table(rows))
     if any(row["outcome"] == "failed" for row in rows):
         raise SystemExit(1)
+
+
+def discover(
+    function: Annotated[Positional[str], tyro.conf.arg(metavar="MODULE:FUNCTION")],
+    /,
+    groups: tuple[str, ...] = (),
+    heads: tuple[int, ...] = (),
+    budget: int | None = None,
+    trials: int = 3,
+    seed: int = 0,
+    double: bool = False,
+    json: Path | None = None,
+) -> None:
+    """Find the symmetries of a model from gradients of its loss, and certify them.
+
+    Args:
+        function: A function without arguments that returns (loss, params), or (loss, params, batch), where
+        batch
+            is data or a function of a key that draws some. Modules are also looked for in the working
+            directory.
+        groups: Names of groups to look for, such as PositiveDiagonal; by default all.
+        heads: Numbers of heads that merged axes may be split into; by default all divisors.
+        budget: The most evaluations of the loss.
+        trials: Random elements for every certificate.
+        seed: Seed of all random draws.
+        double: Compute in double precision, where certificates are sharper.
+        json: A file for everything that was found, as JSON.
+    """
+    from symmetrax.discovery._command import discover_from
+
+    discover_from(
+        function, groups, heads=heads, budget=budget, trials=trials, seed=seed, double=double, json=json
+    )
 
 
 def bench(json: bool = False, quick: bool = False) -> None:

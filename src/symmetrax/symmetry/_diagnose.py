@@ -3,18 +3,16 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 from symmetrax._tree import leaf_name
-from symmetrax.symmetry._groups import AbstractGroup
+from symmetrax.symmetry._dense import DenseAction
 from symmetrax.symmetry._legs import Both, Concatenated, Merged, Node, Plain, Word, parse, words
-from symmetrax.symmetry._network import NetworkSymmetry, along, element_for
-from symmetrax.symmetry._walk import Touch, index_lengths, node_size
+from symmetrax.symmetry._network import NetworkSymmetry
+from symmetrax.symmetry._walk import index_lengths, node_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +57,7 @@ def suspects(
     named, structure = jax.tree_util.tree_flatten_with_path(params)
     leaves = {leaf_name(path): leaf for path, leaf in named}
     moved = dict(zip(leaves, jax.tree.leaves(symmetry.act(element, params)), strict=True))
-    actor = _Dense(symmetry, element)
+    actor = DenseAction(symmetry, element)
     found: dict[Suspect, None] = {}
     for name in failing:
         for legs, suspect in _edits(symmetry, name, {path: leaf.shape for path, leaf in leaves.items()}):
@@ -71,40 +69,6 @@ def suspects(
             if change(jax.tree.unflatten(structure, (moved | there).values())) <= tolerance:
                 found[suspect] = None
     return tuple(found)
-
-
-class _Dense:
-    """An element as matrices in NumPy: edits have many shapes, and JAX would compile the action for each."""
-
-    def __init__(self, symmetry: NetworkSymmetry, element: dict[str, Any]):
-        self.symmetry, self.element, self.matrices = symmetry, element, {}
-
-    def __call__(self, x: np.ndarray, touches: tuple[Touch, ...]) -> np.ndarray:
-        moved = x
-        for touch in touches:
-            matrix = self.matrix(touch.word)
-            moved = along(
-                touch,
-                moved,
-                lambda flat, matrix=matrix: np.matmul(matrix, flat.astype(np.result_type(matrix, flat))),
-            )
-        return moved.astype(x.dtype)
-
-    def matrix(self, word: Word) -> np.ndarray:
-        """What multiplies an axis with this word: matrices for all values of the indices."""
-        if word not in self.matrices:
-            group = self.symmetry.spaces[word.name]
-            element = element_for(group, self.element[word.name], word)
-            self.matrices[word] = np.asarray(group.multiply(element, _eye(group, word)))
-        return self.matrices[word]
-
-
-def _eye(group: AbstractGroup, word: Word) -> Array:
-    """Identity matrices for all values of the indices that a word leaves."""
-    lengths = np.zeros(group.lengths)
-    if word.index is not None:
-        lengths = lengths[word.index if isinstance(word.index, int) else slice(*word.index)]
-    return jnp.broadcast_to(jnp.eye(group.size), (*lengths.shape, group.size, group.size))
 
 
 def _edits(

@@ -4,17 +4,24 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree
 
 from symmetrax._tree import check_finite
+from symmetrax.discovery._find import find_symmetries
+from symmetrax.discovery._found import Discovery
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.teleportation._guard import Guard, jump, land, shortened
 from symmetrax.teleportation._levelset import AbstractPointSearch
 from symmetrax.teleportation._objectives import Objective, squared_gradient_norm
 from symmetrax.teleportation._orbit import Orbit, price
 from symmetrax.teleportation._search import AbstractSearch, Ascent
+
+#: A symmetry, None for searches that need none, or "auto": to be found.
+SymmetryChoice = AbstractLieSymmetry | None | Literal["auto"]
 
 #: A guard, None to jump unchecked, or "default": see `default_guard`.
 GuardChoice = Guard | None | Literal["default"]
@@ -26,7 +33,7 @@ class Teleport(NamedTuple):
     `algebra` holds the coordinates that were found (none for searches without a group); `defect` the relative
     change of the loss (-1 without a guard: not measured); `refused` a code of `symmetrax.REFUSALS`;
     `evaluations` the gradients of the loss that the search spends, known before it runs. `before`, `after`
-    and the guard's two losses are not counted.
+    and the guard's two losses are not counted. `found` is what `symmetry="auto"` found, else None.
 
     >>> Teleport._fields[:3]
     ('before', 'after', 'algebra')
@@ -38,12 +45,13 @@ class Teleport(NamedTuple):
     defect: Float[Array, ""]
     refused: Int[Array, ""]
     evaluations: float
+    found: Discovery | None = None
 
 
 def teleport(
     loss: Callable[[PyTree, PyTree], Float[Array, ""]],
     params: PyTree,
-    symmetry: AbstractLieSymmetry | None = None,
+    symmetry: SymmetryChoice = None,
     batch: PyTree = None,
     *,
     objective: Objective = squared_gradient_norm,
@@ -56,7 +64,9 @@ def teleport(
     stay as they are. `objective(value_fn, params)` is what to raise, the squared gradient norm by default;
     `search` says how (default `Ascent()`); `LevelSet` and `NullSpace` need no `symmetry`. `guard` refuses bad
     jumps, `guard=None` takes them all; by default it is a `Guard()`, without the bound on the jump's length
-    where the symmetry is exact and linear. Raises ValueError when concrete `params` are not finite.
+    where the symmetry is exact and linear. With `symmetry="auto"` the symmetries of the loss are found first,
+    outside compiled code (see `find_symmetries`; what it costs is not in `evaluations`), and all exact ones
+    but rotations are used together. Raises ValueError when concrete `params` are not finite.
 
     **Returns** the new parameters, unchanged if the guard refused, and a `Teleport` record.
 
@@ -68,6 +78,11 @@ def teleport(
     """
     numbers, rest = eqx.partition(params, eqx.is_inexact_array)
     check_finite(numbers, "teleport from")
+    found = None
+    if isinstance(symmetry, str):
+        check_auto(symmetry)
+        found = discovered(loss, params, batch)
+        symmetry = found.joined(compact=False)
 
     def value_fn(w):
         return loss(eqx.combine(w, rest), batch)
@@ -81,8 +96,35 @@ def teleport(
         defect=trip.defect,
         refused=trip.refused,
         evaluations=search_price(symmetry, objective, search, known=False),
+        found=found,
     )
     return eqx.combine(there, rest), info
+
+
+def discovered(loss: Callable[[PyTree, PyTree], Array], params: PyTree, batch: PyTree) -> Discovery:
+    """The symmetries of a loss, of which at least one can be teleported along.
+
+    Raises ValueError inside compiled code, and if there is none.
+    """
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, batch))):
+        raise ValueError(
+            "symmetry='auto' looks at gradients and draws conclusions, which compiled code cannot: find the "
+            "symmetries once outside, found = find_symmetries(loss, params, key), and pass "
+            "found.joined(compact=False)."
+        )
+    found = find_symmetries(lambda w, batch: loss(w, batch), params, jax.random.key(0), batch=batch)
+    whole = found.joined(compact=False)
+    if whole is None or whole.zero().size == 0:
+        raise ValueError(
+            f"symmetry='auto' found nothing to teleport along, no exact scaling or linear group. {found}"
+        )
+    return found
+
+
+def check_auto(symmetry: str) -> None:
+    """Raise ValueError for any word but "auto"."""
+    if symmetry != "auto":
+        raise ValueError(f"`symmetry` must be a symmetry, None or 'auto', got {symmetry!r}.")
 
 
 class Trip(NamedTuple):

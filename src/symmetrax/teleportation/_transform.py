@@ -1,6 +1,7 @@
 """`teleported`: an optax optimizer that moves along a symmetry before it steps."""
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from symmetrax._tree import select
+from symmetrax.discovery._found import Discovery
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.teleportation._guard import NOT_MEASURED
 from symmetrax.teleportation._levelset import AbstractPointSearch
@@ -22,7 +24,16 @@ from symmetrax.teleportation._schedule import (
     watched,
 )
 from symmetrax.teleportation._search import AbstractSearch
-from symmetrax.teleportation._teleport import GuardChoice, check_search, search_price, settled_guard, travel
+from symmetrax.teleportation._teleport import (
+    GuardChoice,
+    SymmetryChoice,
+    check_auto,
+    check_search,
+    discovered,
+    search_price,
+    settled_guard,
+    travel,
+)
 from symmetrax.teleportation._transport import carry
 
 TRANSPORTS = ("keep", "carry", "reset")
@@ -33,10 +44,11 @@ class TeleportedState(NamedTuple):
 
     `algebra` (zeros when none was due), `defect` and `refused` are as in `symmetrax.Teleport`; `evaluations`
     counts the gradients that all searches so far have cost; `progress` is what a `Plateau` remembers. Read
-    them with `optax.tree.get(state, "refused")`.
+    them with `optax.tree.get(state, "refused")`. `found` is what `symmetry="auto"` found, else None; it has
+    no arrays.
 
     >>> TeleportedState._fields
-    ('count', 'inner', 'algebra', 'defect', 'refused', 'evaluations', 'progress')
+    ('count', 'inner', 'algebra', 'defect', 'refused', 'evaluations', 'progress', 'found')
     """
 
     count: Int[Array, ""]
@@ -46,17 +58,20 @@ class TeleportedState(NamedTuple):
     refused: Int[Array, ""]
     evaluations: Float[Array, ""]
     progress: Progress
+    found: Any = None
 
 
 def teleported(
     inner: optax.GradientTransformation,
-    symmetry: AbstractLieSymmetry | None = None,
+    symmetry: SymmetryChoice = None,
     *,
     objective: Objective = squared_gradient_norm,
     search: AbstractSearch | AbstractPointSearch | None = None,
     schedule: Schedule = None,
     guard: GuardChoice = "default",
     transport: Literal["keep", "carry", "reset"] = "keep",
+    loss: Callable[[PyTree, PyTree], Float[Array, ""]] | None = None,
+    batch: PyTree = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Wrap the optax optimizer `inner`: on schedule, teleport first, then step from the new point.
 
@@ -76,6 +91,10 @@ def teleported(
     (optax's own name: params to loss), and `batch` for data-dependent actions; a `Plateau` takes the loss
     from `value` if it is given.
 
+    With `symmetry="auto"` the symmetries are found by `init`, outside compiled code, from `loss(params,
+    batch)`, which must then be given here, with a `batch` (or a function of a key that draws one) if it needs
+    data. All exact ones but rotations are used together; `optax.tree.get(state, "found")` is the `Discovery`.
+
     >>> import jax, jax.numpy as jnp, optax, symmetrax as sx
     >>> task = sx.booth(start=[5.0, -5.0])
     >>> best = sx.Oracle()
@@ -90,20 +109,34 @@ def teleported(
         raise ValueError(f"`transport` must be one of {', '.join(TRANSPORTS)}, got {transport!r}.")
     if not isinstance(inner, optax.GradientTransformation):
         raise TypeError(f"`teleported` wraps an optax optimizer, got {type(inner).__name__}.")
-    search, schedule = check_search(symmetry, search), settled(schedule)
     free_form = isinstance(search, AbstractPointSearch)
     if free_form and transport == "carry":
         raise ValueError(
             "transport='carry' moves the state by a group element, and this search has none: use 'keep' or "
             "'reset'."
         )
-    stepper = optax.with_extra_args_support(inner)
-    guard = settled_guard(guard, symmetry)
-    price = search_price(symmetry, objective, search, known=True)
-    nowhere = jnp.zeros(0) if free_form or symmetry is None else symmetry.zero()
+    schedule, stepper = settled(schedule), optax.with_extra_args_support(inner)
+    if isinstance(symmetry, str):
+        check_auto(symmetry)
+        if loss is None:
+            raise ValueError(
+                "symmetry='auto' finds the symmetries of a loss: pass it, as in teleported(inner, 'auto', "
+                "loss=loss)."
+            )
+    else:
+        check_search(symmetry, search)
+
+    def along(found: Discovery | None) -> tuple[AbstractLieSymmetry | None, Array]:
+        """The symmetry, given or found, and the coordinates of a teleport that is not due."""
+        chosen = found.joined(compact=False) if found is not None else symmetry
+        assert not isinstance(chosen, str)  # init found it
+        return chosen, jnp.zeros(0) if free_form or chosen is None else chosen.zero()
 
     def init(params: PyTree) -> TeleportedState:
         _check_whole(params)
+        auto = loss if isinstance(symmetry, str) else None
+        found = None if auto is None else discovered(auto, params, batch)
+        _, nowhere = along(found)
         return TeleportedState(
             count=jnp.array(0),
             inner=stepper.init(params),
@@ -112,6 +145,7 @@ def teleported(
             refused=jnp.array(0),
             evaluations=jnp.array(0.0),
             progress=beginning(),
+            found=found,
         )
 
     def update(updates, state, params=None, *, value_fn=None, batch=None, **extra):
@@ -122,6 +156,7 @@ def teleported(
                 "value_fn maps params to the loss."
             )
         _check_whole(updates)
+        symmetry, nowhere = along(state.found)
 
         def move():
             trip = travel(
@@ -131,7 +166,7 @@ def teleported(
                 batch,
                 objective=objective,
                 search=search,
-                guard=guard,
+                guard=settled_guard(guard, symmetry),
                 gradient=updates,
                 count=state.count,
             )
@@ -153,7 +188,7 @@ def teleported(
                 trip.algebra.astype(nowhere.dtype),
                 trip.defect.astype(state.defect.dtype),
                 trip.refused.astype(state.refused.dtype),
-                state.evaluations + price,
+                state.evaluations + search_price(symmetry, objective, search, known=True),
             )
 
         def stay():
@@ -173,7 +208,7 @@ def teleported(
             extra["grad"] = gradient
         step, carried = stepper.update(gradient, carried, there, value_fn=value_fn, batch=batch, **extra)
         return optax.tree.add(displacement, step), TeleportedState(
-            state.count + 1, carried, xi, defect, refused, spent, progress
+            state.count + 1, carried, xi, defect, refused, spent, progress, state.found
         )
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -1,0 +1,1 @@
+"""Symmetries that nobody wrote down: read off gradients of a loss, and certified."""

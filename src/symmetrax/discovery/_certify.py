@@ -1,0 +1,119 @@
+"""Certificates: what a symmetry does to the loss and to every gradient, measured at generic points."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Array, Key
+
+from symmetrax.discovery._points import Loss
+from symmetrax.symmetry._dense import DenseAction
+from symmetrax.symmetry._network import NetworkSymmetry
+
+#: What a symmetry that is not exact may change at most to be called approximate: the loss, and a gradient.
+APPROXIMATE, APPROXIMATE_GRADIENT = 1e-2, 1e-1
+
+
+@dataclasses.dataclass(frozen=True)
+class Certificate:
+    """Worst relative defects of one symmetry, over `trials` random elements at generic points near `params`.
+
+    `invariance`: |loss(a.w) - loss(w)| / |loss(w)| on the data that the search saw; `fresh`: on other data,
+    None if there is none. `leaves`: ||grad at a.w - grad carried by a|| / ||grad at a.w||, array by array;
+    `gradient` is the largest of them. `tolerance` is what counts as rounding, for gradients ten times that.
+
+    >>> Certificate(1e-16, None, {"w": 1e-15}, trials=3, tolerance=1e-9).outcome
+    'exact'
+    """
+
+    invariance: float
+    fresh: float | None
+    leaves: Mapping[str, float]
+    trials: int
+    tolerance: float
+
+    @property
+    def gradient(self) -> float:
+        """The worst residual of the gradient law over all arrays."""
+        return float(np.max(list(self.leaves.values())))
+
+    @property
+    def defect(self) -> float:
+        """The worst change of the loss, on any data; NaN if a loss was not finite."""
+        return float(np.max([self.invariance, self.invariance if self.fresh is None else self.fresh]))
+
+    @property
+    def outcome(self) -> str:
+        """In words: exact, approximate or wrong."""
+        if self.defect <= self.tolerance and self.gradient <= 10 * self.tolerance:
+            return "exact"
+        near = self.defect <= APPROXIMATE and self.gradient <= APPROXIMATE_GRADIENT
+        return "approximate" if near else "wrong"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Trial:
+    leaves: dict[str, np.ndarray]
+    batch: Any
+    fresh: bool
+    value: float
+    gradient: dict[str, np.ndarray]
+
+
+class Certifier:
+    """Certifies symmetries at the same generic points, for one gradient each at every point."""
+
+    def __init__(
+        self, loss: Loss, key: Key[Array, ""], rng: np.random.Generator, trials: int, tolerance: float
+    ):
+        self._loss, self._key, self._tolerance = loss, key, tolerance
+        self._trials: list[_Trial] = []
+        for number in range(trials):
+            leaves = loss.generic(rng)
+            other = loss.fresh(jax.random.fold_in(key, number)) if number else None
+            batch = loss.batch if other is None else other
+            self._trials.append(_Trial(leaves, batch, other is not None, *loss.gradient(leaves, batch)))
+
+    def __call__(self, symmetry: NetworkSymmetry) -> Certificate:
+        """What the symmetry, whose legs name arrays by path, does to the loss and its gradients."""
+        changes: dict[bool, list[float]] = {False: [], True: []}
+        residuals: dict[str, list[float]] = {path: [] for path in self._loss.leaves}
+        for number, trial in enumerate(self._trials):
+            element = symmetry.sample(jax.random.fold_in(self._key, len(self._trials) + number))
+            there = self._moved(symmetry, element, trial.leaves)
+            value, gradient = self._loss.gradient(trial.leaves | there, trial.batch)
+            carried = trial.gradient | self._moved(symmetry, symmetry.dual(element), trial.gradient)
+            changes[trial.fresh].append(abs(value - trial.value) / max(abs(trial.value), 1e-300))
+            least = np.sqrt(self._tolerance) / 30 * _norm(gradient.values())
+            for path, moved in gradient.items():
+                gap = _norm([moved - carried[path]])
+                residuals[path].append(0.0 if gap == 0 else gap / max(_norm([moved]), least, 1e-300))
+        return Certificate(
+            invariance=float(np.max(changes[False])),
+            fresh=float(np.max(changes[True])) if changes[True] else None,
+            leaves={path: float(np.max(found)) for path, found in residuals.items()},
+            trials=len(self._trials),
+            tolerance=self._tolerance,
+        )
+
+    @staticmethod
+    def _moved(
+        symmetry: NetworkSymmetry, element: Any, leaves: dict[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        touched = {path: leaves[path] for path in symmetry.legs}
+        return symmetry.visit(touched, DenseAction(symmetry, element))
+
+
+def _norm(leaves: Any) -> float:
+    return float(np.sqrt(sum(float(np.linalg.norm(np.ravel(leaf))) ** 2 for leaf in leaves)))
+
+
+def symmetry_of(
+    spaces: Mapping[str, Any], legs: Mapping[str, str], leaves: Mapping[str, np.ndarray]
+) -> NetworkSymmetry:
+    """The network symmetry on arrays named by path."""
+    shapes = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
+    return NetworkSymmetry(spaces, legs, eqx.filter(shapes, lambda leaf: True))

@@ -1,0 +1,84 @@
+"""`symmetrax discover`: the model comes from a function that the user names."""
+
+import contextlib
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from json import dumps
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from symmetrax._files import write_atomic
+from symmetrax._text import near_match
+from symmetrax.discovery._find import GROUPS, discovery_cost, find_symmetries
+
+
+def discover_from(
+    function: str,
+    groups: Sequence[str],
+    *,
+    heads: Sequence[int],
+    budget: int | None,
+    trials: int,
+    seed: int,
+    double: bool,
+    json: Path | None,
+) -> None:
+    """Print what the search will cost, what it found, and the legs as code; write JSON if a file is given."""
+    by_name = {group.__name__: group for group in GROUPS}
+    for name in groups:
+        if name not in by_name:
+            raise ValueError(
+                f"There is no group {name!r} to look for.{near_match(name, by_name)} There are: "
+                f"{', '.join(by_name)}."
+            )
+    if json is not None and not json.parent.is_dir():
+        raise ValueError(f"The folder of {json} does not exist.")
+    chosen = tuple(by_name[name] for name in groups) or GROUPS
+    with jax.enable_x64(True) if double else contextlib.nullcontext():
+        loss, params, batch = _model(function)
+        if double:
+            params = jax.tree.map(_in_double, params)
+        cost = discovery_cost(params, groups=chosen, heads=heads or None, trials=trials)
+        print(f"Evaluations of the loss: {cost}.", flush=True)
+        key = jax.random.key(seed)
+        found = find_symmetries(
+            loss, params, key, batch=batch, groups=chosen, heads=heads or None, budget=budget, trials=trials
+        )
+    print(f"\n{found}\n")
+    if found.found:
+        print(found.text)
+    if json is not None:
+        write_atomic(json, dumps(found.to_json(), indent=2) + "\n")
+
+
+def _in_double(leaf: Any) -> Any:
+    return leaf.astype("float64") if getattr(leaf, "dtype", None) == "float32" else leaf
+
+
+def _model(name: str) -> tuple[Callable, Any, Any]:
+    """What the function says: a loss, parameters, and a batch or None. Raises ValueError if it does not."""
+    module_name, colon, attribute = name.partition(":")
+    if not (module_name and colon and attribute):
+        raise ValueError(f"Name a function as MODULE:FUNCTION, such as my.models:small; got {name!r}.")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module_name.startswith(error.name):
+            raise  # something that the module itself imports
+        raise ValueError(f"There is no module {module_name!r}: {error}.") from None
+    make = getattr(module, attribute, None)
+    if not callable(make):
+        raise ValueError(f"{module_name} has no function {attribute!r}.{near_match(attribute, dir(module))}")
+    made = make()
+    if not isinstance(made, tuple) or len(made) not in (2, 3) or not callable(made[0]):
+        raise ValueError(
+            f"{name} must return (loss, params) or (loss, params, batch), with a loss that can be "
+            f"called; it returned {type(made).__name__}."
+        )
+    return made[0], made[1], made[2] if len(made) == 3 else None

@@ -1,0 +1,289 @@
+"""Permutations and signs: from gradients where two units are the same, and losses where one is flipped.
+
+Where unit u is copied over unit v on every axis of a space, swapping the two changes nothing: the gradient
+has equal slices there. So all candidate axes are tied at once; those with equal slices stay; and axes that
+lose equality when one of them is untied belong together. A sign is looked for on the axes of a space already
+found: if flipping one set of its legs, or another, gives the same loss, flipping where they differ changes
+nothing.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+
+from symmetrax.discovery._lie import Look
+from symmetrax.discovery._points import Loss
+from symmetrax.discovery._relations import NEARLY
+from symmetrax.discovery._sites import Place, Shape, Site, matrix_sites, ordered
+from symmetrax.discovery._spaces import Leg, Space, implied, with_per
+from symmetrax.symmetry._groups import Permutation, PositiveDiagonal, SignDiagonal
+
+#: Legs of a space, with the copies along an axis one by one, among which all sets are tried for signs.
+MOST_LEGS = 14
+
+#: How often a point is drawn anew because a unit was dead there.
+TRIES = 3
+
+
+def permutation_shapes(places: Sequence[Place], blocks: Iterable[int]) -> list[Shape]:
+    """What may be permuted: whole axes, whole axes for each value of an index, and `blocks` of an axis, or in
+    them."""
+    found: dict[Shape, None] = {(place.leads, place.length): None for place in places if place.length > 1}
+    for count in blocks:
+        found[(), count] = None
+        for place in places:
+            if not place.lead and place.length % count == 0 and place.length > count:
+                found[(count,), place.length // count] = None
+    return ordered(found)
+
+
+def permutation_price(places: Sequence[Place], blocks: int) -> int:
+    """The most gradients that permutations cost, with so many numbers of blocks to be found."""
+    sizes = [len(sites) for shape in permutation_shapes(places, ()) for sites in variants(shape, places)]
+    whole = sum(_most(size) for size in sizes)
+    return whole + blocks * 4 * _most(len([place for place in places if not place.lead]))
+
+
+def sign_price(axes: int) -> int:
+    """The most losses that signs cost where so many axes may carry a space."""
+    return axes * _sign_most(MOST_LEGS)
+
+
+def _most(sites: int) -> int:
+    """The most gradients that one shape of permutations costs."""
+    return TRIES * (2 + sites)
+
+
+def _sign_most(legs: int) -> int:
+    """The most losses that signs on so many legs cost."""
+    return 2 ** (legs // 2) + 2 ** (legs - legs // 2) + 1 + MOST_LEGS if legs <= MOST_LEGS else 4
+
+
+def variants(shape: Shape, places: Sequence[Place]) -> list[list[Site]]:
+    """Sites of one shape, at most one on an axis: copies of all units one after another, or unit by unit."""
+    sites = [site for site in matrix_sites(shape, places) if site.second == site.third == 1]
+    found = []
+    for kind in ("repeats", "tail"):
+        chosen: dict[tuple[str, int], Site] = {}
+        for site in sites:
+            if site.copies == 1 or getattr(site, kind) > 1:
+                chosen.setdefault((site.path, site.axis), site)
+        if not found or any(site.tail > 1 for site in chosen.values()):
+            found.append([*chosen.values()])
+    return [chosen for chosen in found if chosen]
+
+
+def permutations(
+    loss: Loss,
+    places: Sequence[Place],
+    shapes: Sequence[Shape],
+    rng: np.random.Generator,
+    known: Sequence[Space],
+    skip: Callable[[int, str], bool],
+) -> Iterator[tuple[Look, list[list[Space]]]]:
+    """Candidates for the permutations of each shape; `skip(price, what)` says what is too dear."""
+    for shape in shapes:
+        for sites in variants(shape, places):
+            group = with_per(Permutation, shape)
+            covered = {k for relation in implied(sites, group, known) for k in np.flatnonzero(relation)}
+            left = [site for k, site in enumerate(sites) if k not in covered]
+            if not left or skip(_most(len(left)), f"permutations of {shape[1]}"):
+                continue
+            ties = _Ties(loss, left, rng)
+            spaces = [
+                [Space(group, tuple(Leg(site) for site in sorted(members, key=left.index)), gap)]
+                for members, gap in ties.components()
+            ]
+            yield Look("permutations", shape, len(left), len(spaces), ties.nearest), spaces
+
+
+class _Ties:
+    """Candidate axes of one shape, with the slices of one unit copied over another's."""
+
+    def __init__(self, loss: Loss, sites: Sequence[Site], rng: np.random.Generator):
+        self.loss, self.sites, self.rng = loss, sites, rng
+        self.last = sites[0].size - 1
+        self.nearest = np.inf
+        self.leaves = loss.generic(rng)
+
+    def differences(self, tied: Sequence[Site]) -> dict[Site, float]:
+        """How far the gradients' two slices are apart, relative to them; NaN where both are zero."""
+        leaves = dict(self.leaves)
+        for site in tied:
+            leaves[site.path] = site.copied(leaves[site.path], 0, self.last)
+        _, gradient = self.loss.gradient(leaves, self.loss.batch)
+        found = {}
+        for site in self.sites:
+            one, other = (side.astype(complex) for side in site.pair(gradient[site.path], 0, self.last))
+            size = np.sqrt(np.linalg.norm(one) ** 2 + np.linalg.norm(other) ** 2)
+            tiny = 30 * self.loss.precision * np.linalg.norm(gradient[site.path].astype(complex))
+            found[site] = np.linalg.norm(one - other) / size if size > tiny else np.nan
+        return found
+
+    def settled(self, tied: Sequence[Site]) -> dict[Site, float]:
+        """The same at a point where no unit is dead, as far as a few points go: dead slices say nothing."""
+        apart: dict[Site, float] = {}
+        for _ in range(TRIES):
+            apart = self.differences(tied)
+            if not any(np.isnan(gap) for gap in apart.values()):
+                break
+            self.leaves = self.loss.generic(self.rng)
+        return apart
+
+    def components(self) -> list[tuple[list[Site], tuple[float, float]]]:
+        """Sets of axes that are permuted together, with the differences on both sides of the decision."""
+        apart = self.settled(self.sites)
+        self.nearest = min((gap for gap in apart.values() if gap > NEARLY), default=np.inf)
+        alike = [site for site in self.sites if apart[site] <= NEARLY]
+        if alike and len(alike) < len(self.sites):
+            apart = self.settled(alike)
+            alike = [site for site in alike if apart[site] <= NEARLY]
+        found: list[tuple[list[Site], tuple[float, float]]] = []
+        for loose in alike:
+            if any(loose in members for members, _ in found):
+                continue
+            without = self.settled([site for site in alike if site is not loose])
+            lost = [site for site in alike if not without[site] <= NEARLY and site is not loose]
+            members, gap = [loose, *lost], min((without[site] for site in lost), default=np.inf)
+            # Where activations are linear, an axis may lose nothing but what an earlier one lost too.
+            for other in [one for one in found if set(one[0]) & set(members)]:
+                found.remove(other)
+                members, gap = [*dict.fromkeys([*other[0], *members])], min(gap, other[1][1])
+            found.append((members, (max(apart[site] for site in members), gap)))
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Atom:
+    """A leg, or one of the copies along its axis, of which the sign may be flipped."""
+
+    leg: int
+    copies: tuple[int, ...] | None
+
+
+def signs(
+    loss: Loss,
+    bases: Sequence[Space],
+    known: Sequence[Space],
+    rng: np.random.Generator,
+    skip: Callable[[int, str], bool],
+) -> Iterator[tuple[Look, list[list[Space]]]]:
+    """Sign flips on the legs of spaces already found, candidates to be certified."""
+    seen: set[frozenset] = set()
+    for base in bases:
+        sites = [leg.site for leg in base.legs]
+        if base.group.size < 2 or frozenset(sites) in seen:
+            continue
+        seen.add(frozenset(sites))
+        atoms = _atoms(sites)
+        if skip(_sign_most(len(atoms)), f"signs on the legs of {base.group}"):
+            continue
+        flips = _Flips(loss, sites, rng)
+        group = with_per(SignDiagonal, base.shape)
+        others = [space for space in known if not isinstance(space.group, PositiveDiagonal)]
+        given = [
+            frozenset(atom for atom in atoms if round(relation[atom.leg]) % 2 == 1)
+            for relation in implied(sites, group, others)
+        ]
+        sets = flips.all(atoms, given) if len(atoms) <= MOST_LEGS else flips.likely(base)
+        spaces = []
+        for chosen in sets:
+            legs = tuple(
+                _leg(k, sites, [atom for atom in chosen if atom.leg == k])
+                for k in sorted({a.leg for a in chosen})
+            )
+            spaces.append([Space(group, legs, (flips.worst, flips.nearest))])
+        yield Look("signs", base.shape, len(atoms), len(spaces), flips.nearest), spaces
+
+
+def _leg(k: int, sites: Sequence[Site], atoms: Sequence[_Atom]) -> Leg:
+    copies = tuple(sorted(c for atom in atoms for c in atom.copies or ()))
+    return Leg(sites[k], 1.0, copies if 0 < len(copies) < sites[k].copies else None)
+
+
+def _atoms(sites: Sequence[Site]) -> list[_Atom]:
+    found = []
+    for k, site in enumerate(sites):
+        apart = site.repeats > 1 and site.first == 1 and site.tail == 1
+        found += [_Atom(k, (c,)) for c in range(site.repeats)] if apart else [_Atom(k, None)]
+    return found
+
+
+class _Flips:
+    """Losses where half of the units have their signs flipped on some legs: one unit alone is too little."""
+
+    def __init__(self, loss: Loss, sites: Sequence[Site], rng: np.random.Generator):
+        self.loss, self.sites, self.tolerance = loss, sites, 100 * loss.precision
+        size = sites[0].size
+        self.units = rng.permutation(size)[: -(-size // 2)]
+        self.leaves, self.others = loss.generic(rng), loss.generic(rng)
+        self.worst, self.nearest = 0.0, np.inf
+
+    def value(self, atoms: Sequence[_Atom], leaves: dict[str, np.ndarray]) -> float:
+        leaves = dict(leaves)
+        for atom in atoms:
+            site = self.sites[atom.leg]
+            leaves[site.path] = site.flipped(leaves[site.path], self.units, atom.copies)
+        return self.loss.value(leaves, self.loss.batch)
+
+    def all(self, atoms: Sequence[_Atom], given: Sequence[frozenset[_Atom]]) -> list[tuple[_Atom, ...]]:
+        """A basis of all sets whose flip keeps the loss, beyond those given, the smallest first.
+
+        Losses of flips on one half of the legs are compared with those on the other.
+        """
+        half = len(atoms) // 2
+        left, right = (
+            [(chosen, self.value(chosen, self.leaves)) for chosen in _subsets(side)]
+            for side in (atoms[:half], atoms[half:])
+        )
+        scale = abs(left[0][1])
+        gaps = {
+            (*one, *other): abs(a - b) / max(scale, 1e-300)
+            for (one, a), (other, b) in itertools.product(left, right)
+            if one or other
+        }
+        self.nearest = min((gap for gap in gaps.values() if gap > self.tolerance), default=np.inf)
+        kept = sorted((chosen for chosen, gap in gaps.items() if gap <= self.tolerance), key=len)
+        basis: list[tuple[_Atom, ...]] = []
+        span: set[frozenset] = {frozenset()}
+        for chosen in given:
+            span |= {members ^ chosen for members in span}
+        here = self.value((), self.others)
+        for chosen in kept[:MOST_LEGS]:
+            if frozenset(chosen) in span:
+                continue
+            gap = abs(self.value(chosen, self.others) - here) / max(abs(here), 1e-300)
+            if gap <= self.tolerance:
+                self.worst = max(self.worst, gap)
+                basis.append(chosen)
+                span |= {members ^ frozenset(chosen) for members in span}
+        return basis
+
+    def likely(self, base: Space) -> list[tuple[_Atom, ...]]:
+        """Of many legs, a few sets: all, those with odd charges, and all but vectors."""
+        legs = range(len(self.sites))
+        sets = [
+            list(legs),
+            [k for k in legs if base.legs[k].power % 2 == 1],
+            [k for k in legs if sum(length > 1 for length in self.sites[k].shape) > 1],
+        ]
+        here = self.value((), self.leaves)
+        found = []
+        for chosen in dict.fromkeys(tuple(_Atom(k, None) for k in part) for part in sets if part):
+            gap = abs(self.value(chosen, self.leaves) - here) / max(abs(here), 1e-300)
+            if gap <= self.tolerance:
+                found.append(chosen)
+            else:
+                self.nearest = min(self.nearest, gap)
+        return found[:1]
+
+
+def _subsets(atoms: Sequence[_Atom]) -> list[tuple[_Atom, ...]]:
+    return [chosen for size in range(len(atoms) + 1) for chosen in itertools.combinations(atoms, size)]
+
+
+def sign_bases(spaces: Sequence[Space]) -> list[Space]:
+    """The spaces on whose legs signs may act: of permutations, and of scales."""
+    return [s for s in spaces if isinstance(s.group, Permutation | PositiveDiagonal)]

@@ -1,0 +1,353 @@
+"""`find_symmetries`: from a loss and its parameters to certified symmetries."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Array, Key, PyTree
+
+from symmetrax._tree import leaf_name
+from symmetrax.discovery._certify import Certifier, symmetry_of
+from symmetrax.discovery._discrete import (
+    permutation_price,
+    permutation_shapes,
+    permutations,
+    sign_bases,
+    sign_price,
+    signs,
+)
+from symmetrax.discovery._found import Cost, Discovery, Found
+from symmetrax.discovery._lie import Look, Products, centred_rotations, matrix_groups, points_needed, scales
+from symmetrax.discovery._points import Loss, measure
+from symmetrax.discovery._segments import segment_questions
+from symmetrax.discovery._sites import Place, Shape, Site, matrix_shapes, matrix_sites, places
+from symmetrax.discovery._spaces import Space, follows
+from symmetrax.symmetry._groups import AbstractGroup, Permutation, PositiveDiagonal, SignDiagonal
+from symmetrax.symmetry._matrix_groups import GeneralLinear, Orthogonal, ScaledRotation
+
+#: Groups of matrices that mix the entries of an axis.
+MATRICES = (GeneralLinear, Orthogonal, ScaledRotation)
+
+#: All groups that can be looked for, in the order in which they are told.
+GROUPS = (*MATRICES, PositiveDiagonal, SignDiagonal, Permutation)
+
+#: The most gradients that are kept as a whole, and the memory that they and their points may take, in bytes.
+MOST_POINTS, MEMORY = 64, 1 << 28
+
+#: Numbers of blocks (heads, groups of a normalization) of which permutations are tried.
+MOST_BLOCKS = 4
+
+
+def find_symmetries(
+    loss: Callable[..., Array],
+    params: PyTree,
+    key: Key[Array, ""],
+    *,
+    batch: Any = None,
+    groups: Sequence[type[AbstractGroup]] = GROUPS,
+    heads: int | Sequence[int] | None = None,
+    budget: int | None = None,
+    trials: int = 3,
+) -> Discovery:
+    """Find the symmetries of a loss from its gradients, without being told, and certify each.
+
+    Where a group acts on some axes of the parameters, the loss does not change along it, so that moments of
+    gradient and parameter add up to zero over these axes: with G the gradient by W, of shape (n, rest), and M
+    = G W^T, the sum of all M is zero where it may be any matrix, of M - M^T where it is a rotation, of charge
+    * diag(M) where it is a scale. All axes, all layouts of merged and concatenated ones, are columns of one
+    matrix, gradients at generic points its rows, and the null space is the list of legs. Permutations show as
+    equal slices of the gradient where two units are made equal, signs as equal losses where units are
+    flipped. Whatever is proposed is then certified: at random elements and generic points, by the loss and by
+    the gradient law of every array.
+
+    **Arguments:** `loss(params)`, or `loss(params, batch)` where `batch` is given or the loss needs one,
+    returns a scalar that JAX can differentiate. `params` is any pytree; only its arrays of floats are looked
+    at. `batch` is a batch, or a function of a key that draws one: then the certificates also use fresh ones.
+    `groups` restricts what is looked for, and `heads` the numbers of heads that a merged axis is split into
+    (default: all divisors). `budget` bounds the evaluations of the loss, gradients and values alike; what did
+    not fit is told. `trials` is the number of random elements of each certificate.
+
+    **Returns** a `Discovery`; print it for a table, `discovery.text` is the code that makes what was found.
+    Raises ValueError if the loss is not a finite scalar, is random, or does not depend on `params`, if there
+    are no arrays of floats, and if the budget is too small.
+
+    >>> import jax, jax.numpy as jnp
+    >>> params = {"w": jnp.ones((4, 3)), "b": jnp.zeros(4), "out": jnp.ones((2, 4))}
+    >>> x = jax.random.normal(jax.random.key(0), (8, 3))
+    >>> def loss(p):
+    ...     return jnp.mean((jax.nn.relu(x @ p["w"].T + p["b"]) @ p["out"].T - x[:, :2]) ** 2)
+    >>> found = find_symmetries(loss, params, jax.random.key(1))
+    >>> for one in found:
+    ...     print(one.group, one.certificate.outcome, dict(one.symmetry.legs))
+    PositiveDiagonal(4) exact {'b': 's0', 'out': '_ s0*', 'w': 's0 _'}
+    Permutation(4) exact {'b': 'p1', 'out': '_ p1', 'w': 'p1 _'}
+    """
+    start = time.perf_counter()
+    _check(groups, trials)
+    plan = Plan.of(params, groups, heads, trials)
+    plan.afford(budget)
+    draw, certify = jax.random.split(key)
+    problem = Loss(loss, params, draw, batch, budget)
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    search = _Search(problem, plan, certify, rng)
+    search.run()
+    return Discovery(
+        found=search.told(),
+        rejected=tuple(one for _, one in search.rejected),
+        asked=tuple(group.__name__ for group in plan.groups),
+        looked=tuple(search.looked),
+        idle=search.measured.idle,
+        notes=tuple(search.notes()),
+        cost=plan.cost,
+        evaluations=problem.evaluations,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def discovery_cost(
+    params: PyTree,
+    *,
+    groups: Sequence[type[AbstractGroup]] = GROUPS,
+    heads: int | Sequence[int] | None = None,
+    trials: int = 3,
+) -> Cost:
+    """What `find_symmetries` will cost with these arguments, in evaluations of the loss.
+
+    >>> import jax.numpy as jnp, symmetrax as sx
+    >>> params = {"w": jnp.ones((4, 3)), "b": jnp.zeros(4), "out": jnp.ones((2, 4))}
+    >>> print(discovery_cost(params, groups=[sx.PositiveDiagonal]))
+    15 gradients at generic points; at most 0 more for fused axes, 0 for permutations, 0 for signs, 18 for
+    certificates
+    """
+    _check(groups, trials)
+    return Plan.of(params, groups, heads, trials).cost
+
+
+def _check(groups: Sequence[type], trials: int) -> None:
+    for group in groups:
+        if group not in GROUPS:
+            known = ", ".join(known.__name__ for known in GROUPS)
+            raise ValueError(f"`groups` has {getattr(group, '__name__', group)!r}; can be found: {known}.")
+    if not groups or trials < 1:
+        raise ValueError(
+            f"Needs at least one group and one trial, got {len(groups)} groups and trials={trials}."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The questions that can be asked before anything is evaluated, and what they cost."""
+
+    at: tuple[Place, ...]
+    matrices: tuple[tuple[Shape, list[Site]], ...]
+    groups: tuple[type, ...]
+    heads: tuple[int, ...] | None
+    trials: int
+    whole: int
+    cost: Cost
+
+    @classmethod
+    def of(
+        cls, params: PyTree, groups: Sequence[type], heads: int | Sequence[int] | None, trials: int
+    ) -> "Plan":
+        leaves = jax.tree_util.tree_leaves_with_path(eqx.filter(params, eqx.is_inexact_array))
+        if not leaves:
+            kinds = sorted({str(getattr(x, "dtype", type(x).__name__)) for x in jax.tree.leaves(params)})
+            raise ValueError(
+                f"Symmetries are looked for in floating-point arrays; `params` has none, only {kinds}."
+            )
+        shapes = {leaf_name(path): leaf.shape or (1,) for path, leaf in leaves}
+        size = sum(leaf.nbytes for _, leaf in leaves)
+        counts = None if heads is None else (heads,) if isinstance(heads, int) else tuple(heads)
+        at = places(shapes)
+        lie = bool(set(groups) & set(MATRICES))
+        matrices = [(s, matrix_sites(s, at)) for s in matrix_shapes(at, counts)] if lie else []
+        matrices = [(shape, sites) for shape, sites in matrices if sites]
+        whole = max([3, *(points_needed(shape, len(sites)) for shape, sites in matrices)]) if lie else 0
+        axes = [place for place in at if not place.lead]
+        cost = Cost(
+            points=max(whole, len(shapes) + 12 if PositiveDiagonal in groups else 1),
+            segments=max(0, min(MOST_POINTS, MEMORY // (2 * max(size, 1))) - whole) if lie else 0,
+            permutations=permutation_price(at, MOST_BLOCKS) if Permutation in groups else 0,
+            signs=sign_price(len(axes)) if SignDiagonal in groups else 0,
+            certificates=trials * (1 + len(groups) * len(axes)),
+        )
+        return cls(tuple(at), tuple(matrices), tuple(groups), counts, trials, whole, cost)
+
+    def afford(self, budget: int | None) -> None:
+        """Raise ValueError if a budget does not even buy the gradients that all else rests on."""
+        least = self.cost.points + 2 * self.trials
+        if budget is not None and budget < least:
+            raise ValueError(
+                f"A budget of {budget} evaluations is too small: these groups on these arrays need "
+                f"{self.cost.points} gradients at generic points and {2 * self.trials} evaluations to certify "
+                f"the first of what is found, {least} in all. In full: {self.cost}. Fewer `groups` or `heads` "
+                "cost less."
+            )
+
+
+class _Search:
+    """Asks one kind of question after another; candidates that hold are known to all later questions."""
+
+    def __init__(self, loss: Loss, plan: Plan, key: Key[Array, ""], rng: np.random.Generator):
+        self.loss, self.plan, self.rng = loss, plan, rng
+        self.double = loss.precision < 1e-10
+        #: Singular values of normalized columns up to which a relation is exact.
+        self.threshold = 1e-7 if self.double else max(3e-4, 300 * loss.precision)
+        self.measured = measure(loss, plan.at, rng, count=plan.cost.points, whole=plan.whole)
+        self.live = [place for place in plan.at if place.path not in self.measured.idle]
+        tolerance = 1e-9 if self.double else max(1e-4, 100 * loss.precision)
+        self.certify = Certifier(loss, key, rng, plan.trials, tolerance)
+        self.spaces: list[Space] = []
+        self.found: list[Found] = []
+        self.rejected: list[tuple[Space, Found]] = []
+        self.looked: list[Look] = []
+        self.unasked: list[str] = []
+
+    def run(self) -> None:
+        """Large groups first, so that what they imply need not be found again."""
+        wanted = set(self.plan.groups)
+        lie = bool(wanted & set(MATRICES))
+        if lie:
+            self.take(self.matrices([(shape, self.without_idle(s)) for shape, s in self.plan.matrices]))
+        if Orthogonal in wanted:
+            self.take(centred_rotations(self.measured, self.live, self.threshold, self.spaces))
+        blocks: list[int] = []
+        if Permutation in wanted:
+            blocks = self.blocks()
+            self.permutations(permutation_shapes(self.live, blocks))
+        if lie:
+            self.take(self.matrices(self.segments()))
+        if PositiveDiagonal in wanted:
+            self.take(scales(self.measured, self.live, self.threshold, self.rng, self.spaces))
+        if Permutation in wanted:
+            asked = set(permutation_shapes(self.live, blocks))
+            shapes = permutation_shapes(self.live, self.blocks())
+            self.permutations([shape for shape in shapes if shape not in asked])
+        if SignDiagonal in wanted:
+            self.take(signs(self.loss, sign_bases(self.spaces), self.spaces, self.rng, self.skip))
+
+    def matrices(self, questions: Iterable[tuple[Shape, list[Site]]]) -> Iterator:
+        asked = [(shape, sites) for shape, sites in questions if sites]
+        return matrix_groups(
+            Products(self.measured), asked, self.plan.groups, self.threshold, self.rng, self.spaces
+        )
+
+    def permutations(self, shapes: Sequence[Shape]) -> None:
+        self.take(permutations(self.loss, self.live, shapes, self.rng, self.spaces, self.skip))
+
+    def without_idle(self, sites: Sequence[Site]) -> list[Site]:
+        return [site for site in sites if site.path not in self.measured.idle]
+
+    def segments(self) -> list[tuple[Shape, list[Site]]]:
+        """Questions about pieces of the axes that no group so far acts on as a whole."""
+        bare = [place for place in self.live if not self.explains(place)]
+        questions = [*segment_questions(bare, [p.length for p in self.live], self.plan.heads)]
+        needed = max([0, *(points_needed(shape, len(sites)) for shape, sites in questions)])
+        extra = min(needed - self.plan.whole, self.plan.cost.segments)
+        if extra > 0 and not self.skip(extra, "pieces of fused axes"):
+            more = measure(self.loss, [], self.rng, count=extra, whole=extra)
+            self.measured = dataclasses.replace(self.measured, points=[*self.measured.points, *more.points])
+        return questions
+
+    def explains(self, place: Place) -> bool:
+        """Whether some space acts on the whole axis, and leaves no room for matrices."""
+        return any(
+            leg.site.path == place.path
+            and leg.site.axis == place.axis
+            and leg.site.whole
+            and (leg.site.copies == 1 or isinstance(space.group, MATRICES))
+            for space in self.spaces
+            for leg in space.legs
+        )
+
+    def blocks(self) -> list[int]:
+        """Numbers of blocks that spaces found show (heads, groups of normalizations), or `heads` says."""
+        counts: dict[int, int] = dict.fromkeys(self.plan.heads or (), len(self.spaces) + 1)
+        for space in self.spaces:
+            group = space.group
+            if isinstance(group, PositiveDiagonal) and all(leg.site.tail > 1 for leg in space.legs):
+                counts[group.size] = counts.get(group.size, 0) + 1
+            elif group.per and not isinstance(group, Permutation):
+                counts[group.lengths[0]] = counts.get(group.lengths[0], 0) + 1
+        often = sorted((count for count in counts if count > 1), key=lambda count: -counts[count])
+        return often[:MOST_BLOCKS]
+
+    def skip(self, evaluations: int, what: str) -> bool:
+        """Whether so many more evaluations are beyond the budget; what they were for is noted."""
+        if self.loss.affords(evaluations + self.plan.trials):
+            return False
+        self.unasked.append(f"{what} ({evaluations} evaluations)")
+        return True
+
+    def take(self, answers: Iterable[tuple[Look, list[list[Space]]]]) -> None:
+        for look, candidates in answers:
+            self.looked.append(look)
+            for options in candidates:
+                self.offer([space for space in options if isinstance(space.group, self.plan.groups)])
+
+    def offer(self, options: Sequence[Space]) -> None:
+        """Keep the first that is exact, or else the first that is approximate."""
+        tried: list[tuple[Space, Found]] = []
+        for space in options:
+            if follows(space, self.spaces):
+                continue
+            try:
+                symmetry = self.made(space, len(self.found))
+            except ValueError:
+                continue  # the notation has no leg for it
+            if not self.loss.affords(self.plan.trials):
+                self.unasked.append(f"the certificate of {space.group} ({self.plan.trials} evaluations)")
+                continue
+            tried.append((space, Found(symmetry, self.certify(symmetry), space.gap)))
+            if tried[-1][1].certificate.outcome == "exact":
+                break
+        if not tried:
+            return
+        ranks = {"exact": 0, "approximate": 1, "wrong": 2}
+        space, best = min(tried, key=lambda pair: ranks[pair[1].certificate.outcome])
+        if best.certificate.outcome == "wrong":
+            self.rejected.append((space, best))
+        else:
+            self.spaces.append(space)
+            self.found.append(best)
+
+    def made(self, space: Space, number: int):
+        return symmetry_of(*space.named(number), self.loss.leaves)
+
+    def told(self) -> tuple[Found, ...]:
+        """What was found, without what later finds imply, in the order of the groups, numbered anew."""
+        pairs = [
+            (space, one)
+            for space, one in zip(self.spaces, self.found, strict=True)
+            if not follows(space, [other for other in self.spaces if other is not space])
+        ]
+        pairs.sort(key=lambda pair: GROUPS.index(type(pair[0].group)))
+        return tuple(
+            dataclasses.replace(one, symmetry=self.made(space, number))
+            for number, (space, one) in enumerate(pairs)
+        )
+
+    def notes(self) -> Iterator[str]:
+        special = [path for path, leaf in self.loss.leaves.items() if leaf.size > 1 and np.ptp(leaf) == 0]
+        if special:
+            yield (
+                f"At special values, where relations hold that hold nowhere else: {_listed(special)}. As "
+                "with all arrays, the search and the certificates are at perturbed values."
+            )
+        if self.loss.skipped:
+            yield f"Not arrays of floats, and left as they are: {_listed(self.loss.skipped)}."
+        lowest = max(float(np.finfo(leaf.dtype).eps) for leaf in self.loss.leaves.values())
+        if self.loss.precision > lowest:
+            yield f"Parts of the loss are computed to {self.loss.precision:.0e} only, and tolerances follow."
+        if self.unasked:
+            yield f"Beyond the budget, and not asked: {_listed(self.unasked)}."
+
+
+def _listed(names: Sequence[str], most: int = 6) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

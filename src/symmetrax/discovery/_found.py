@@ -1,0 +1,285 @@
+"""What was found: spaces with their certificates, as a table, as text to paste, as JSON."""
+
+import dataclasses
+import math
+import re
+import string
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+
+from symmetrax.discovery._certify import Certificate
+from symmetrax.discovery._lie import Look
+from symmetrax.symmetry._groups import AbstractGroup, Permutation, SignDiagonal
+from symmetrax.symmetry._matrix_groups import Orthogonal, ScaledRotation
+from symmetrax.symmetry._network import NetworkSymmetry
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A symmetry of one space, its certificate, and the gap that decided it.
+
+    `gap` has the largest number that counted as zero and the smallest that did not: singular values of
+    columns of length about 1 for Lie groups, relative differences for permutations and signs.
+    """
+
+    symmetry: NetworkSymmetry
+    certificate: Certificate
+    gap: tuple[float, float]
+
+    @property
+    def name(self) -> str:
+        return next(iter(self.symmetry.spaces))
+
+    @property
+    def group(self) -> AbstractGroup:
+        return self.symmetry.spaces[self.name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Evaluations of the loss, gradients and values alike, by what they are for.
+
+    `points` is exact, the others are the most that can be needed.
+
+    >>> Cost(points=20, segments=0, permutations=10, signs=4, certificates=12).total
+    46
+    """
+
+    points: int
+    segments: int
+    permutations: int
+    signs: int
+    certificates: int
+
+    @property
+    def total(self) -> int:
+        return self.points + self.segments + self.permutations + self.signs + self.certificates
+
+    def __str__(self) -> str:
+        return (
+            f"{self.points} gradients at generic points; at most {self.segments} more for fused axes, "
+            f"{self.permutations} for permutations, {self.signs} for signs, {self.certificates} for "
+            "certificates"
+        )
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True, eq=False)
+class Discovery:
+    """What `find_symmetries` found. A sequence of `Found`; prints as a table.
+
+    `rejected`: candidates whose certificate failed, which are no symmetries. `asked`: the names of the groups
+    that were looked for; `looked`: every question, with the number of candidate axes and how close to zero
+    the nearest non-relation came. `idle`: arrays that do not change the loss. `notes`: what a reader should
+    know, in words. `cost` is what was expected, `evaluations` what was spent.
+    """
+
+    found: tuple[Found, ...]
+    rejected: tuple[Found, ...]
+    asked: tuple[str, ...]
+    looked: tuple[Look, ...]
+    idle: tuple[str, ...]
+    notes: tuple[str, ...]
+    cost: Cost
+    evaluations: int
+    seconds: float
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def __iter__(self) -> Iterator[Found]:
+        return iter(self.found)
+
+    def __getitem__(self, k: int) -> Found:
+        return self.found[k]
+
+    @property
+    def exact(self) -> tuple[Found, ...]:
+        """Those that hold to rounding."""
+        return tuple(one for one in self.found if one.certificate.outcome == "exact")
+
+    @property
+    def approximate(self) -> tuple[Found, ...]:
+        """Those that hold up to a defect, which their certificate tells."""
+        return tuple(one for one in self.found if one.certificate.outcome == "approximate")
+
+    def joined(self, *, compact: bool = True, discrete: bool = False) -> NetworkSymmetry | None:
+        """All exact symmetries as one, or None if there is none.
+
+        Without `compact`, rotations are left out: gradient norms are the same on their whole orbit. Those
+        that cannot act together with the ones before them (they would not commute, or one leg cannot say
+        both) are left out too.
+        """
+        whole: NetworkSymmetry | None = None
+        for one in self.exact:
+            if isinstance(one.group, Permutation | SignDiagonal):
+                if not discrete:
+                    continue
+            elif one.group.compact and not compact:
+                continue
+            try:
+                whole = one.symmetry if whole is None else whole | one.symmetry
+            except ValueError:
+                continue
+        return whole
+
+    @property
+    def text(self) -> str:
+        """Python that makes every symmetry found from `params`: to paste."""
+        return "\n\n".join(_code(family) for family in families(self.found))
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the arrays, as what `json.dumps` takes."""
+        return {
+            "found": [_entry(one) for one in self.found],
+            "rejected": [_entry(one) for one in self.rejected],
+            "asked": list(self.asked),
+            "looked": [dataclasses.asdict(look) | {"nearest": _finite(look.nearest)} for look in self.looked],
+            "idle": list(self.idle),
+            "notes": list(self.notes),
+            "cost": dataclasses.asdict(self.cost) | {"total": self.cost.total},
+            "evaluations": self.evaluations,
+            "seconds": self.seconds,
+        }
+
+    def __str__(self) -> str:
+        return "\n".join([_table(self.found), *self._remarks()])
+
+    def __repr__(self) -> str:
+        return f"<Discovery of {len(self.found)} symmetries>"
+
+    def _remarks(self) -> Iterator[str]:
+        if self.found:
+            first = self.found[0].certificate
+            data = "on fresh data too" if first.fresh is not None else "on the data given"
+            tolerance = first.tolerance
+            yield (
+                f"Certified {data}, {first.trials} random elements each; exact means a change of the loss up "
+                f"to {tolerance:.0e}, and of gradients up to {10 * tolerance:.0e}."
+            )
+        there = {type(one.group).__name__ for one in self.found}
+        absent = [name for name in self.asked if name not in there]
+        if absent:
+            yield f"Looked for and not found: {', '.join(absent)}."
+        if self.rejected:
+            yield f"{len(self.rejected)} candidates failed their certificate and are not symmetries."
+        if self.idle:
+            yield f"No effect on the loss: {', '.join(self.idle)}."
+        yield from self.notes
+        yield f"{self.evaluations} evaluations of the loss in {self.seconds:.1f} s (foreseen: {self.cost})."
+
+
+def _entry(one: Found) -> dict[str, Any]:
+    certificate = dataclasses.asdict(one.certificate)
+    return {
+        "spaces": {name: str(group) for name, group in one.symmetry.spaces.items()},
+        "legs": dict(one.symmetry.legs),
+        "gap": [_finite(end) for end in one.gap],
+        "outcome": one.certificate.outcome,
+        "certificate": certificate | {"leaves": dict(one.certificate.leaves)},
+    }
+
+
+def _finite(value: float) -> float | None:
+    """None for an infinite number, which JSON does not have: there was nothing on that side."""
+    return value if math.isfinite(value) else None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Family:
+    """Symmetries of repeated layers, that differ by one number in the paths of their arrays."""
+
+    members: list[Found]
+    numbers: list[int]
+    legs: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        return self.members[0].name + ("{i}" if len(self.members) > 1 else "")
+
+    def worst(self) -> Certificate:
+        return max((one.certificate for one in self.members), key=lambda c: (c.outcome != "exact", c.defect))
+
+
+def families(found: Sequence[Found]) -> list[_Family]:
+    """Repeated layers taken together, in the order in which they were found."""
+    by_pattern: dict[tuple, list[tuple[Found, int, dict[str, str]]]] = {}
+    for k, one in enumerate(found):
+        numbers = {part for path in one.symmetry.legs for part in path.split(".") if part.isdigit()}
+        alone = len(numbers) != 1 or any("{" in path or "}" in path for path in one.symmetry.legs)
+        number = "" if alone else numbers.pop()
+        paths = {
+            path: ".".join("{i}" if part == number else part for part in path.split("."))
+            for path in one.symmetry.legs
+        }
+        legs = {paths[path]: text for path, text in one.symmetry.legs.items()}
+        own = re.escape(one.name.lstrip(string.ascii_letters))
+        plain = tuple((path, re.sub(rf"\b([a-z]){own}\b", r"\1", text)) for path, text in legs.items())
+        pattern = (str(k) if alone else "", str(one.group.lengths), type(one.group), one.group.size, plain)
+        by_pattern.setdefault((*pattern, one.certificate.outcome), []).append((one, int(number or 0), legs))
+    made = []
+    for members in by_pattern.values():
+        first, _, legs = members[0]
+        if len(members) > 1:
+            legs = {
+                path: re.sub(rf"\b{first.name}\b", first.name + "{i}", text) for path, text in legs.items()
+            }
+        else:
+            legs = dict(first.symmetry.legs)
+        made.append(_Family([one for one, _, _ in members], [number for _, number, _ in members], legs))
+    return made
+
+
+def _table(found: Sequence[Found]) -> str:
+    """One line for every symmetry or family of them, and its legs under it."""
+    if not found:
+        return "No symmetries found."
+    rows = [("space", "outcome", "loss", "gradient", "gap")]
+    groups = families(found)
+    for family in groups:
+        certificate, count = family.worst(), len(family.members)
+        gap = max(one.gap[0] for one in family.members), min(one.gap[1] for one in family.members)
+        rows.append(
+            (
+                f"{family.name}: {family.members[0].group}" + (f", {count} times" if count > 1 else ""),
+                certificate.outcome,
+                f"{certificate.defect:.0e}",
+                f"{certificate.gradient:.0e}",
+                f"{gap[0]:.0e} | {gap[1]:.0e}",
+            )
+        )
+    widths = [max(len(row[k]) for row in rows) for k in range(5)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+    out = [lines[0]]
+    for line, family in zip(lines[1:], groups, strict=True):
+        width = max(map(len, family.legs))
+        out += [line, *(f"    {path:<{width}}  {text}" for path, text in family.legs.items())]
+    return "\n".join(out)
+
+
+def _code(family: _Family) -> str:
+    legs = "".join(f"        {path!r}: {text!r},\n" for path, text in family.legs.items())
+    return (
+        f"{family.members[0].name} = sx.NetworkSymmetry(\n"
+        f"    {{{family.name!r}: {group_code(family.members[0].group)}}},\n"
+        f"    {{\n{legs}    }},\n    like=params,\n)"
+    )
+
+
+def group_code(group: AbstractGroup) -> str:
+    """A group as the Python that makes it.
+
+    >>> group_code(GeneralLinear(4, per={"h": 2}))
+    "sx.GeneralLinear(4, per={'h': 2})"
+    """
+    arguments = [] if isinstance(group, ScaledRotation) else [str(group.size)]
+    arguments += [f"per={dict(group.per)}"] if group.per else []
+    if isinstance(group, ScaledRotation) and group.unit:
+        arguments.append("unit=True")
+    if isinstance(group, Orthogonal) and group.fix:
+        arguments.append(f"fix={group.fix!r}")
+    return f"sx.{type(group).__name__}({', '.join(arguments)})"

@@ -1,0 +1,302 @@
+"""Lie groups from gradients: relations between moments of gradients and parameters.
+
+If a group acts on some axes, the derivative of the loss along it is zero: the moments M = G W^T of gradient
+and parameter along those axes add up to zero. All matrix groups here contain rotations, so the antisymmetric
+parts of the moments find them, layout by layout; the symmetric parts then tell which group it is. Scales are
+relations between the diagonals, and their coefficients are the charges.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from symmetrax.discovery._points import Measured
+from symmetrax.discovery._relations import NEARLY, Columns, Relation, charges, relations
+from symmetrax.discovery._sites import (
+    Place,
+    Shape,
+    Site,
+    in_front,
+    scale_shapes,
+    scale_sites,
+)
+from symmetrax.discovery._spaces import Leg, Space, implied, with_per
+from symmetrax.symmetry._groups import PositiveDiagonal
+from symmetrax.symmetry._matrix_groups import GeneralLinear, Orthogonal, ScaledRotation
+
+#: Units, values of the indices, and their product's pairs that are compared at most: more tell nothing new.
+UNITS, BLOCKS, PAIRS = 8, 32, 400
+
+#: The most entries of the moments of one axis that are computed as a whole.
+LARGEST = 1 << 24
+
+#: Rows for every column of a null space.
+ROWS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """One question: the relations between some sites, of one shape, and the closest it came to another."""
+
+    group: str
+    shape: Shape
+    sites: int
+    found: int
+    nearest: float
+
+
+def points_needed(shape: Shape, sites: int) -> int:
+    """Gradients that settle the matrix groups of one shape on so many sites."""
+    blocks, pairs = _sampled(shape)
+    return -(-(ROWS * sites + 8) // (blocks * pairs))
+
+
+def _sampled(shape: Shape) -> tuple[int, int]:
+    """How many values of the indices are looked at, and pairs of units at each."""
+    units = min(shape[1], UNITS)
+    pairs = units * (units - 1) // 2
+    return min(int(np.prod(shape[0])), max(BLOCKS, PAIRS // pairs)), pairs
+
+
+def spread_out(size: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Random indices below `size`, one from each of `count` equal parts; all if there are no more."""
+    count = min(size, count)
+    edges = np.arange(count + 1) * size // count
+    return rng.integers(edges[:-1], edges[1:])
+
+
+class Products:
+    """Moments G W^T of all axes at all points: computed once for each, as a whole."""
+
+    def __init__(self, measured: Measured):
+        self.points = measured.points
+        self._kept: dict[tuple, np.ndarray] = {}
+
+    def entries(self, site: Site, number: int, blocks: np.ndarray, units: np.ndarray) -> np.ndarray:
+        """The moment at some values of the indices between some units: (blocks, units, units)."""
+        point = self.points[number]
+        if site.length**2 * int(np.prod([length for _, length in site.lead])) > LARGEST:
+            g, w = (site.gather(x[site.path], blocks, units) for x in (point.gradient, point.leaves))
+            return np.real(g @ w.swapaxes(-1, -2)).astype(float)
+        key = (site.path, site.axis, site.lead, number)
+        if key not in self._kept:
+            g, w = (
+                in_front(x[site.path].reshape(site.shape), site.lead, site.axis)
+                for x in (point.gradient, point.leaves)
+            )
+            self._kept[key] = np.real(g @ w.swapaxes(-1, -2))
+        outer, inner = np.divmod(blocks, len(site.positions))
+        at = site.positions[inner][:, units]
+        return self._kept[key][outer[:, None, None, None], at[:, :, None], at[:, None]].sum(
+            axis=-1, dtype=float
+        )
+
+    def sizes(self, site: Site, number: int, blocks: np.ndarray, units: np.ndarray) -> np.ndarray:
+        """Squares of the lengths that such entries have where gradient and parameter are unrelated."""
+        point = self.points[number]
+        key = (site.path, site.axis, site.lead, number, "sizes")
+        if key not in self._kept:
+            g, w = (
+                in_front(np.abs(x[site.path].reshape(site.shape)) ** 2, site.lead, site.axis)
+                for x in (point.gradient, point.leaves)
+            )
+            self._kept[key] = np.stack([g.sum(axis=-1), w.sum(axis=-1) / w.shape[-1]])
+        outer, inner = np.divmod(blocks, len(site.positions))
+        at = site.positions[inner][:, units]
+        g, w = self._kept[key][:, outer[:, None, None], at]
+        return (g[:, :, None] * w[:, None]).sum(axis=-1, dtype=float)
+
+
+class Moments:
+    """Moments of one shape on many sites, at some values of the indices and some units."""
+
+    def __init__(self, products: Products, shape: Shape, sites: Sequence[Site], rng: np.random.Generator):
+        per, size = shape
+        self.sites = sites
+        points = range(min(len(products.points), points_needed(shape, len(sites))))
+        self.units = spread_out(size, UNITS, rng)
+        self.blocks = spread_out(int(np.prod(per)), _sampled(shape)[0], rng)
+        at = self.blocks, self.units
+        self.values = [np.stack([products.entries(site, k, *at) for k in points]) for site in sites]
+        self.squares = [np.stack([products.sizes(site, k, *at) for k in points]) for site in sites]
+
+    def antisymmetric(self) -> Columns:
+        """What rotations see: M - M^T, above the diagonal."""
+        rows, columns = np.triu_indices(len(self.units), 1)
+        return self._columns(lambda m: m - m.swapaxes(-1, -2), rows, columns)
+
+    def symmetric(self, legs: Sequence[int]) -> Columns:
+        """What stretching sees: M + M^T, with the diagonal."""
+        rows, columns = np.triu_indices(len(self.units))
+        return self._columns(lambda m: m + m.swapaxes(-1, -2), rows, columns, legs)
+
+    def trace(self, legs: Sequence[int]) -> Columns:
+        """What scales common to a block see."""
+        sums = [(np.einsum("pbii->pb", self.values[k]), np.einsum("pbii->pb", self.squares[k])) for k in legs]
+        return _stacked([(value.ravel(), np.sqrt(square.sum())) for value, square in sums])
+
+    def _columns(self, part, rows, columns, legs=None) -> Columns:
+        chosen = range(len(self.sites)) if legs is None else legs
+        return _stacked(
+            [
+                (
+                    part(self.values[k])[..., rows, columns].ravel(),
+                    # The square counts every pair twice, as the part does.
+                    np.sqrt((self.squares[k] + self.squares[k].swapaxes(-1, -2))[..., rows, columns].sum()),
+                )
+                for k in chosen
+            ]
+        )
+
+
+def _stacked(parts: Sequence[tuple[np.ndarray, float]]) -> Columns:
+    return Columns(np.stack([value for value, _ in parts], axis=1), np.array([scale for _, scale in parts]))
+
+
+def matrix_groups(
+    products: Products,
+    questions: Iterable[tuple[Shape, list[Site]]],
+    groups: Sequence[type],
+    tolerance: float,
+    rng: np.random.Generator,
+    known: Sequence[Space],
+) -> Iterator[tuple[Look, list[list[Space]]]]:
+    """Candidates for the matrix groups of each shape on its sites; ask for large matrices first.
+
+    A candidate is a list of spaces to be tried in turn. `known` spaces are those found so far, and may grow
+    between one answer and the next.
+    """
+    for shape, sites in questions:
+        moments = Moments(products, shape, sites, rng)
+        columns = moments.antisymmetric()
+        if len(columns.values) < len(sites) + 4:
+            continue
+        probe = with_per(ScaledRotation, shape, unit=True) if shape[1] == 2 else with_per(Orthogonal, shape)
+        found, nearest = relations(columns, tolerance, implied(sites, probe, known))
+        spaces = [
+            options
+            for relation in found
+            if _even(relation) and (options := _options(moments, relation, shape, groups, tolerance))
+        ]
+        yield Look("matrices", shape, len(sites), len(spaces), nearest), spaces
+
+
+def _even(relation: Relation) -> bool:
+    """Whether all coefficients are alike, as those of rotations are."""
+    values = relation.coefficients[relation.support]
+    return bool(np.all(np.abs(values / values[0] - 1) < 0.1))
+
+
+def _options(
+    moments: Moments, relation: Relation, shape: Shape, groups: Sequence[type], tolerance: float
+) -> list[Space]:
+    """The groups whose rotations these may be, large ones first; symmetric parts of the moments tell."""
+    legs = relation.support
+    limit = tolerance if relation.inside <= tolerance else NEARLY
+    tests = [(GeneralLinear, moments.symmetric)]
+    tests += [(ScaledRotation, moments.trace)] if shape[1] == 2 else []
+    found = []
+    for group, columns in tests:
+        stretched = relations(columns(legs), limit)[0]
+        signs = [charges(other.coefficients) for other in stretched if len(other.support) == len(legs)]
+        signs = [sign for sign in signs if np.all(np.abs(sign) == 1)]
+        if signs and group in groups:
+            made = [Leg(moments.sites[k], power) for k, power in zip(legs, signs[0], strict=True)]
+            gap = (max(relation.inside, stretched[0].inside), min(relation.outside, stretched[0].outside))
+            found.append(Space(with_per(group, shape), tuple(made), gap))
+    plain = tuple(Leg(moments.sites[k]) for k in legs)
+    gap = (relation.inside, relation.outside)
+    if Orthogonal in groups:
+        found.append(Space(with_per(Orthogonal, shape), plain, gap))
+    if shape[1] == 2 and ScaledRotation in groups:
+        found.append(Space(with_per(ScaledRotation, shape, unit=True), plain, gap))
+    return found
+
+
+def centred_rotations(
+    measured: Measured, places: Sequence[Place], tolerance: float, known: Sequence[Space]
+) -> Iterator[tuple[Look, list[list[Space]]]]:
+    """Candidates for rotations that keep the mean of an axis, where not all do: streams read by LayerNorm."""
+    for size in sorted(
+        {place.length for place in places if not place.lead and place.length > 2}, reverse=True
+    ):
+        shape: Shape = ((), size)
+        at = [place for place in places if not place.lead and place.length == size]
+        sites = [place.site(size) for place in at]
+        frame = _frame(size, min(UNITS, size - 1))
+        parts = []
+        for site in sites:
+            values, squares = [], []
+            for point in measured.points:
+                g, w = (
+                    frame.T @ np.moveaxis(x[site.path].reshape(site.shape), site.axis, 0).reshape(size, -1)
+                    for x in (point.gradient, point.leaves)
+                )
+                moment, square = np.real(g @ w.T), np.abs(g) ** 2 @ np.abs(w.T) ** 2
+                above = np.triu_indices(len(moment), 1)
+                values.append((moment - moment.T)[above])
+                squares.append((square + square.T)[above].sum())
+            parts.append((np.concatenate(values), np.sqrt(np.sum(squares))))
+        columns = _stacked(parts)
+        if len(columns.values) < len(sites) + 4:
+            continue
+        found, nearest = relations(columns, tolerance, implied(sites, with_per(Orthogonal, shape), known))
+        spaces = [
+            [
+                Space(
+                    Orthogonal(size, fix="mean"),
+                    tuple(Leg(sites[k]) for k in relation.support),
+                    (relation.inside, relation.outside),
+                )
+            ]
+            for relation in found
+            if _even(relation)
+        ]
+        yield Look("rotations that keep the mean", shape, len(sites), len(spaces), nearest), spaces
+
+
+def _frame(size: int, count: int) -> np.ndarray:
+    """Orthonormal vectors whose entries add up to zero."""
+    rng = np.random.default_rng(size)
+    drawn = rng.normal(size=(size, count))
+    return np.linalg.qr(drawn - drawn.mean(axis=0))[0]
+
+
+def scales(
+    measured: Measured,
+    places: Sequence[Place],
+    tolerance: float,
+    rng: np.random.Generator,
+    known: Sequence[Space],
+) -> Iterator[tuple[Look, list[list[Space]]]]:
+    """Candidates for positive scalings, with their charges; many scales first, one for whole arrays last."""
+    taken = measured.products
+    at = [place for place in places if place in taken]
+    lookup = {(place.path, place.axis, place.lead): place for place in at}
+    for shape in scale_shapes(at):
+        sites = scale_sites(shape, at)
+        rows = _scale_rows(shape, len(sites), len(next(iter(taken.values()))), rng)
+        parts = []
+        for site in sites:
+            place = lookup[site.path, site.axis, site.lead]
+            terms = taken[place][:, :, site.positions].sum(axis=-1).reshape(len(taken[place]), -1)
+            part = site.positions.size / site.length / terms.shape[1]  # of the array's products, in each row
+            parts.append((terms[rows], np.sqrt(part * measured.sizes[site.path][rows[0]].sum())))
+        group = with_per(PositiveDiagonal, shape)
+        found, nearest = relations(_stacked(parts), tolerance, implied(sites, group, known))
+        spaces = []
+        for relation in found:
+            powers = charges(relation.coefficients)
+            legs = tuple(Leg(sites[k], float(powers[k])) for k in relation.support)
+            spaces.append([Space(group, legs, (relation.inside, relation.outside))])
+        yield Look("scales", shape, len(sites), len(found), nearest), spaces
+
+
+def _scale_rows(
+    shape: Shape, sites: int, points: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Points and units that make enough rows for so many columns."""
+    units = int(np.prod(shape[0])) * shape[1]
+    chosen = rng.permutation(points * units)[: max(3 * sites + 16, 64)]
+    return np.divmod(np.sort(chosen), units)

@@ -1,0 +1,120 @@
+"""Linear relations between measured columns: null spaces, their gaps, and sparse bases of them."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+#: Singular values of columns of length 1 up to which a relation is looked at as an approximate one.
+NEARLY = 1e-2
+
+
+@dataclasses.dataclass(frozen=True)
+class Relation:
+    """Coefficients with which columns add up to zero, and the singular values on both sides of the gap."""
+
+    coefficients: np.ndarray
+    inside: float
+    outside: float
+
+    @property
+    def support(self) -> list[int]:
+        return [int(k) for k in np.flatnonzero(self.coefficients)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """Measured columns, (rows, columns), and the length each would have if its entries were unrelated."""
+
+    values: np.ndarray
+    scales: np.ndarray
+
+    def normalized(self) -> np.ndarray:
+        return self.values / np.where(self.scales > 0, self.scales, 1.0)
+
+
+def relations(
+    columns: Columns, tolerance: float, known: Sequence[np.ndarray] = ()
+) -> tuple[list[Relation], float]:
+    """All relations between the columns that `known` ones do not imply, and the far side of their gap.
+
+    Exact ones come first. Columns are measured relative to their scales, so that singular values have no
+    units: up to `tolerance` they are zero; between it and `NEARLY`, and far from the next one, they are
+    nearly so. Of each known relation one column is left out, which leaves the others of the null space as
+    they are.
+    """
+    unit = columns.normalized()
+    kept = columns.scales > 0
+    for relation in known:
+        candidates = [k for k in np.flatnonzero(relation) if kept[k]]
+        if candidates:
+            kept[max(candidates, key=lambda k: abs(relation[k]) * columns.scales[k])] = False
+    found: list[Relation] = []
+    far = np.inf
+    for threshold in (tolerance, NEARLY):
+        indices = np.flatnonzero(kept)
+        if not len(indices):
+            break
+        singular, rows = _right_singular(unit[:, indices])
+        inside = int(np.sum(singular <= threshold))
+        if threshold == NEARLY:
+            while inside and inside < len(singular) and singular[inside] < 5 * singular[inside - 1]:
+                inside -= 1
+        far = float(singular[inside]) if inside < len(singular) else np.inf
+        if not inside:
+            continue
+        worst = float(singular[inside - 1])
+        basis, pivots = echelon(rows[:inside], clean=min(0.03, max(1e-5, 30 * worst / min(far, 1.0))))
+        for vector in basis:
+            whole = np.zeros(unit.shape[1])
+            whole[indices] = vector
+            coefficients = whole / np.where(columns.scales > 0, columns.scales, 1.0)
+            found.append(Relation(coefficients, worst, far))
+        kept[indices[pivots]] = False
+    return found, far
+
+
+def _right_singular(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Singular values, ascending, and their right singular vectors as rows."""
+    triangle = np.linalg.qr(matrix, mode="r") if len(matrix) > matrix.shape[1] else matrix
+    _, singular, rows = np.linalg.svd(triangle, full_matrices=True)
+    padded = np.concatenate([singular, np.zeros(matrix.shape[1] - len(singular))])
+    return padded[::-1], rows[::-1]
+
+
+def echelon(rows: np.ndarray, clean: float) -> tuple[np.ndarray, list[int]]:
+    """A basis of the same space in reduced row echelon form, small entries set to zero; and its pivots.
+
+    Pivots are taken in order of the columns, but not where all entries are small. Spaces that share no column
+    come out one by one.
+
+    >>> echelon(np.array([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]]), clean=1e-6)
+    (array([[1., 1., 0.],
+           [0., 0., 1.]]), [0, 2])
+    """
+    rows, pivots = rows.copy(), []
+    for done in range(len(rows)):
+        sizes = np.abs(rows[done:]).max(axis=0)
+        column = int(np.flatnonzero(sizes >= 0.3 * sizes.max())[0])
+        pivot = done + int(np.argmax(np.abs(rows[done:, column])))
+        rows[[done, pivot]] = rows[[pivot, done]]
+        rows[done] /= rows[done, column]
+        others = np.arange(len(rows)) != done
+        rows[others] -= np.outer(rows[others, column], rows[done])
+        pivots.append(column)
+    rows[np.abs(rows) < clean * np.abs(rows).max(axis=1, keepdims=True)] = 0
+    return rows, pivots
+
+
+def charges(coefficients: np.ndarray) -> np.ndarray:
+    """Coefficients as multiples of a half, where they are such: the smallest 1 in size, the first positive.
+
+    >>> charges(np.array([0.0, -0.501, -0.5, 1.0])).tolist()
+    [0.0, 1.0, 1.0, -2.0]
+    """
+    sizes = np.abs(coefficients[coefficients != 0])
+    scaled = coefficients / sizes.min()
+    scaled = scaled * np.sign(scaled[np.flatnonzero(scaled)[0]])
+    halves = np.round(2 * scaled) / 2
+    near = np.abs(halves - scaled) <= 0.05 * np.abs(scaled)
+    return np.where(near, halves, np.round(scaled, 4)) + 0.0

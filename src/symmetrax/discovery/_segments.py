@@ -1,0 +1,93 @@
+"""Concatenated axes: where fused projections may be cut, and the words for their pieces.
+
+Nothing says where a fused axis is cut. Tried are equal parts, the lengths of other axes, those lengths
+divided by a number of heads, and what they leave; within a head also a rotary part. What is right is decided
+by the gap.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from symmetrax.discovery._sites import Place, Shape, Site, divisors, matrix_sites, ordered
+
+#: The most blocks into which an axis is split before each is cut.
+MOST_BLOCKS = 64
+
+#: The longest block of which every even part is tried as the rotary one; of longer ones only quarters.
+LONGEST = 16
+
+
+def cuts(length: int, hints: Sequence[int]) -> set[tuple[int, int]]:
+    """Segments (start, size) of some partitions of an axis into two, three or four parts.
+
+    >>> sorted(cuts(34, [10]))[:4]  # halves, a rotary half, the hint, and equal parts of what it leaves
+    [(0, 8), (0, 10), (0, 12), (0, 17)]
+    """
+    partitions = [[length // parts] * parts for parts in (2, 3, 4) if length % parts == 0]
+    for hint in dict.fromkeys(hints):
+        rest = length - hint
+        if rest <= 0:
+            continue
+        partitions += [[hint, rest], [rest, hint]]
+        if rest % 2 == 0:
+            partitions += [[rest // 2, rest // 2, hint], [hint, rest // 2, rest // 2]]
+    turning = range(2, length, 2) if length <= LONGEST else [length * k // 4 for k in (1, 2, 3)]
+    partitions += [part for k in turning if k % 2 == 0 for part in ([k, length - k], [length - k, k])]
+    found = set()
+    for sizes in partitions:
+        start = 0
+        for size in sizes:
+            found.add((start, size))
+            start += size
+    return found
+
+
+def segment_questions(
+    places: Sequence[Place], lengths: Sequence[int], heads: Sequence[int] | None
+) -> Iterator[tuple[Shape, list[Site]]]:
+    """For every shape that a segment of one of the axes may have: all its sites on them.
+
+    `lengths` are those of all axes of all arrays, from which cuts are guessed. Axes on which a group acts as
+    a whole need not be among `places`: it would not leave room for another.
+    """
+    lengths = sorted({*lengths})
+    rests = {a - b for a in lengths for b in lengths if a > b}
+    pieces: dict[Shape, dict[Site, None]] = {}
+    for place in places:
+        for blocks in divisors(place.length):
+            if blocks > MOST_BLOCKS or (blocks > 1 and heads is not None and blocks not in heads):
+                continue
+            width = place.length // blocks
+            per_head = [length // blocks for length in lengths if length % blocks == 0]
+            for start, size in cuts(width, [*lengths, *per_head, *(rests if len(rests) < 40 else ())]):
+                for shape, site in _pieces(place, blocks, width, start, size, heads):
+                    pieces.setdefault(shape, {})[site] = None
+    for shape in ordered(dict.fromkeys(pieces)):
+        wholes = [site for site in matrix_sites(shape, places) if site.copies == 1]
+        yield shape, [*dict.fromkeys([*pieces[shape], *wholes])]
+
+
+def _pieces(
+    place: Place, blocks: int, width: int, start: int, size: int, heads: Sequence[int] | None
+) -> Iterator[tuple[Shape, Site]]:
+    """What may act on one segment of every block: a matrix, or a matrix of size 2 for every frequency."""
+    pairs = size // 2
+    if blocks > 1:
+        inside = {"stride": width, "offset": start}
+        if size > 1:
+            yield (((*place.leads, blocks), size), place.site(size, first=blocks, **inside))
+        if size % 2 == 0 and pairs > 1:
+            for layout in ("second", "third"):
+                turning = {layout: pairs, **inside}
+                yield (((*place.leads, blocks, pairs), 2), place.site(2, first=blocks, **turning))
+                yield (((*place.leads, pairs), 2), place.site(2, repeats=blocks, **turning))
+        return
+    for front in divisors(size):
+        if size // front > 1 and (front == 1 or heads is None or front in heads):
+            per = (*place.leads, *((front,) if front > 1 else ()))
+            yield ((per, size // front), place.site(size // front, start=start, first=front))
+        within = pairs // front if size % 2 == 0 and pairs % front == 0 else 0
+        if within > 1:
+            per = (*place.leads, *((front,) if front > 1 else ()), within)
+            for layout in ("second", "third"):
+                site = place.site(2, start=start, first=front, stride=2 * within, **{layout: within})
+                yield ((per, 2), site)

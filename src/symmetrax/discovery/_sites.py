@@ -1,0 +1,337 @@
+"""Where a space may touch an array: candidate words for every axis, and which of them imply which."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+#: A shape of elements: lengths of the group's indices, and the size of its matrices.
+Shape = tuple[tuple[int, ...], int]
+
+#: The most copies of a merged axis that share an element, where the group has indices of its own.
+MOST_REPEATS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """A word that may stand on one axis of an array: which entries belong to which unit of a space.
+
+    The axis is `start` plain entries, then `first * repeats` blocks of `stride` entries, then plain ones. In
+    a block, after `offset` plain entries, lie `second`, `size`, `third` and `tail`, the first slowest;
+    `first`, `second` and `third` are indices of the group; along `repeats` and `tail` one element acts many
+    times: `(kv _ f z)` is first=kv, repeats, second=f, size=z. Other array axes may be indices too: `lead`
+    has each with the length that counts, the slowest part of the axis if it is less than the whole.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    axis: int
+    size: int
+    lead: tuple[tuple[int, int], ...] = ()
+    start: int = 0
+    first: int = 1
+    repeats: int = 1
+    stride: int = 0
+    offset: int = 0
+    second: int = 1
+    third: int = 1
+    tail: int = 1
+
+    @property
+    def per(self) -> tuple[int, ...]:
+        """Lengths of the group's indices."""
+        inside = (length for length in (self.first, self.second, self.third) if length > 1)
+        return (*(length for _, length in self.lead), *inside)
+
+    @property
+    def indices(self) -> int:
+        """Number of values of the group's indices."""
+        return int(np.prod(self.per))
+
+    @property
+    def length(self) -> int:
+        """Length of the axis."""
+        return self.shape[self.axis]
+
+    @property
+    def whole(self) -> bool:
+        """Whether every entry of the axis is touched."""
+        return self.positions.size == self.length
+
+    @property
+    def copies(self) -> int:
+        """How often one element acts along the axis."""
+        return self.repeats * self.tail
+
+    @functools.cached_property
+    def positions(self) -> np.ndarray:
+        """Places on the axis, of shape (first * second * third, size, copies)."""
+        p, r, f, i, q, t = np.ogrid[
+            : self.first, : self.repeats, : self.second, : self.size, : self.third, : self.tail
+        ]
+        inside = ((f * self.size + i) * self.third + q) * self.tail + t
+        places = self.start + (p * self.repeats + r) * self.stride + self.offset + inside
+        return places.transpose(0, 2, 4, 3, 1, 5).reshape(-1, self.size, self.copies)
+
+    @functools.cached_property
+    def labels(self) -> tuple[np.ndarray, np.ndarray]:
+        """For all entries along the axes involved: the coordinate there, and which matrix acts; -1 for none.
+
+        Both broadcast against the array; coordinates count units, slowest the group's indices.
+        """
+        leads = [length for _, length in self.lead]
+        places, outer = self.positions, int(np.prod(leads))
+        coordinate, matrix = np.full((2, outer, self.length), -1)
+        p, i, r = np.ogrid[: places.shape[0], : places.shape[1], : places.shape[2]]
+        for a in range(outer):
+            coordinate[a, places] = (a * len(places) + p) * self.size + i + 0 * r
+            matrix[a, places] = (a * len(places) + p) * self.copies + r + 0 * i
+        axes = (*(axis for axis, _ in self.lead), self.axis)
+        sizes = [self.shape[k] if k in axes else 1 for k in range(len(self.shape))]
+        order = np.argsort(axes)
+
+        def spread(part: np.ndarray) -> np.ndarray:
+            part = part.reshape(*leads, self.length)
+            for k, (axis, length) in enumerate(self.lead):
+                part = np.repeat(part, self.shape[axis] // length, axis=k)
+            return part.transpose(order).reshape(sizes)
+
+        return spread(coordinate), spread(matrix)
+
+    def pair(self, x: np.ndarray, u: int, v: int) -> tuple[np.ndarray, np.ndarray]:
+        """The slices of units u and v at the first value of every index."""
+        taken = self.gather(x, np.array([0]), np.array([u, v]))[0]
+        return taken[0], taken[1]
+
+    def change(
+        self,
+        x: np.ndarray,
+        units: int | np.ndarray,
+        new: Callable[[np.ndarray], np.ndarray],
+        copies: Sequence[int] | None = None,
+    ) -> np.ndarray:
+        """The array with the slices of some units at the first value of every index replaced by `new(front)`.
+
+        `front` is the array with the indices and the axis in front, cut to that value; `new` returns what to
+        put there for the units. `copies` picks some of their places along the axis.
+        """
+        out = x.reshape(self.shape).copy()
+        front = np.moveaxis(out, (*(k for k, _ in self.lead), self.axis), range(len(self.lead) + 1))
+        corner = front[tuple(slice(0, self.shape[k] // length) for k, length in self.lead)]
+        every = (slice(None),) * len(self.lead)
+        corner[(*every, self._at(units, copies))] = new(corner)
+        return out.reshape(x.shape)
+
+    def copied(self, x: np.ndarray, u: int, v: int) -> np.ndarray:
+        """The array with unit u's slice in the place of unit v's too, at the first value of every index."""
+        every = (slice(None),) * len(self.lead)
+        return self.change(x, v, lambda corner: corner[(*every, self.positions[0, u])])
+
+    def _at(self, units: int | np.ndarray, copies: Sequence[int] | None) -> np.ndarray:
+        return self.positions[0, units] if copies is None else self.positions[0, units][..., list(copies)]
+
+    def flipped(self, x: np.ndarray, units: np.ndarray, copies: Sequence[int] | None) -> np.ndarray:
+        """The array with the signs of some units' slices changed, at the first value of every index."""
+        every = (slice(None),) * len(self.lead)
+        return self.change(x, units, lambda corner: -corner[(*every, self._at(units, copies))], copies)
+
+    def gather(self, x: np.ndarray, blocks: np.ndarray, units: np.ndarray) -> np.ndarray:
+        """Slices of the array at some values of the indices and some units: (blocks, units, all the rest)."""
+        rows = in_front(x.reshape(self.shape), self.lead, self.axis)
+        outer, inner = np.divmod(blocks, len(self.positions))
+        taken = rows[outer[:, None, None], self.positions[inner][:, units]]
+        return taken.reshape(len(blocks), len(units), -1)
+
+
+def in_front(x: Any, lead: Sequence[tuple[int, int]], axis: int) -> Any:
+    """An array as (all values of the indices, the axis, the rest), its indices being parts of axes."""
+    count, first = len(lead), (*(k for k, _ in lead), axis)
+    front = x.transpose((*first, *(k for k in range(x.ndim) if k not in first)))
+    parts = [size for (k, length) in lead for size in (length, x.shape[k] // length)]
+    apart = front.reshape(*parts, *front.shape[count:])
+    slow, fast = range(0, 2 * count, 2), range(1, 2 * count, 2)
+    order = (*slow, 2 * count, *fast, *range(2 * count + 1, apart.ndim))
+    return apart.transpose(order).reshape(int(np.prod([length for _, length in lead])), x.shape[axis], -1)
+
+
+def carried(bigs: Sequence[Site], smalls: Sequence[Site], *, matrices: bool) -> np.ndarray | None:
+    """How the coordinates on `smalls` follow from those on `bigs`, or None if they do not.
+
+    Both are sites on one array: of several spaces, whose coordinates are counted one after another, and of
+    one smaller space. With `matrices`, a matrix of the smaller space must also act inside one of another. Two
+    legs of a space imply a smaller space if the answer is the same for both.
+    """
+    axes = {axis for big in bigs for axis in (big.axis, *(lead for lead, _ in big.lead))}
+    if any(small.axis not in axes and small.size * small.indices > 1 for small in smalls):
+        return None
+    shape = np.broadcast_shapes(*(site.labels[0].shape for site in (*bigs, *smalls)))
+    coordinate, matrix, labels, blocks = (np.full(shape, -1) for _ in range(4))
+    count = 0
+    for site in bigs:
+        count = _paint(site, shape, coordinate, matrix, count, grow=True)
+    for k, site in enumerate(smalls):
+        _paint(site, shape, labels, blocks, k, grow=False)
+    inside, touched = coordinate >= 0, labels >= 0
+    if np.any(touched & ~inside):
+        return None
+    function = np.full(count, -2)
+    function[coordinate[inside]] = labels[inside]
+    if np.any(function[coordinate[inside]] != labels[inside]):
+        return None
+    if matrices:
+        _, blocks = np.unique(blocks[touched], return_inverse=True)
+        owner = np.full(len(blocks), -1)
+        owner[blocks] = matrix[touched]
+        if np.any(owner[blocks] != matrix[touched]):
+            return None
+    return function
+
+
+def _paint(
+    site: Site, shape: tuple[int, ...], coordinate: np.ndarray, matrix: np.ndarray, count: int, *, grow: bool
+) -> int:
+    """Write a site's labels into arrays of all labels; return the next free coordinate if they grow."""
+    labels, blocks = site.labels
+    # Along axes that are none of its own, one matrix acts many times.
+    own = {site.axis, *(axis for axis, _ in site.lead)}
+    others = [axis for axis, length in enumerate(shape) if axis not in own and length > 1]
+    copies = np.zeros([1] * len(shape), int)
+    for axis in others:
+        steps = np.arange(shape[axis]).reshape([-1 if k == axis else 1 for k in range(len(shape))])
+        copies = copies * shape[axis] + steps
+    number = int(np.prod([shape[axis] for axis in others]))
+    labels, blocks, copies = (np.broadcast_to(part, shape) for part in (labels, blocks, copies))
+    here = labels >= 0
+    coordinate[here] = labels[here] + (count if grow else 0)
+    tagged = blocks[here] * number + copies[here]
+    matrix[here] = tagged + (1 << 40) * count
+    return count + site.indices * site.size
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """An axis of an array, with the array axes that may be indices of a group there."""
+
+    path: str
+    shape: tuple[int, ...]
+    axis: int
+    lead: tuple[tuple[int, int], ...]
+
+    @property
+    def leads(self) -> tuple[int, ...]:
+        return tuple(length for _, length in self.lead)
+
+    @property
+    def length(self) -> int:
+        return self.shape[self.axis]
+
+    def site(self, size: int, **layout: int) -> Site:
+        return Site(self.path, self.shape, self.axis, size, self.lead, **{"stride": size} | layout)
+
+
+def places(shapes: Mapping[str, tuple[int, ...]]) -> list[Place]:
+    """All axes, with the array axes that may be indices there: none, the first one, the one before, or both.
+
+    In matrices only lengths that are stacked somewhere (in an array of three axes or more) count as indices.
+    The first axis of a convolution in groups has the groups in front: a part of it is an index where the
+    number of groups times what each reads is the length of some other axis.
+    """
+    lengths = {length for shape in shapes.values() for length in shape}
+    deep = [shape for shape in shapes.values() if len(shape) > 2]
+    stacks = {length for shape in deep for length in shape[:-1]}
+    found = []
+    for path, shape in shapes.items():
+        for axis, length in enumerate(shape):
+            if length == 1 and (axis or max(shape) > 1):
+                continue
+            ahead = [
+                lead
+                for lead in dict.fromkeys((0, axis - 1))
+                if 0 <= lead < axis and shape[lead] > 1 and (len(shape) > 2 or shape[lead] in stacks)
+            ]
+            wholes = [(lead, shape[lead]) for lead in ahead]
+            leads = [(), *((lead,) for lead in wholes), *([tuple(wholes)] if len(wholes) == 2 else [])]
+            if len(shape) > 2 and axis == 1:
+                groups = (g for g in divisors(shape[0])[1:-1] if g * length in lengths)
+                leads += [((0, g),) for g in groups]
+            found += [Place(path, shape, axis, lead) for lead in leads]
+    return found
+
+
+def matrix_shapes(at: Sequence[Place], heads: Sequence[int] | None) -> list[Shape]:
+    """Shapes of matrix groups that fill some axis exactly, large matrices first.
+
+    An axis may be merged from an index and a space, or from two indices and a space of size 2, as rotary
+    embeddings are. `heads` restricts the lengths of the index in front.
+    """
+    found: dict[Shape, None] = {}
+    for place in at:
+        for front in divisors(place.length):
+            size = place.length // front
+            if size > 1 and (front == 1 or heads is None or front in heads):
+                found[(*place.leads, *((front,) if front > 1 else ())), size] = None
+        for front in divisors(place.length // 2) if place.length % 2 == 0 else ():
+            within = place.length // 2 // front
+            if within > 1 and (front == 1 or heads is None or front in heads):
+                found[(*place.leads, *((front,) if front > 1 else ()), within), 2] = None
+    return ordered(found)
+
+
+def ordered(shapes: Mapping[Shape, None]) -> list[Shape]:
+    """Large matrices first, then many of them: what is implied by another comes after it."""
+    return sorted(shapes, key=lambda shape: (-shape[1], -int(np.prod(shape[0])), shape))
+
+
+def matrix_sites(shape: Shape, at: Sequence[Place]) -> list[Site]:
+    """All words for a space of this shape, in all layouts, on the given axes."""
+    per, size = shape
+    return [
+        site
+        for place in at
+        if per[: len(place.lead)] == place.leads
+        for site in _layouts(place, per[len(place.lead) :], size)
+    ]
+
+
+def _layouts(place: Place, per: tuple[int, ...], size: int) -> Iterator[Site]:
+    copies, rest = divmod(place.length, int(np.prod(per)) * size)
+    if rest or copies == 0 or (per and copies > MOST_REPEATS) or len(per) > 2:
+        return
+    front = per[0] if per else 1
+    if len(per) < 2:
+        yield place.site(size, first=front, repeats=copies)
+        if copies > 1:
+            yield place.site(size, first=front, stride=size * copies, tail=copies)
+    if size == 2 and per:
+        first, within = (front, per[1]) if len(per) == 2 else (1, front)
+        block = {"first": first, "repeats": copies, "stride": size * within}
+        yield place.site(size, **block, third=within)
+        if len(per) == 2 or copies > 1:
+            yield place.site(size, **block, second=within)
+
+
+def scale_sites(shape: Shape, at: Sequence[Place]) -> list[Site]:
+    """All words for a space of scales; for a single scale, one for every whole array."""
+    per, size = shape
+    if size == 1 and not per:
+        shapes = {place.path: place.shape for place in at}
+        return [Site(path, s, 0, 1, stride=s[0], tail=s[0]) for path, s in shapes.items()]
+    return matrix_sites(shape, at)
+
+
+def scale_shapes(at: Sequence[Place]) -> list[Shape]:
+    """Numbers of scales that divide some axis, many first, down to a single one."""
+    found = {(place.leads, size): None for place in at for size in divisors(place.length)}
+    found |= {((), 1): None}
+    return ordered({shape: None for shape in found if shape[1] > 1 or not shape[0]})
+
+
+def divisors(n: int) -> list[int]:
+    """Divisors of n, from 1 to n.
+
+    >>> divisors(12)
+    [1, 2, 3, 4, 6, 12]
+    """
+    return [k for k in range(1, n + 1) if n % k == 0]

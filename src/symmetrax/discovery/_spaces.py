@@ -1,0 +1,266 @@
+"""Candidate spaces: a kind of group on a set of sites, what implies what, and the symmetry they make."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from symmetrax.discovery._sites import Shape, Site, carried
+from symmetrax.symmetry._groups import AbstractGroup, Permutation, PositiveDiagonal, SignDiagonal
+from symmetrax.symmetry._matrix_groups import GeneralLinear, Orthogonal, ScaledRotation
+
+#: Letters of spaces by group, and of the group's indices, in legs.
+LETTERS = {GeneralLinear: "g", Orthogonal: "o", ScaledRotation: "z", PositiveDiagonal: "s"}
+LETTERS |= {SignDiagonal: "e", Permutation: "p"}
+INDICES = "hijkl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Leg:
+    """A site on which a space acts, with a power: 1 for g, -1 for its dual, 2 for its square."""
+
+    site: Site
+    power: float = 1.0
+    copies: tuple[int, ...] | None = None  # which copies along the axis are touched; None for all
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+    """A group acting on some legs: found, but not yet certified.
+
+    `gap` has the singular values (or relative differences) on both sides of the decision.
+    """
+
+    group: AbstractGroup
+    legs: tuple[Leg, ...]
+    gap: tuple[float, float]
+
+    @property
+    def shape(self) -> Shape:
+        return self.group.lengths, self.group.size
+
+    def named(self, number: int) -> tuple[dict[str, AbstractGroup], dict[str, str]]:
+        """The space under a name of its own, and its legs in the notation."""
+        letter = LETTERS.get(type(self.group), "x")
+        name, indices = f"{letter}{number}", [f"{x}{number}" for x in INDICES[: len(self.group.per)]]
+        per = dict(zip(indices, self.group.lengths, strict=True))
+        group = dataclasses.replace(self.group, per=tuple(per.items()))
+        by_array: dict[str, list[Leg]] = {}
+        for leg in self.legs:
+            by_array.setdefault(leg.site.path, []).append(leg)
+        return {name: group}, {path: leg_text(legs, name, indices) for path, legs in by_array.items()}
+
+
+def with_per(group: Callable[..., AbstractGroup], shape: Shape, **kwargs: Any) -> AbstractGroup:
+    """A group of this shape, its indices not yet named."""
+    per, size = shape
+    return group(size=size, per={INDICES[k]: length for k, length in enumerate(per)}, **kwargs)
+
+
+def leg_text(legs: Sequence[Leg], name: str, indices: Sequence[str]) -> str:
+    """What some sites on one array say in the notation. Raises ValueError if no leg can say it."""
+    words = ["_"] * len(legs[0].site.shape)
+    for axis in sorted({leg.site.axis for leg in legs}):
+        here = sorted(
+            (leg for leg in legs if leg.site.axis == axis), key=lambda leg: leg.site.positions.min()
+        )
+        for leg in here:
+            for (lead, length), index in zip(leg.site.lead, indices, strict=False):
+                words[lead] = index if length == leg.site.shape[lead] else f"({index} _)"
+        words[axis] = _axis_text(here, name, indices)
+    return " ".join(words)
+
+
+def _axis_text(legs: Sequence[Leg], name: str, indices: Sequence[str]) -> str:
+    parts = [_parts(leg, name, indices) for leg in legs]
+    starts = {(part.start, part.end) for part in parts}
+    if len(starts) == 1:
+        inside = _sum([part.inside for part in parts], parts[0].stride)
+        bodies = [(*next(iter(starts)), _bracket([*parts[0].front, inside]))]
+    else:
+        bodies = [
+            (part.start, part.end, _bracket([*part.front, _sum([part.inside], part.stride)]))
+            for part in parts
+        ]
+    return _sum(bodies, legs[0].site.length)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    start: int
+    end: int
+    front: tuple[str, ...]
+    inside: tuple[int, int, str]
+    stride: int
+
+
+def _parts(leg: Leg, name: str, indices: Sequence[str]) -> _Part:
+    """The pieces of a word: which segment, what is in front of a block, and what is inside one."""
+    site = leg.site
+    word = _word(name, leg.power)
+    names = iter(indices[len(site.lead) :])
+    front = [next(names)] if site.first > 1 else []
+    inner = [*([next(names)] if site.second > 1 else []), word]
+    inner += [next(names)] if site.third > 1 else []
+    length = site.second * site.size * site.third * site.tail
+    both = site.repeats > 1 and site.tail > 1
+    inner += [str(site.tail) if both else "_"] if site.tail > 1 else []
+    if leg.copies is not None:  # some of the copies, each a segment of its own
+        segments = [(r * site.stride, r * site.stride + length, _bracket(inner)) for r in leg.copies]
+        stride = site.stride * site.repeats
+        return _Part(site.start, site.start + stride, (), (0, stride, _sum(segments, stride)), stride)
+    front += ["_"] if site.repeats > 1 else []
+    end = site.start + site.first * site.repeats * site.stride
+    body = _bracket(inner) if length < site.stride else " ".join(inner)
+    return _Part(site.start, end, tuple(front), (site.offset, site.offset + length, body), site.stride)
+
+
+def _sum(segments: Sequence[tuple[int, int, str]], length: int) -> str:
+    """Segments of an axis, with plain entries between them."""
+    terms, position = [], 0
+    for start, end, text in segments:
+        if start < position:
+            raise ValueError("segments overlap")
+        terms += [str(start - position)] if start > position else []
+        terms.append(_bracket([text]) if (start, end) != (0, length) else text)
+        position = end
+    terms += [str(length - position)] if position < length else []
+    return "+".join(terms)
+
+
+def _bracket(parts: Sequence[str]) -> str:
+    """One node of several factors: bracketed unless there is a single one without blanks."""
+    text = " ".join(parts)
+    return f"({text})" if " " in text and not (len(parts) == 1 and _closed(text)) else text
+
+
+def _closed(text: str) -> bool:
+    """Whether blanks occur in brackets only."""
+    depth = 0
+    for character in text:
+        depth += (character == "(") - (character == ")")
+        if character == " " and not depth:
+            return False
+    return True
+
+
+def _word(name: str, power: float) -> str:
+    if power == 1:
+        return name
+    return f"{name}*" if power == -1 else f"{name}^{np.format_float_positional(power, trim='-')}"
+
+
+def contains(big: AbstractGroup, small: AbstractGroup) -> bool:
+    """Whether groups of the first kind may have subgroups of the second."""
+    match big:
+        case GeneralLinear():
+            return True
+        case Orthogonal(fix="mean"):
+            return isinstance(small, Permutation) or small == big
+        case Orthogonal():
+            return isinstance(small, Orthogonal | Permutation | SignDiagonal) or (
+                isinstance(small, ScaledRotation) and small.unit
+            )
+        case ScaledRotation():
+            return isinstance(small, ScaledRotation | PositiveDiagonal)
+        case _:
+            return type(big) is type(small)
+
+
+def implied(sites: Sequence[Site], group: AbstractGroup, known: Sequence[Space]) -> list[np.ndarray]:
+    """Relations between the columns of `sites` that spaces already known make necessary.
+
+    `group` is what is looked for on the sites; known spaces imply it where all their legs have a site that
+    takes their coordinates in the same way. Spaces with the same legs are taken together too.
+    """
+    by_path: dict[str, list[int]] = {}
+    for k, site in enumerate(sites):
+        by_path.setdefault(site.path, []).append(k)
+    found = []
+    for legs in _bundles(known, group):
+        ways: list[dict[bytes, int]] = []
+        for leg in legs:
+            options: dict[bytes, int] = {}
+            for k in by_path.get(leg.path, ()):
+                way = leg.way([sites[k]], group)
+                if way is not None:
+                    options.setdefault(way, k)
+            ways.append(options)
+            if not options:
+                break
+        for way in ways[0]:
+            if all(way in options for options in ways):
+                relation = np.zeros(len(sites))
+                for leg, options in zip(legs, ways, strict=True):
+                    relation[options[way]] += leg.power if isinstance(group, PositiveDiagonal) else 1.0
+                if np.any(relation):
+                    found.append(relation)
+    return found
+
+
+def follows(space: Space, known: Sequence[Space]) -> bool:
+    """Whether known spaces contain this one."""
+    if any(leg.copies is not None for leg in space.legs):
+        return False
+    by_axis: dict[tuple[str, int], list[Site]] = {}
+    for leg in space.legs:
+        by_axis.setdefault((leg.site.path, leg.site.axis), []).append(leg.site)
+    for legs in _bundles(known, space.group):
+        if {(leg.path, leg.axis) for leg in legs} != set(by_axis):
+            continue
+        ways = [leg.way(by_axis[leg.path, leg.axis], space.group) for leg in legs]
+        if ways[0] is not None and all(way == ways[0] for way in ways):
+            return True
+    return False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Joint:
+    """One axis of an array with the sites that several spaces have there."""
+
+    path: str
+    axis: int
+    power: float
+    sites: tuple[Site, ...]
+    groups: tuple[AbstractGroup, ...]
+
+    def way(self, smalls: Sequence[Site], small: AbstractGroup) -> bytes | None:
+        """How a smaller space on `smalls` follows from these, in a form that can be compared."""
+        matrices = not isinstance(small, PositiveDiagonal | SignDiagonal)
+        way = carried(self.sites, smalls, matrices=matrices)
+        if way is None:
+            return None
+        start = 0
+        for site, group in zip(self.sites, self.groups, strict=True):
+            count = site.indices * site.size
+            pairs, start = way[start : start + count].reshape(-1, site.size), start + count
+            if not isinstance(group, ScaledRotation):
+                continue
+            if matrices and not np.all((pairs < 0) | (pairs % 2 == [0, 1])):
+                return None  # not a rotation of the same pairs
+            if not matrices and not np.all(pairs[:, 0] == pairs[:, 1]):
+                return None
+        return way.tobytes()
+
+
+def _bundles(known: Sequence[Space], group: AbstractGroup) -> list[list[_Joint]]:
+    """Spaces that may contain the group, one by one, and together where they have the same legs."""
+    able = [space for space in known if contains(space.group, group)]
+    alike: dict[tuple, list[Space]] = {}
+    for space in able:
+        legs = sorted((leg.site.path, leg.site.axis, leg.power) for leg in space.legs)
+        alike.setdefault(tuple(legs), []).append(space)
+    together = [[space] for space in able] + [spaces for spaces in alike.values() if len(spaces) > 1]
+    return [_joined(spaces) for spaces in together]
+
+
+def _joined(spaces: Sequence[Space]) -> list[_Joint]:
+    places: dict[tuple[str, int], list[tuple[Leg, AbstractGroup]]] = {}
+    for space in spaces:
+        for leg in space.legs:
+            places.setdefault((leg.site.path, leg.site.axis), []).append((leg, space.group))
+    return [
+        _Joint(path, axis, found[0][0].power, tuple(leg.site for leg, _ in found), tuple(g for _, g in found))
+        for (path, axis), found in places.items()
+    ]
