@@ -467,6 +467,72 @@ def mixture(p: PyTree, x: Array) -> Array:
     return jnp.einsum("te,edf,tef->td", weights, p["w2"], inner)
 
 
+def read_out(cell: Callable, x: Array, head: Array) -> Array:
+    """What a linear layer reads from the hidden states of a recurrent cell; an LSTM's state is a pair."""
+    zeros = jnp.zeros(head.shape[1])
+    start = (zeros, zeros) if isinstance(cell, eqx.nn.LSTMCell) else zeros
+
+    def step(state, x):
+        state = cell(x, state)
+        return state, state[0] if isinstance(state, tuple) else state
+
+    return jax.lax.scan(step, start, x)[1] @ head.T
+
+
+def equinox_cell(kind: Callable) -> PyTree:
+    return {"cell": kind(3, 5, key=jax.random.key(0)), "head": jax.random.normal(jax.random.key(1), (2, 5))}
+
+
+def call_equinox_cell(params: PyTree, x: Array) -> Array:
+    return read_out(params["cell"], x, params["head"])
+
+
+def equinox_cnn() -> PyTree:
+    first, second = jax.random.split(jax.random.key(0))
+    norm = eqx.nn.GroupNorm(2, 6, eps=0.0)
+    gains = jax.random.normal(jax.random.key(2), (2, 6))
+    norm = eqx.tree_at(lambda n: (n.weight, n.bias), norm, (gains[0], gains[1]))
+    conv, head = eqx.nn.Conv2d(3, 6, 3, key=first), eqx.nn.Linear(6, 2, key=second)
+    return {"conv": conv, "norm": norm, "head": head}
+
+
+def call_equinox_cnn(p: PyTree, x: Array) -> Array:
+    def one(image):
+        return p["head"](jnp.mean(jax.nn.relu(p["norm"](p["conv"](image))), (1, 2)))
+
+    return jax.vmap(one)(x)
+
+
+class FlaxCNN(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.stem, self.inner = nnx.Conv(3, 4, (3, 3), rngs=rngs), nnx.Conv(4, 6, (3, 3), rngs=rngs)
+        self.head = nnx.Linear(6, 2, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        x = jax.nn.relu(self.inner(jax.nn.relu(self.stem(jnp.moveaxis(x, 1, -1)))))
+        return self.head(jnp.mean(x, (1, 2)))
+
+
+def flax_cnn() -> FlaxCNN:
+    return FlaxCNN(nnx.Rngs(0))
+
+
+def weight_normed(p: PyTree, x: Array) -> Array:
+    """Directions v of length one, times gains."""
+    w = p["gain"][:, None] * p["v"] / jnp.linalg.norm(p["v"], axis=1, keepdims=True)
+    return jax.nn.relu(x @ w.T + p["b"]) @ p["head"].T
+
+
+def batch_normed_relu(p: PyTree, x: Array) -> Array:
+    x = normalized(x @ p["w"].T, axes=0)
+    return jax.nn.relu(x * p["gain"] + p["b"]) @ p["head"].T
+
+
+def fused_gated(p: PyTree, x: Array) -> Array:
+    gate, up = jnp.split(x @ p["gate_up"].T, 2, axis=-1)
+    return (jax.nn.silu(gate) * up) @ p["down"].T
+
+
 LSTM = arrays(weight_ih=(20, 3), weight_hh=(20, 5), bias=(20,), head=(2, 5))
 MIXTURE = arrays(router=(4, 3), w1=(4, 5, 3), w2=(4, 2, 5))
 TRANSFORMER = {
@@ -697,6 +763,29 @@ ROWS = [
         partial(GATED_MLP, group=sx.SignDiagonal),
     ),
     Row("gated by relu", GATED, partial(gated, jax.nn.relu), vectors(3), partial(GATED_MLP, relu=True)),
+    by_hand(
+        "gated by nothing",
+        GATED,
+        partial(gated, lambda z: z),
+        vectors(3),
+        {"g": sx.PositiveDiagonal(5), "u": sx.PositiveDiagonal(5)},
+        {"gate": "g _", "up": "u _", "up_bias": "u", "down": "_ g*&u*"},
+    ),
+    by_hand(
+        "gated, fused",
+        arrays(gate_up=(10, 3), down=(2, 5)),
+        fused_gated,
+        vectors(3),
+        {"u": sx.PositiveDiagonal(5)},
+        {"gate_up": "5+u _", "down": "_ u*"},
+    ),
+    Row(
+        "transformer, RMSNorm, untied",
+        transformer_arrays(6, 5, 4, tied=False),
+        partial(transformer, False, False),
+        tokens,
+        partial(transformer_symmetry, "rms", False),
+    ),
     Row(
         "transformer, RMSNorm",
         transformer_arrays(6, 6, 6, tied=True),
@@ -754,6 +843,77 @@ ROWS = [
         vectors(3),
         {"h": sx.SignDiagonal(5)},
         {"weight_ih": "10+h+5 _", "weight_hh": "10+h+5 h*", "bias": "10+h+5", "head": "_ h*"},
+    ),
+    by_hand(
+        "equinox GRU",
+        partial(equinox_cell, eqx.nn.GRUCell),
+        call_equinox_cell,
+        vectors(3),
+        {"h": sx.Permutation(5)},
+        {
+            "cell.weight_ih": "(_ h) _",
+            "cell.weight_hh": "(_ h) h",
+            "cell.bias": "(_ h)",
+            "cell.bias_n": "h",
+            "head": "_ h",
+        },
+    ),
+    by_hand(
+        "equinox LSTM",
+        partial(equinox_cell, eqx.nn.LSTMCell),
+        call_equinox_cell,
+        vectors(3),
+        {"h": sx.SignDiagonal(5)},
+        {
+            "cell.weight_ih": "10+h+5 _",
+            "cell.weight_hh": "10+h+5 h",
+            "cell.bias": "10+h+5",
+            "head": "_ h",
+        },
+    ),
+    by_hand(
+        "equinox CNN, GroupNorm",
+        equinox_cnn,
+        call_equinox_cnn,
+        images,
+        {"c": sx.PositiveDiagonal(6), "s": sx.PositiveDiagonal(2)},
+        {
+            "conv.weight": "(s _) _ _ _",
+            "conv.bias": "(s _) _ _",
+            "norm.weight": "c",
+            "norm.bias": "c",
+            "head.weight": "_ c*",
+        },
+    ),
+    by_hand(
+        "flax CNN",
+        partial(flax_params, flax_cnn),
+        partial(call_flax, flax_cnn),
+        images,
+        {"a": sx.PositiveDiagonal(4), "b": sx.PositiveDiagonal(6)},
+        {
+            "stem.kernel": "_ _ _ a",
+            "stem.bias": "a",
+            "inner.kernel": "_ _ a* b",
+            "inner.bias": "b",
+            "head.kernel": "b* _",
+        },
+    ),
+    by_hand(
+        "weight-normalized",
+        arrays(v=(5, 3), gain=(5,), b=(5,), head=(2, 5)),
+        weight_normed,
+        vectors(3),
+        {"s": sx.PositiveDiagonal(5), "a": sx.PositiveDiagonal(5)},
+        {"v": "s _", "gain": "a", "b": "a", "head": "_ a*"},
+    ),
+    by_hand(
+        "batch-normalized, ReLU",
+        arrays(w=(6, 3), gain=(6,), b=(6,), head=(2, 6)),
+        batch_normed_relu,
+        vectors(3),
+        {"s": sx.PositiveDiagonal(6), "a": sx.PositiveDiagonal(6)},
+        {"w": "s _", "gain": "a", "b": "a", "head": "_ a*"},
     ),
     by_hand(
         "mixture, experts permuted",

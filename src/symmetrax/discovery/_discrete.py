@@ -24,7 +24,7 @@ from symmetrax.symmetry._groups import Permutation, PositiveDiagonal, SignDiagon
 MOST_LEGS = 14
 
 #: How often a point is drawn anew because a unit was dead there.
-TRIES = 3
+TRIES = 4
 
 
 def permutation_shapes(places: Sequence[Place], blocks: Iterable[int]) -> list[Shape]:
@@ -104,19 +104,25 @@ class _Ties:
 
     def __init__(self, loss: Loss, sites: Sequence[Site], rng: np.random.Generator):
         self.loss, self.sites, self.rng = loss, sites, rng
-        self.last = sites[0].size - 1
         self.nearest = np.inf
-        self.leaves = loss.generic(rng)
+        self.draw(0)
+
+    def draw(self, number: int) -> None:
+        """Another point, and another unit copied over one far from it: neighbours in a head look alike."""
+        last = self.sites[0].size - 1
+        unit = (0, last, last // 2, int(self.rng.integers(last + 1)))[number % 4]
+        self.leaves = self.loss.generic(self.rng)
+        self.pair = (unit, last if unit <= last // 2 and unit != last else 0)
 
     def differences(self, tied: Sequence[Site]) -> dict[Site, float]:
         """How far the gradients' two slices are apart, relative to them; NaN where both are zero."""
         leaves = dict(self.leaves)
         for site in tied:
-            leaves[site.path] = site.copied(leaves[site.path], 0, self.last)
+            leaves[site.path] = site.copied(leaves[site.path], *self.pair)
         _, gradient = self.loss.gradient(leaves, self.loss.batch)
         found = {}
         for site in self.sites:
-            one, other = (side.astype(complex) for side in site.pair(gradient[site.path], 0, self.last))
+            one, other = (side.astype(complex) for side in site.pair(gradient[site.path], *self.pair))
             size = np.sqrt(np.linalg.norm(one) ** 2 + np.linalg.norm(other) ** 2)
             tiny = 30 * self.loss.precision * np.linalg.norm(gradient[site.path].astype(complex))
             found[site] = np.linalg.norm(one - other) / size if size > tiny else np.nan
@@ -125,11 +131,11 @@ class _Ties:
     def settled(self, tied: Sequence[Site]) -> dict[Site, float]:
         """The same at a point where no unit is dead, as far as a few points go: dead slices say nothing."""
         apart: dict[Site, float] = {}
-        for _ in range(TRIES):
+        for number in range(TRIES):
             apart = self.differences(tied)
             if not any(np.isnan(gap) for gap in apart.values()):
                 break
-            self.leaves = self.loss.generic(self.rng)
+            self.draw(number + 1)
         return apart
 
     def components(self) -> list[tuple[list[Site], tuple[float, float]]]:
@@ -171,12 +177,13 @@ def signs(
     skip: Callable[[int, str], bool],
 ) -> Iterator[tuple[Look, list[list[Space]]]]:
     """Sign flips on the legs of spaces already found, candidates to be certified."""
-    seen: set[frozenset] = set()
-    for base in bases:
+    asked: list[set[tuple[str, int]]] = []
+    for base in sorted(bases, key=lambda base: -len(base.legs)):
         sites = [leg.site for leg in base.legs]
-        if base.group.size < 2 or frozenset(sites) in seen:
+        axes = {(site.path, site.axis) for site in sites}
+        if base.group.size < 2 or any(axes <= others for others in asked):
             continue
-        seen.add(frozenset(sites))
+        asked.append(axes)
         atoms = _atoms(sites)
         if skip(_sign_most(len(atoms)), f"signs on the legs of {base.group}"):
             continue

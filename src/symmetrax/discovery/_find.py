@@ -184,9 +184,9 @@ class Plan:
         if budget is not None and budget < least:
             raise ValueError(
                 f"A budget of {budget} evaluations is too small: these groups on these arrays need "
-                f"{self.cost.points} gradients at generic points and {2 * self.trials} evaluations to certify "
-                f"the first of what is found, {least} in all. In full: {self.cost}. Fewer `groups` or `heads` "
-                "cost less."
+                f"{self.cost.points} gradients at generic points and {2 * self.trials} evaluations to "
+                f"certify the first of what is found, {least} in all. In full: {self.cost}. Fewer `groups` "
+                "or `heads` cost less."
             )
 
 

@@ -21,7 +21,7 @@ from symmetrax.discovery._sites import (
     scale_shapes,
     scale_sites,
 )
-from symmetrax.discovery._spaces import Leg, Space, implied, with_per
+from symmetrax.discovery._spaces import Leg, Space, implied, together, with_per
 from symmetrax.symmetry._groups import PositiveDiagonal
 from symmetrax.symmetry._matrix_groups import GeneralLinear, Orthogonal, ScaledRotation
 
@@ -288,7 +288,7 @@ def scales(
         spaces = []
         for relation in found:
             powers = charges(relation.coefficients)
-            legs = tuple(Leg(sites[k], float(powers[k])) for k in relation.support)
+            legs = together([Leg(sites[k], float(powers[k])) for k in relation.support])
             spaces.append([Space(group, legs, (relation.inside, relation.outside))])
         yield Look("scales", shape, len(sites), len(found), nearest), spaces
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 #: Singular values of columns of length 1 up to which a relation is looked at as an approximate one.
-NEARLY = 1e-2
+NEARLY = 2e-3
 
 
 @dataclasses.dataclass(frozen=True)

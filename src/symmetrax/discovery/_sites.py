@@ -10,6 +10,9 @@ import numpy as np
 #: A shape of elements: lengths of the group's indices, and the size of its matrices.
 Shape = tuple[tuple[int, ...], int]
 
+#: The most copies of an axis, one after another, on which scales may act one by one.
+MOST_PARTS = 4
+
 #: The most copies of a merged axis that share an element, where the group has indices of its own.
 MOST_REPEATS = 16
 
@@ -99,6 +102,15 @@ class Site:
             return part.transpose(order).reshape(sizes)
 
         return spread(coordinate), spread(matrix)
+
+    def parts(self) -> list["Site"]:
+        """A few copies one after another (gates of an LSTM, a fused gate and up), each by itself."""
+        if not (1 < self.repeats <= MOST_PARTS and self.first == self.second == self.third == self.tail == 1):
+            return [self]
+        return [
+            dataclasses.replace(self, start=self.start + k * self.stride, repeats=1)
+            for k in range(self.repeats)
+        ]
 
     def pair(self, x: np.ndarray, u: int, v: int) -> tuple[np.ndarray, np.ndarray]:
         """The slices of units u and v at the first value of every index."""
@@ -316,9 +328,11 @@ def scale_sites(shape: Shape, at: Sequence[Place]) -> list[Site]:
     """All words for a space of scales; for a single scale, one for every whole array."""
     per, size = shape
     if size == 1 and not per:
-        shapes = {place.path: place.shape for place in at}
-        return [Site(path, s, 0, 1, stride=s[0], tail=s[0]) for path, s in shapes.items()]
-    return matrix_sites(shape, at)
+        firsts = {place.path: place for place in reversed(at) if not place.lead}
+        return [p.site(1, stride=p.length, tail=p.length) for p in reversed(firsts.values())]
+    sites = matrix_sites(shape, at)
+    exact = any(site.copies == 1 for site in sites)
+    return [part for site in sites for part in (site.parts() if exact else [site])]
 
 
 def scale_shapes(at: Sequence[Place]) -> list[Shape]:

@@ -52,6 +52,21 @@ class Space:
         return {name: group}, {path: leg_text(legs, name, indices) for path, legs in by_array.items()}
 
 
+def together(legs: Sequence[Leg]) -> tuple[Leg, ...]:
+    """The legs, with parts of an axis that make up all of it, and have one power, as one leg."""
+    made: list[Leg] = []
+    for leg in legs:
+        site = leg.site
+        count, rest = divmod(site.length, site.size)
+        whole = dataclasses.replace(site, start=0, repeats=count)
+        parts = [Leg(part, leg.power) for part in whole.parts()] if not rest else []
+        if len(parts) > 1 and leg in parts and all(part in legs for part in parts):
+            made += [Leg(whole, leg.power)] if leg == parts[0] else []
+        else:
+            made.append(leg)
+    return tuple(made)
+
+
 def with_per(group: Callable[..., AbstractGroup], shape: Shape, **kwargs: Any) -> AbstractGroup:
     """A group of this shape, its indices not yet named."""
     per, size = shape
