@@ -169,3 +169,67 @@ def test_a_failed_claim_gives_exit_code_1(capsys, monkeypatch):
             main(["claims"])
         assert stopped.value.code == 1
         assert "failed" in capsys.readouterr().out
+
+
+MODEL = """
+import jax, jax.numpy as jnp
+
+def relu():
+    x = jax.random.normal(jax.random.key(0), (8, 3))
+    keys = jax.random.split(jax.random.key(1))
+    params = {"w": jax.random.normal(keys[0], (4, 3)), "out": jax.random.normal(keys[1], (2, 4))}
+    def loss(p, x):
+        return jnp.mean((jax.nn.relu(x @ p["w"].T) @ p["out"].T - x[:, :2]) ** 2)
+    return loss, params, lambda key: jax.random.normal(key, (8, 3))
+
+def nothing():
+    return 3
+
+number = 4
+"""
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    """A module in the working directory that nobody has imported."""
+    (tmp_path / "mymodel.py").write_text(MODEL)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop("mymodel", None)
+    sys.path[:] = [path for path in sys.path if path != str(tmp_path)]
+
+
+def test_discover_prints_cost_table_and_code_and_writes_json(model, capsys):
+    main(["discover", "mymodel:relu", "--double", "--json", "found.json", "--heads", "1"])
+    printed = capsys.readouterr().out
+    assert printed.startswith("Evaluations of the loss: 18 gradients at generic points")
+    assert "s0: PositiveDiagonal(4)  exact" in printed
+    assert "s0 = sx.NetworkSymmetry(" in printed
+    assert "'w': 's0* _'," in printed
+    assert "Certified on fresh data too" in printed
+    told = json.loads((model / "found.json").read_text())
+    assert [found["outcome"] for found in told["found"]] == ["exact", "exact"]
+    assert told["found"][0]["certificate"]["tolerance"] == 1e-9
+    assert not jax.config.jax_enable_x64
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mymodel"], "Name a function as MODULE:FUNCTION"),
+        (["nomodel:relu"], "There is no module 'nomodel'"),
+        (["mymodel:rely"], "mymodel has no function 'rely'. Did you mean 'relu'?"),
+        (["mymodel:number"], "mymodel has no function 'number'"),
+        (["mymodel:nothing"], "must return (loss, params) or (loss, params, batch)"),
+        (["mymodel:relu", "--groups", "Permutations"], "Did you mean 'Permutation'?"),
+        (["mymodel:relu", "--json", "nowhere/found.json"], "The folder of nowhere/found.json does not exist"),
+    ],
+)
+def test_discover_refuses(model, capsys, arguments, message):
+    assert message in refuse(capsys, "discover", *arguments)
+
+
+def test_discover_names_a_budget_that_is_too_small(model, capsys):
+    with pytest.raises(SystemExit):
+        main(["discover", "mymodel:relu", "--budget", "3"])
+    assert "A budget of 3 evaluations is too small" in capsys.readouterr().err

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from symmetrax.discovery._lie import Look
-from symmetrax.discovery._points import Loss
+from symmetrax.discovery._points import Leaves, Loss
 from symmetrax.discovery._relations import NEARLY
-from symmetrax.discovery._sites import Place, Shape, Site, matrix_sites, ordered
+from symmetrax.discovery._sites import Place, Shape, Site, is_vector, matrix_sites, ordered
 from symmetrax.discovery._spaces import Leg, Space, implied, with_per
 from symmetrax.symmetry._groups import Permutation, PositiveDiagonal, SignDiagonal
 
@@ -111,14 +111,14 @@ class _Ties:
         """Another point, and another unit copied over one far from it: neighbours in a head look alike."""
         last = self.sites[0].size - 1
         unit = (0, last, last // 2, int(self.rng.integers(last + 1)))[number % 4]
-        self.leaves = self.loss.generic(self.rng)
+        self.leaves = self.loss.placed(self.loss.generic(self.rng))
         self.pair = (unit, last if unit <= last // 2 and unit != last else 0)
 
     def differences(self, tied: Sequence[Site]) -> dict[Site, float]:
         """How far the gradients' two slices are apart, relative to them; NaN where both are zero."""
-        leaves = dict(self.leaves)
+        leaves: Leaves = dict(self.leaves)
         for site in tied:
-            leaves[site.path] = site.copied(leaves[site.path], *self.pair)
+            leaves[site.path] = site.copied(np.asarray(leaves[site.path]), *self.pair)
         _, gradient = self.loss.gradient(leaves, self.loss.batch)
         found = {}
         for site in self.sites:
@@ -194,6 +194,8 @@ def signs(
             frozenset(atom for atom in atoms if round(relation[atom.leg]) % 2 == 1)
             for relation in implied(sites, group, others)
         ]
+        if set().union(*given) >= set(atoms):
+            continue  # a larger group has all these signs
         sets = flips.all(atoms, given) if len(atoms) <= MOST_LEGS else flips.likely(base)
         spaces = []
         for chosen in sets:
@@ -225,14 +227,14 @@ class _Flips:
         self.loss, self.sites, self.tolerance = loss, sites, 100 * loss.precision
         size = sites[0].size
         self.units = rng.permutation(size)[: -(-size // 2)]
-        self.leaves, self.others = loss.generic(rng), loss.generic(rng)
+        self.leaves, self.others = (loss.placed(loss.generic(rng)) for _ in range(2))
         self.worst, self.nearest = 0.0, np.inf
 
-    def value(self, atoms: Sequence[_Atom], leaves: dict[str, np.ndarray]) -> float:
+    def value(self, atoms: Sequence[_Atom], leaves: Leaves) -> float:
         leaves = dict(leaves)
         for atom in atoms:
             site = self.sites[atom.leg]
-            leaves[site.path] = site.flipped(leaves[site.path], self.units, atom.copies)
+            leaves[site.path] = site.flipped(np.asarray(leaves[site.path]), self.units, atom.copies)
         return self.loss.value(leaves, self.loss.batch)
 
     def all(self, atoms: Sequence[_Atom], given: Sequence[frozenset[_Atom]]) -> list[tuple[_Atom, ...]]:
@@ -274,7 +276,7 @@ class _Flips:
         sets = [
             list(legs),
             [k for k in legs if base.legs[k].power % 2 == 1],
-            [k for k in legs if sum(length > 1 for length in self.sites[k].shape) > 1],
+            [k for k in legs if not is_vector(self.sites[k].shape)],
         ]
         here = self.value((), self.leaves)
         found = []

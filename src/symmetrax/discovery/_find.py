@@ -195,13 +195,11 @@ class _Search:
 
     def __init__(self, loss: Loss, plan: Plan, key: Key[Array, ""], rng: np.random.Generator):
         self.loss, self.plan, self.rng = loss, plan, rng
-        self.double = loss.precision < 1e-10
         #: Singular values of normalized columns up to which a relation is exact.
-        self.threshold = 1e-7 if self.double else max(3e-4, 300 * loss.precision)
+        self.threshold = 1e-7 if loss.precision < 1e-10 else max(3e-4, 300 * loss.precision)
         self.measured = measure(loss, plan.at, rng, count=plan.cost.points, whole=plan.whole)
         self.live = [place for place in plan.at if place.path not in self.measured.idle]
-        tolerance = 1e-9 if self.double else max(1e-4, 100 * loss.precision)
-        self.certify = Certifier(loss, key, rng, plan.trials, tolerance)
+        self.certify = Certifier(loss, key, rng, plan.trials)
         self.spaces: list[Space] = []
         self.found: list[Found] = []
         self.rejected: list[tuple[Space, Found]] = []
@@ -255,12 +253,16 @@ class _Search:
         return questions
 
     def explains(self, place: Place) -> bool:
-        """Whether some space acts on the whole axis, and leaves no room for matrices."""
+        """Whether some space acts on the whole axis, and leaves no room for matrices.
+
+        Scaled rotations do: a head of which only a part turns shows pairs on all of it.
+        """
         return any(
             leg.site.path == place.path
             and leg.site.axis == place.axis
             and leg.site.whole
             and (leg.site.copies == 1 or isinstance(space.group, MATRICES))
+            and not isinstance(space.group, ScaledRotation)
             for space in self.spaces
             for leg in space.legs
         )

@@ -154,10 +154,9 @@ class Discovery:
         if self.found:
             first = self.found[0].certificate
             data = "on fresh data too" if first.fresh is not None else "on the data given"
-            tolerance = first.tolerance
             yield (
                 f"Certified {data}, {first.trials} random elements each; exact means a change of the loss up "
-                f"to {tolerance:.0e}, and of gradients up to {10 * tolerance:.0e}."
+                f"to {first.tolerance:.0e}, and of gradients up to {first.gradient_tolerance:.0e}."
             )
         there = {type(one.group).__name__ for one in self.found}
         absent = [name for name in self.asked if name not in there]

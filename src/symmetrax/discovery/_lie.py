@@ -7,6 +7,7 @@ relations between the diagonals, and their coefficients are the charges.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -25,8 +26,11 @@ from symmetrax.discovery._spaces import Leg, Space, implied, together, with_per
 from symmetrax.symmetry._groups import PositiveDiagonal
 from symmetrax.symmetry._matrix_groups import GeneralLinear, Orthogonal, ScaledRotation
 
-#: Units, values of the indices, and their product's pairs that are compared at most: more tell nothing new.
-UNITS, BLOCKS, PAIRS = 8, 32, 400
+#: Units and values of the indices that are compared, and pairs of units in all: more tell nothing new.
+UNITS, BLOCKS, PAIRS = 6, 32, 400
+
+#: Directions without a mean that are compared.
+DIRECTIONS = 24
 
 #: The most entries of the moments of one axis that are computed as a whole.
 LARGEST = 1 << 24
@@ -48,15 +52,15 @@ class Look:
 
 def points_needed(shape: Shape, sites: int) -> int:
     """Gradients that settle the matrix groups of one shape on so many sites."""
-    blocks, pairs = _sampled(shape)
-    return -(-(ROWS * sites + 8) // (blocks * pairs))
+    blocks, units = _sampled(shape)
+    return -(-(ROWS * sites + 8) // (blocks * units * (units - 1) // 2))
 
 
 def _sampled(shape: Shape) -> tuple[int, int]:
-    """How many values of the indices are looked at, and pairs of units at each."""
-    units = min(shape[1], UNITS)
-    pairs = units * (units - 1) // 2
-    return min(int(np.prod(shape[0])), max(BLOCKS, PAIRS // pairs)), pairs
+    """How many values of the indices, and units at each, are looked at: about `PAIRS` pairs of units."""
+    count, size = int(np.prod(shape[0])), shape[1]
+    units = min(size, max(UNITS, math.ceil(math.sqrt(2 * PAIRS / min(count, BLOCKS)))))
+    return min(count, max(BLOCKS, 2 * PAIRS // (units * (units - 1)))), units
 
 
 def spread_out(size: int, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -115,8 +119,9 @@ class Moments:
         per, size = shape
         self.sites = sites
         points = range(min(len(products.points), points_needed(shape, len(sites))))
-        self.units = spread_out(size, UNITS, rng)
-        self.blocks = spread_out(int(np.prod(per)), _sampled(shape)[0], rng)
+        blocks, units = _sampled(shape)
+        self.units = spread_out(size, units, rng)
+        self.blocks = spread_out(int(np.prod(per)), blocks, rng)
         at = self.blocks, self.units
         self.values = [np.stack([products.entries(site, k, *at) for k in points]) for site in sites]
         self.squares = [np.stack([products.sizes(site, k, *at) for k in points]) for site in sites]
@@ -173,12 +178,17 @@ def matrix_groups(
         if len(columns.values) < len(sites) + 4:
             continue
         probe = with_per(ScaledRotation, shape, unit=True) if shape[1] == 2 else with_per(Orthogonal, shape)
-        found, nearest = relations(columns, tolerance, implied(sites, probe, known))
+        given = implied(sites, probe, known)
+        found, nearest = relations(columns, tolerance, given)
         spaces = [
             options
             for relation in found
             if _even(relation) and (options := _options(moments, relation, shape, groups, tolerance))
         ]
+        if shape[1] == 2:  # pairs known to turn may be free to do more
+            turning = [Relation(relation, 0.0, nearest) for relation in given if np.all(relation >= 0)]
+            options = (_options(moments, relation, shape, groups, tolerance) for relation in turning)
+            spaces += [found[:1] for found in options if found and isinstance(found[0].group, GeneralLinear)]
         yield Look("matrices", shape, len(sites), len(spaces), nearest), spaces
 
 
@@ -224,7 +234,7 @@ def centred_rotations(
         shape: Shape = ((), size)
         at = [place for place in places if not place.lead and place.length == size]
         sites = [place.site(size) for place in at]
-        frame = _frame(size, min(UNITS, size - 1))
+        frame = _frame(size, min(DIRECTIONS, size - 1))
         parts = []
         for site in sites:
             values, squares = [], []

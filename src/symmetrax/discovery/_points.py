@@ -22,6 +22,10 @@ SPREAD = 0.5
 MOST_SCALES = 1 << 16
 
 
+#: Arrays by name, of NumPy or JAX.
+Leaves = dict[str, Any]
+
+
 class Loss:
     """A loss on the floating-point arrays of its parameters, by name, with its data and a count of its calls.
 
@@ -64,7 +68,7 @@ class Loss:
         """Other data, or None if the loss has only one batch."""
         return None if self._draw is None else self._draw(key)
 
-    def value(self, leaves: dict[str, np.ndarray], batch: Any) -> float:
+    def value(self, leaves: Leaves, batch: Any) -> float:
         self.evaluations += 1
         return float(self._value(self._arrays(leaves), self._rest, batch))
 
@@ -92,40 +96,17 @@ class Loss:
             moved[path] = (leaf + leaf.dtype.type(size) * noise).astype(leaf.dtype)
         return moved
 
-    def sums(self, places: Sequence[Place]) -> Callable:
-        """A function of the arrays that also sums up products of gradient and parameter at some places.
-
-        It returns the loss, the gradient, the squared length of every array's products, and for every place
-        the sums of the products over all other axes, of shape (indices, length).
-        """
-        paths = [*self.leaves]
-
-        @eqx.filter_jit
-        def run(leaves: list[Array], rest: PyTree, batch: PyTree) -> tuple:
-            value, gradient = self._value_and_gradient(leaves, rest, batch)
-            product = [jnp.real(g * w) for g, w in zip(gradient, leaves, strict=True)]
-            sums = [
-                in_front(product[paths.index(place.path)].reshape(place.shape), place.lead, place.axis).sum(
-                    -1
-                )
-                for place in places
-            ]
-            return value, gradient, [jnp.sum(x**2) for x in product], sums
-
-        def call(leaves: dict[str, np.ndarray]) -> tuple:
-            self.evaluations += 1
-            value, gradient, sizes, product = run(self._arrays(leaves), self._rest, self.batch)
-            return float(value), gradient, np.array([float(size) for size in sizes]), product
-
-        return call
-
-    def gradient(self, leaves: dict[str, np.ndarray], batch: Any) -> tuple[float, dict[str, np.ndarray]]:
+    def gradient(self, leaves: Leaves, batch: Any) -> tuple[float, dict[str, np.ndarray]]:
         """The loss and its gradient, as NumPy arrays by name."""
         self.evaluations += 1
         value, gradient = self._value_and_gradient(self._arrays(leaves), self._rest, batch)
         return float(value), dict(zip(self.leaves, map(np.asarray, gradient), strict=True))
 
-    def _arrays(self, leaves: dict[str, np.ndarray]) -> list[Array]:
+    def placed(self, leaves: Leaves) -> dict[str, Array]:
+        """The arrays as those of JAX: a point that is used often is then copied once."""
+        return dict(zip(self.leaves, self._arrays(leaves), strict=True))
+
+    def _arrays(self, leaves: Leaves) -> list[Array]:
         return [jnp.asarray(leaves[path], leaf.dtype) for path, leaf in self.leaves.items()]
 
     def _check(self, value: Callable) -> None:
@@ -204,10 +185,11 @@ def measure(
     products: list[list[np.ndarray]] = []
     lengths: list[np.ndarray] = []
     effects = dict.fromkeys(loss.leaves, 0.0)
-    sums = loss.sums(listed)
     for number in range(count):
         leaves = loss.generic(rng)
-        value, gradient, sizes, product = sums(leaves)
+        value, gradient = loss.gradient(leaves, loss.batch)
+        product = {path: np.real(gradient[path] * leaves[path]) for path in leaves}
+        sizes = np.array([np.sum(np.square(terms), dtype=float) for terms in product.values()])
         if not np.isfinite(value) or not np.all(np.isfinite(sizes)):
             raise ValueError(
                 f"The loss or its gradient is not finite near `params` (loss {value} at distance {SPREAD} of "
@@ -215,10 +197,10 @@ def measure(
                 "where it is smooth."
             )
         if number < whole:
-            kept.append(Point(leaves, dict(zip(leaves, map(np.asarray, gradient), strict=True))))
+            kept.append(Point(leaves, gradient))
         for path, size in zip(effects, sizes, strict=True):
             effects[path] = max(effects[path], float(np.sqrt(size)) / max(abs(value), np.finfo(float).tiny))
-        products.append([np.asarray(part, float) for part in product])
+        products.append([_along(place, product[place.path]) for place in listed])
         lengths.append(sizes)
     idle = tuple(path for path, effect in effects.items() if effect < 30 * loss.precision)
     if len(idle) == len(effects):
@@ -228,3 +210,8 @@ def measure(
     by_place = {place: np.stack([row[k] for row in products]) for k, place in enumerate(listed)}
     by_path = dict(zip(effects, np.transpose(lengths), strict=True))
     return Measured(kept, by_place, by_path, idle)
+
+
+def _along(place: Place, terms: np.ndarray) -> np.ndarray:
+    """Sums over all axes but a place's own: (indices, length)."""
+    return in_front(terms.reshape(place.shape), place.lead, place.axis).sum(axis=-1).astype(float)

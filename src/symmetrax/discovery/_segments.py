@@ -7,7 +7,7 @@ by the gap.
 
 from collections.abc import Iterator, Sequence
 
-from symmetrax.discovery._sites import Place, Shape, Site, divisors, matrix_sites, ordered
+from symmetrax.discovery._sites import MOST_REPEATS, Place, Shape, Site, divisors, matrix_sites, ordered
 
 #: The most blocks into which an axis is split before each is cut.
 MOST_BLOCKS = 64
@@ -70,24 +70,24 @@ def _pieces(
     place: Place, blocks: int, width: int, start: int, size: int, heads: Sequence[int] | None
 ) -> Iterator[tuple[Shape, Site]]:
     """What may act on one segment of every block: a matrix, or a matrix of size 2 for every frequency."""
-    pairs = size // 2
-    if blocks > 1:
-        inside = {"stride": width, "offset": start}
-        if size > 1:
-            yield (((*place.leads, blocks), size), place.site(size, first=blocks, **inside))
-        if size % 2 == 0 and pairs > 1:
-            for layout in ("second", "third"):
-                turning = {layout: pairs, **inside}
-                yield (((*place.leads, blocks, pairs), 2), place.site(2, first=blocks, **turning))
-                yield (((*place.leads, pairs), 2), place.site(2, repeats=blocks, **turning))
-        return
-    for front in divisors(size):
-        if size // front > 1 and (front == 1 or heads is None or front in heads):
+    pairs = size // 2 if size % 2 == 0 else 0
+    if blocks == 1:  # a segment of the whole axis, which may itself be merged
+        for front in divisors(size):
             per = (*place.leads, *((front,) if front > 1 else ()))
-            yield ((per, size // front), place.site(size // front, start=start, first=front))
-        within = pairs // front if size % 2 == 0 and pairs % front == 0 else 0
-        if within > 1:
-            per = (*place.leads, *((front,) if front > 1 else ()), within)
-            for layout in ("second", "third"):
-                site = place.site(2, start=start, first=front, stride=2 * within, **{layout: within})
-                yield ((per, 2), site)
+            if size // front > 1 and (front == 1 or heads is None or front in heads):
+                yield ((per, size // front), place.site(size // front, start=start, first=front))
+            within = pairs // front if pairs and pairs % front == 0 else 0
+            for layout in ("second", "third") if within > 1 else ():
+                layouts = {"start": start, "first": front, "stride": 2 * within, layout: within}
+                yield (((*per, within), 2), place.site(2, **layouts))
+        return
+    for front in divisors(blocks):  # a segment of every block, one element for each or for several
+        copies = blocks // front
+        if copies > MOST_REPEATS:
+            continue
+        per = (*place.leads, *((front,) if front > 1 else ()))
+        block = {"first": front, "repeats": copies, "stride": width, "offset": start}
+        if size > 1:
+            yield ((per, size), place.site(size, **block))
+        for layout in ("second", "third") if pairs > 1 else ():
+            yield (((*per, pairs), 2), place.site(2, **block, **{layout: pairs}))

@@ -332,7 +332,16 @@ def scale_sites(shape: Shape, at: Sequence[Place]) -> list[Site]:
         return [p.site(1, stride=p.length, tail=p.length) for p in reversed(firsts.values())]
     sites = matrix_sites(shape, at)
     exact = any(site.copies == 1 for site in sites)
-    return [part for site in sites for part in (site.parts() if exact else [site])]
+    return [part for site in sites for part in (site.parts() if exact or is_vector(site.shape) else [site])]
+
+
+def is_vector(shape: tuple[int, ...]) -> bool:
+    """Whether an array has at most one axis longer than 1: biases and gains.
+
+    >>> is_vector((6, 1, 1)), is_vector((6, 2))
+    (True, False)
+    """
+    return sum(length > 1 for length in shape) <= 1
 
 
 def scale_shapes(at: Sequence[Place]) -> list[Shape]:

@@ -8,6 +8,7 @@ from jaxtyping import Array
 
 from symmetrax.symmetry._groups import AbstractGroup, Permutation
 from symmetrax.symmetry._legs import Word
+from symmetrax.symmetry._matrix_groups import GeneralLinear, ScaledRotation
 from symmetrax.symmetry._network import NetworkSymmetry, along, element_for
 from symmetrax.symmetry._walk import Touch
 
@@ -29,8 +30,14 @@ class DenseAction:
         group = self.symmetry.spaces[word.name]
         if word not in self.factors:
             element = element_for(group, self.element[word.name], word)
-            plain = group.diagonal or isinstance(group, Permutation)
-            self.factors[word] = np.asarray(element if plain else group.multiply(element, _eye(group, word)))
+            match group:
+                case GeneralLinear():
+                    factor = element[0]
+                case ScaledRotation():
+                    factor = group.multiply(element, _eye(group, word))
+                case _:
+                    factor = element
+            self.factors[word] = np.asarray(factor)
         factor = self.factors[word]
         if isinstance(group, Permutation):
             return np.take_along_axis(x, factor[..., None], axis=-2)

@@ -180,6 +180,10 @@ def check_commuting(text: str, groups: Mapping[str, AbstractGroup]) -> None:
             if word.name not in groups:
                 raise ValueError(f"the leg {text!r} has {word} in {both}, but & joins spaces only")
         kinds = [groups[word.name] for word in both.parts]
+        if len({group.size for group in kinds}) > 1:
+            raise ValueError(
+                f"the leg {text!r} puts {' and '.join(map(str, kinds))} on one axis, which have other sizes"
+            )
         if not all(group.diagonal for group in kinds) and not all(
             isinstance(group, ScaledRotation) for group in kinds
         ):
