@@ -5,11 +5,11 @@ from ._unroll import Trace as Trace
 from ._unroll import unroll as unroll
 from ._unroll import unroll_many as unroll_many
 from .discovery._certify import Certificate as Certificate
-from .discovery._find import discovery_cost as discovery_cost
 from .discovery._find import find_symmetries as find_symmetries
 from .discovery._found import Cost as Cost
 from .discovery._found import Discovery as Discovery
 from .discovery._found import Found as Found
+from .discovery._plan import discovery_cost as discovery_cost
 from .learned._artifact import ArtifactError as ArtifactError
 from .learned._artifact import load as load
 from .learned._artifact import save as save

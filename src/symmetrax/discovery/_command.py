@@ -13,7 +13,8 @@ import jax
 
 from symmetrax._files import write_atomic
 from symmetrax._text import near_match
-from symmetrax.discovery._find import GROUPS, discovery_cost, find_symmetries
+from symmetrax.discovery._find import find_symmetries
+from symmetrax.discovery._plan import GROUPS, discovery_cost
 
 
 def discover_from(

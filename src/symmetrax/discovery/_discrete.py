@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from symmetrax.discovery._lie import Look
+from symmetrax.discovery._places import Place, is_vector, matrix_sites, ordered
 from symmetrax.discovery._points import Leaves, Loss
 from symmetrax.discovery._relations import NEARLY
-from symmetrax.discovery._sites import Place, Shape, Site, is_vector, matrix_sites, ordered
+from symmetrax.discovery._sites import Shape, Site
 from symmetrax.discovery._spaces import Leg, Space, implied, with_per
 from symmetrax.symmetry._groups import Permutation, PositiveDiagonal, SignDiagonal
 

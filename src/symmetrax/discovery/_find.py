@@ -5,41 +5,28 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from symmetrax._tree import leaf_name
 from symmetrax.discovery._certify import Certifier, symmetry_of
 from symmetrax.discovery._discrete import (
-    permutation_price,
     permutation_shapes,
     permutations,
     sign_bases,
-    sign_price,
     signs,
 )
-from symmetrax.discovery._found import Cost, Discovery, Found
-from symmetrax.discovery._lie import Look, Products, centred_rotations, matrix_groups, points_needed, scales
+from symmetrax.discovery._found import Discovery, Found
+from symmetrax.discovery._lie import Look, centred_rotations, matrix_groups, scales
+from symmetrax.discovery._moments import Products, points_needed
+from symmetrax.discovery._places import Place
+from symmetrax.discovery._plan import GROUPS, MATRICES, MOST_BLOCKS, Plan, check_options
 from symmetrax.discovery._points import Loss, measure
 from symmetrax.discovery._segments import segment_questions
-from symmetrax.discovery._sites import Place, Shape, Site, matrix_shapes, matrix_sites, places
+from symmetrax.discovery._sites import Shape, Site
 from symmetrax.discovery._spaces import Space, follows
 from symmetrax.symmetry._groups import AbstractGroup, Permutation, PositiveDiagonal, SignDiagonal
-from symmetrax.symmetry._matrix_groups import GeneralLinear, Orthogonal, ScaledRotation
-
-#: Groups of matrices that mix the entries of an axis.
-MATRICES = (GeneralLinear, Orthogonal, ScaledRotation)
-
-#: All groups that can be looked for, in the order in which they are told.
-GROUPS = (*MATRICES, PositiveDiagonal, SignDiagonal, Permutation)
-
-#: The most gradients that are kept as a whole, and the memory that they and their points may take, in bytes.
-MOST_POINTS, MEMORY = 64, 1 << 28
-
-#: Numbers of blocks (heads, groups of a normalization) of which permutations are tried.
-MOST_BLOCKS = 4
+from symmetrax.symmetry._matrix_groups import Orthogonal, ScaledRotation
 
 
 def find_symmetries(
@@ -87,7 +74,7 @@ def find_symmetries(
     Permutation(4) exact {'b': 'p1', 'out': '_ p1', 'w': 'p1 _'}
     """
     start = time.perf_counter()
-    _check(groups, trials)
+    check_options(groups, trials)
     plan = Plan.of(params, groups, heads, trials)
     plan.afford(budget)
     draw, certify = jax.random.split(key)
@@ -106,88 +93,6 @@ def find_symmetries(
         evaluations=problem.evaluations,
         seconds=time.perf_counter() - start,
     )
-
-
-def discovery_cost(
-    params: PyTree,
-    *,
-    groups: Sequence[type[AbstractGroup]] = GROUPS,
-    heads: int | Sequence[int] | None = None,
-    trials: int = 3,
-) -> Cost:
-    """What `find_symmetries` will cost with these arguments, in evaluations of the loss.
-
-    >>> import jax.numpy as jnp, symmetrax as sx
-    >>> params = {"w": jnp.ones((4, 3)), "b": jnp.zeros(4), "out": jnp.ones((2, 4))}
-    >>> print(discovery_cost(params, groups=[sx.PositiveDiagonal]))
-    15 gradients at generic points; at most 0 more for fused axes, 0 for permutations, 0 for signs, 18 for
-    certificates
-    """
-    _check(groups, trials)
-    return Plan.of(params, groups, heads, trials).cost
-
-
-def _check(groups: Sequence[type], trials: int) -> None:
-    for group in groups:
-        if group not in GROUPS:
-            known = ", ".join(known.__name__ for known in GROUPS)
-            raise ValueError(f"`groups` has {getattr(group, '__name__', group)!r}; can be found: {known}.")
-    if not groups or trials < 1:
-        raise ValueError(
-            f"Needs at least one group and one trial, got {len(groups)} groups and trials={trials}."
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """The questions that can be asked before anything is evaluated, and what they cost."""
-
-    at: tuple[Place, ...]
-    matrices: tuple[tuple[Shape, list[Site]], ...]
-    groups: tuple[type, ...]
-    heads: tuple[int, ...] | None
-    trials: int
-    whole: int
-    cost: Cost
-
-    @classmethod
-    def of(
-        cls, params: PyTree, groups: Sequence[type], heads: int | Sequence[int] | None, trials: int
-    ) -> "Plan":
-        leaves = jax.tree_util.tree_leaves_with_path(eqx.filter(params, eqx.is_inexact_array))
-        if not leaves:
-            kinds = sorted({str(getattr(x, "dtype", type(x).__name__)) for x in jax.tree.leaves(params)})
-            raise ValueError(
-                f"Symmetries are looked for in floating-point arrays; `params` has none, only {kinds}."
-            )
-        shapes = {leaf_name(path): leaf.shape or (1,) for path, leaf in leaves}
-        size = sum(leaf.nbytes for _, leaf in leaves)
-        counts = None if heads is None else (heads,) if isinstance(heads, int) else tuple(heads)
-        at = places(shapes)
-        lie = bool(set(groups) & set(MATRICES))
-        matrices = [(s, matrix_sites(s, at)) for s in matrix_shapes(at, counts)] if lie else []
-        matrices = [(shape, sites) for shape, sites in matrices if sites]
-        whole = max([3, *(points_needed(shape, len(sites)) for shape, sites in matrices)]) if lie else 0
-        axes = [place for place in at if not place.lead]
-        cost = Cost(
-            points=max(whole, len(shapes) + 12 if PositiveDiagonal in groups else 1),
-            segments=max(0, min(MOST_POINTS, MEMORY // (2 * max(size, 1))) - whole) if lie else 0,
-            permutations=permutation_price(at, MOST_BLOCKS) if Permutation in groups else 0,
-            signs=sign_price(len(axes)) if SignDiagonal in groups else 0,
-            certificates=trials * (1 + len(groups) * len(axes)),
-        )
-        return cls(tuple(at), tuple(matrices), tuple(groups), counts, trials, whole, cost)
-
-    def afford(self, budget: int | None) -> None:
-        """Raise ValueError if a budget does not even buy the gradients that all else rests on."""
-        least = self.cost.points + 2 * self.trials
-        if budget is not None and budget < least:
-            raise ValueError(
-                f"A budget of {budget} evaluations is too small: these groups on these arrays need "
-                f"{self.cost.points} gradients at generic points and {2 * self.trials} evaluations to "
-                f"certify the first of what is found, {least} in all. In full: {self.cost}. Fewer `groups` "
-                "or `heads` cost less."
-            )
 
 
 class _Search:

@@ -272,7 +272,8 @@ def _code(family: _Family) -> str:
 def group_code(group: AbstractGroup) -> str:
     """A group as the Python that makes it.
 
-    >>> group_code(GeneralLinear(4, per={"h": 2}))
+    >>> import symmetrax as sx
+    >>> group_code(sx.GeneralLinear(4, per={"h": 2}))
     "sx.GeneralLinear(4, per={'h': 2})"
     """
     arguments = [] if isinstance(group, ScaledRotation) else [str(group.size)]

@@ -13,7 +13,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from jaxtyping import Array, Key, PyTree
 
 from symmetrax._tree import leaf_name
-from symmetrax.discovery._sites import Place, in_front
+from symmetrax.discovery._places import Place
+from symmetrax.discovery._sites import in_front
 
 #: How far generic points are from the given parameters, relative to the size of each array.
 SPREAD = 0.5

@@ -7,7 +7,8 @@ by the gap.
 
 from collections.abc import Iterator, Sequence
 
-from symmetrax.discovery._sites import MOST_REPEATS, Place, Shape, Site, divisors, matrix_sites, ordered
+from symmetrax.discovery._places import MOST_REPEATS, Place, divisors, matrix_sites, ordered
+from symmetrax.discovery._sites import Shape, Site
 
 #: The most blocks into which an axis is split before each is cut.
 MOST_BLOCKS = 64

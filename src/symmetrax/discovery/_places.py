@@ -1,0 +1,149 @@
+"""The axes of all arrays, and what words may stand on them: factorizations, layouts, copies."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from symmetrax.discovery._sites import Shape, Site
+
+#: The most copies of a merged axis that share an element, where the group has indices of its own.
+MOST_REPEATS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """An axis of an array, with the array axes that may be indices of a group there."""
+
+    path: str
+    shape: tuple[int, ...]
+    axis: int
+    lead: tuple[tuple[int, int], ...]
+
+    @property
+    def leads(self) -> tuple[int, ...]:
+        return tuple(length for _, length in self.lead)
+
+    @property
+    def length(self) -> int:
+        return self.shape[self.axis]
+
+    def site(self, size: int, **layout: int) -> Site:
+        return Site(self.path, self.shape, self.axis, size, self.lead, **{"stride": size} | layout)
+
+
+def places(shapes: Mapping[str, tuple[int, ...]]) -> list[Place]:
+    """All axes, with the array axes that may be indices there: none, the first one, the one before, or both.
+
+    In matrices only lengths that are stacked somewhere (in an array of three axes or more) count as indices.
+    The first axis of a convolution in groups has the groups in front: a part of it is an index where the
+    number of groups times what each reads is the length of some other axis.
+    """
+    lengths = {length for shape in shapes.values() for length in shape}
+    deep = [shape for shape in shapes.values() if len(shape) > 2]
+    stacks = {length for shape in deep for length in shape[:-1]}
+    found = []
+    for path, shape in shapes.items():
+        for axis, length in enumerate(shape):
+            if length == 1 and (axis or max(shape) > 1):
+                continue
+            ahead = [
+                lead
+                for lead in dict.fromkeys((0, axis - 1))
+                if 0 <= lead < axis and shape[lead] > 1 and (len(shape) > 2 or shape[lead] in stacks)
+            ]
+            wholes = [(lead, shape[lead]) for lead in ahead]
+            leads = [(), *((lead,) for lead in wholes), *([tuple(wholes)] if len(wholes) == 2 else [])]
+            if len(shape) > 2 and axis == 1:
+                groups = (g for g in divisors(shape[0])[1:-1] if g * length in lengths)
+                leads += [((0, g),) for g in groups]
+            found += [Place(path, shape, axis, lead) for lead in leads]
+    return found
+
+
+def matrix_shapes(at: Sequence[Place], heads: Sequence[int] | None) -> list[Shape]:
+    """Shapes of matrix groups that fill some axis exactly, large matrices first.
+
+    An axis may be merged from an index and a space, or from two indices and a space of size 2, as rotary
+    embeddings are. `heads` restricts the lengths of the index in front.
+    """
+    found: dict[Shape, None] = {}
+    for place in at:
+        for front in divisors(place.length):
+            size = place.length // front
+            if size > 1 and (front == 1 or heads is None or front in heads):
+                found[(*place.leads, *((front,) if front > 1 else ())), size] = None
+        for front in divisors(place.length // 2) if place.length % 2 == 0 else ():
+            within = place.length // 2 // front
+            if within > 1 and (front == 1 or heads is None or front in heads):
+                found[(*place.leads, *((front,) if front > 1 else ()), within), 2] = None
+    return ordered(found)
+
+
+def ordered(shapes: Mapping[Shape, None]) -> list[Shape]:
+    """Large matrices first, then many of them: what is implied by another comes after it."""
+    return sorted(shapes, key=lambda shape: (-shape[1], -int(np.prod(shape[0])), shape))
+
+
+def matrix_sites(shape: Shape, at: Sequence[Place]) -> list[Site]:
+    """All words for a space of this shape, in all layouts, on the given axes."""
+    per, size = shape
+    return [
+        site
+        for place in at
+        if per[: len(place.lead)] == place.leads
+        for site in _layouts(place, per[len(place.lead) :], size)
+    ]
+
+
+def _layouts(place: Place, per: tuple[int, ...], size: int) -> Iterator[Site]:
+    copies, rest = divmod(place.length, int(np.prod(per)) * size)
+    if rest or copies == 0 or (per and copies > MOST_REPEATS) or len(per) > 2:
+        return
+    front = per[0] if per else 1
+    if len(per) < 2:
+        yield place.site(size, first=front, repeats=copies)
+        if copies > 1:
+            yield place.site(size, first=front, stride=size * copies, tail=copies)
+    if size == 2 and per:
+        first, within = (front, per[1]) if len(per) == 2 else (1, front)
+        block = {"first": first, "repeats": copies, "stride": size * within}
+        yield place.site(size, **block, third=within)
+        if len(per) == 2 or copies > 1:
+            yield place.site(size, **block, second=within)
+
+
+def scale_sites(shape: Shape, at: Sequence[Place]) -> list[Site]:
+    """All words for a space of scales; for a single scale, one for every whole array."""
+    per, size = shape
+    if size == 1 and not per:
+        firsts = {place.path: place for place in reversed(at) if not place.lead}
+        return [p.site(1, stride=p.length, tail=p.length) for p in reversed(firsts.values())]
+    sites = matrix_sites(shape, at)
+    exact = any(site.copies == 1 for site in sites)
+    return [part for site in sites for part in (site.parts() if exact or is_vector(site.shape) else [site])]
+
+
+def is_vector(shape: tuple[int, ...]) -> bool:
+    """Whether an array has at most one axis longer than 1: biases and gains.
+
+    >>> is_vector((6, 1, 1)), is_vector((6, 2))
+    (True, False)
+    """
+    return sum(length > 1 for length in shape) <= 1
+
+
+def scale_shapes(at: Sequence[Place]) -> list[Shape]:
+    """Numbers of scales that divide some axis, many first, down to a single one."""
+    found = {(place.leads, size): None for place in at for size in divisors(place.length)}
+    found |= {((), 1): None}
+    return ordered({shape: None for shape in found if shape[1] > 1 or not shape[0]})
+
+
+def divisors(n: int) -> list[int]:
+    """Divisors of n, from 1 to n.
+
+    >>> divisors(12)
+    [1, 2, 3, 4, 6, 12]
+    """
+    return [k for k in range(1, n + 1) if n % k == 0]
