@@ -36,9 +36,6 @@ QUICK = [
     "transformer, LayerNorm",
 ]
 
-#: Found in part only: its spaces follow one another along the stacked axis.
-PARTLY = ["equinox MLP, scanned"]
-
 
 @cache
 def discovered(name):
@@ -176,9 +173,17 @@ def test_what_the_zoo_has_is_found_and_nothing_else(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [one.name for one in ROWS if one.name not in (*QUICK, *PARTLY)])
+@pytest.mark.parametrize("name", [one.name for one in ROWS if one.name not in QUICK])
 def test_all_of_the_zoo_is_found_and_nothing_else(name):
     check_row(name)
+
+
+def test_layers_that_are_scanned_have_scales_of_their_own():
+    """Not one for all layers: the output of each is the input of the next."""
+    scales, units = discovered("equinox MLP, scanned")
+    assert scales.group == sx.PositiveDiagonal(5, per={"h0": 3})
+    assert scales.symmetry.legs["layers.1.weight"] == "h0 s0[1:] s0[:-1]*"
+    assert units.group == sx.Permutation(5, per={"h1": 3})
 
 
 def test_fused_and_latent_attention_are_cut_where_they_should_be():

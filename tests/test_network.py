@@ -354,6 +354,15 @@ def test_joining_needs_groups_that_commute():
         per | inner
 
 
+def test_joining_needs_spaces_of_one_size_on_an_axis():
+    """Two ways to split one merged axis are no leg."""
+    params = {"w": jnp.ones((12, 3))}
+    heads = sx.NetworkSymmetry({"h": sx.PositiveDiagonal(4)}, {"w": "(h _) _"}, params)
+    groups = sx.NetworkSymmetry({"g": sx.SignDiagonal(2)}, {"w": "(g _) _"}, params)
+    with pytest.raises(ValueError, match=r"w: the leg .* have other sizes"):
+        heads | groups
+
+
 def test_joined_symmetries_need_spaces_of_their_own_names():
     params = {"q": jnp.ones((4, 6)), "k": jnp.ones((4, 6)), "v": jnp.ones((4, 6)), "o": jnp.ones((6, 4))}
     both = {**{f"a_{n}": x for n, x in params.items()}, **{f"b_{n}": x for n, x in params.items()}}

@@ -178,13 +178,13 @@ def signs(
     skip: Callable[[int, str], bool],
 ) -> Iterator[tuple[Look, list[list[Space]]]]:
     """Sign flips on the legs of spaces already found, candidates to be certified."""
-    asked: list[set[tuple[str, int]]] = []
+    asked: list[tuple[Shape, set[tuple[str, int]]]] = []
     for base in sorted(bases, key=lambda base: -len(base.legs)):
         sites = [leg.site for leg in base.legs]
         axes = {(site.path, site.axis) for site in sites}
-        if base.group.size < 2 or any(axes <= others for others in asked):
+        if base.group.size < 2 or any(base.shape == shape and axes <= others for shape, others in asked):
             continue
-        asked.append(axes)
+        asked.append((base.shape, axes))
         atoms = _atoms(sites)
         if skip(_sign_most(len(atoms)), f"signs on the legs of {base.group}"):
             continue

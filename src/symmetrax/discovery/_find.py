@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 from symmetrax.discovery._certify import Certifier, symmetry_of
+from symmetrax.discovery._chains import Chain, chains
 from symmetrax.discovery._discrete import (
     permutation_shapes,
     permutations,
@@ -27,6 +28,7 @@ from symmetrax.discovery._sites import Shape, Site
 from symmetrax.discovery._spaces import Space, follows
 from symmetrax.symmetry._groups import AbstractGroup, Permutation, PositiveDiagonal, SignDiagonal
 from symmetrax.symmetry._matrix_groups import Orthogonal, ScaledRotation
+from symmetrax.symmetry._network import NetworkSymmetry
 
 
 def find_symmetries(
@@ -110,6 +112,7 @@ class _Search:
         self.rejected: list[tuple[Space, Found]] = []
         self.looked: list[Look] = []
         self.unasked: list[str] = []
+        self.links: list[tuple[Chain, Found]] = []
 
     def run(self) -> None:
         """Large groups first, so that what they imply need not be found again."""
@@ -133,6 +136,28 @@ class _Search:
             self.permutations([shape for shape in shapes if shape not in asked])
         if SignDiagonal in wanted:
             self.take(signs(self.loss, sign_bases(self.spaces), self.spaces, self.rng, self.skip))
+        self.unchain()
+
+    def unchain(self) -> None:
+        """Scales that the layers of a stack share, given to each layer if it may have its own."""
+        for space in [*self.spaces]:
+            for chain in chains(space):
+                if not self.loss.affords(3 * self.plan.trials):
+                    self.unasked.append(
+                        f"scales of every layer of a stack ({3 * self.plan.trials} evaluations)"
+                    )
+                    return
+                if (one := self.certified(chain)).certificate.outcome != "exact":
+                    continue
+                self.links.append((chain, one))
+                for kind in {SignDiagonal, Permutation} & set(self.plan.groups):
+                    if (other := self.certified(chain.of(kind))).certificate.outcome == "exact":
+                        self.links.append((chain.of(kind), other))
+                break
+
+    def certified(self, candidate: Space | Chain) -> Found:
+        symmetry = self.made(candidate, len(self.found))
+        return Found(symmetry, self.certify(symmetry), candidate.gap)
 
     def matrices(self, questions: Iterable[tuple[Shape, list[Site]]]) -> Iterator:
         asked = [(shape, sites) for shape, sites in questions if sites]
@@ -204,13 +229,13 @@ class _Search:
             if follows(space, self.spaces):
                 continue
             try:
-                symmetry = self.made(space, len(self.found))
+                self.made(space, len(self.found))
             except ValueError:
                 continue  # the notation has no leg for it
             if not self.loss.affords(self.plan.trials):
                 self.unasked.append(f"the certificate of {space.group} ({self.plan.trials} evaluations)")
                 continue
-            tried.append((space, Found(symmetry, self.certify(symmetry), space.gap)))
+            tried.append((space, self.certified(space)))
             if tried[-1][1].certificate.outcome == "exact":
                 break
         if not tried:
@@ -223,16 +248,20 @@ class _Search:
             self.spaces.append(space)
             self.found.append(best)
 
-    def made(self, space: Space, number: int):
+    def made(self, space: Space | Chain, number: int) -> NetworkSymmetry:
         return symmetry_of(*space.named(number), self.loss.leaves)
 
     def told(self) -> tuple[Found, ...]:
         """What was found, without what later finds imply, in the order of the groups, numbered anew."""
-        pairs = [
+        linked = {(type(chain.group), chain.axes) for chain, _ in self.links}
+        pairs: list[tuple[Space | Chain, Found]] = [
             (space, one)
             for space, one in zip(self.spaces, self.found, strict=True)
-            if not follows(space, [other for other in self.spaces if other is not space])
+            if (type(space.group), frozenset((leg.site.path, leg.site.axis) for leg in space.legs))
+            not in linked
+            and not follows(space, [other for other in self.spaces if other is not space])
         ]
+        pairs += self.links
         pairs.sort(key=lambda pair: GROUPS.index(type(pair[0].group)))
         return tuple(
             dataclasses.replace(one, symmetry=self.made(space, number))

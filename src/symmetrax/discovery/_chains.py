@@ -1,0 +1,77 @@
+"""Spaces that follow one another along a stacked axis: hidden layers of one width that are scanned.
+
+There the search finds one space with the same scales in every layer, which acts on both axes of the stacked
+matrices. If the layers have scales of their own, the output of one is the input of the next: `h[1:]` on the
+one axis, `h[:-1]*` on the other, `h[0]` and the last one on what is before and behind the stack.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+from symmetrax.discovery._spaces import LETTERS, Space, with_per
+from symmetrax.symmetry._groups import AbstractGroup, PositiveDiagonal
+
+#: Arrays of which the shape does not say whether they are stacked: so many are tried both ways.
+MOST_UNCLEAR = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """A space for every layer of a stack, and one more: `words` has the axis and the word of every leg."""
+
+    group: AbstractGroup
+    words: tuple[tuple[str, int, int, str], ...]  # path, number of axes, axis, index and star of the space
+    stacked: frozenset[str]
+    gap: tuple[float, float]
+
+    def named(self, number: int) -> tuple[dict[str, AbstractGroup], dict[str, str]]:
+        """The space under a name of its own, and its legs in the notation."""
+        name, index = f"{LETTERS[type(self.group)]}{number}", f"h{number}"
+        legs: dict[str, list[str]] = {}
+        for path, axes, axis, word in self.words:
+            leg = legs.setdefault(path, [index if path in self.stacked else "_", *["_"] * (axes - 1)])
+            leg[axis] = name + word
+        group = dataclasses.replace(self.group, per=((index, self.group.lengths[0]),))
+        return {name: group}, {path: " ".join(leg) for path, leg in legs.items()}
+
+    @property
+    def axes(self) -> frozenset[tuple[str, int]]:
+        """The axes that it touches."""
+        return frozenset((path, axis) for path, _, axis, _ in self.words)
+
+    def of(self, kind: type[AbstractGroup]) -> "Chain":
+        """The same legs with a group that is its own dual."""
+        words = tuple((path, axes, axis, word.rstrip("*")) for path, axes, axis, word in self.words)
+        group: Any = with_per(kind, (self.group.lengths, self.group.size))
+        return dataclasses.replace(self, group=group, words=words)
+
+
+def chains(space: Space) -> Iterator[Chain]:
+    """The ways in which scales that all layers share may be scales of each layer."""
+    if not isinstance(space.group, PositiveDiagonal) or space.group.per:
+        return
+    sites = [leg.site for leg in space.legs]
+    both = {
+        site.path for site in sites if len(site.shape) > 2 and sum(s.path == site.path for s in sites) == 2
+    }
+    if not both or any(
+        site.copies > 1 or abs(leg.power) != 1 for site, leg in zip(sites, space.legs, strict=True)
+    ):
+        return
+    depth = next(site.shape[0] for site in sites if site.path in both)
+    unclear = {
+        site.path for site in sites if site.path not in both and site.axis > 0 and site.shape[0] == depth
+    }
+    for flip, count in itertools.product((1, -1), range(min(len(unclear), MOST_UNCLEAR) + 1)):
+        for chosen in itertools.combinations(sorted(unclear), count):
+            stacked = both | set(chosen)
+            words = []
+            for site, leg in zip(sites, space.legs, strict=True):
+                out = leg.power * flip > 0
+                inside, outside = ("[1:]", "[0]") if out else ("[:-1]*", f"[{depth}]*")
+                word = inside if site.path in stacked else outside
+                words.append((site.path, len(site.shape), site.axis, word))
+            group = PositiveDiagonal(space.group.size, per={"h": depth + 1})
+            yield Chain(group, tuple(words), frozenset(stacked), space.gap)
