@@ -317,6 +317,68 @@ def test_a_state_of_flax_is_a_tree_like_others():
     assert sx.verify(loss, state, found[0].symmetry, KEY, batch, trials=1).outcome == "exact"
 
 
+@pytest.mark.parametrize("layout", ["(3 h d)", "(h 3 d)"])
+def test_square_fused_attention_is_taken_apart(layout, float64):
+    """Queries, keys and values of equal size may be turned by one rotation, but also one by one."""
+    rng = np.random.default_rng(2)
+    params = {"qkv": jnp.asarray(rng.normal(size=(12, 4))), "o": jnp.asarray(rng.normal(size=(4, 4)))}
+
+    def loss(p):
+        y = (X @ p["qkv"].T).reshape(len(X), *((3, 2, 2) if layout[1] == "3" else (2, 3, 2)))
+        q, k, v = jnp.moveaxis(y, 1 if layout[1] == "3" else 2, 0)
+        return jnp.mean((zoo.attend(q, k, v) @ p["o"].T - Y) ** 2)
+
+    found = sx.find_symmetries(loss, params, KEY)
+    linear = [one for one in found.exact if isinstance(one.group, sx.GeneralLinear)]
+    assert [one.group.lengths for one in linear] == [(2,), (2,)], str(found)
+    assert {len(one.symmetry.legs) for one in linear} == {1, 2}  # queries with keys, and values with outputs
+    heads = [one for one in found.exact if isinstance(one.group, sx.Permutation)]
+    assert [one.group.size for one in heads] == [2], str(found)
+
+
+def test_short_floats_are_searched_too():
+    rng = np.random.default_rng(0)
+    params = {"w": rng.normal(size=(5, 4)), "out": rng.normal(size=(4, 5))}
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), params)
+
+    def loss(p):
+        return jnp.mean((jax.nn.relu(X @ p["w"].T) @ p["out"].T - Y) ** 2)
+
+    found = sx.find_symmetries(loss, params, KEY)
+    assert [type(one.group) for one in found] == [sx.PositiveDiagonal, sx.Permutation]
+    assert not found.idle
+
+
+def test_signs_among_many_single_ones_are_found(float64):
+    rng = np.random.default_rng(0)
+    params = {name: jnp.asarray(rng.normal(size=3)) for name in "abdef"}
+    params |= {"z": jnp.asarray(rng.normal(size=(3, 4))), "out": jnp.asarray(rng.normal(size=(4, 3)))}
+
+    def loss(p):
+        hidden = jnp.tanh(X @ p["z"].T) * jnp.prod(jnp.stack([jnp.cos(p[name]) for name in "abdef"]), axis=0)
+        return jnp.mean((hidden @ p["out"].T - Y) ** 2)
+
+    found = sx.find_symmetries(loss, params, KEY, groups=[sx.SignDiagonal, sx.Permutation])
+    assert {"z": "e", "out": "e"}.keys() in [
+        one.symmetry.legs.keys() for one in found if isinstance(one.group, sx.SignDiagonal)
+    ]
+
+
+def test_odd_names_and_empty_arrays_do_no_harm(float64):
+    rng = np.random.default_rng(0)
+    params = {"{x}": rng.normal(size=(5, 4)), "a b.[0]*": rng.normal(size=(4, 5)), "none": np.zeros((0, 3))}
+    params = jax.tree.map(jnp.asarray, params)
+
+    def loss(p):
+        return jnp.mean((jax.nn.relu(X @ p["{x}"].T) @ p["a b.[0]*"].T - Y) ** 2)
+
+    found = sx.find_symmetries(loss, params, KEY)
+    assert [type(one.group) for one in found.exact] == [sx.PositiveDiagonal, sx.Permutation]
+    made: dict = {}
+    exec(found.text, {"sx": sx, "params": params}, made)
+    assert [symmetry.legs.keys() for symmetry in made.values()] == [{"{x}", "a b.[0]*"}] * 2
+
+
 # What a discovery says.
 
 
@@ -352,6 +414,7 @@ def test_repeated_layers_are_told_once():
     assert len(found) == 2
     assert str(found).count("PositiveDiagonal(4), 2 times") == 1
     assert "layers.{i}.a" in found.text
+    assert "s0_{i}" in found.text
     made: dict = {}
     exec(found.text, {"sx": sx, "params": params}, made)
     (both,) = made.values()
@@ -389,9 +452,11 @@ def test_what_a_budget_does_not_buy_is_told():
     with jax.enable_x64(True):
         params, batch = one.params(), one.batch(0)
         cost = sx.discovery_cost(params)
-        found = sx.find_symmetries(one.loss, params, KEY, batch=batch, budget=cost.points + 12)
-        assert found.evaluations <= cost.points + 12
-        assert any("Beyond the budget" in note and "permutations of 5" in note for note in found.notes)
+        found = sx.find_symmetries(one.loss, params, KEY, batch=batch, budget=cost.points + 14)
+        assert found.evaluations <= cost.points + 14
+        assert any("beyond the budget" in note and "permutations of 5" in note for note in found.notes)
+        assert "Permutation" in found.unfinished
+        assert "Permutation" not in str(found).split("not found but", 1)[-1].split("\n")[0]
         with pytest.raises(ValueError, match=rf"budget of 5 .* {cost.points} gradients .* in all\. In full"):
             sx.find_symmetries(one.loss, params, KEY, batch=batch, budget=5)
 
@@ -455,6 +520,7 @@ def test_bad_losses_and_parameters_are_refused(loss, params, message, unchecked)
         ({"groups": [sx.NonzeroDiagonal]}, "`groups` has 'NonzeroDiagonal'; can be found: GeneralLinear"),
         ({"groups": []}, "at least one group"),
         ({"trials": 0}, "one trial"),
+        ({"heads": [7]}, "`heads` has 7, which divides no axis; their lengths are"),
     ],
 )
 def test_bad_options_are_refused(options, message):
@@ -500,6 +566,7 @@ def test_teleported_finds_its_symmetry_once_at_init():
     updates, after = step(params, state)
     found = optax.tree.get(after, "found")
     assert found is optax.tree.get(state, "found")
+    assert jax.tree.structure(optimizer.init(params)) == jax.tree.structure(state)
     assert [type(one.group) for one in found] == [sx.PositiveDiagonal, sx.Permutation]
     told = sx.teleported(optax.adam(1e-2), found.joined(compact=False), search=search, transport="carry")
     expected, _ = told.update(jax.grad(mse)(params), told.init(params), params, value_fn=mse)

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import Array, Key
@@ -133,9 +132,16 @@ def _norm(leaves: Any) -> float:
     return float(np.sqrt(sum(float(np.linalg.norm(np.ravel(leaf))) ** 2 for leaf in leaves)))
 
 
-def symmetry_of(
-    spaces: Mapping[str, Any], legs: Mapping[str, str], leaves: Mapping[str, np.ndarray]
-) -> NetworkSymmetry:
+def as_pattern(path: str) -> str:
+    """A path as a pattern of legs that matches it alone.
+
+    >>> as_pattern("layers.{x}")
+    'layers.{{x}}'
+    """
+    return path.replace("{", "{{").replace("}", "}}")
+
+
+def symmetry_of(spaces: Mapping[str, Any], legs: Mapping[str, str], leaves: Leaves) -> NetworkSymmetry:
     """The network symmetry on arrays named by path."""
     shapes = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
-    return NetworkSymmetry(spaces, legs, eqx.filter(shapes, lambda leaf: True))
+    return NetworkSymmetry(spaces, {as_pattern(path): text for path, text in legs.items()}, shapes)

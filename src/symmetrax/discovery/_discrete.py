@@ -17,7 +17,7 @@ from symmetrax.discovery._lie import Look
 from symmetrax.discovery._places import Place, is_vector, matrix_sites, ordered
 from symmetrax.discovery._points import Leaves, Loss
 from symmetrax.discovery._relations import NEARLY
-from symmetrax.discovery._sites import Shape, Site
+from symmetrax.discovery._sites import MOST_PARTS, Shape, Site
 from symmetrax.discovery._spaces import Leg, Space, implied, with_per
 from symmetrax.symmetry._groups import Permutation, PositiveDiagonal, SignDiagonal
 
@@ -44,7 +44,7 @@ def permutation_price(places: Sequence[Place], blocks: int) -> int:
     """The most gradients that permutations cost, with so many numbers of blocks to be found."""
     sizes = [len(sites) for shape in permutation_shapes(places, ()) for sites in variants(shape, places)]
     whole = sum(_most(size) for size in sizes)
-    return whole + blocks * 4 * _most(len([place for place in places if not place.lead]))
+    return whole + blocks * (4 + MOST_PARTS) * _most(len([place for place in places if not place.lead]))
 
 
 def sign_price(axes: int) -> int:
@@ -63,7 +63,11 @@ def _sign_most(legs: int) -> int:
 
 
 def variants(shape: Shape, places: Sequence[Place]) -> list[list[Site]]:
-    """Sites of one shape, at most one on an axis: copies of all units one after another, or unit by unit."""
+    """Sites of one shape, at most one on an axis: copies of all units one after another, or unit by unit.
+
+    Where an axis is a few times as long as another, it may also be that many parts with units in each: heads
+    of queries, keys and values one after another.
+    """
     sites = [site for site in matrix_sites(shape, places) if site.second == site.third == 1]
     found = []
     for kind in ("repeats", "tail"):
@@ -72,8 +76,23 @@ def variants(shape: Shape, places: Sequence[Place]) -> list[list[Site]]:
             if site.copies == 1 or getattr(site, kind) > 1:
                 chosen.setdefault((site.path, site.axis), site)
         if not found or any(site.tail > 1 for site in chosen.values()):
-            found.append([*chosen.values()])
-    return [chosen for chosen in found if chosen]
+            found.append(chosen)
+    lengths = {place.length for place in places}
+    for parts in range(2, MOST_PARTS + 1):
+        fused = {
+            (place.path, place.axis): _in_parts(place, parts, shape[1])
+            for place in places
+            if not shape[0] and not place.lead and place.length % (parts * shape[1]) == 0
+            if place.length // parts in lengths and place.length > parts * shape[1]
+        }
+        found += [found[-1] | fused] if fused else []
+    return [[*chosen.values()] for chosen in found if chosen]
+
+
+def _in_parts(place: Place, parts: int, size: int) -> Site:
+    """An axis that is a few parts, each of blocks that are the units."""
+    block = place.length // parts // size
+    return place.site(size, repeats=parts, stride=size * block, tail=block)
 
 
 def permutations(
@@ -82,15 +101,15 @@ def permutations(
     shapes: Sequence[Shape],
     rng: np.random.Generator,
     known: Sequence[Space],
-    skip: Callable[[int, str], bool],
+    skip: Callable[..., bool],
 ) -> Iterator[tuple[Look, list[list[Space]]]]:
-    """Candidates for the permutations of each shape; `skip(price, what)` says what is too dear."""
+    """Candidates for the permutations of each shape; `skip(price, what, group)` says what is too dear."""
     for shape in shapes:
         for sites in variants(shape, places):
             group = with_per(Permutation, shape)
             covered = {k for relation in implied(sites, group, known) for k in np.flatnonzero(relation)}
             left = [site for k, site in enumerate(sites) if k not in covered]
-            if not left or skip(_most(len(left)), f"permutations of {shape[1]}"):
+            if not left or skip(_most(len(left)), f"permutations of {shape[1]}", Permutation):
                 continue
             ties = _Ties(loss, left, rng)
             spaces = [
@@ -175,7 +194,7 @@ def signs(
     bases: Sequence[Space],
     known: Sequence[Space],
     rng: np.random.Generator,
-    skip: Callable[[int, str], bool],
+    skip: Callable[..., bool],
 ) -> Iterator[tuple[Look, list[list[Space]]]]:
     """Sign flips on the legs of spaces already found, candidates to be certified."""
     asked: list[tuple[Shape, set[tuple[str, int]]]] = []
@@ -186,7 +205,7 @@ def signs(
             continue
         asked.append((base.shape, axes))
         atoms = _atoms(sites)
-        if skip(_sign_most(len(atoms)), f"signs on the legs of {base.group}"):
+        if skip(_sign_most(len(atoms)), f"signs on the legs of {base.group}", SignDiagonal):
             continue
         flips = _Flips(loss, sites, rng)
         group = with_per(SignDiagonal, base.shape)
@@ -261,9 +280,12 @@ class _Flips:
         for chosen in given:
             span |= {members ^ chosen for members in span}
         here = self.value((), self.others)
-        for chosen in kept[:MOST_LEGS]:
+        tried = 0
+        for chosen in kept:
             if frozenset(chosen) in span:
                 continue
+            if (tried := tried + 1) > MOST_LEGS:
+                break
             gap = abs(self.value(chosen, self.others) - here) / max(abs(here), 1e-300)
             if gap <= self.tolerance:
                 self.worst = max(self.worst, gap)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
@@ -19,15 +20,15 @@ from symmetrax.discovery._discrete import (
 )
 from symmetrax.discovery._found import Discovery, Found
 from symmetrax.discovery._lie import Look, centred_rotations, matrix_groups, scales
-from symmetrax.discovery._moments import Products, points_needed
+from symmetrax.discovery._moments import Products, points_needed, rows
 from symmetrax.discovery._places import Place
-from symmetrax.discovery._plan import GROUPS, MATRICES, MOST_BLOCKS, Plan, check_options
+from symmetrax.discovery._plan import GROUPS, MATRICES, MOST_BLOCKS, Plan
 from symmetrax.discovery._points import Loss, measure
 from symmetrax.discovery._segments import segment_questions
 from symmetrax.discovery._sites import Shape, Site
 from symmetrax.discovery._spaces import Space, follows
 from symmetrax.symmetry._groups import AbstractGroup, Permutation, PositiveDiagonal, SignDiagonal
-from symmetrax.symmetry._matrix_groups import Orthogonal, ScaledRotation
+from symmetrax.symmetry._matrix_groups import GeneralLinear, Orthogonal, ScaledRotation
 from symmetrax.symmetry._network import NetworkSymmetry
 
 
@@ -76,7 +77,6 @@ def find_symmetries(
     Permutation(4) exact {'b': 'p1', 'out': '_ p1', 'w': 'p1 _'}
     """
     start = time.perf_counter()
-    check_options(groups, trials)
     plan = Plan.of(params, groups, heads, trials)
     plan.afford(budget)
     draw, certify = jax.random.split(key)
@@ -88,6 +88,7 @@ def find_symmetries(
         found=search.told(),
         rejected=tuple(one for _, one in search.rejected),
         asked=tuple(group.__name__ for group in plan.groups),
+        unfinished=tuple(sorted(search.unfinished)),
         looked=tuple(search.looked),
         idle=search.measured.idle,
         notes=tuple(search.notes()),
@@ -112,6 +113,8 @@ class _Search:
         self.rejected: list[tuple[Space, Found]] = []
         self.looked: list[Look] = []
         self.unasked: list[str] = []
+        self.unfinished: set[str] = set()
+        self.unsaid: list[str] = []
         self.links: list[tuple[Chain, Found]] = []
 
     def run(self) -> None:
@@ -160,7 +163,15 @@ class _Search:
         return Found(symmetry, self.certify(symmetry), candidate.gap)
 
     def matrices(self, questions: Iterable[tuple[Shape, list[Site]]]) -> Iterator:
-        asked = [(shape, sites) for shape, sites in questions if sites]
+        asked = []
+        for shape, sites in questions:
+            if sites and rows(shape, len(self.measured.points)) < len(sites) + 4:
+                self.unasked.append(
+                    f"matrices {shape} on {len(sites)} words: too few gradients fit the memory"
+                )
+                self.unfinished |= {group.__name__ for group in MATRICES}
+            elif sites:
+                asked.append((shape, sites))
         return matrix_groups(
             Products(self.measured), asked, self.plan.groups, self.threshold, self.rng, self.spaces
         )
@@ -177,22 +188,15 @@ class _Search:
         questions = [*segment_questions(bare, [p.length for p in self.live], self.plan.heads)]
         needed = max([0, *(points_needed(shape, len(sites)) for shape, sites in questions)])
         extra = min(needed - self.plan.whole, self.plan.cost.segments)
-        if extra > 0 and not self.skip(extra, "pieces of fused axes"):
+        if extra > 0 and not self.skip(extra, "pieces of fused axes", *MATRICES):
             more = measure(self.loss, [], self.rng, count=extra, whole=extra)
             self.measured = dataclasses.replace(self.measured, points=[*self.measured.points, *more.points])
         return questions
 
     def explains(self, place: Place) -> bool:
-        """Whether some space acts on the whole axis, and leaves no room for matrices.
-
-        Scaled rotations do: a head of which only a part turns shows pairs on all of it.
-        """
+        """Whether some space acts on the whole axis, and leaves no room for other matrices."""
         return any(
-            leg.site.path == place.path
-            and leg.site.axis == place.axis
-            and leg.site.whole
-            and (leg.site.copies == 1 or isinstance(space.group, MATRICES))
-            and not isinstance(space.group, ScaledRotation)
+            leg.site.path == place.path and leg.site.axis == place.axis and leg.site.whole and fills(space)
             for space in self.spaces
             for leg in space.legs
         )
@@ -209,11 +213,12 @@ class _Search:
         often = sorted((count for count in counts if count > 1), key=lambda count: -counts[count])
         return often[:MOST_BLOCKS]
 
-    def skip(self, evaluations: int, what: str) -> bool:
+    def skip(self, evaluations: int, what: str, *groups: type) -> bool:
         """Whether so many more evaluations are beyond the budget; what they were for is noted."""
         if self.loss.affords(evaluations + self.plan.trials):
             return False
         self.unasked.append(f"{what} ({evaluations} evaluations)")
+        self.unfinished |= {group.__name__ for group in groups}
         return True
 
     def take(self, answers: Iterable[tuple[Look, list[list[Space]]]]) -> None:
@@ -230,10 +235,12 @@ class _Search:
                 continue
             try:
                 self.made(space, len(self.found))
-            except ValueError:
-                continue  # the notation has no leg for it
+            except ValueError as error:
+                self.unsaid.append(f"{space.group} ({error})")
+                continue
             if not self.loss.affords(self.plan.trials):
                 self.unasked.append(f"the certificate of {space.group} ({self.plan.trials} evaluations)")
+                self.unfinished.add(type(space.group).__name__)
                 continue
             tried.append((space, self.certified(space)))
             if tried[-1][1].certificate.outcome == "exact":
@@ -277,13 +284,26 @@ class _Search:
             )
         if self.loss.skipped:
             yield f"Not arrays of floats, and left as they are: {_listed(self.loss.skipped)}."
-        lowest = max(float(np.finfo(leaf.dtype).eps) for leaf in self.loss.leaves.values())
+        lowest = max(float(jnp.finfo(leaf.dtype).eps) for leaf in self.loss.leaves.values())
         if self.loss.precision > lowest:
             yield f"Parts of the loss are computed to {self.loss.precision:.0e} only, and tolerances follow."
+        if self.unsaid:
+            yield f"Relations that no leg can say: {_listed(self.unsaid)}."
         if self.unasked:
-            yield f"Beyond the budget, and not asked: {_listed(self.unasked)}."
+            yield f"Not asked, beyond the budget or the memory: {_listed(self.unasked)}."
 
 
 def _listed(names: Sequence[str], most: int = 6) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def fills(space: Space) -> bool:
+    """Whether a space leaves no room for matrices on the axes on which it acts as a whole.
+
+    Scaled rotations do, since a head of which only a part turns shows pairs on all of it; and so does what
+    acts alike on copies: queries, keys and values that are fused may be turned together, but also one by one.
+    """
+    if isinstance(space.group, GeneralLinear):
+        return True
+    return not isinstance(space.group, ScaledRotation) and all(leg.site.copies == 1 for leg in space.legs)

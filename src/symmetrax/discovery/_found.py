@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from symmetrax.discovery._certify import Certificate
+from symmetrax.discovery._certify import Certificate, as_pattern
 from symmetrax.discovery._lie import Look
 from symmetrax.symmetry._groups import AbstractGroup, Permutation, SignDiagonal
 from symmetrax.symmetry._matrix_groups import Orthogonal, ScaledRotation
@@ -41,10 +41,10 @@ class Found:
 class Cost:
     """Evaluations of the loss, gradients and values alike, by what they are for.
 
-    `points` is exact, the others are the most that can be needed.
+    `points` and `checks` are exact, the others are the most that can be needed.
 
     >>> Cost(points=20, segments=0, permutations=10, signs=4, certificates=12).total
-    46
+    48
     """
 
     points: int
@@ -52,16 +52,17 @@ class Cost:
     permutations: int
     signs: int
     certificates: int
+    checks: int = 2
 
     @property
     def total(self) -> int:
-        return self.points + self.segments + self.permutations + self.signs + self.certificates
+        return sum(dataclasses.astuple(self))
 
     def __str__(self) -> str:
         return (
-            f"{self.points} gradients at generic points; at most {self.segments} more for fused axes, "
-            f"{self.permutations} for permutations, {self.signs} for signs, {self.certificates} for "
-            "certificates"
+            f"{self.checks} losses to check, {self.points} gradients at generic points; at most "
+            f"{self.segments} more for fused axes, {self.permutations} for permutations, {self.signs} for signs, "
+            f"{self.certificates} for certificates"
         )
 
 
@@ -71,20 +72,34 @@ class Discovery:
     """What `find_symmetries` found. A sequence of `Found`; prints as a table.
 
     `rejected`: candidates whose certificate failed, which are no symmetries. `asked`: the names of the groups
-    that were looked for; `looked`: every question, with the number of candidate axes and how close to zero
-    the nearest non-relation came. `idle`: arrays that do not change the loss. `notes`: what a reader should
-    know, in words. `cost` is what was expected, `evaluations` what was spent.
+    that were looked for, `unfinished` of those for which budget or memory did not suffice; `looked`: every
+    question, with the number of candidate axes and how close to zero the nearest non-relation came. `idle`:
+    arrays that do not change the loss. `notes`: what a reader should know, in words. `cost` is what was
+    expected, `evaluations` what was spent.
     """
 
     found: tuple[Found, ...]
     rejected: tuple[Found, ...]
     asked: tuple[str, ...]
+    unfinished: tuple[str, ...]
     looked: tuple[Look, ...]
     idle: tuple[str, ...]
     notes: tuple[str, ...]
     cost: Cost
     evaluations: int
     seconds: float
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Discovery) and self._told() == other._told()
+
+    def __hash__(self) -> int:
+        return hash(self._told())
+
+    def _told(self) -> tuple:
+        """What two discoveries of one model have in common: symmetries and outcomes, not defects or times."""
+        return tuple(
+            (group_code(one.group), one.certificate.outcome, *one.symmetry.legs.items()) for one in self.found
+        )
 
     def __len__(self) -> int:
         return len(self.found)
@@ -136,6 +151,7 @@ class Discovery:
             "found": [_entry(one) for one in self.found],
             "rejected": [_entry(one) for one in self.rejected],
             "asked": list(self.asked),
+            "unfinished": list(self.unfinished),
             "looked": [dataclasses.asdict(look) | {"nearest": _finite(look.nearest)} for look in self.looked],
             "idle": list(self.idle),
             "notes": list(self.notes),
@@ -159,9 +175,9 @@ class Discovery:
                 f"to {first.tolerance:.0e}, and of gradients up to {first.gradient_tolerance:.0e}."
             )
         there = {type(one.group).__name__ for one in self.found}
-        absent = [name for name in self.asked if name not in there]
+        absent = [name for name in self.asked if name not in there and name not in self.unfinished]
         if absent:
-            yield f"Looked for and not found: {', '.join(absent)}."
+            yield f"Looked for, and not found but inside what is above: {', '.join(absent)}."
         if self.rejected:
             yield f"{len(self.rejected)} candidates failed their certificate and are not symmetries."
         if self.idle:
@@ -196,7 +212,7 @@ class _Family:
 
     @property
     def name(self) -> str:
-        return self.members[0].name + ("{i}" if len(self.members) > 1 else "")
+        return self.members[0].name + ("_{i}" if len(self.members) > 1 else "")
 
     def worst(self) -> Certificate:
         return max((one.certificate for one in self.members), key=lambda c: (c.outcome != "exact", c.defect))
@@ -223,7 +239,7 @@ def families(found: Sequence[Found]) -> list[_Family]:
         first, _, legs = members[0]
         if len(members) > 1:
             legs = {
-                path: re.sub(rf"\b{first.name}\b", first.name + "{i}", text) for path, text in legs.items()
+                path: re.sub(rf"\b{first.name}\b", first.name + "_{i}", text) for path, text in legs.items()
             }
         else:
             legs = dict(first.symmetry.legs)
@@ -261,7 +277,9 @@ def _table(found: Sequence[Found]) -> str:
 
 
 def _code(family: _Family) -> str:
-    legs = "".join(f"        {path!r}: {text!r},\n" for path, text in family.legs.items())
+    alone = len(family.members) == 1
+    paths = {path: as_pattern(path) if alone else path for path in family.legs}
+    legs = "".join(f"        {paths[path]!r}: {text!r},\n" for path, text in family.legs.items())
     return (
         f"{family.members[0].name} = sx.NetworkSymmetry(\n"
         f"    {{{family.name!r}: {group_code(family.members[0].group)}}},\n"

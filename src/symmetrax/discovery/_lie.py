@@ -51,8 +51,6 @@ def matrix_groups(
     for shape, sites in questions:
         moments = Moments(products, shape, sites, rng)
         columns = moments.antisymmetric()
-        if len(columns.values) < len(sites) + 4:
-            continue
         probe = with_per(ScaledRotation, shape, unit=True) if shape[1] == 2 else with_per(Orthogonal, shape)
         given = implied(sites, probe, known)
         found, nearest = relations(columns, tolerance, given)

@@ -21,8 +21,13 @@ ROWS = 2
 
 def points_needed(shape: Shape, sites: int) -> int:
     """Gradients that settle the matrix groups of one shape on so many sites."""
+    return -(-(ROWS * sites + 8) // rows(shape, 1))
+
+
+def rows(shape: Shape, points: int) -> int:
+    """Equations that so many gradients give for matrices of one shape."""
     blocks, units = _sampled(shape)
-    return -(-(ROWS * sites + 8) // (blocks * units * (units - 1) // 2))
+    return points * blocks * units * (units - 1) // 2
 
 
 def _sampled(shape: Shape) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from symmetrax.discovery._discrete import permutation_price, sign_price
 from symmetrax.discovery._found import Cost
 from symmetrax.discovery._moments import points_needed
 from symmetrax.discovery._places import Place, matrix_shapes, matrix_sites, places
+from symmetrax.discovery._points import is_searched
 from symmetrax.discovery._sites import Shape, Site
 from symmetrax.symmetry._groups import AbstractGroup, Permutation, PositiveDiagonal, SignDiagonal
 from symmetrax.symmetry._matrix_groups import GeneralLinear, Orthogonal, ScaledRotation
@@ -22,7 +23,8 @@ MATRICES = (GeneralLinear, Orthogonal, ScaledRotation)
 #: All groups that can be looked for, in the order in which they are told.
 GROUPS = (*MATRICES, PositiveDiagonal, SignDiagonal, Permutation)
 
-#: The most gradients that are kept as a whole, and the memory that they and their points may take, in bytes.
+#: The most gradients kept for pieces of fused axes, and the memory that they and their points may take, in
+#: bytes.
 MOST_POINTS, MEMORY = 64, 1 << 28
 
 #: Numbers of blocks (heads, groups of a normalization) of which permutations are tried.
@@ -41,23 +43,36 @@ def discovery_cost(
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> params = {"w": jnp.ones((4, 3)), "b": jnp.zeros(4), "out": jnp.ones((2, 4))}
     >>> print(discovery_cost(params, groups=[sx.PositiveDiagonal]))
-    15 gradients at generic points; at most 0 more for fused axes, 0 for permutations, 0 for signs, 18 for
-    certificates
+    2 losses to check, 15 gradients at generic points; at most 0 more for fused axes, 0 for permutations, 0
+    for signs, 18 for certificates
     """
-    check_options(groups, trials)
     return Plan.of(params, groups, heads, trials).cost
 
 
-def check_options(groups: Sequence[type], trials: int) -> None:
-    """Raise ValueError for groups that cannot be found, for none, and for certificates without a trial."""
-    for group in groups:
+def chosen_groups(groups: type | Sequence[type], trials: int) -> tuple[type[AbstractGroup], ...]:
+    """The groups to look for. Raises ValueError for what cannot be found, for none, and for no trial."""
+    chosen = (groups,) if isinstance(groups, type) else tuple(groups)
+    for group in chosen:
         if group not in GROUPS:
             known = ", ".join(known.__name__ for known in GROUPS)
             raise ValueError(f"`groups` has {getattr(group, '__name__', group)!r}; can be found: {known}.")
-    if not groups or trials < 1:
+    if not chosen or trials < 1:
         raise ValueError(
-            f"Needs at least one group and one trial, got {len(groups)} groups and trials={trials}."
+            f"Needs at least one group and one trial, got {len(chosen)} groups and trials={trials}."
         )
+    return chosen
+
+
+def chosen_heads(heads: int | Sequence[int] | None, at: Sequence[Place]) -> tuple[int, ...] | None:
+    """The numbers of heads to try, or None for all. Raises ValueError for those that divide no axis."""
+    if heads is None:
+        return None
+    counts = (heads,) if isinstance(heads, int) else tuple(heads)
+    for count in counts:
+        if count < 1 or all(place.length % count for place in at):
+            lengths = sorted({place.length for place in at})
+            raise ValueError(f"`heads` has {count}, which divides no axis; their lengths are {lengths}.")
+    return counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +91,7 @@ class Plan:
     def of(
         cls, params: PyTree, groups: Sequence[type], heads: int | Sequence[int] | None, trials: int
     ) -> "Plan":
-        leaves = jax.tree_util.tree_leaves_with_path(eqx.filter(params, eqx.is_inexact_array))
+        leaves = jax.tree_util.tree_leaves_with_path(eqx.filter(params, is_searched))
         if not leaves:
             kinds = sorted({str(getattr(x, "dtype", type(x).__name__)) for x in jax.tree.leaves(params)})
             raise ValueError(
@@ -84,25 +99,27 @@ class Plan:
             )
         shapes = {leaf_name(path): leaf.shape or (1,) for path, leaf in leaves}
         size = sum(leaf.nbytes for _, leaf in leaves)
-        counts = None if heads is None else (heads,) if isinstance(heads, int) else tuple(heads)
-        at = places(shapes)
+        groups, at = chosen_groups(groups, trials), places(shapes)
+        counts = chosen_heads(heads, at)
         lie = bool(set(groups) & set(MATRICES))
         matrices = [(s, matrix_sites(s, at)) for s in matrix_shapes(at, counts)] if lie else []
         matrices = [(shape, sites) for shape, sites in matrices if sites]
-        whole = max([3, *(points_needed(shape, len(sites)) for shape, sites in matrices)]) if lie else 0
+        room = max(3, MEMORY // (2 * size))
+        needed = (points_needed(shape, len(sites)) for shape, sites in matrices)
+        whole = min(room, max([3, *needed])) if lie else 0
         axes = [place for place in at if not place.lead]
         cost = Cost(
             points=max(whole, len(shapes) + 12 if PositiveDiagonal in groups else 1),
-            segments=max(0, min(MOST_POINTS, MEMORY // (2 * max(size, 1))) - whole) if lie else 0,
+            segments=max(0, min(MOST_POINTS, room) - whole) if lie else 0,
             permutations=permutation_price(at, MOST_BLOCKS) if Permutation in groups else 0,
             signs=sign_price(len(axes)) if SignDiagonal in groups else 0,
             certificates=trials * (1 + len(groups) * len(axes)),
         )
-        return cls(tuple(at), tuple(matrices), tuple(groups), counts, trials, whole, cost)
+        return cls(tuple(at), tuple(matrices), groups, counts, trials, whole, cost)
 
     def afford(self, budget: int | None) -> None:
         """Raise ValueError if a budget does not even buy the gradients that all else rests on."""
-        least = self.cost.points + 2 * self.trials
+        least = self.cost.checks + self.cost.points + 2 * self.trials
         if budget is not None and budget < least:
             raise ValueError(
                 f"A budget of {budget} evaluations is too small: these groups on these arrays need "

@@ -34,7 +34,7 @@ class Loss:
     """
 
     def __init__(self, loss: Callable, params: PyTree, key: Key[Array, ""], batch: Any, budget: int | None):
-        numbers, self._rest = eqx.partition(params, eqx.is_inexact_array)
+        numbers, self._rest = eqx.partition(params, is_searched)
         named, self._structure = jax.tree_util.tree_flatten_with_path(numbers)
         self.leaves: dict[str, np.ndarray] = {leaf_name(path): np.asarray(leaf) for path, leaf in named}
         self.skipped = tuple(
@@ -101,7 +101,7 @@ class Loss:
         """The loss and its gradient, as NumPy arrays by name."""
         self.evaluations += 1
         value, gradient = self._value_and_gradient(self._arrays(leaves), self._rest, batch)
-        return float(value), dict(zip(self.leaves, map(np.asarray, gradient), strict=True))
+        return float(value), {path: _wide(g) for path, g in zip(self.leaves, gradient, strict=True)}
 
     def placed(self, leaves: Leaves) -> dict[str, Array]:
         """The arrays as those of JAX: a point that is used often is then copied once."""
@@ -130,6 +130,21 @@ class Loss:
             )
         if not np.isfinite(first):
             raise ValueError(f"The loss at `params` is {first}: symmetries need a finite one.")
+
+
+def is_searched(leaf: Any) -> bool:
+    """Whether a leaf is an array in which symmetries are looked for: of floats, and not empty.
+
+    >>> is_searched(jnp.ones(2)), is_searched(jnp.zeros((0, 2))), is_searched(jnp.arange(2))
+    (True, False, False)
+    """
+    return eqx.is_inexact_array(leaf) and leaf.size > 0
+
+
+def _wide(leaf: Any) -> np.ndarray:
+    """An array of NumPy, in single precision at least: NumPy multiplies no shorter matrices."""
+    leaf = np.asarray(leaf)
+    return leaf.astype(np.float32) if leaf.dtype.itemsize < 4 else leaf
 
 
 def _needs_batch(loss: Callable) -> bool:
@@ -198,12 +213,13 @@ def measure(
                 "where it is smooth."
             )
         if number < whole:
-            kept.append(Point(leaves, gradient))
+            kept.append(Point({path: _wide(leaf) for path, leaf in leaves.items()}, gradient))
         for path, size in zip(effects, sizes, strict=True):
             effects[path] = max(effects[path], float(np.sqrt(size)) / max(abs(value), np.finfo(float).tiny))
         products.append([_along(place, product[place.path]) for place in listed])
         lengths.append(sizes)
-    idle = tuple(path for path, effect in effects.items() if effect < 30 * loss.precision)
+    least = min(30 * loss.precision, 1e-4)
+    idle = tuple(path for path, effect in effects.items() if effect < least)
     if len(idle) == len(effects):
         raise ValueError(
             "The loss does not depend on `params`: its gradient is zero at all generic points around them."

@@ -227,7 +227,45 @@ def follows(space: Space, known: Sequence[Space]) -> bool:
         ways = [leg.way(by_axis[leg.path, leg.axis], space.group) for leg in legs]
         if ways[0] is not None and all(way == ways[0] for way in ways):
             return True
-    return False
+    return _covered(space, by_axis, known)
+
+
+def _covered(space: Space, by_axis: dict[tuple[str, int], list[Site]], known: Sequence[Space]) -> bool:
+    """Whether a compact space is a part of several others, which share its legs among them."""
+    if not space.group.compact:
+        return False
+    able = [
+        (number, leg)
+        for number, other in enumerate(known)
+        if contains(other.group, space.group)
+        and {(x.site.path, x.site.axis) for x in other.legs} <= set(by_axis)
+        for leg in other.legs
+        if leg.copies is None
+    ]
+    ways: dict[int, set[bytes]] = {}
+    for (path, axis), smalls in by_axis.items():
+        here = [(number, leg) for number, leg in able if (leg.site.path, leg.site.axis) == (path, axis)]
+        matrices = not isinstance(space.group, SignDiagonal)
+        way = carried([leg.site for _, leg in here], smalls, matrices=matrices) if here else None
+        if way is None:
+            return False
+        start = 0
+        for number, leg in here:
+            count = leg.site.indices * leg.site.size
+            part, start = way[start : start + count], start + count
+            if isinstance(known[number].group, ScaledRotation) and not _keeps_pairs(
+                part.reshape(-1, 2), matrices
+            ):
+                return False
+            ways.setdefault(number, set()).add(part.tobytes())
+    return all(len(functions) == 1 for functions in ways.values())
+
+
+def _keeps_pairs(pairs: np.ndarray, matrices: bool) -> bool:
+    """Whether what acts on pairs may come from scaled rotations: turning the same pairs, or alike on both."""
+    if matrices:
+        return bool(np.all((pairs < 0) | (pairs % 2 == [0, 1])))
+    return bool(np.all(pairs[:, 0] == pairs[:, 1]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,11 +288,7 @@ class _Joint:
         for site, group in zip(self.sites, self.groups, strict=True):
             count = site.indices * site.size
             pairs, start = way[start : start + count].reshape(-1, site.size), start + count
-            if not isinstance(group, ScaledRotation):
-                continue
-            if matrices and not np.all((pairs < 0) | (pairs % 2 == [0, 1])):
-                return None  # not a rotation of the same pairs
-            if not matrices and not np.all(pairs[:, 0] == pairs[:, 1]):
+            if isinstance(group, ScaledRotation) and not _keeps_pairs(pairs, matrices):
                 return None
         return way.tobytes()
 

@@ -81,6 +81,10 @@ def teleport(
     found = None
     if isinstance(symmetry, str):
         check_auto(symmetry)
+        if callable(batch):
+            raise ValueError(
+                "`teleport` moves parameters for one batch: pass data, not a function that draws some."
+            )
         found = discovered(loss, params, batch)
         symmetry = found.joined(compact=False)
 
@@ -112,7 +116,7 @@ def discovered(loss: Callable[[PyTree, PyTree], Array], params: PyTree, batch: P
             "symmetries once outside, found = find_symmetries(loss, params, key), and pass "
             "found.joined(compact=False)."
         )
-    found = find_symmetries(lambda w, batch: loss(w, batch), params, jax.random.key(0), batch=batch)
+    found = find_symmetries(loss, params, jax.random.key(0), batch=batch)
     whole = found.joined(compact=False)
     if whole is None or whole.zero().size == 0:
         raise ValueError(
