@@ -61,8 +61,8 @@ class Cost:
     def __str__(self) -> str:
         return (
             f"{self.checks} losses to check, {self.points} gradients at generic points; at most "
-            f"{self.segments} more for fused axes, {self.permutations} for permutations, {self.signs} for signs, "
-            f"{self.certificates} for certificates"
+            f"{self.segments} more for fused axes, {self.permutations} for permutations, "
+            f"{self.signs} for signs, {self.certificates} for certificates"
         )
 
 

@@ -215,50 +215,64 @@ def implied(sites: Sequence[Site], group: AbstractGroup, known: Sequence[Space])
 
 
 def follows(space: Space, known: Sequence[Space]) -> bool:
-    """Whether known spaces contain this one."""
+    """Whether a space is a part of a known one, or of several that share its legs among them."""
     if any(leg.copies is not None for leg in space.legs):
         return False
-    by_axis: dict[tuple[str, int], list[Site]] = {}
-    for leg in space.legs:
-        by_axis.setdefault((leg.site.path, leg.site.axis), []).append(leg.site)
-    for legs in _bundles(known, space.group):
-        if {(leg.path, leg.axis) for leg in legs} != set(by_axis):
-            continue
-        ways = [leg.way(by_axis[leg.path, leg.axis], space.group) for leg in legs]
-        if ways[0] is not None and all(way == ways[0] for way in ways):
-            return True
-    return _covered(space, by_axis, known)
-
-
-def _covered(space: Space, by_axis: dict[tuple[str, int], list[Site]], known: Sequence[Space]) -> bool:
-    """Whether a compact space is a part of several others, which share its legs among them."""
-    if not space.group.compact:
-        return False
+    axes = _axes(space)
     able = [
-        (number, leg)
-        for number, other in enumerate(known)
+        other
+        for other in known
         if contains(other.group, space.group)
-        and {(x.site.path, x.site.axis) for x in other.legs} <= set(by_axis)
-        for leg in other.legs
-        if leg.copies is None
+        and _axes(other) <= axes
+        and all(leg.copies is None for leg in other.legs)
     ]
-    ways: dict[int, set[bytes]] = {}
-    for (path, axis), smalls in by_axis.items():
-        here = [(number, leg) for number, leg in able if (leg.site.path, leg.site.axis) == (path, axis)]
-        matrices = not isinstance(space.group, SignDiagonal)
-        way = carried([leg.site for _, leg in here], smalls, matrices=matrices) if here else None
+    alike: dict[frozenset, list[Space]] = {}
+    for other in able:
+        alike.setdefault(_axes(other), []).append(other)
+    return any(_covers(spaces, space) for spaces in [*([other] for other in able), *alike.values(), able])
+
+
+def _axes(space: Space) -> frozenset[tuple[str, int]]:
+    return frozenset((leg.site.path, leg.site.axis) for leg in space.legs)
+
+
+def _covers(bigs: Sequence[Space], small: Space) -> bool:
+    """Whether some elements of the spaces, taken together, act as those of the small one do.
+
+    On every axis the small coordinates must follow from the large ones, with a power; and for every large
+    space in the same way on all its legs.
+    """
+    matrices = not isinstance(small.group, PositiveDiagonal | SignDiagonal)
+    ways: dict[int, set[tuple[bytes, float]]] = {}
+    for axis in _axes(small):
+        smalls = [leg for leg in small.legs if (leg.site.path, leg.site.axis) == axis]
+        here = [
+            (number, leg)
+            for number, big in enumerate(bigs)
+            for leg in big.legs
+            if (leg.site.path, leg.site.axis) == axis
+        ]
+        sites = [leg.site for _, leg in here]
+        way = carried(sites, [leg.site for leg in smalls], matrices=matrices) if here else None
         if way is None:
             return False
         start = 0
         for number, leg in here:
             count = leg.site.indices * leg.site.size
             part, start = way[start : start + count], start + count
-            if isinstance(known[number].group, ScaledRotation) and not _keeps_pairs(
-                part.reshape(-1, 2), matrices
-            ):
+            turning = isinstance(bigs[number].group, ScaledRotation)
+            if turning and not _keeps_pairs(part.reshape(-1, 2), matrices):
                 return False
-            ways.setdefault(number, set()).add(part.tobytes())
+            for power in _powers(leg.site, smalls):
+                ratio = 1.0 if small.group.compact else power / leg.power
+                ways.setdefault(number, set()).add((part.tobytes(), ratio))
     return all(len(functions) == 1 for functions in ways.values())
+
+
+def _powers(big: Site, smalls: Sequence[Leg]) -> set[float]:
+    """The powers of the small legs that touch what a site touches."""
+    places = set(big.positions.ravel().tolist())
+    return {leg.power for leg in smalls if not places.isdisjoint(leg.site.positions.ravel().tolist())}
 
 
 def _keeps_pairs(pairs: np.ndarray, matrices: bool) -> bool:
