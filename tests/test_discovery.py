@@ -588,9 +588,26 @@ def test_auto_refuses_what_it_cannot_do(unchecked):
         sx.teleported(optax.sgd(0.1), "find")
 
 
+def test_elements_are_drawn_for_each_kind_of_group(float64):
+    """Of groups of one size some have more elements: a certificate of one must not use those of another."""
+    params = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)))}
+
+    def loss(p):  # rotations that keep the mean, not all
+        return jnp.mean((zoo.normalized(p["w"], axes=0) ** 2).sum(axis=0) * jnp.arange(4)) + jnp.sum(
+            (zoo.normalized(p["w"], axes=0).T @ (p["w"] - p["w"].mean(axis=0))) ** 3
+        )
+
+    (found,) = sx.find_symmetries(loss, params, KEY, groups=[sx.Orthogonal])
+    assert found.group == sx.Orthogonal(6, fix="mean")
+    assert found.certificate.outcome == "exact"
+    assert str(found.group) == "Orthogonal(6, fix='mean')"
+    assert "fix='mean'" in sx.find_symmetries(loss, params, KEY, groups=[sx.Orthogonal]).text
+
+
 def test_certificates_tell_outcomes_apart():
     good = sx.Certificate(1e-12, 1e-12, {"w": 1e-12}, trials=3, tolerance=1e-9, gradient_tolerance=1e-8)
     assert good.outcome == "exact"
     assert dataclasses.replace(good, fresh=1e-3).outcome == "approximate"
+    assert dataclasses.replace(good, moved=0.0).outcome == "wrong"
     assert dataclasses.replace(good, leaves={"w": 0.5}).outcome == "wrong"
     assert dataclasses.replace(good, invariance=float("nan")).outcome == "wrong"

@@ -16,6 +16,9 @@ from symmetrax.symmetry._network import NetworkSymmetry
 #: What a symmetry that is not exact may change at most to be called approximate: the loss, and a gradient.
 APPROXIMATE, APPROXIMATE_GRADIENT = 1e-2, 1e-1
 
+#: A relative move up to which nothing has moved.
+STILL = 1e-6
+
 
 @dataclasses.dataclass(frozen=True)
 class Certificate:
@@ -23,7 +26,8 @@ class Certificate:
 
     `invariance`: |loss(a.w) - loss(w)| / |loss(w)| on the data that the search saw; `fresh`: on other data,
     None if there is none. `leaves`: ||grad at a.w - grad carried by a|| / ||grad at a.w||, array by array;
-    `gradient` is the largest of them. `tolerance` and `gradient_tolerance` are what counts as rounding; in
+    `gradient` is the largest of them. `moved` is the *smallest* relative move of the arrays with a leg: what
+    moves nothing is no symmetry. `tolerance` and `gradient_tolerance` are what counts as rounding; in
     single precision the second is wide, because rounding now and then turns a ReLU on or off.
 
     >>> Certificate(1e-16, None, {"w": 1e-15}, trials=3, tolerance=1e-9, gradient_tolerance=1e-8).outcome
@@ -36,6 +40,7 @@ class Certificate:
     trials: int
     tolerance: float
     gradient_tolerance: float
+    moved: float = 1.0
 
     @property
     def gradient(self) -> float:
@@ -50,6 +55,8 @@ class Certificate:
     @property
     def outcome(self) -> str:
         """In words: exact, approximate or wrong."""
+        if not self.moved > STILL:
+            return "wrong"
         if self.defect <= self.tolerance and self.gradient <= self.gradient_tolerance:
             return "exact"
         near = self.defect <= APPROXIMATE and self.gradient <= APPROXIMATE_GRADIENT
@@ -82,11 +89,15 @@ class Certifier:
     def __call__(self, symmetry: NetworkSymmetry) -> Certificate:
         """What the symmetry, whose legs name arrays by path, does to the loss and its gradients."""
         changes: dict[bool, list[float]] = {False: [], True: []}
+        moves: list[float] = []
         residuals: dict[str, list[float]] = {path: [] for path in self._loss.leaves}
         ((name, group),) = symmetry.spaces.items()
         for trial, drawn in zip(self._trials, self._elements(group), strict=True):
             element = {name: drawn}
             there = self._moved(symmetry, element, trial.leaves)
+            before = {path: np.asarray(trial.leaves[path]) for path in there}
+            steps = _norm(there[path] - before[path] for path in there)
+            moves.append(steps / max(_norm(before.values()), 1e-300))
             value, gradient = self._loss.gradient(trial.leaves | there, trial.batch)
             carried = trial.gradient | self._moved(symmetry, symmetry.dual(element), trial.gradient)
             changes[trial.fresh].append(abs(value - trial.value) / max(abs(trial.value), 1e-300))
@@ -101,11 +112,13 @@ class Certifier:
             trials=len(self._trials),
             tolerance=self._tolerance,
             gradient_tolerance=self._gradient_tolerance,
+            moved=float(np.min(moves)),
         )
 
     def _elements(self, group: AbstractGroup) -> list[Any]:
         """A random element for every trial, the same for all spaces of one kind: drawing takes longest."""
-        key = (type(group), group.lengths, group.size, str(group))
+        options = [getattr(group, field.name) for field in dataclasses.fields(group) if field.name != "per"]
+        key = (type(group), group.lengths, *options)
         if key not in self._drawn:
             drawn = jax.vmap(group.sample)(jax.random.split(self._key, len(self._trials)))
             self._drawn[key] = [jax.tree.map(lambda x, k=k: x[k], drawn) for k in range(len(self._trials))]

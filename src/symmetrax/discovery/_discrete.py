@@ -125,6 +125,8 @@ class _Ties:
     def __init__(self, loss: Loss, sites: Sequence[Site], rng: np.random.Generator):
         self.loss, self.sites, self.rng = loss, sites, rng
         self.nearest = np.inf
+        # Differences that count as none, and slices that count as zero: short floats round coarsely.
+        self.limit, self.least = max(NEARLY, 3 * loss.precision), min(30 * loss.precision, 1e-4)
         self.draw(0)
 
     def draw(self, number: int) -> None:
@@ -144,7 +146,7 @@ class _Ties:
         for site in self.sites:
             one, other = (side.astype(complex) for side in site.pair(gradient[site.path], *self.pair))
             size = np.sqrt(np.linalg.norm(one) ** 2 + np.linalg.norm(other) ** 2)
-            tiny = 30 * self.loss.precision * np.linalg.norm(gradient[site.path].astype(complex))
+            tiny = self.least * np.linalg.norm(gradient[site.path].astype(complex))
             found[site] = np.linalg.norm(one - other) / size if size > tiny else np.nan
         return found
 
@@ -161,17 +163,17 @@ class _Ties:
     def components(self) -> list[tuple[list[Site], tuple[float, float]]]:
         """Sets of axes that are permuted together, with the differences on both sides of the decision."""
         apart = self.settled(self.sites)
-        self.nearest = min((gap for gap in apart.values() if gap > NEARLY), default=np.inf)
-        alike = [site for site in self.sites if apart[site] <= NEARLY]
+        self.nearest = min((gap for gap in apart.values() if gap > self.limit), default=np.inf)
+        alike = [site for site in self.sites if apart[site] <= self.limit]
         if alike and len(alike) < len(self.sites):
             apart = self.settled(alike)
-            alike = [site for site in alike if apart[site] <= NEARLY]
+            alike = [site for site in alike if apart[site] <= self.limit]
         found: list[tuple[list[Site], tuple[float, float]]] = []
         for loose in alike:
             if any(loose in members for members, _ in found):
                 continue
             without = self.settled([site for site in alike if site is not loose])
-            lost = [site for site in alike if not without[site] <= NEARLY and site is not loose]
+            lost = [site for site in alike if not without[site] <= self.limit and site is not loose]
             members, gap = [loose, *lost], min((without[site] for site in lost), default=np.inf)
             # Where activations are linear, an axis may lose nothing but what an earlier one lost too.
             for other in [one for one in found if set(one[0]) & set(members)]:

@@ -107,6 +107,9 @@ class Orthogonal(_AbstractRotation):
     def _free(self) -> int:
         return self.size - (self.fix is not None)
 
+    def __str__(self) -> str:
+        return super().__str__() if self.fix is None else f"{super().__str__()[:-1]}, fix={self.fix!r})"
+
     def _embed(self, q: Array) -> Array:
         """From the complement of the fixed vector to the whole space, by a reflection."""
         if self.fix is None:
@@ -147,6 +150,9 @@ class ScaledRotation(AbstractGroup):
     @property
     def algebra(self) -> tuple[int, ...]:
         return (*self.lengths, 1 if self.unit else 2)
+
+    def __str__(self) -> str:
+        return f"{super().__str__()[:-1]}, unit=True)" if self.unit else super().__str__()
 
     def identity(self):
         return jnp.ones(self.lengths), jnp.zeros(self.lengths)
