@@ -22,6 +22,14 @@ class Found:
 
     `gap` has the largest number that counted as zero and the smallest that did not: singular values of
     columns of length about 1 for Lie groups, relative differences for permutations and signs.
+
+    >>> import jax, jax.numpy as jnp, symmetrax as sx
+    >>> x = jnp.array([[1.0, 2.0], [0.5, -1.0], [-1.0, 3.0]])
+    >>> loss = lambda p: jnp.mean((x @ p["a"].T @ p["b"].T - x) ** 2)
+    >>> params = {"a": jnp.ones((3, 2)), "b": jnp.ones((2, 3))}
+    >>> (one,) = sx.find_symmetries(loss, params, jax.random.key(0), groups=[sx.GeneralLinear])
+    >>> one.name, str(one.group), one.certificate.outcome, one.gap[0] < 1e-4 < one.gap[1]
+    ('g0', 'GeneralLinear(3)', 'exact', True)
     """
 
     symmetry: NetworkSymmetry
@@ -193,12 +201,19 @@ def _entry(one: Found) -> dict[str, Any]:
         "legs": dict(one.symmetry.legs),
         "gap": [_finite(end) for end in one.gap],
         "outcome": one.certificate.outcome,
-        "certificate": certificate | {"leaves": dict(one.certificate.leaves)},
+        "certificate": {name: _json(value) for name, value in certificate.items()},
     }
 
 
+def _json(value: Any) -> Any:
+    """A field of a certificate: a number, or the numbers of all arrays."""
+    if isinstance(value, dict):
+        return {path: _finite(defect) for path, defect in value.items()}
+    return _finite(value) if isinstance(value, float) else value
+
+
 def _finite(value: float) -> float | None:
-    """None for an infinite number, which JSON does not have: there was nothing on that side."""
+    """None for a number that is not finite, which JSON does not have."""
     return value if math.isfinite(value) else None
 
 
