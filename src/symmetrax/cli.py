@@ -119,10 +119,8 @@ def discover(
     """Find the symmetries of a model from gradients of its loss, and certify them.
 
     Args:
-        function: A function without arguments that returns (loss, params), or (loss, params, batch), where
-        batch
-            is data or a function of a key that draws some. Modules are also looked for in the working
-            directory.
+        function: A function without arguments that returns (loss, params), or (loss, params, batch); batch is
+            data, or a function of a key that draws some. The module may be in the working directory.
         groups: Names of groups to look for, such as PositiveDiagonal; by default all.
         heads: Numbers of heads that merged axes may be split into; by default all divisors.
         budget: The most evaluations of the loss.

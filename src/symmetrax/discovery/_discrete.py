@@ -199,13 +199,12 @@ def signs(
     skip: Callable[..., bool],
 ) -> Iterator[tuple[Look, list[list[Space]]]]:
     """Sign flips on the legs of spaces already found, candidates to be certified."""
-    asked: list[tuple[Shape, set[tuple[str, int]]]] = []
+    asked: list[Space] = []
     for base in sorted(bases, key=lambda base: -len(base.legs)):
         sites = [leg.site for leg in base.legs]
-        axes = {(site.path, site.axis) for site in sites}
-        if base.group.size < 2 or any(base.shape == shape and axes <= others for shape, others in asked):
+        if base.group.size < 2 or any(base.shape == s.shape and base.axes <= s.axes for s in asked):
             continue
-        asked.append((base.shape, axes))
+        asked.append(base)
         atoms = _atoms(sites)
         if skip(_sign_most(len(atoms)), f"signs on the legs of {base.group}", SignDiagonal):
             continue
@@ -269,9 +268,9 @@ class _Flips:
             [(chosen, self.value(chosen, self.leaves)) for chosen in _subsets(side)]
             for side in (atoms[:half], atoms[half:])
         )
-        scale = abs(left[0][1])
+        scale = max(abs(left[0][1]), 1e-300)
         gaps = {
-            (*one, *other): abs(a - b) / max(scale, 1e-300)
+            (*one, *other): abs(a - b) / scale
             for (one, a), (other, b) in itertools.product(left, right)
             if one or other
         }
@@ -288,7 +287,7 @@ class _Flips:
                 continue
             if (tried := tried + 1) > MOST_LEGS:
                 break
-            gap = abs(self.value(chosen, self.others) - here) / max(abs(here), 1e-300)
+            gap = _relative(self.value(chosen, self.others), here)
             if gap <= self.tolerance:
                 self.worst = max(self.worst, gap)
                 basis.append(chosen)
@@ -306,12 +305,16 @@ class _Flips:
         here = self.value((), self.leaves)
         found = []
         for chosen in dict.fromkeys(tuple(_Atom(k, None) for k in part) for part in sets if part):
-            gap = abs(self.value(chosen, self.leaves) - here) / max(abs(here), 1e-300)
+            gap = _relative(self.value(chosen, self.leaves), here)
             if gap <= self.tolerance:
                 found.append(chosen)
             else:
                 self.nearest = min(self.nearest, gap)
         return found[:1]
+
+
+def _relative(value: float, here: float) -> float:
+    return abs(value - here) / max(abs(here), 1e-300)
 
 
 def _subsets(atoms: Sequence[_Atom]) -> list[tuple[_Atom, ...]]:

@@ -106,6 +106,7 @@ class _Search:
         #: Singular values of normalized columns up to which a relation is exact.
         self.threshold = 1e-7 if loss.precision < 1e-10 else max(3e-4, 300 * loss.precision)
         self.measured = measure(loss, plan.at, rng, count=plan.cost.points, whole=plan.whole)
+        self.products = Products(self.measured)
         self.live = [place for place in plan.at if place.path not in self.measured.idle]
         self.certify = Certifier(loss, key, rng, plan.trials)
         self.spaces: list[Space] = []
@@ -154,8 +155,9 @@ class _Search:
                     continue
                 self.links.append((chain, one))
                 for kind in {SignDiagonal, Permutation} & set(self.plan.groups):
-                    if (other := self.certified(chain.of(kind))).certificate.outcome == "exact":
-                        self.links.append((chain.of(kind), other))
+                    alike = chain.of(kind)
+                    if (other := self.certified(alike)).certificate.outcome == "exact":
+                        self.links.append((alike, other))
                 break
 
     def certified(self, candidate: Space | Chain) -> Found:
@@ -172,9 +174,7 @@ class _Search:
                 self.unfinished |= {group.__name__ for group in MATRICES}
             elif sites:
                 asked.append((shape, sites))
-        return matrix_groups(
-            Products(self.measured), asked, self.plan.groups, self.threshold, self.rng, self.spaces
-        )
+        return matrix_groups(self.products, asked, self.plan.groups, self.threshold, self.rng, self.spaces)
 
     def permutations(self, shapes: Sequence[Shape]) -> None:
         self.take(permutations(self.loss, self.live, shapes, self.rng, self.spaces, self.skip))
@@ -190,7 +190,7 @@ class _Search:
         extra = min(needed - self.plan.whole, self.plan.cost.segments)
         if extra > 0 and not self.skip(extra, "pieces of fused axes", *MATRICES):
             more = measure(self.loss, [], self.rng, count=extra, whole=extra)
-            self.measured = dataclasses.replace(self.measured, points=[*self.measured.points, *more.points])
+            self.measured.points.extend(more.points)
         return questions
 
     def explains(self, place: Place) -> bool:
@@ -234,7 +234,7 @@ class _Search:
             if follows(space, self.spaces):
                 continue
             try:
-                self.made(space, len(self.found))
+                symmetry = self.made(space, len(self.found))
             except ValueError as error:
                 self.unsaid.append(f"{space.group} ({error})")
                 continue
@@ -242,7 +242,7 @@ class _Search:
                 self.unasked.append(f"the certificate of {space.group} ({self.plan.trials} evaluations)")
                 self.unfinished.add(type(space.group).__name__)
                 continue
-            tried.append((space, self.certified(space)))
+            tried.append((space, Found(symmetry, self.certify(symmetry), space.gap)))
             if tried[-1][1].certificate.outcome == "exact":
                 break
         if not tried:
@@ -264,8 +264,7 @@ class _Search:
         pairs: list[tuple[Space | Chain, Found]] = [
             (space, one)
             for space, one in zip(self.spaces, self.found, strict=True)
-            if (type(space.group), frozenset((leg.site.path, leg.site.axis) for leg in space.legs))
-            not in linked
+            if (type(space.group), space.axes) not in linked
             and not follows(space, [other for other in self.spaces if other is not space])
         ]
         pairs += self.links

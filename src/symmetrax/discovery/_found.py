@@ -1,6 +1,7 @@
 """What was found: spaces with their certificates, as a table, as text to paste, as JSON."""
 
 import dataclasses
+import functools
 import math
 import re
 import string
@@ -98,11 +99,12 @@ class Discovery:
     seconds: float
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Discovery) and self._told() == other._told()
+        return isinstance(other, Discovery) and self._told == other._told
 
     def __hash__(self) -> int:
-        return hash(self._told())
+        return hash(self._told)
 
+    @functools.cached_property  # compiled steps that carry a discovery compare it at every call
     def _told(self) -> tuple:
         """What two discoveries of one model have in common: symmetries and outcomes, not defects or times."""
         return tuple(
@@ -222,7 +224,6 @@ class _Family:
     """Symmetries of repeated layers, that differ by one number in the paths of their arrays."""
 
     members: list[Found]
-    numbers: list[int]
     legs: dict[str, str]
 
     @property
@@ -235,7 +236,7 @@ class _Family:
 
 def families(found: Sequence[Found]) -> list[_Family]:
     """Repeated layers taken together, in the order in which they were found."""
-    by_pattern: dict[tuple, list[tuple[Found, int, dict[str, str]]]] = {}
+    by_pattern: dict[tuple, list[tuple[Found, dict[str, str]]]] = {}
     for k, one in enumerate(found):
         numbers = {part for path in one.symmetry.legs for part in path.split(".") if part.isdigit()}
         alone = len(numbers) != 1 or any("{" in path or "}" in path for path in one.symmetry.legs)
@@ -248,17 +249,17 @@ def families(found: Sequence[Found]) -> list[_Family]:
         own = re.escape(one.name.lstrip(string.ascii_letters))
         plain = tuple((path, re.sub(rf"\b([a-z]){own}\b", r"\1", text)) for path, text in legs.items())
         pattern = (str(k) if alone else "", str(one.group.lengths), type(one.group), one.group.size, plain)
-        by_pattern.setdefault((*pattern, one.certificate.outcome), []).append((one, int(number or 0), legs))
+        by_pattern.setdefault((*pattern, one.certificate.outcome), []).append((one, legs))
     made = []
     for members in by_pattern.values():
-        first, _, legs = members[0]
+        first, legs = members[0]
         if len(members) > 1:
             legs = {
                 path: re.sub(rf"\b{first.name}\b", first.name + "_{i}", text) for path, text in legs.items()
             }
         else:
             legs = dict(first.symmetry.legs)
-        made.append(_Family([one for one, _, _ in members], [number for _, number, _ in members], legs))
+        made.append(_Family([one for one, _ in members], legs))
     return made
 
 

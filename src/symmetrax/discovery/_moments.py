@@ -7,7 +7,7 @@ import numpy as np
 
 from symmetrax.discovery._points import Measured
 from symmetrax.discovery._relations import Columns
-from symmetrax.discovery._sites import Shape, Site, in_front
+from symmetrax.discovery._sites import Shape, Site
 
 #: Units and values of the indices that are compared, and pairs of units in all: more tell nothing new.
 UNITS, BLOCKS, PAIRS = 6, 32, 400
@@ -59,13 +59,9 @@ class Products:
             return np.real(g @ w.swapaxes(-1, -2)).astype(float)
         key = (site.path, site.axis, site.lead, number)
         if key not in self._kept:
-            g, w = (
-                in_front(x[site.path].reshape(site.shape), site.lead, site.axis)
-                for x in (point.gradient, point.leaves)
-            )
+            g, w = (site.in_front(x[site.path]) for x in (point.gradient, point.leaves))
             self._kept[key] = np.real(g @ w.swapaxes(-1, -2))
-        outer, inner = np.divmod(blocks, len(site.positions))
-        at = site.positions[inner][:, units]
+        outer, at = site.sampled(blocks, units)
         return self._kept[key][outer[:, None, None, None], at[:, :, None], at[:, None]].sum(
             axis=-1, dtype=float
         )
@@ -75,13 +71,9 @@ class Products:
         point = self.points[number]
         key = (site.path, site.axis, site.lead, number, "sizes")
         if key not in self._kept:
-            g, w = (
-                in_front(np.abs(x[site.path].reshape(site.shape)) ** 2, site.lead, site.axis)
-                for x in (point.gradient, point.leaves)
-            )
+            g, w = (site.in_front(np.abs(x[site.path]) ** 2) for x in (point.gradient, point.leaves))
             self._kept[key] = np.stack([g.sum(axis=-1), w.sum(axis=-1) / w.shape[-1]])
-        outer, inner = np.divmod(blocks, len(site.positions))
-        at = site.positions[inner][:, units]
+        outer, at = site.sampled(blocks, units)
         g, w = self._kept[key][:, outer[:, None, None], at]
         return (g[:, :, None] * w[:, None]).sum(axis=-1, dtype=float)
 

@@ -28,6 +28,10 @@ class Place:
     def length(self) -> int:
         return self.shape[self.axis]
 
+    def per(self, *inside: int) -> tuple[int, ...]:
+        """Lengths of a group's indices here, with some inside the axis."""
+        return (*self.leads, *(length for length in inside if length > 1))
+
     def site(self, size: int, **layout: int) -> Site:
         return Site(self.path, self.shape, self.axis, size, self.lead, **{"stride": size} | layout)
 
@@ -71,13 +75,18 @@ def matrix_shapes(at: Sequence[Place], heads: Sequence[int] | None) -> list[Shap
     for place in at:
         for front in divisors(place.length):
             size = place.length // front
-            if size > 1 and (front == 1 or heads is None or front in heads):
-                found[(*place.leads, *((front,) if front > 1 else ())), size] = None
+            if size > 1 and splits(front, heads):
+                found[place.per(front), size] = None
         for front in divisors(place.length // 2) if place.length % 2 == 0 else ():
             within = place.length // 2 // front
-            if within > 1 and (front == 1 or heads is None or front in heads):
-                found[(*place.leads, *((front,) if front > 1 else ()), within), 2] = None
+            if within > 1 and splits(front, heads):
+                found[place.per(front, within), 2] = None
     return ordered(found)
+
+
+def splits(blocks: int, heads: Sequence[int] | None) -> bool:
+    """Whether an axis may be split into so many blocks: into any number, or as many as given heads."""
+    return blocks == 1 or heads is None or blocks in heads
 
 
 def ordered(shapes: Mapping[Shape, None]) -> list[Shape]:

@@ -87,13 +87,9 @@ class Loss:
         for path, leaf in self.leaves.items():
             least = 0.4 / np.sqrt(max(leaf.shape, default=1)) if leaf.ndim > 1 else 0.4
             size = SPREAD * max(float(np.sqrt(np.mean(np.abs(leaf) ** 2))), least)
-            noise, start = self._pool[start : start + leaf.size].reshape(leaf.shape), start + leaf.size
-            if np.iscomplexobj(leaf):
-                imaginary, start = (
-                    self._pool[start : start + leaf.size].reshape(leaf.shape),
-                    start + leaf.size,
-                )
-                noise = noise + 1j * imaginary
+            parts = 2 if np.iscomplexobj(leaf) else 1
+            drawn = self._pool[start : start + parts * leaf.size].reshape(parts, *leaf.shape)
+            noise, start = drawn[0] if parts == 1 else drawn[0] + 1j * drawn[1], start + drawn.size
             moved[path] = (leaf + leaf.dtype.type(size) * noise).astype(leaf.dtype)
         return moved
 

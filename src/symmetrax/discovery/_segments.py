@@ -7,7 +7,7 @@ by the gap.
 
 from collections.abc import Iterator, Sequence
 
-from symmetrax.discovery._places import MOST_REPEATS, Place, divisors, matrix_sites, ordered
+from symmetrax.discovery._places import MOST_REPEATS, Place, divisors, matrix_sites, ordered, splits
 from symmetrax.discovery._sites import Shape, Site
 
 #: The most blocks into which an axis is split before each is cut.
@@ -55,7 +55,7 @@ def segment_questions(
     pieces: dict[Shape, dict[Site, None]] = {}
     for place in places:
         for blocks in divisors(place.length):
-            if blocks > MOST_BLOCKS or (blocks > 1 and heads is not None and blocks not in heads):
+            if blocks > MOST_BLOCKS or not splits(blocks, heads):
                 continue
             width = place.length // blocks
             per_head = [length // blocks for length in lengths if length % blocks == 0]
@@ -74,21 +74,19 @@ def _pieces(
     pairs = size // 2 if size % 2 == 0 else 0
     if blocks == 1:  # a segment of the whole axis, which may itself be merged
         for front in divisors(size):
-            per = (*place.leads, *((front,) if front > 1 else ()))
-            if size // front > 1 and (front == 1 or heads is None or front in heads):
-                yield ((per, size // front), place.site(size // front, start=start, first=front))
+            if size // front > 1 and splits(front, heads):
+                yield ((place.per(front), size // front), place.site(size // front, start=start, first=front))
             within = pairs // front if pairs and pairs % front == 0 else 0
             for layout in ("second", "third") if within > 1 else ():
                 layouts = {"start": start, "first": front, "stride": 2 * within, layout: within}
-                yield (((*per, within), 2), place.site(2, **layouts))
+                yield ((place.per(front, within), 2), place.site(2, **layouts))
         return
     for front in divisors(blocks):  # a segment of every block, one element for each or for several
         copies = blocks // front
         if copies > MOST_REPEATS:
             continue
-        per = (*place.leads, *((front,) if front > 1 else ()))
         block = {"first": front, "repeats": copies, "stride": width, "offset": start}
         if size > 1:
-            yield ((per, size), place.site(size, **block))
+            yield ((place.per(front), size), place.site(size, **block))
         for layout in ("second", "third") if pairs > 1 else ():
-            yield (((*per, pairs), 2), place.site(2, **block, **{layout: pairs}))
+            yield ((place.per(front, pairs), 2), place.site(2, **block, **{layout: pairs}))

@@ -148,10 +148,18 @@ class Site:
 
     def gather(self, x: np.ndarray, blocks: np.ndarray, units: np.ndarray) -> np.ndarray:
         """Slices of the array at some values of the indices and some units: (blocks, units, all the rest)."""
-        rows = in_front(x.reshape(self.shape), self.lead, self.axis)
-        outer, inner = np.divmod(blocks, len(self.positions))
-        taken = rows[outer[:, None, None], self.positions[inner][:, units]]
+        outer, at = self.sampled(blocks, units)
+        taken = self.in_front(x)[outer[:, None, None], at]
         return taken.reshape(len(blocks), len(units), -1)
+
+    def sampled(self, blocks: np.ndarray, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where some units are at some values of the indices: rows of `in_front`, and places on the axis."""
+        outer, inner = np.divmod(blocks, len(self.positions))
+        return outer, self.positions[inner][:, units]
+
+    def in_front(self, x: Any) -> Any:
+        """The array as (all values of the indices `lead`, the axis, the rest)."""
+        return in_front(x.reshape(self.shape), self.lead, self.axis)
 
 
 def in_front(x: Any, lead: Sequence[tuple[int, int]], axis: int) -> Any:

@@ -40,10 +40,15 @@ class Space:
     def shape(self) -> Shape:
         return self.group.lengths, self.group.size
 
+    @property
+    def axes(self) -> frozenset[tuple[str, int]]:
+        """The axes that it touches."""
+        return frozenset((leg.site.path, leg.site.axis) for leg in self.legs)
+
     def named(self, number: int) -> tuple[dict[str, AbstractGroup], dict[str, str]]:
         """The space under a name of its own, and its legs in the notation."""
-        letter = LETTERS.get(type(self.group), "x")
-        name, indices = f"{letter}{number}", [f"{x}{number}" for x in INDICES[: len(self.group.per)]]
+        name = f"{LETTERS[type(self.group)]}{number}"
+        indices = [f"{x}{number}" for x in INDICES[: len(self.group.per)]]
         per = dict(zip(indices, self.group.lengths, strict=True))
         group = dataclasses.replace(self.group, per=tuple(per.items()))
         by_array: dict[str, list[Leg]] = {}
@@ -198,7 +203,7 @@ def implied(sites: Sequence[Site], group: AbstractGroup, known: Sequence[Space])
         for leg in legs:
             options: dict[bytes, int] = {}
             for k in by_path.get(leg.path, ()):
-                way = leg.way([sites[k]], group)
+                way = leg.way(sites[k], group)
                 if way is not None:
                     options.setdefault(way, k)
             ways.append(options)
@@ -218,22 +223,17 @@ def follows(space: Space, known: Sequence[Space]) -> bool:
     """Whether a space is a part of a known one, or of several that share its legs among them."""
     if any(leg.copies is not None for leg in space.legs):
         return False
-    axes = _axes(space)
     able = [
         other
         for other in known
         if contains(other.group, space.group)
-        and _axes(other) <= axes
+        and other.axes <= space.axes
         and all(leg.copies is None for leg in other.legs)
     ]
     alike: dict[frozenset, list[Space]] = {}
     for other in able:
-        alike.setdefault(_axes(other), []).append(other)
+        alike.setdefault(other.axes, []).append(other)
     return any(_covers(spaces, space) for spaces in [*([other] for other in able), *alike.values(), able])
-
-
-def _axes(space: Space) -> frozenset[tuple[str, int]]:
-    return frozenset((leg.site.path, leg.site.axis) for leg in space.legs)
 
 
 def _covers(bigs: Sequence[Space], small: Space) -> bool:
@@ -242,9 +242,8 @@ def _covers(bigs: Sequence[Space], small: Space) -> bool:
     On every axis the small coordinates must follow from the large ones, with a power; and for every large
     space in the same way on all its legs.
     """
-    matrices = not isinstance(small.group, PositiveDiagonal | SignDiagonal)
     ways: dict[int, set[tuple[bytes, float]]] = {}
-    for axis in _axes(small):
+    for axis in small.axes:
         smalls = [leg for leg in small.legs if (leg.site.path, leg.site.axis) == axis]
         here = [
             (number, leg)
@@ -252,27 +251,39 @@ def _covers(bigs: Sequence[Space], small: Space) -> bool:
             for leg in big.legs
             if (leg.site.path, leg.site.axis) == axis
         ]
-        sites = [leg.site for _, leg in here]
-        way = carried(sites, [leg.site for leg in smalls], matrices=matrices) if here else None
-        if way is None:
+        sites = [(leg.site, bigs[number].group) for number, leg in here]
+        functions = _functions(sites, [leg.site for leg in smalls], small.group)
+        if functions is None:
             return False
-        start = 0
-        for number, leg in here:
-            count = leg.site.indices * leg.site.size
-            part, start = way[start : start + count], start + count
-            turning = isinstance(bigs[number].group, ScaledRotation)
-            if turning and not _keeps_pairs(part.reshape(-1, 2), matrices):
-                return False
+        for (number, leg), function in zip(here, functions, strict=True):
             for power in _powers(leg.site, smalls):
                 ratio = 1.0 if small.group.compact else power / leg.power
-                ways.setdefault(number, set()).add((part.tobytes(), ratio))
-    return all(len(functions) == 1 for functions in ways.values())
+                ways.setdefault(number, set()).add((function.tobytes(), ratio))
+    return all(len(found) == 1 for found in ways.values())
 
 
 def _powers(big: Site, smalls: Sequence[Leg]) -> set[float]:
     """The powers of the small legs that touch what a site touches."""
     places = set(big.positions.ravel().tolist())
     return {leg.power for leg in smalls if not places.isdisjoint(leg.site.positions.ravel().tolist())}
+
+
+def _functions(
+    bigs: Sequence[tuple[Site, AbstractGroup]], smalls: Sequence[Site], small: AbstractGroup
+) -> list[np.ndarray] | None:
+    """How a small space's coordinates on one axis follow from those of each of some others, or None."""
+    matrices = not isinstance(small, PositiveDiagonal | SignDiagonal)
+    way = carried([site for site, _ in bigs], smalls, matrices=matrices) if bigs else None
+    if way is None:
+        return None
+    ends = np.cumsum([site.indices * site.size for site, _ in bigs])
+    functions = np.split(way, ends[:-1])
+    pairs = [
+        function.reshape(-1, 2)
+        for (_, group), function in zip(bigs, functions, strict=True)
+        if isinstance(group, ScaledRotation)
+    ]
+    return functions if all(_keeps_pairs(each, matrices) for each in pairs) else None
 
 
 def _keeps_pairs(pairs: np.ndarray, matrices: bool) -> bool:
@@ -284,27 +295,16 @@ def _keeps_pairs(pairs: np.ndarray, matrices: bool) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _Joint:
-    """One axis of an array with the sites that several spaces have there."""
+    """One axis of an array with the sites that several spaces have there, and their groups."""
 
     path: str
-    axis: int
     power: float
-    sites: tuple[Site, ...]
-    groups: tuple[AbstractGroup, ...]
+    sites: tuple[tuple[Site, AbstractGroup], ...]
 
-    def way(self, smalls: Sequence[Site], small: AbstractGroup) -> bytes | None:
-        """How a smaller space on `smalls` follows from these, in a form that can be compared."""
-        matrices = not isinstance(small, PositiveDiagonal | SignDiagonal)
-        way = carried(self.sites, smalls, matrices=matrices)
-        if way is None:
-            return None
-        start = 0
-        for site, group in zip(self.sites, self.groups, strict=True):
-            count = site.indices * site.size
-            pairs, start = way[start : start + count].reshape(-1, site.size), start + count
-            if isinstance(group, ScaledRotation) and not _keeps_pairs(pairs, matrices):
-                return None
-        return way.tobytes()
+    def way(self, small: Site, group: AbstractGroup) -> bytes | None:
+        """How a smaller space on a site follows from these, in a form that can be compared."""
+        functions = _functions(self.sites, [small], group)
+        return None if functions is None else np.concatenate(functions).tobytes()
 
 
 def _bundles(known: Sequence[Space], group: AbstractGroup) -> list[list[_Joint]]:
@@ -324,6 +324,6 @@ def _joined(spaces: Sequence[Space]) -> list[_Joint]:
         for leg in space.legs:
             places.setdefault((leg.site.path, leg.site.axis), []).append((leg, space.group))
     return [
-        _Joint(path, axis, found[0][0].power, tuple(leg.site for leg, _ in found), tuple(g for _, g in found))
-        for (path, axis), found in places.items()
+        _Joint(path, found[0][0].power, tuple((leg.site, group) for leg, group in found))
+        for (path, _), found in places.items()
     ]

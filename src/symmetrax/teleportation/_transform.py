@@ -123,8 +123,10 @@ def teleported(
                 "symmetry='auto' finds the symmetries of a loss: pass it, as in teleported(inner, 'auto', "
                 "loss=loss)."
             )
+        guard = settled_guard(guard, None)  # what will be found is linear
     else:
         check_search(symmetry, search)
+        guard = settled_guard(guard, symmetry)
 
     def along(found: Discovery | None) -> tuple[AbstractLieSymmetry | None, Array]:
         """The symmetry, given or found, and the coordinates of a teleport that is not due."""
@@ -166,7 +168,7 @@ def teleported(
                 batch,
                 objective=objective,
                 search=search,
-                guard=settled_guard(guard, symmetry),
+                guard=guard,
                 gradient=updates,
                 count=state.count,
             )
