@@ -25,11 +25,10 @@ def main(steps=100):
         x, y = batch
         return jnp.mean((nnx.merge(graph, params)(x) - y) ** 2)
 
-    # Names are those that jax gives to the leaves; flax stores matrices as (in, out).
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        print(jax.tree_util.keystr(path, simple=True, separator="."), leaf.shape)
-    kernels = ["inner.kernel.value", "outer.kernel.value"]
-    symmetry = sx.mlp_symmetry(params, kernels, ["inner.bias.value"], layout="in out")
+    # Arrays have the names of their attributes; flax stores matrices as (in, out).
+    kernels = ["inner.kernel", "outer.kernel"]
+    symmetry = sx.mlp_symmetry(params, kernels, ["inner.bias"], layout="in out")
+    print(symmetry)
     report = sx.verify(loss, params, symmetry, jax.random.key(1), batch, trials=2)
     print(report)
 

@@ -48,7 +48,7 @@ def test_flax_mlp(capsys):
     assert after < before / 4
     assert 0 < teleports < 50
     printed = capsys.readouterr().out
-    assert "inner.kernel.value (3, 16)" in printed
+    assert "inner.kernel  _ hidden1" in printed
     assert f"{teleports} teleports in 100 steps" in printed
 
 

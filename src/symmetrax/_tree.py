@@ -1,5 +1,7 @@
 """Pytree algebra that optax does not have: norms with a derivative at zero, and tests for finiteness."""
 
+from collections.abc import Collection
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,8 +48,38 @@ def leaf_name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".") or "params"
 
 
+def leaf_names(tree: PyTree) -> list[str]:
+    """The names of all leaves of a tree, in its order.
+
+    Where an array is alone in a box, as in flax's variables and partitioned arrays, the box's `.value` is not
+    part of the name: a state of variables and the tree of their arrays have the same names.
+
+    >>> leaf_names({"w": [1.0, 2.0], "b": 3.0})
+    ['b', 'w.0', 'w.1']
+    """
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+    def opened(k: int) -> tuple:
+        path, box = paths[k], paths[k][:-1]
+        beside = paths[max(k - 1, 0) : k] + paths[k + 1 : k + 2]  # the leaves of a box stand together
+        alone = all(other[: len(box)] != box for other in beside)
+        return box if alone and path[-1:] == (jax.tree_util.GetAttrKey("value"),) else path
+
+    return [leaf_name(opened(k)) for k in range(len(paths))]
+
+
+def known_name(name: str, names: Collection[str]) -> str:
+    """`name`, or what it is without a box's `.value` if only that is among `names`.
+
+    >>> known_name("one.kernel.value", ["one.bias", "one.kernel"])
+    'one.kernel'
+    """
+    opened = name.removesuffix(".value")
+    return opened if name not in names and opened in names else name
+
+
 def check_finite(params: PyTree, what: str) -> None:
     """Raise ValueError, naming the leaf, if concrete parameters are not finite; traced ones pass."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    for name, leaf in zip(leaf_names(params), jax.tree.leaves(params), strict=True):
         if not isinstance(leaf, Tracer) and not bool(np.all(np.isfinite(leaf))):
-            raise ValueError(f"Cannot {what} a point that is not finite: {leaf_name(path)} is {leaf}.")
+            raise ValueError(f"Cannot {what} a point that is not finite: {name} is {leaf}.")

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-from symmetrax._tree import leaf_name
+from symmetrax._tree import leaf_names
 from symmetrax.discovery._discrete import permutation_price, sign_price
 from symmetrax.discovery._found import Cost
 from symmetrax.discovery._moments import points_needed
@@ -91,14 +91,15 @@ class Plan:
     def of(
         cls, params: PyTree, groups: Sequence[type], heads: int | Sequence[int] | None, trials: int
     ) -> "Plan":
-        leaves = jax.tree_util.tree_leaves_with_path(eqx.filter(params, is_searched))
+        searched = eqx.filter(params, is_searched)
+        leaves = jax.tree.leaves(searched)
         if not leaves:
             kinds = sorted({str(getattr(x, "dtype", type(x).__name__)) for x in jax.tree.leaves(params)})
             raise ValueError(
                 f"Symmetries are looked for in floating-point arrays; `params` has none, only {kinds}."
             )
-        shapes = {leaf_name(path): leaf.shape or (1,) for path, leaf in leaves}
-        size = sum(leaf.nbytes for _, leaf in leaves)
+        shapes = {name: leaf.shape or (1,) for name, leaf in zip(leaf_names(searched), leaves, strict=True)}
+        size = sum(leaf.nbytes for leaf in leaves)
         groups, at = chosen_groups(groups, trials), places(shapes)
         counts = chosen_heads(heads, at)
         lie = bool(set(groups) & set(MATRICES))

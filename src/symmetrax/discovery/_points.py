@@ -12,7 +12,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jaxtyping import Array, Key, PyTree
 
-from symmetrax._tree import leaf_name
+from symmetrax._tree import leaf_names
 from symmetrax.discovery._places import Place
 from symmetrax.discovery._sites import in_front
 
@@ -35,13 +35,12 @@ class Loss:
 
     def __init__(self, loss: Callable, params: PyTree, key: Key[Array, ""], batch: Any, budget: int | None):
         numbers, self._rest = eqx.partition(params, is_searched)
-        named, self._structure = jax.tree_util.tree_flatten_with_path(numbers)
-        self.leaves: dict[str, np.ndarray] = {leaf_name(path): np.asarray(leaf) for path, leaf in named}
-        self.skipped = tuple(
-            leaf_name(path)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(self._rest)
-            if isinstance(leaf, jax.Array | np.ndarray)
+        arrays, self._structure = jax.tree.flatten(numbers)
+        self.leaves: dict[str, np.ndarray] = dict(
+            zip(leaf_names(numbers), map(np.asarray, arrays), strict=True)
         )
+        rest = zip(leaf_names(self._rest), jax.tree.leaves(self._rest), strict=True)
+        self.skipped = tuple(name for name, leaf in rest if isinstance(leaf, jax.Array | np.ndarray))
         self._pool = np.zeros(0, np.float32)
         self._draw = batch if callable(batch) else None
         self.batch = batch(key) if callable(batch) else batch

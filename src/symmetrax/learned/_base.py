@@ -175,6 +175,8 @@ def _transformation(network, symmetry, schedule, guard, meta_order, transport, a
     schedule = settled(schedule)
 
     def init(params: PyTree) -> LearnedState:
+        if symmetry is not None:
+            symmetry.check(params)
         return LearnedState(
             count=jnp.array(0),
             memory=network.memory(params, symmetry),

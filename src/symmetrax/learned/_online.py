@@ -125,6 +125,7 @@ def online_teleported(
         )
 
     def init(params: PyTree) -> OnlineState:
+        symmetry.check(params)
         state, nothing = stepper.init(params), optax.tree.zeros_like(params)
         return OnlineState(
             count=jnp.array(0),

@@ -11,10 +11,11 @@ import jax.scipy.linalg as jsl
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
-from symmetrax._tree import leaf_name, relative
+from symmetrax._tree import known_name, leaf_names, relative
 from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition
 from symmetrax.symmetry._inverse import inverse
 from symmetrax.symmetry._matrix_groups import GeneralLinear
+from symmetrax.symmetry._network import named_shapes
 
 #: One pair (g, g^-T) for each hidden layer.
 Element = tuple[tuple[Array, Array], ...]
@@ -187,6 +188,9 @@ class ActivationGL(AbstractLieSymmetry):
         there = self.act(a, params, batch)
         return jax.tree.map(lambda v, w: (v - w).astype(w.dtype), there, params)
 
+    def check(self, params: PyTree) -> None:
+        jax.eval_shape(self._read, named_shapes(params))
+
     def outputs(self, params: PyTree, batch: PyTree) -> Float[Array, "samples outputs"]:
         """What the network computes on the batch."""
         layers, x = self.opened(params, batch)
@@ -336,19 +340,24 @@ class ActivationGL(AbstractLieSymmetry):
             new[name] = layer if bias is None else layer[:, :-1]
             if bias is not None:
                 new[bias] = layer[:, -1]
-        return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: new[leaf_name(path)].astype(leaf.dtype) if leaf_name(path) in new else leaf,
-            params,
-        )
+        leaves, structure = jax.tree.flatten(params)
+        names = leaf_names(params)
+        new = {known_name(name, names): layer for name, layer in new.items()}
+        written = [
+            new[name].astype(leaf.dtype) if name in new else leaf
+            for name, leaf in zip(names, leaves, strict=True)
+        ]
+        return jax.tree.unflatten(structure, written)
 
 
 def _named(params: PyTree, names: Sequence[str]) -> dict[str, Array]:
     """Leaves by name. Raises ValueError, listing what there is, if one is missing."""
-    leaves = {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    missing = [name for name in names if name not in leaves]
+    leaves = dict(zip(leaf_names(params), jax.tree.leaves(params), strict=True))
+    known = {name: known_name(name, leaves) for name in names}
+    missing = [name for name in names if known[name] not in leaves]
     if missing:
         raise ValueError(f"The parameters have no leaves {missing}; their leaves are {list(leaves)}.")
-    return {name: jnp.asarray(leaves[name]) for name in names}
+    return {name: jnp.asarray(leaves[known[name]]) for name in names}
 
 
 def with_one(x: Float[Array, "n p"], weight: Float[Array, "q r"]) -> Float[Array, "n r"]:

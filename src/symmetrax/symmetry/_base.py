@@ -79,6 +79,13 @@ class AbstractSymmetry(eqx.Module):
     def holds(self, params: PyTree, batch: PyTree = None) -> Precondition:
         """Whether the action is defined and exact at `params`, as a traceable code and residual."""
 
+    def check(self, params: PyTree) -> None:
+        """Raise ValueError if parameters of this structure are not what the symmetry acts on.
+
+        Looks at names and shapes alone, so that optimizers can ask when they are initialized. A symmetry that
+        does not say takes everything.
+        """
+
     def displacement(self, a: PyTree, params: PyTree, batch: PyTree = None) -> PyTree:
         """How far `a` moves: act(a, w) - act(identity, w), a tree like `params`.
 
@@ -96,6 +103,16 @@ class AbstractSymmetry(eqx.Module):
         there = self.act(a, params, batch)
         (carried,) = jax.vjp(lambda w: self.act(self.inverse(a), w, batch), there)[1](cotangent)
         return carried
+
+
+def check_vector(symmetry: AbstractSymmetry, params: PyTree, size: int) -> None:
+    """Raise ValueError if parameters are not one array of shape (size,)."""
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
+    if jax.tree.structure(params) != jax.tree.structure(0) or shapes != [(size,)]:
+        raise ValueError(
+            f"{type(symmetry).__name__} acts on one array of shape ({size},), not on a tree of arrays with "
+            f"the shapes {shapes[:8]}."
+        )
 
 
 class AbstractLieSymmetry(AbstractSymmetry):

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from symmetrax._tree import leaf_name
+from symmetrax._tree import leaf_names
 from symmetrax.symmetry._dense import DenseAction
 from symmetrax.symmetry._legs import Both, Concatenated, Merged, Node, Plain, Word, parse, words
 from symmetrax.symmetry._network import NetworkSymmetry
@@ -54,8 +54,8 @@ def suspects(
     ]
     # All that failed must be restored together: an edit of one leg may serve two spaces.
     element = identity | {name: element[name] for name in failing}
-    named, structure = jax.tree_util.tree_flatten_with_path(params)
-    leaves = {leaf_name(path): leaf for path, leaf in named}
+    values, structure = jax.tree.flatten(params)
+    leaves = dict(zip(leaf_names(params), values, strict=True))
     moved = dict(zip(leaves, jax.tree.leaves(symmetry.act(element, params)), strict=True))
     actor = DenseAction(symmetry, element)
     found: dict[Suspect, None] = {}

@@ -25,7 +25,7 @@ from symmetrax.symmetry._layouts import (
     with_axes,
 )
 from symmetrax.symmetry._matrix_groups import GeneralLinear, Orthogonal
-from symmetrax.symmetry._network import NetworkSymmetry, named_shapes
+from symmetrax.symmetry._network import NetworkSymmetry, match_paths, named_shapes
 
 #: Makes the group of a space from its size: a class of groups, or any function.
 MakeGroup = Callable[[int], AbstractGroup]
@@ -76,7 +76,8 @@ def mlp_symmetry(
                 f"the paths of `weights` in the order of the layers, or another layout than {layout!r}."
             )
     if biases is None:
-        vectors = [path for path in with_axes(arrays, 1) if path not in scales]
+        scaled = {name for path in scales for name in match_paths(path, arrays)}
+        vectors = [path for path in with_axes(arrays, 1) if path not in scaled]
         biases = vectors if len(vectors) >= len(weights) - 1 else ()
     star = "*" if degree == 1 else f"^{-degree:g}"
     names = [f"{name}{k}" for k in range(1, len(weights))]

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from symmetrax._text import near_match
-from symmetrax._tree import leaf_name
+from symmetrax._tree import leaf_names
 from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition
 from symmetrax.symmetry._groups import AbstractGroup
 from symmetrax.symmetry._legs import Both, Concatenated, Merged, Node, Plain, Word, parse, words
@@ -62,7 +62,7 @@ class NetworkSymmetry(AbstractLieSymmetry):
         self.legs = _Frozen(expanded)
         self.spaces = _Frozen(_expand_spaces(spaces, self.legs, bindings))
         _check_indices(self.spaces)
-        jax.eval_shape(lambda tree: self.visit(tree, lambda x, touches: x), arrays)
+        self.check(arrays)
 
     @property
     def algebra(self) -> tuple[int]:
@@ -135,19 +135,40 @@ class NetworkSymmetry(AbstractLieSymmetry):
         """Always: names and sizes were checked when it was made; the loss is measured by `verify`."""
         return Precondition(jnp.array(0), jnp.array(0.0))
 
-    def visit(self, tree: PyTree, visit: Visit) -> PyTree:
-        """Call `visit(block, touches)` on the blocks of every array with a leg, and put them together."""
+    def check(self, params: PyTree) -> None:
+        jax.eval_shape(lambda tree: self.visit(tree, lambda x, touches: x), named_shapes(params))
 
-        def move(path: tuple, leaf: Any) -> Any:
-            name = leaf_name(path)
-            if name not in self.legs or leaf is None:
+    def visit(self, tree: PyTree, visit: Visit) -> PyTree:
+        """Call `visit(block, touches)` on the blocks of every array with a leg, and put them together.
+
+        Raises ValueError, naming it, if an array with a leg is not in the tree, or has another shape.
+        """
+        leaves, structure = jax.tree.flatten(tree)
+        names = leaf_names(tree)
+        check_present(self.legs, names)
+
+        def move(name: str, leaf: Any) -> Any:
+            if name not in self.legs:
                 return leaf
             try:
                 return walk(self.legs[name], leaf, self.spaces, visit)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
 
-        return jax.tree_util.tree_map_with_path(move, tree)
+        return jax.tree.unflatten(structure, map(move, names, leaves))
+
+    def within(self, tree: PyTree) -> "NetworkSymmetry":
+        """The same symmetry, acting only on those of its arrays that `tree` has: for parts of parameters.
+
+        A part moved alone does not keep the loss; both parts moved by the same element do.
+
+        >>> import jax.numpy as jnp, symmetrax as sx
+        >>> params = {"w1": jnp.ones((4, 3)), "w2": jnp.ones((2, 4))}
+        >>> sx.mlp_symmetry(params).within({"w2": params["w2"]}).legs
+        {'w2': '_ hidden1*'}
+        """
+        names = set(leaf_names(tree))
+        return self._made(self.spaces, {path: text for path, text in self.legs.items() if path in names})
 
     def only(self, *names: str) -> "NetworkSymmetry":
         """The same symmetry with some of its spaces; the others stay as they are."""
@@ -250,16 +271,17 @@ def named_shapes(tree: PyTree) -> dict[str, jax.ShapeDtypeStruct]:
     >>> named_shapes({"w": jnp.ones((2, 3)), "activation": jnp.tanh})["w"].shape
     (2, 3)
     """
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
-        leaf_name(path): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-        for path, leaf in leaves
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        for name, leaf in zip(leaf_names(tree), jax.tree.leaves(tree), strict=True)
         if hasattr(leaf, "shape") and hasattr(leaf, "dtype")
     }
 
 
 def match_paths(pattern: str, names: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """The names that match a pattern, each with what its `{i}` stand for. Raises ValueError if there is none.
+
+    A pattern may end in `.value`, which flax's variables have and their names here do not.
 
     >>> match_paths("layers.{i}.weight", {"layers.0.weight": 0, "layers.1.weight": 0, "head": 0})
     {'layers.0.weight': {'i': '0'}, 'layers.1.weight': {'i': '1'}}
@@ -271,10 +293,42 @@ def match_paths(pattern: str, names: Mapping[str, Any]) -> dict[str, dict[str, s
             regex += f"(?P={field})" if field in seen else f"(?P<{field}>[^.]+)"
             seen.add(field)
     found = {name: match.groupdict() for name in names if (match := re.fullmatch(regex, name))}
+    if not found and pattern.endswith(".value"):
+        found = match_paths(pattern.removesuffix(".value"), names)
     if not found:
         listed = ", ".join(list(names)[:8]) + (", ..." if len(names) > 8 else "")
         raise ValueError(f"No array is called {pattern!r}.{near_match(pattern, names)} There are: {listed}.")
     return found
+
+
+def only_path(pattern: str, names: Mapping[str, Any]) -> str:
+    """The one name that matches. Raises ValueError if there is none, or more than one."""
+    found = list(match_paths(pattern, names))
+    if len(found) > 1:
+        raise ValueError(f"{pattern!r} should name one array, but it matches {', '.join(found)}.")
+    return found[0]
+
+
+def check_present(paths: Collection[str], names: Sequence[str]) -> None:
+    """Raise ValueError if arrays on which a symmetry acts are not among the names of a tree."""
+    known = set(names)
+    missing = [path for path in paths if path not in known]
+    if not missing:
+        return
+    path, more = missing[0], f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+    under = {name.removesuffix(f".{path}") for name in names if name.endswith(f".{path}")}
+    inside = [name for name in names if path.endswith(f".{name}")]
+    if len(under) == 1:
+        (under,) = under
+        hint = f" It is under {under!r} here: pass that, or make the symmetry with `like` this tree."
+    elif inside:
+        hint = (
+            f" It is {inside[0]!r} here: pass the tree that has it under "
+            f"{path.removesuffix(inside[0])[:-1]!r}, or make the symmetry with `like` this one."
+        )
+    else:
+        hint = f"{near_match(path, names)} There are: {', '.join(names[:8])}{', ...' * (len(names) > 8)}."
+    raise ValueError(f"The symmetry acts on the array {path!r}{more}, which is not in the tree.{hint}")
 
 
 def _expand_legs(

@@ -3,10 +3,10 @@
 from typing import ClassVar
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, PyTree
 
 from symmetrax._tree import relative
-from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition
+from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition, check_vector
 from symmetrax.symmetry._maps import AbstractMap
 from symmetrax.symmetry._matrix_groups import SpecialOrthogonal, matvec
 
@@ -66,6 +66,9 @@ class Pullback(AbstractLieSymmetry):
 
     def act(self, a: Float[Array, "n n"], params: Float[Array, " n"], batch=None) -> Float[Array, " n"]:
         return self.map.inverse(matvec(a, self.map(params)))
+
+    def check(self, params: PyTree) -> None:
+        check_vector(self, params, self.map.size)
 
     def holds(self, params: Float[Array, " n"], batch=None) -> Precondition:
         residual = relative(self.map.inverse(self.map(params)) - params, params)

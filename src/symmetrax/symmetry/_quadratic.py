@@ -4,11 +4,11 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, PyTree
 
 from symmetrax._matrices import regular, symmetric
 from symmetrax._tree import safe_norm
-from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition
+from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition, check_vector
 from symmetrax.symmetry._matrix_groups import exponential, product, skew
 
 #: Up to this norm of the generator `exponential` is exact to rounding.
@@ -111,6 +111,9 @@ class QuadraticForm(AbstractLieSymmetry):
 
     def pull(self, a, params, cotangent, batch=None) -> Float[Array, " n"]:
         return self.root @ (self.inverse(a).T @ (self.unroot @ cotangent))
+
+    def check(self, params: PyTree) -> None:
+        check_vector(self, params, self.size)
 
     def holds(self, params: Float[Array, " n"], batch=None) -> Precondition:
         sizes = jnp.abs(self.values)

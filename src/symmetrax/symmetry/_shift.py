@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
-from symmetrax._tree import leaf_name
+from symmetrax._tree import leaf_names
 from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition
 from symmetrax.symmetry._layouts import Layout
-from symmetrax.symmetry._network import match_paths, named_shapes
+from symmetrax.symmetry._network import check_present, named_shapes, only_path
 
 
 class LogitShift(AbstractLieSymmetry):
@@ -54,8 +54,8 @@ class LogitShift(AbstractLieSymmetry):
         if layout not in ("out in", "in out"):
             raise ValueError(f"`layout` must be 'out in' or 'in out', got {layout!r}.")
         shapes = named_shapes(like)
-        for path in (weight,) if bias is None else (weight, bias):
-            match_paths(path, shapes)
+        weight = only_path(weight, shapes)
+        bias = None if bias is None else only_path(bias, shapes)
         shape = shapes[weight].shape
         if len(shape) != 2:
             raise ValueError(f"LogitShift needs a matrix, but {weight} has shape {shape}.")
@@ -92,11 +92,17 @@ class LogitShift(AbstractLieSymmetry):
         if self.bias is not None:
             shifts[self.bias] = a[self.inputs]
 
-        def move(path: tuple, leaf):
-            shift = shifts.get(leaf_name(path))
-            return leaf if shift is None else (leaf + shift).astype(leaf.dtype)
+        leaves, structure = jax.tree.flatten(params)
+        names = leaf_names(params)
+        check_present(shifts, names)
+        moved = [
+            (leaf + shifts[name]).astype(leaf.dtype) if name in shifts else leaf
+            for name, leaf in zip(names, leaves, strict=True)
+        ]
+        return jax.tree.unflatten(structure, moved)
 
-        return jax.tree_util.tree_map_with_path(move, params)
+    def check(self, params: PyTree) -> None:
+        LogitShift(self.weight, self.bias, like=params, layout=self.layout)
 
     def holds(self, params: PyTree, batch: PyTree = None) -> Precondition:
         return Precondition(jnp.array(0), jnp.array(0.0))

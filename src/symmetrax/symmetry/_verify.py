@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
-from symmetrax._tree import leaf_name
+from symmetrax._tree import leaf_names
 from symmetrax.symmetry._base import AbstractSymmetry
 from symmetrax.symmetry._diagnose import Suspect, suspects
 from symmetrax.symmetry._network import NetworkSymmetry
@@ -246,9 +246,9 @@ class _Laws:
             defects["fresh"] = self.change(self.values(w, self.fresh), there, self.fresh)
         # A gradient of rounding errors alone has no relative error: measure it against the others.
         least = 1e-6 * _norm(moved_gradient)
-        moved_leaves = jax.tree_util.tree_leaves_with_path(moved_gradient)
+        pairs = zip(jax.tree.leaves(moved_gradient), jax.tree.leaves(carried), strict=True)
         residuals = {
-            leaf_name(path): _relative(x, y, x, least)
-            for (path, x), y in zip(moved_leaves, jax.tree.leaves(carried), strict=True)
+            name: _relative(x, y, x, least)
+            for name, (x, y) in zip(leaf_names(moved_gradient), pairs, strict=True)
         }
         return defects, residuals, symmetry.holds(eqx.combine(w, self.rest), batch).code

@@ -10,7 +10,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from symmetrax._tree import all_finite, check_finite, leaf_name, relative, safe_norm, select, squared_norm
+from symmetrax._tree import (
+    all_finite,
+    check_finite,
+    known_name,
+    leaf_names,
+    relative,
+    safe_norm,
+    select,
+    squared_norm,
+)
 from symmetrax.teleportation._levelset import AbstractPointSearch, Arrival, arrive
 
 Layout = Literal["out in", "in out"]
@@ -81,7 +90,7 @@ class NullSpace(AbstractPointSearch):
         check_finite(params, "teleport from")
         start = jax.lax.stop_gradient(params)
         layers = self._layers(start, jax.lax.stop_gradient(self.inputs(start, batch)))
-        names = _names(start)
+        names = leaf_names(start)
         weights = {name: layer.weights for name, layer in layers.items()}
         size = safe_norm(weights)
 
@@ -126,11 +135,12 @@ class NullSpace(AbstractPointSearch):
 
     def _layers(self, params: PyTree, inputs: dict[str, Array]) -> "dict[str, _Layer]":
         """Weights and spans of the layers named, after checking that they fit."""
-        leaves = dict(zip(_names(params), jax.tree.leaves(params), strict=True))
+        leaves = dict(zip(leaf_names(params), jax.tree.leaves(params), strict=True))
         if not inputs:
             raise ValueError(f"`inputs` named no layer; the leaves are {', '.join(leaves)}.")
         layers = {}
         for name, rows in inputs.items():
+            name = known_name(name, leaves)
             if name not in leaves:
                 near = get_close_matches(name, leaves, n=1, cutoff=0.0)
                 raise ValueError(f"`inputs` names {name!r}, which is no leaf; did you mean {near[0]!r}?")
@@ -235,10 +245,6 @@ def _widths(shape: tuple[int, ...], layout: Layout) -> list[int]:
     if len(shape) < 2:
         return []
     return [math.prod(shape[1:])] if layout == "out in" else sorted({shape[0], math.prod(shape[:-1])})
-
-
-def _names(params: PyTree) -> list[str]:
-    return [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
 
 
 def _eps(tree: PyTree) -> float:

@@ -136,6 +136,8 @@ def teleported(
 
     def init(params: PyTree) -> TeleportedState:
         _check_whole(params)
+        if isinstance(symmetry, AbstractLieSymmetry):
+            symmetry.check(params)
         auto = loss if isinstance(symmetry, str) else None
         found = None if auto is None else discovered(auto, params, batch)
         _, nowhere = along(found)
