@@ -13,13 +13,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from symmetrax._tree import select
-from symmetrax.learned._features import Info, Move
+from symmetrax._tree import all_finite, select
+from symmetrax.learned._features import Info, Move, ordinary
 from symmetrax.learned._leap import Gate, Leap, Transport, leap_from
+from symmetrax.learned._numbers import as_before, at_precision, check_whole, hold, settled_state
 from symmetrax.symmetry._base import AbstractLieSymmetry
-from symmetrax.teleportation._guard import NOT_MEASURED, Guard
+from symmetrax.teleportation._guard import NO_STEP, NOT_MEASURED, Guard
 from symmetrax.teleportation._objectives import orbit_derivative, slopes
 from symmetrax.teleportation._orbit import Orbit
 from symmetrax.teleportation._schedule import Schedule, due, settled
@@ -41,7 +42,9 @@ class LearnedState(NamedTuple):
     `count` is the number of steps taken, `memory` the network's recurrent state, `previous` its last step
     (before the teleport, and moved by it as `transport` says). `algebra` (zeros when no teleport was due),
     `defect` and `refused` tell of the last teleport, `step_size`, `momentum` and `gate` what the network
-    emitted (-1 if it does not); read them with `optax.tree.get(state, "refused")`.
+    emitted (-1 if it does not); read them with `optax.tree.get(state, "refused")`. Where what the network is
+    shown, or the step that comes of it, is infinite or NaN, the update is zero, memory and last step stay as
+    they were, and `refused` is the code of `symmetrax.REFUSALS` that says so. No leaf changes its type.
 
     >>> LearnedState._fields
     ('count', 'memory', 'previous', 'algebra', 'defect', 'refused', 'step_size', 'momentum', 'gate')
@@ -175,12 +178,15 @@ def _transformation(network, symmetry, schedule, guard, meta_order, transport, a
     schedule = settled(schedule)
 
     def init(params: PyTree) -> LearnedState:
+        held = hold(params, network, symmetry)
         if symmetry is not None:
-            symmetry.check(params)
-        return LearnedState(
+            check_whole(params)
+            symmetry.check(held.numbers)
+        numbers, dtype = held.inside, held.dtype
+        state = LearnedState(
             count=jnp.array(0),
-            memory=network.memory(params, symmetry),
-            previous=optax.tree.zeros_like(params),
+            memory=network.memory(numbers, symmetry),
+            previous=optax.tree.zeros_like(numbers),
             algebra=jnp.zeros(()) if symmetry is None else symmetry.zero(),
             defect=jnp.array(NOT_MEASURED),
             refused=jnp.array(0),
@@ -188,28 +194,50 @@ def _transformation(network, symmetry, schedule, guard, meta_order, transport, a
             momentum=jnp.array(NOT_EMITTED),
             gate=jnp.array(NOT_EMITTED),
         )
+        state = at_precision(state, dtype)
+        return settled_state(state._replace(previous=held.outside(state.previous)))
 
     def update(updates, state, params=None, *, value=None, value_fn=None, batch=None, key=None, **extra):
         del extra  # optax's own, and none that a network reads
         if params is None:
             raise ValueError("A learned optimizer needs params: call update(grads, state, params).")
-        info = look(
+        if symmetry is not None:
+            check_whole(params)
+        held = hold(params, network, symmetry)
+        seen = look(
             network.wants,
-            updates,
-            params,
-            state.previous,
+            held.gradient(updates),
+            held.inside,
+            held.widened(state.previous),
             symmetry,
-            value=value,
-            value_fn=value_fn,
+            value=None if value is None else jnp.asarray(value, held.dtype),
+            value_fn=held.loss(value_fn),
             batch=batch,
             key=key,
             meta_order=meta_order,
         )
-        move, memory = network.propose(info, state.memory)
+        info, sound = _harmless(seen)
+        displacement, after = stepped(info, state, held.dtype, value_fn=held.loss(value_fn), batch=batch)
+        made = sound & held.lands(displacement) & all_finite((after.memory, after.previous))
+        after = as_before(after._replace(previous=held.beside(after.previous)), state)
+        stayed = state._replace(
+            count=after.count,
+            algebra=jnp.zeros_like(state.algebra),
+            defect=jnp.full_like(state.defect, NOT_MEASURED),
+            refused=jnp.full_like(state.refused, NO_STEP),
+        )
+        displacement = select(made, displacement, optax.tree.zeros_like(displacement))
+        return held.updates(displacement, updates), select(made, after, stayed)
+
+    def stepped(info, state, dtype, *, value_fn, batch) -> tuple[PyTree, LearnedState]:
+        """The displacement that the network decides on, and the state after it, finite or not."""
+        params = info.params
+        move, memory = at_precision(network, dtype).propose(info, state.memory)
         now = due(schedule, state.count)
         state = state._replace(
             count=state.count + 1,
             memory=memory,
+            refused=jnp.zeros_like(state.refused),
             step_size=_emitted(move.step_size, state.step_size),
             momentum=_emitted(move.momentum, state.momentum),
             gate=_emitted(move.gate, state.gate),
@@ -220,9 +248,9 @@ def _transformation(network, symmetry, schedule, guard, meta_order, transport, a
         how = {"batch": batch, "gate": gate, "guard": guard, "value_fn": value_fn}
         teleported = partial(leap_from, symmetry, network.algebra_bound, **how)
         if order == "teleport-first":
-            leap = teleported(params, move, now, step=state.previous, retreat=params)
+            leap = teleported(params, move, now, step=info.previous, retreat=params)
             gradient = leap.carried_gradient(info.gradient)
-            previous = leap.transported(state.previous, transport)
+            previous = leap.transported(info.previous, transport)
             step = _step(move, info._replace(gradient=gradient, previous=previous))
             return optax.tree.add(leap.jump.displacement, step), _told(state, leap, previous=step)
         step = _step(move, info)
@@ -276,6 +304,18 @@ def look(
     return Info(params=params, previous=previous, key=key, symmetry=symmetry, **seen)
 
 
+def _harmless(info: Info) -> tuple[Info, Bool[Array, ""]]:
+    """What is seen, with zeros for all derivatives where any is not finite, and whether all are.
+
+    A step from zeros is not made either, but has finite derivatives. The loss may overflow where its gradient
+    does not: that is for networks that read it.
+    """
+    names = ("gradient", "orbit_derivative", "slopes", "best")
+    seen = {name: getattr(info, name) for name in names}
+    sound = all_finite(seen)
+    return info._replace(**select(sound, seen, optax.tree.zeros_like(seen))), sound
+
+
 def _measured(dear, gradient, params, symmetry, value_fn, batch) -> dict[str, Any]:
     """Fields of `Info` that cost derivatives of the loss."""
     if symmetry is None or value_fn is None:
@@ -288,9 +328,17 @@ def _measured(dear, gradient, params, symmetry, value_fn, batch) -> dict[str, An
             f"This network reads {', '.join(dear)}, but {type(symmetry).__name__} has no algebra to take "
             "derivatives in: its groups are discrete. Use a network that does not look along the orbit."
         )
-    orbit = Orbit(value_fn, params, symmetry, batch, gradient=gradient)
+    # In units in which squares neither overflow nor vanish: slopes and best points have no unit.
+    unit = ordinary(gradient)
+    orbit = Orbit(
+        lambda w: value_fn(w) / unit,
+        params,
+        symmetry,
+        batch,
+        gradient=jax.tree.map(lambda g: g / unit, gradient),
+    )
     measures = {
-        "orbit_derivative": lambda: orbit_derivative(value_fn, params, symmetry, batch),
+        "orbit_derivative": lambda: orbit_derivative(orbit.value_fn, params, symmetry, batch) * unit * unit,
         "slopes": lambda: slopes(orbit, orbit.zero()),
         "best": lambda: Oracle()(orbit),
     }
@@ -299,10 +347,11 @@ def _measured(dear, gradient, params, symmetry, value_fn, batch) -> dict[str, An
 
 def _step(move: Move, info: Info) -> PyTree:
     """u, or momentum * previous + u."""
-    step, size, momentum = move.update, move.step_size, move.momentum
+    step: Any = move.update
+    size, momentum = move.step_size, move.momentum
     if step is not None and size is not None:
         raise ValueError("This network emits an update and a step size: only one of them can be the step.")
-    if callable(step):
+    if callable(step) and not _is_like(info.gradient, step):
         step = step(info.gradient)
     if step is None:
         if size is None:
@@ -310,10 +359,16 @@ def _step(move: Move, info: Info) -> PyTree:
                 "This network emits no step, neither an update nor a step size: join it with one that "
                 "does, as in Together((CoordinatewiseLSTM(key=key), network))."
             )
-        step = jax.tree.map(lambda g: (-size * g).astype(g.dtype), info.gradient)
-    if momentum is None:
-        return step
-    return jax.tree.map(lambda v, u: (momentum * v + u).astype(u.dtype), info.previous, step)
+        step = jax.tree.map(lambda g: -size * g, info.gradient)
+    if momentum is not None:
+        step = jax.tree.map(lambda v, u: momentum * v + u, info.previous, step)
+    return jax.tree.map(lambda u, g: jnp.asarray(u, g.dtype), step, info.gradient)
+
+
+def _is_like(gradient: PyTree, step: Any) -> bool:
+    """Whether a step is a tree like the gradient: parameters may be modules, which can be called as well."""
+    alike = jax.tree.structure(step) == jax.tree.structure(gradient)
+    return alike and all(eqx.is_array_like(x) for x in jax.tree.leaves(step))
 
 
 def _emitted(value: Array | None, last: Array) -> Array:

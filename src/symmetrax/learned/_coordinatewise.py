@@ -5,12 +5,12 @@ from typing import Any, ClassVar, Literal, get_args
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key, PyTree
 
 from symmetrax.learned._base import AbstractLearnedOptimizer
 from symmetrax.learned._features import Info, Move, example_info, log_and_sign
 from symmetrax.learned._networks import LSTM, Linear, LSTMState
+from symmetrax.learned._numbers import flat
 from symmetrax.symmetry._base import AbstractLieSymmetry
 
 Preprocessing = Literal["log_and_sign", "clipped_log_and_sign"]
@@ -81,10 +81,10 @@ class CoordinatewiseLSTM(AbstractLearnedOptimizer):
         self.width, self.depth, self.scale, self.preprocessing = width, depth, scale, preprocessing
 
     def memory(self, params: PyTree, symmetry: AbstractLieSymmetry | None = None) -> LSTMState:
-        return self.core.zero_state((sum(x.size for x in jax.tree.leaves(params)),))
+        return self.core.zero_state((flat(params)[0].size,))
 
     def propose(self, info: Info, memory: LSTMState) -> tuple[Move, LSTMState]:
-        gradient, unravel = ravel_pytree(info.gradient)
+        gradient, unravel = flat(info.gradient)
         hidden, memory = self.core(PREPROCESSING[self.preprocessing](gradient), memory)
         return Move(unravel(self.scale * self.head(hidden)[0]), None), memory
 

@@ -1,10 +1,13 @@
 """What a learned optimizer sees at a step."""
 
+import math
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Bool, Float, Key, PyTree
 
+from symmetrax._tree import safe_norm
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.teleportation._objectives import Slopes
 
@@ -80,3 +83,66 @@ def log_and_sign(gradient: Float[Array, " n"], p: float = 10.0) -> Float[Array, 
     return jnp.stack(
         [jnp.where(large, logarithm, -1.0), jnp.where(large, jnp.sign(gradient), jnp.exp(p) * gradient)]
     )
+
+
+#: Raw numbers that a network reads are cut here, so that its units saturate before their inputs overflow.
+LARGEST = 1e30
+
+
+def cut(x: Float[Array, "*n"], largest: float = LARGEST) -> Float[Array, "*n"]:
+    """The numbers, none larger than `largest` in size.
+
+    >>> print(cut(jnp.array([2.0, -1e38])))
+    [ 2.e+00 -1.e+30]
+    """
+    return jnp.clip(x, -largest, largest)
+
+
+def largest_entry(tree: PyTree) -> Float[Array, ""]:
+    """The size of the largest entry of a tree, a constant to derivatives; zero if there is none.
+
+    Of the very largest it is an eighth, by which one can divide: compilers multiply by the reciprocal, and
+    that of the largest floats is too small to be one.
+    """
+    sizes = [jnp.max(jnp.abs(x), initial=0.0) for x in jax.tree.leaves(jax.lax.stop_gradient(tree))]
+    size = jnp.max(jnp.stack(sizes)) if sizes else jnp.zeros(())
+    return jnp.where(size > LARGEST, size / 8, size)
+
+
+def ordinary(tree: PyTree) -> Float[Array, ""]:
+    """A unit in which the entries can be squared: 1, or the largest entry where that is very large or small.
+
+    >>> print(ordinary(jnp.array([3.0, 4.0])), ordinary(jnp.array([3e30, 4.0])), ordinary(jnp.zeros(2)))
+    1.0 3e+30 1.0
+    """
+    size = largest_entry(tree)
+    return jnp.where((size > 1e12) | ((size > 0) & (size < 1e-12)), size, 1.0)
+
+
+class Length(NamedTuple):
+    """The Euclidean norm unit * part of the entries of a tree, of any size that floats have; `some` if not 0.
+
+    `unit` is the largest entry, so that squares of the others over it neither overflow nor vanish.
+    """
+
+    unit: Float[Array, ""]
+    part: Float[Array, ""]
+    some: Bool[Array, ""]
+
+    @classmethod
+    def of(cls, tree: PyTree) -> "Length":
+        """The length of a tree; where no entry is larger than the least normal float it is zero."""
+        size = largest_entry(tree)
+        some = ~(size <= jnp.finfo(size.dtype).tiny)  # so that NaN is some
+        unit = jnp.where(some, size, 1.0)
+        part = safe_norm(jax.tree.map(lambda x: x / unit, tree))
+        return cls(unit, jnp.where(some, part, 1.0), some)
+
+    def log(self, least: float) -> Float[Array, ""]:
+        """The logarithm, that of `least` for what is shorter, with a derivative at zero.
+
+        >>> print(jnp.exp(Length.of(jnp.array([3e30, 4e30])).log(1e-30)).round(-27))
+        5e+30
+        """
+        found, floor = jnp.log(self.unit) + jnp.log(self.part), math.log(least)
+        return jnp.where(self.some & (found > floor), found, floor)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from symmetrax._tree import select
 from symmetrax.learned._features import Move
 from symmetrax.symmetry._base import AbstractLieSymmetry
-from symmetrax.teleportation._guard import Guard, Jump, jump_by, shortened, zero_where
+from symmetrax.teleportation._guard import Guard, Jump, jump_by, shortened
 
 #: What becomes of the last step, which momentum builds on, when the parameters jump.
 Transport = Literal["keep", "carry", "reset"]
@@ -44,7 +44,7 @@ class Leap(NamedTuple):
     @property
     def made(self) -> Float[Array, "..."]:
         """The coordinates, or those of the identity where the parameters stay."""
-        return jnp.where(self.moved, self.algebra, self.symmetry.zero())
+        return jnp.where(self.moved, self.algebra, jnp.zeros_like(self.algebra))
 
     def transported(self, velocity: PyTree, transport: Transport) -> PyTree:
         """What becomes of a velocity at `at`."""
@@ -61,8 +61,7 @@ class Leap(NamedTuple):
         """The gradient where the teleport leads, from that at `at`: the same, bit for bit, if nowhere."""
         made = self.made
         carried = self.symmetry.pull(self.exp(made), self.at, gradient, self.batch)
-        change = jax.tree.map(jnp.subtract, carried, gradient)
-        return jax.tree.map(jnp.add, gradient, zero_where(change, jnp.all(made == 0)))
+        return unless(jnp.all(made == 0), gradient, carried)
 
 
 def leap_from(
@@ -86,9 +85,24 @@ def leap_from(
     """
     exp = symmetry.exp if bound is None else partial(symmetry.exp_within, reach=bound)
     xi = jnp.where(due, _gated(move, gate, symmetry), 0.0)
+    xi = xi.astype(jnp.result_type(*jax.tree.leaves(at)))
     xi = shortened(symmetry, exp, xi, at, batch, guard=guard, step=step)
     options = {"guard": guard, "value_fn": value_fn, "retreat": retreat, "step": step}
     return Leap(symmetry, exp, at, batch, xi, jump_by(symmetry, exp, xi, at, batch, **options), due)
+
+
+@jax.custom_jvp
+def unless(condition: Bool[Array, ""], gradient: PyTree, carried: PyTree) -> PyTree:
+    """`gradient` where `condition` holds, else `carried`; the derivative is that of `carried` all the same.
+
+    The identity carries a gradient to itself, but for rounding: not at all where the map is singular.
+    """
+    return select(condition, gradient, carried)
+
+
+@unless.defjvp
+def unless_jvp(primals, tangents):
+    return unless(*primals), tangents[2]
 
 
 def _gated(move: Move, gate: Gate, symmetry: AbstractLieSymmetry) -> Array:

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from symmetrax.learned._base import AbstractLearnedOptimizer, Want
-from symmetrax.learned._features import Info, Move
+from symmetrax.learned._features import Info, Move, largest_entry
 from symmetrax.learned._networks import LSTM, Linear, LSTMState
+from symmetrax.learned._numbers import gathered
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.symmetry._groups import PositiveDiagonal
 from symmetrax.symmetry._models import mlp_symmetry
@@ -97,7 +98,8 @@ class PerNeuronLSTM(AbstractLearnedOptimizer):
 
     def propose(self, info: Info, memory: LSTMState) -> tuple[Move, LSTMState]:
         symmetry, groups = _scalings(info.symmetry)
-        features = unit_features(symmetry, info.params, info.gradient)
+        params, gradient = jax.tree.map(gathered, (info.params, info.gradient))
+        features = unit_features(symmetry, params, gradient)
         hidden, memory = self.core(features, memory)
         coordinates = self.reach * jnp.tanh(self.head(hidden)[0])
         parts, start = {}, 0
@@ -171,7 +173,8 @@ def unit_sums(symmetry: NetworkSymmetry, params: PyTree, gradient: PyTree) -> di
     ([25.0], [4.0], [-42.0])
     """
     groups = _scalings(symmetry)[1]
-    sums = {name: UnitSums(*[jnp.zeros(group.algebra)] * 8) for name, group in groups.items()}
+    dtype = jnp.result_type(*jax.tree.leaves(eqx.filter(gradient, eqx.is_inexact_array)))
+    sums = {name: UnitSums(*[jnp.zeros(group.algebra, dtype)] * 8) for name, group in groups.items()}
     both = zip(_blocks(symmetry, params), _blocks(symmetry, gradient), strict=True)
     for (weight, touches), (slope, _) in both:
         for touch in (touch for touch in touches if touch.word.name in groups):
@@ -211,7 +214,7 @@ def unit_features(
     """
     sums = unit_sums(symmetry, _scaled(params), _scaled(gradient))
     units = sum(one.steep.size for one in sums.values())
-    steep = sum((jnp.sum(one.steep) for one in sums.values()), start=jnp.zeros(())) / units
+    steep = jnp.sum(jnp.stack([jnp.sum(one.steep) for one in sums.values()])) / units
     return jnp.concatenate([_layer(one, steep) for one in sums.values()], axis=1)
 
 
@@ -245,9 +248,8 @@ def _log(square: Float[Array, "*n"]) -> Float[Array, "*n"]:
 
 def _scaled(tree: PyTree) -> PyTree:
     """The tree over its largest entry, which is a constant to derivatives: what follows has degree zero."""
-    leaves = [x for x in jax.tree.leaves(tree) if eqx.is_inexact_array(x)]
-    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0).astype(float) for x in leaves]))
-    unit = jax.lax.stop_gradient(jnp.where(largest > 0, largest, 1.0))
+    largest = largest_entry(eqx.filter(tree, eqx.is_inexact_array))
+    unit = jnp.where(largest > 0, largest, 1.0)
     return jax.tree.map(lambda x: x / unit if eqx.is_inexact_array(x) else x, tree)
 
 

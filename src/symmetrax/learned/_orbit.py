@@ -7,14 +7,13 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
-from symmetrax._tree import safe_norm
 from symmetrax.learned._base import AbstractLearnedOptimizer, Want
-from symmetrax.learned._features import Info, Move
+from symmetrax.learned._features import Info, Length, Move
 from symmetrax.learned._heads import between, check_heads, coordinates
 from symmetrax.learned._networks import LSTM, Linear, LSTMState
+from symmetrax.learned._numbers import flat
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.teleportation._objectives import Slopes
 
@@ -24,8 +23,10 @@ Centre = Literal["identity", "crest"]
 #: What an `OrbitLSTM` can read beside gradient, loss and last step, which need a symmetry.
 SEES = ("slopes", "best")
 
-# Losses and norms below this count as zero.
-_TINY = 1e-30
+# Logarithms of losses and norms go down to that of this number.
+_TINY = 1e-37
+# Slopes along the orbit below this count as none.
+_FLAT = 1e-15
 
 
 class OrbitMemory(NamedTuple):
@@ -171,12 +172,13 @@ class OrbitLSTM(AbstractLearnedOptimizer):
             raise ValueError(
                 "OrbitLSTM steps in units of the loss: pass value=..., the loss at params, to `update`."
             )
-        gradient, unravel = ravel_pytree(info.gradient)
-        previous, _ = ravel_pytree(info.previous)
-        excess = jnp.maximum(info.value - self.least, 0.0)
+        gradient, unravel = flat(info.gradient)
+        previous, _ = flat(info.previous)
+        known = jnp.isfinite(info.value)
+        excess = jnp.maximum(jnp.where(known, info.value, 0.0) - self.least, 0.0)
         g, norm = _direction(gradient)
         u, length = _direction(previous)
-        loss, log_norm = _log(excess), _log(norm)
+        loss, log_norm = _log(excess), norm.log(_TINY)
         memory = memory._replace(
             started=jnp.array(True),
             first_loss=jnp.where(memory.started, memory.first_loss, loss),
@@ -187,17 +189,18 @@ class OrbitLSTM(AbstractLearnedOptimizer):
             loss - memory.first_loss,
             loss - memory.loss,
             log_norm - memory.first_gradient,
-            jnp.where(length > 0, _log(length) + log_norm - loss, 0.0),
+            jnp.where(length.some, length.log(_TINY) + log_norm - loss, 0.0),
         ]
         features = [g, u, jnp.tanh(jnp.stack(scalars) / 5), *(_along(info, name) for name in self.sees)]
         hidden, core = self.core(jnp.concatenate(features), memory.core)
         out = self.head(hidden)
 
         def step(gradient: PyTree) -> PyTree:
-            g, norm = _direction(ravel_pytree(gradient)[0])
+            g, norm = _direction(flat(gradient)[0])
             direction, _ = _direction(g + out[1:])
-            unit = jnp.where(norm > _TINY, excess / jnp.where(norm > _TINY, norm, 1.0), 0.0)
-            return unravel(-between(out[0], *self.rates) * unit * direction)
+            unit = jnp.where(norm.some, excess / norm.unit / norm.part, 0.0)
+            step = -between(out[0], *self.rates) * unit * direction
+            return unravel(jnp.where(known, step, jnp.nan))
 
         move = Move(update=step)
         if self.algebra_head is not None:
@@ -258,7 +261,10 @@ def _along(info: Info, name: str) -> Float[Array, " features"]:
     if name == "best":
         return jnp.ravel(jnp.asarray(info.best))
     a, b = (jnp.ravel(x) for x in _slopes(info).relative)
-    size = jnp.sqrt(jnp.maximum(b**2 + 4 * a**2, _TINY))
+    unit = jax.lax.stop_gradient(jnp.maximum(jnp.abs(b), 2 * jnp.abs(a)))
+    some = unit > _FLAT
+    unit = jnp.where(some, unit, _FLAT)
+    size = unit * jnp.sqrt(jnp.where(some, (b / unit) ** 2 + (2 * a / unit) ** 2, 1.0))
     return jnp.concatenate([-b / size, 2 * a / size, jnp.arcsinh(size)])
 
 
@@ -267,11 +273,10 @@ def _slopes(info: Info) -> Slopes:
     return info.slopes
 
 
-def _direction(x: Float[Array, " n"]) -> tuple[Float[Array, " n"], Float[Array, ""]]:
+def _direction(x: Float[Array, " n"]) -> tuple[Float[Array, " n"], Length]:
     """A vector at length 1, and its length; zero stays zero, with derivative zero."""
-    length = safe_norm(x)
-    some = length > _TINY
-    return jnp.where(some, x / jnp.where(some, length, 1.0), 0.0), length
+    length = Length.of(x)
+    return jnp.where(length.some, x / length.unit / length.part, 0.0), length
 
 
 def _log(x: Float[Array, ""]) -> Float[Array, ""]:

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from symmetrax.learned._base import AbstractLearnedOptimizer
-from symmetrax.learned._features import Info, Move
+from symmetrax.learned._features import Info, Move, cut
 from symmetrax.learned._heads import RATES, check_heads, coordinates, scalars
 from symmetrax.learned._networks import LSTM, Linear, LSTMState
+from symmetrax.learned._numbers import flat
 from symmetrax.symmetry._base import AbstractLieSymmetry
 
 #: What acts on the hidden units between two matrices: any invertible matrix, or positive scalings.
@@ -117,9 +118,9 @@ class PairLSTM(AbstractLearnedOptimizer):
         return tuple(self.cores[0 if self.shared else i].zero_state() for i in range(self._pairs))
 
     def propose(self, info: Info, memory: tuple[LSTMState, ...]) -> tuple[Move, tuple[LSTMState, ...]]:
-        flat = [matrix.ravel() for matrix in self._matrices(info.gradient)]
+        flattened = [cut(flat(matrix)[0]) for matrix in self._matrices(info.gradient)]
         elements, numbers, after = [], [], []
-        for i, (pair, state) in enumerate(zip(pairwise(flat), memory, strict=True)):
+        for i, (pair, state) in enumerate(zip(pairwise(flattened), memory, strict=True)):
             j = 0 if self.shared else i
             hidden, state = self.cores[j](jnp.concatenate(pair), state)
             out = self.heads[j](hidden)

@@ -5,16 +5,18 @@ from typing import Any, ClassVar, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from symmetrax.learned._base import AbstractLearnedOptimizer
-from symmetrax.learned._features import Info, Move, example_info
+from symmetrax.learned._features import Info, Move, cut, example_info
 from symmetrax.learned._networks import LSTM, Linear, LSTMState
+from symmetrax.learned._numbers import flat
 from symmetrax.symmetry._base import AbstractLieSymmetry
 
 #: Added to the root of the second moment, as in Adam.
 EPSILON = 1e-8
+#: Entries of a gradient are cut here, so that their squares are finite.
+LARGEST = 1e18
 
 
 class RNNPropMemory(NamedTuple):
@@ -89,11 +91,11 @@ class RNNProp(AbstractLearnedOptimizer):
         self.beta1, self.beta2 = beta1, beta2
 
     def memory(self, params: PyTree, symmetry: AbstractLieSymmetry | None = None) -> RNNPropMemory:
-        flat, _ = ravel_pytree(jax.tree.map(jnp.zeros_like, params))
-        return RNNPropMemory(jnp.array(0), flat, flat, self.core.zero_state(flat.shape))
+        zeros = jnp.zeros_like(flat(params)[0])
+        return RNNPropMemory(jnp.array(0), zeros, zeros, self.core.zero_state(zeros.shape))
 
     def propose(self, info: Info, memory: RNNPropMemory) -> tuple[Move, RNNPropMemory]:
-        gradient, unravel = ravel_pytree(info.gradient)
+        gradient, unravel = flat(info.gradient)
         features, count, first, second = self._features(gradient, memory)
         hidden, core = self.core(jax.nn.elu(self.dense(features)), memory.core)
         update = self.scale * jnp.tanh(self.head(hidden)[0])
@@ -103,14 +105,15 @@ class RNNProp(AbstractLearnedOptimizer):
         self, gradient: Float[Array, " n"], memory: RNNPropMemory
     ) -> tuple[Float[Array, "2 n"], Int[Array, ""], Float[Array, " n"], Float[Array, " n"]]:
         """The inputs of the network, and the count and moments with this gradient."""
-        count = memory.count + 1
+        gradient, count = cut(gradient, LARGEST), memory.count + 1
         first = self.beta1 * memory.first + (1 - self.beta1) * gradient
         second = self.beta2 * memory.second + (1 - self.beta2) * jnp.square(gradient)
-        bias1, bias2 = (1 - jnp.asarray(beta, gradient.dtype) ** count for beta in (self.beta1, self.beta2))
+        steps = count.astype(gradient.dtype)
+        bias1, bias2 = (1 - jnp.asarray(beta, gradient.dtype) ** steps for beta in (self.beta1, self.beta2))
         # The root has an infinite derivative at zero, where no gradient has ever come.
         none = second == 0
         root = jnp.where(none, 0.0, jnp.sqrt(jnp.where(none, 1.0, second / bias2)))
-        return jnp.stack([first / bias1, gradient]) / (root + EPSILON), count, first, second
+        return jnp.stack([first / bias1, gradient]) / (root + EPSILON)[None], count, first, second
 
     def example(self) -> Info:
         return example_info(6)

@@ -1,17 +1,16 @@
 """A learned step size and momentum for networks of any size, from a handful of numbers."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
-from symmetrax._tree import squared_norm
 from symmetrax.learned._base import AbstractLearnedOptimizer
-from symmetrax.learned._features import Info, Move, example_info
+from symmetrax.learned._features import Info, Length, Move, example_info
 from symmetrax.learned._heads import check_heads, scalars
 from symmetrax.learned._networks import LSTM, Linear, LSTMState
 from symmetrax.symmetry._base import AbstractLieSymmetry
@@ -28,8 +27,9 @@ FEATURES = (
 )
 EMITS = ("step_size", "momentum")
 
-# Squared norms below this count as zero.
-_TINY = 1e-30
+# Norms below this count as zero.
+_TINY = 1e-15
+_ZERO = math.log(_TINY)
 
 
 class StepMemory(NamedTuple):
@@ -152,10 +152,10 @@ def step_features(info: Info, memory: StepMemory) -> tuple[Float[Array, " featur
     >>> [f"{feature:.1f}" for feature in features]
     ['0.0', '0.0', '0.0', '0.0', '0.0', '0.0', '0.6']
     """
-    g, w, u = (squared_norm(tree) for tree in (info.gradient, info.params, info.previous))
-    gradient, params, step = _log(g), _log(w), _log(u)
+    g, w, u = (Length.of(tree) for tree in (info.gradient, info.params, info.previous))
+    gradient, params, step = (length.log(_TINY) for length in (g, w, u))
     known = memory.started
-    now = known | (g > _TINY)
+    now = known | (gradient > _ZERO)
     memory = memory._replace(
         started=now,
         first_gradient=jnp.where(known, memory.first_gradient, jnp.where(now, gradient, 0.0)),
@@ -168,19 +168,17 @@ def step_features(info: Info, memory: StepMemory) -> tuple[Float[Array, " featur
             gradient - last[0],
             params - memory.first_params,
             params - last[1],
-            jnp.where((u > _TINY) & (w > _TINY), step - params, 0.0),
-            _cosine(info.gradient, info.previous, gradient, step),
-            _cosine(info.gradient, info.params, gradient, params),
+            jnp.where((step > _ZERO) & (params > _ZERO), step - params, 0.0),
+            _cosine((info.gradient, g, gradient), (info.previous, u, step)),
+            _cosine((info.gradient, g, gradient), (info.params, w, params)),
         ]
     )
     return features, memory._replace(gradient=gradient, params=params)
 
 
-def _log(square: Float[Array, ""]) -> Float[Array, ""]:
-    """The logarithm of a norm, from its square, with a derivative at zero."""
-    return 0.5 * jnp.log(jnp.where(square > _TINY, square, _TINY))
-
-
-def _cosine(x: PyTree, y: PyTree, x_log: Array, y_log: Array) -> Float[Array, ""]:
-    """The cosine of two trees, of which the logarithms of the norms are known."""
-    return jnp.asarray(optax.tree.vdot(x, y)) * jnp.exp(-x_log - y_log)
+def _cosine(*both: tuple[PyTree, Length, Float[Array, ""]]) -> Float[Array, ""]:
+    """The cosine of two trees, of which the lengths and their logarithms are known."""
+    (x, x_length, x_log), (y, y_length, y_log) = both
+    products = jax.tree.map(lambda x, y: jnp.sum((x / x_length.unit) * (y / y_length.unit)), x, y)
+    share = jnp.exp(jnp.log(x_length.unit) - x_log + jnp.log(y_length.unit) - y_log)
+    return sum(jax.tree.leaves(products), start=jnp.zeros_like(share)) * share

@@ -6,13 +6,13 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Key, PyTree
 
 from symmetrax.learned._base import AbstractLearnedOptimizer, Want
-from symmetrax.learned._features import INPUTS, Info, Move, example_info
+from symmetrax.learned._features import INPUTS, Info, Move, cut, example_info
 from symmetrax.learned._heads import RATES, check_heads, coordinates, scalars
 from symmetrax.learned._networks import GRU, LSTM, MLP, Core, Linear, side_by_side
+from symmetrax.learned._numbers import flat
 from symmetrax.symmetry._base import AbstractLieSymmetry
 
 #: What a network over the whole gradient can emit beside algebra coordinates.
@@ -113,14 +113,14 @@ class AbstractWhole(AbstractLearnedOptimizer):
         return self.core.zero_state()
 
     def propose(self, info: Info, memory: PyTree) -> tuple[Move, PyTree]:
-        gradient, unravel = ravel_pytree(info.gradient)
+        gradient, unravel = flat(info.gradient)
         seen = {
             "iterate": info.params,
             "previous": info.previous,
             "orbit_derivative": info.orbit_derivative,
         }
-        features = [gradient, *(ravel_pytree(seen[name])[0] for name in self.inputs)]
-        hidden, memory = self.core(jnp.concatenate(features), memory)
+        features = [gradient, *(flat(seen[name])[0] for name in self.inputs)]
+        hidden, memory = self.core(cut(jnp.concatenate(features)), memory)
         out = side_by_side(self._heads, hidden)
         ends = (size := self.size if self.head is not None else 0), size + self.algebra
         update, algebra, numbers = jnp.split(out, ends)

@@ -59,9 +59,9 @@ class QuadraticForm(AbstractLieSymmetry):
         values, axes = jnp.linalg.eigh(matrix)
         sizes = jnp.sqrt(jnp.abs(values))
         self.matrix = matrix
-        self.root = product(axes * sizes, axes.T)
-        self.unroot = product(axes / sizes, axes.T)
-        self.signature = product(axes * jnp.sign(values), axes.T)
+        self.root = product(axes * sizes[None], axes.T)
+        self.unroot = product(axes / sizes[None], axes.T)
+        self.signature = product(axes * jnp.sign(values)[None], axes.T)
         self.values = values
 
     @property

@@ -19,7 +19,11 @@ REFUSALS = (
     "not finite: the point or the loss after the jump is infinite or NaN",
     "too long: the jump is longer than the guard's bound",
     "not invariant: the loss moved by more than the guard's tolerance",
+    "no step: what the optimizer was shown, or the step that came of it, is infinite or NaN",
 )
+
+#: The code of an optimizer that did not step at all.
+NO_STEP = 4
 
 #: How often a guard that shortens jumps halves their coordinates, at most.
 HALVINGS = 8
@@ -155,7 +159,7 @@ def jump_by(
     step: PyTree = None,
 ) -> Jump:
     """`jump` by the element `exp(coordinates)`, whose derivative may be infinite where it is refused."""
-    still = symmetry.zero()
+    still = jnp.zeros_like(coordinates)
     return _jump(symmetry, exp, coordinates, still, params, batch, guard, value_fn, retreat, step)
 
 
