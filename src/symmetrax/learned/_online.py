@@ -9,8 +9,10 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from symmetrax._tree import all_finite, select
+from symmetrax.learned._leap import unless
+from symmetrax.learned._numbers import as_before, check_whole, hold, own, settled_state
 from symmetrax.symmetry._base import AbstractLieSymmetry
-from symmetrax.teleportation._guard import NOT_MEASURED, Guard, Jump, jump, shortened
+from symmetrax.teleportation._guard import NO_STEP, NOT_MEASURED, Guard, Jump, jump, shortened
 from symmetrax.teleportation._schedule import Schedule, due, settled
 from symmetrax.teleportation._teleport import GuardChoice, settled_guard
 
@@ -34,7 +36,8 @@ class OnlineState(NamedTuple):
     `algebra` are the coordinates of the last teleport, of shape `symmetry.algebra`, `meta` the state of
     their own optimizer; `defect` and `refused` are as in `symmetrax.Teleport`; `unlearned` counts the steps
     whose slope was not finite, after which the coordinates stayed. Read them with
-    `optax.tree.get(state, "algebra")`.
+    `optax.tree.get(state, "algebra")`. Where the step is infinite or NaN, nothing moves, the inner state
+    stays as it was, and `refused` is the code of `symmetrax.REFUSALS` that says so. No leaf changes its type.
 
     >>> OnlineState._fields
     ('count', 'inner', 'algebra', 'meta', 'last', 'defect', 'refused', 'unlearned')
@@ -117,6 +120,11 @@ def online_teleported(
     guard = settled_guard(guard, symmetry)
     schedule = settled(schedule)
     zero = symmetry.zero()
+    if zero.size == 0:
+        raise ValueError(
+            f"`online_teleported` learns coordinates, and {type(symmetry).__name__} has none: its groups are "
+            "discrete."
+        )
     first = zero if start is None else symmetry.bounded(jnp.asarray(start, zero.dtype), bound)
     if first.shape != symmetry.algebra:
         raise ValueError(
@@ -125,17 +133,21 @@ def online_teleported(
         )
 
     def init(params: PyTree) -> OnlineState:
-        symmetry.check(params)
-        state, nothing = stepper.init(params), optax.tree.zeros_like(params)
-        return OnlineState(
-            count=jnp.array(0),
-            inner=state,
-            algebra=first,
-            meta=learner.init(first),
-            last=LastStep(params, nothing, state, jnp.array(False)),
-            defect=jnp.array(NOT_MEASURED),
-            refused=jnp.array(0),
-            unlearned=jnp.array(0),
+        check_whole(params)
+        held = hold(params, symmetry)
+        symmetry.check(held.numbers)
+        state, theta = stepper.init(held.numbers), jnp.asarray(first, held.dtype)
+        return settled_state(
+            OnlineState(
+                count=jnp.array(0),
+                inner=state,
+                algebra=theta,
+                meta=learner.init(theta),
+                last=LastStep(held.numbers, optax.tree.zeros_like(held.numbers), state, jnp.array(False)),
+                defect=jnp.array(NOT_MEASURED, held.dtype),
+                refused=jnp.array(0),
+                unlearned=jnp.array(0),
+            )
         )
 
     def learned(state: OnlineState, gradient: PyTree, batch: PyTree) -> tuple[Array, optax.OptState, Array]:
@@ -151,6 +163,7 @@ def online_teleported(
         slope = jnp.where(learns, slope, 0.0)
         change, meta = learner.update(slope, state.meta, state.algebra)
         theta = symmetry.bounded(state.algebra + jnp.asarray(change), bound)
+        theta, meta = as_before((theta, meta), (state.algebra, state.meta))
         theta, meta = select(learns, (theta, meta), (state.algebra, state.meta))
         return theta, meta, last.moved & ~finite
 
@@ -158,22 +171,32 @@ def online_teleported(
         del extra  # optax's own, and none that the end of a step can be differentiated with
         if params is None:
             raise ValueError("`online_teleported` needs params: call update(grads, state, params).")
-        theta, meta, failed = learned(state, updates, batch)
+        check_whole(params)
+        held = hold(params, symmetry)
+        gradient = held.gradient(updates)
+        theta, meta, failed = learned(state, gradient, batch)
         moves = due(schedule, state.count)
         now = jnp.where(moves, theta, 0.0)
-        displacement, stepped, jumped = jump_and_step(
+        displacement, inner, jumped = jump_and_step(
             stepper, state.inner, symmetry, now, params, updates, batch, guard=guard, value_fn=value_fn
         )
-        return displacement, OnlineState(
+        displacement = held.gradient(displacement)
+        made = held.lands(displacement)
+        jumps = (jumped.refused == 0) & (made | ~all_finite(gradient))
+        after = OnlineState(
             count=state.count + 1,
-            inner=stepped,
-            algebra=jnp.where((jumped.refused == 0) | ~moves, theta, 0.0),
+            inner=select(made, as_before(inner, state.inner), state.inner),
+            algebra=jnp.where(jumps | ~moves, theta, 0.0),
             meta=meta,
-            last=LastStep(params, updates, state.inner, moves),
-            defect=jnp.where(moves, jumped.defect, NOT_MEASURED).astype(state.defect.dtype),
-            refused=jnp.where(moves, jumped.refused, 0).astype(state.refused.dtype),
-            unlearned=state.unlearned + failed,
+            last=LastStep(held.numbers, held.outside(gradient), state.inner, moves & made),
+            defect=jnp.where(moves & made, jumped.defect, NOT_MEASURED),
+            refused=jnp.where(made, jnp.where(moves, jumped.refused, 0), NO_STEP),
+            unlearned=state.unlearned + failed.astype(state.unlearned.dtype),
         )
+        displacement = select(made, displacement, optax.tree.zeros_like(displacement))
+        # Copies, so that states can be donated and the parameters and gradients of this step used on.
+        after = after._replace(last=jax.tree.map(own, after.last))
+        return held.updates(displacement, updates), as_before(after, state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -190,11 +213,13 @@ def step_end(
 ) -> PyTree:
     """Where a teleport by `theta` and a step lead, to be differentiated by `theta`; the gradient at `params`
     serves for both. With order 1 the carried gradient is a constant."""
+    held = hold(params, symmetry)
     element = symmetry.exp(theta)
-    there = symmetry.act(element, params, batch)
-    carried = symmetry.pull(element, params, gradient, batch)
+    there = held.widened(symmetry.act(element, held.inside, batch))
+    carried = held.widened(symmetry.pull(element, held.inside, held.gradient(gradient), batch))
     carried = jax.lax.stop_gradient(carried) if order == 1 else jax.tree.map(_smooth, carried)
-    return optax.tree.add(there, stepper.update(carried, inner, there)[0])
+    step, _ = stepper.update(held.outside(carried), inner, held.outside(there))
+    return optax.tree.add(there, held.widened(step))
 
 
 def jump_and_step(
@@ -211,14 +236,19 @@ def jump_and_step(
 ) -> tuple[PyTree, optax.OptState, Jump]:
     """Teleport by `theta` unless `guard` refuses, then step with the gradient carried there: the whole
     displacement, the inner state after it, and what became of the teleport."""
-    theta = shortened(symmetry, symmetry.exp, theta, params, batch, guard=guard)
+    held = hold(params, symmetry)
+    at, value_fn = held.inside, held.loss(value_fn)
+    theta = shortened(symmetry, symmetry.exp, theta, at, batch, guard=guard)
     element = symmetry.exp(theta)
-    jumped = jump(symmetry, element, params, batch, guard=guard, value_fn=value_fn)
-    element = select(jumped.refused == 0, element, symmetry.identity())
-    there = optax.tree.add(params, jumped.displacement)
-    carried = symmetry.pull(element, params, gradient, batch)
+    jumped = jump(symmetry, element, at, batch, guard=guard, value_fn=value_fn)
+    moved = (jumped.refused == 0) & ~jnp.all(theta == 0)
+    element = select(moved, element, as_before(symmetry.identity(), element))
+    there = held.outside(optax.tree.add(at, jumped.displacement))
+    given = held.gradient(gradient)
+    carried = held.widened(symmetry.pull(element, at, given, batch))
+    carried = held.outside(unless(~moved, given, carried))
     step, stepped = stepper.update(carried, inner, there)
-    return optax.tree.add(jumped.displacement, step), stepped, jumped
+    return held.updates(optax.tree.add(jumped.displacement, held.widened(step)), gradient), stepped, jumped
 
 
 @jax.custom_vjp
