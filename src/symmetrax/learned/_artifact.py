@@ -1,19 +1,38 @@
-"""A trained optimizer in one file, with a card, and a recorded step that proves it still works.
+"""A trained optimizer in one file, with a card, and recorded steps that prove it still works.
 
-The file is `.safetensors`: the weights by path, the arrays of one recorded step, and in the metadata a JSON
-card: format, kind, config, feature contract, library version, training, evaluation, licence. No pickle is
-ever read.
+The file is `.safetensors`: the weights by path, the arrays of some recorded steps, and in the metadata a JSON
+card (format, kind, config, feature contract, library version, training, evaluation, licence) and a checksum
+of everything. No pickle is ever read, and no code that a file names is ever imported.
+
+A checksum protects from accidents, and not from malice: whoever writes a file can write its checksum too. So
+whatever a file says is bounded, by what it holds, before anything is built from it.
 """
 
 import importlib.metadata
+import json
 import pathlib
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from symmetrax._files import load_arrays, named_arrays, restore, save_arrays
+from symmetrax._files import (
+    Layout,
+    check_card,
+    check_finite_arrays,
+    check_layout,
+    check_writable,
+    layout_of,
+    named_arrays,
+    open_arrays,
+    restore,
+    save_arrays,
+)
+from symmetrax._text import near_match
 from symmetrax.learned._base import AbstractLearnedOptimizer
 from symmetrax.learned._coordinatewise import CoordinatewiseLSTM
 from symmetrax.learned._features import Info
@@ -25,8 +44,16 @@ from symmetrax.learned._step import StepLSTM
 from symmetrax.learned._together import Together
 from symmetrax.learned._whole import WholeGRU, WholeLSTM, WholeMLP
 
-FORMAT = 1
+FORMAT = 2
 TOLERANCE = 1e-5
+
+# The recorded steps: the gradient of the example times each of these, with the memory carried on.
+FACTORS = (1.0, -0.5, 2.0)
+
+#: The most networks that one file joins, and the deepest one.
+MOST_NETWORKS = 100
+DEEPEST = 1000
+
 KINDS: dict[str, Any] = {
     network.kind: network
     for network in (
@@ -63,8 +90,12 @@ def save(
 ) -> pathlib.Path:
     """Write a trained optimizer to one `.safetensors` file.
 
-    **Arguments:** `training` (family, horizon, seed, ...), `evaluation` and `licence` go into the card as
-    they are; the first two must be JSON values.
+    **Arguments:** `network` may be of a class of your own, if it has a `kind` of its own and
+    `NAME(**network.config(), key=key)` builds a network of the same shape. `training` (family, horizon, seed,
+    ...), `evaluation` and `licence` go into the card as they are; the first two must be JSON values.
+
+    Raises ArtifactError, and writes nothing, for weights that are infinite or NaN, for a network that its
+    class does not build from its config, and for what `load` would refuse for any other reason.
 
     >>> import jax, tempfile
     >>> network = CoordinatewiseLSTM(key=jax.random.key(0))
@@ -75,53 +106,74 @@ def save(
     ('digits', ['update'])
     """
     path = pathlib.Path(path)
-    arrays = {f"weights.{name}": array for name, array in named_arrays(network).items()}
-    for prefix, part in _parts(network):
-        info = part.example()
-        step = named_arrays(_seen(info)) | _answer(part, info)
-        arrays |= {f"{prefix}{name}": array for name, array in step.items()}
-    card = {
-        "format": FORMAT,
-        "kind": network.kind,
-        "config": network.config(),
-        "contract": network.contract(),
-        "library": {"name": "symmetrax", "version": importlib.metadata.version("symmetrax")},
-        "training": training or {},
-        "evaluation": evaluation or {},
-        "licence": licence,
-    }
-    save_arrays(path, arrays, card)
+    parts = _parts(network)
+    own = list(dict.fromkeys(type(part) for _, part in parts if type(part) not in KINDS.values()))
+    what = f"Cannot save a {type(network).__name__}: it"
+    try:
+        check_writable(path)
+        kinds = _kinds(own)
+        weights = {f"weights.{name}": array for name, array in named_arrays(_arrays(network)).items()}
+        check_finite_arrays(weights, what)
+        steps = {f"{prefix}{name}": x for prefix, part in parts for name, x in _record(part).items()}
+        check_finite_arrays(steps, what)
+        card = {
+            "format": FORMAT,
+            "kind": network.kind,
+            "config": network.config(),
+            "contract": network.contract(),
+            "classes": {one.kind: f"{one.__module__}:{one.__qualname__}" for one in own},
+            "library": {"name": "symmetrax", "version": importlib.metadata.version("symmetrax")},
+            "training": training or {},
+            "evaluation": evaluation or {},
+            "licence": licence,
+        }
+        card = check_card(card, what)
+        _check_that_it_comes_back(what, network, card, layout_of(weights | steps), kinds)
+        save_arrays(path, weights | steps, card)
+    except ValueError as error:
+        raise _refusal(error) from error
     return path
 
 
 def load(
-    path: str | pathlib.Path, *, horizon: int | None = None
+    path: str | pathlib.Path,
+    *,
+    horizon: int | None = None,
+    classes: Sequence[type[AbstractLearnedOptimizer]] = (),
 ) -> tuple[AbstractLearnedOptimizer, dict[str, Any]]:
-    """Read a trained optimizer and its card, and check that it still takes the step it recorded.
+    """Read a trained optimizer and its card, and check that it still takes the steps it recorded.
 
-    Learned optimizers may fail on runs that are longer than those they were trained on. Give the number of
-    steps you mean to take as `horizon`, and one that is beyond the card's is refused.
+    **Arguments:** `classes` are those of your own that the file may need: it names them by their `kind`, and
+    nothing that it names is ever imported. Learned optimizers may fail on runs that are longer than those
+    they were trained on: give the number of steps you mean to take as `horizon`, and one that is beyond the
+    card's is refused.
 
-    Raises ArtifactError for a file that is missing or cut short, of another format version, kind or feature
-    contract, whose recorded step is not reproduced to 1e-5 relative, or that was trained on shorter runs than
-    `horizon` or does not say.
+    The weights come back bit for bit, in the dtype that they were saved in. Raises ArtifactError for a file
+    that is missing, damaged or cut short, of another format version, kind or feature contract, whose recorded
+    steps are not reproduced to 1e-5 relative (or the rounding of its weights, if they are in half precision),
+    or that was trained on shorter runs than `horizon` or does not say; and ValueError for `classes` that are
+    no learned optimizers with a `kind` of their own.
 
     >>> load("nowhere.safetensors")
     Traceback (most recent call last):
     symmetrax.learned._artifact.ArtifactError: There is no trained optimizer at nowhere.safetensors.
     """
-    path = pathlib.Path(path)
+    kinds = _kinds(classes)
     try:
-        arrays, card = load_arrays(path, "trained optimizer")
-        network = _rebuild(path, arrays, card)
-    except ArtifactError:
-        raise
+        with open_arrays(path, "trained optimizer") as file:
+            card, where = file.card, str(file.path)
+            skeleton = _skeleton(where, card, file.layout, kinds)
+            arrays = file.read()
+        check_finite_arrays(arrays, where)
+        restored = restore(_arrays(skeleton), _under("weights.", arrays))
+        network = eqx.combine(restored, eqx.filter(skeleton, _is_array, inverse=True))
+        _check_recorded_steps(where, network, arrays)
     except ValueError as error:
-        raise ArtifactError(str(error)) from error
-    for prefix, part in _parts(network):
-        _check_recorded_step(path, part, _under(prefix, arrays))
+        raise _refusal(error) from error
+    except Exception as error:  # whatever a file makes the code of a network do
+        raise _refusal(ValueError(f"{path} cannot be used: {type(error).__name__}: {error}")) from error
     known = card["training"].get("horizon")
-    if horizon is not None and not (isinstance(known, int) and horizon <= known):
+    if horizon is not None and not (type(known) is int and horizon <= known):
         says = "for a number of steps that its card does not tell" if known is None else f"for {known} steps"
         raise ArtifactError(
             f"{path} was trained {says}, and {horizon} are asked of it: train it on longer runs, or leave "
@@ -130,79 +182,234 @@ def load(
     return network, card
 
 
-def _rebuild(path: pathlib.Path, arrays: dict[str, np.ndarray], card: Any) -> AbstractLearnedOptimizer:
-    if not isinstance(card, dict) or card.get("format") != FORMAT:
-        found = card.get("format") if isinstance(card, dict) else card
-        raise ArtifactError(f"{path} has format {found!r}; this version of symmetrax reads format {FORMAT}.")
-    kind, config = card.get("kind", ""), card.get("config", {})
-    skeleton = eqx.filter_eval_shape(lambda: _build(path, kind, config))
-    if card.get("contract") != skeleton.contract():
-        raise ArtifactError(
-            f"{path} was trained under the feature contract {card.get('contract')}, but the "
+def _refusal(error: ValueError) -> ArtifactError:
+    """The error in one line, however long what it quotes is."""
+    line = " ".join(str(error).split())
+    return ArtifactError(line if len(line) <= 1000 else f"{line[:700]} ... {line[-200:]}")
+
+
+def _kinds(classes: Sequence[Any]) -> dict[str, Any]:
+    """The classes that files may name, by kind: those of the library, and these."""
+    kinds = dict(KINDS)
+    for own in classes:
+        if not (isinstance(own, type) and issubclass(own, AbstractLearnedOptimizer)):
+            raise ValueError(f"`classes` must be subclasses of AbstractLearnedOptimizer, got {own!r}.")
+        kind = getattr(own, "kind", None)
+        if not isinstance(kind, str) or kinds.get(kind, own) is not own:
+            owner = f", which is that of {kinds[kind].__name__}" if isinstance(kind, str) else ""
+            raise ValueError(
+                f"{own.__name__} has the kind {kind!r}{owner}: give it one of its own, "
+                f'kind = "{own.__name__.lower()}", by which files name it.'
+            )
+        kinds[kind] = own
+    return kinds
+
+
+def _skeleton(where: str, card: Any, layout: Layout, kinds: dict[str, Any]) -> AbstractLearnedOptimizer:
+    """The network that a card describes, with shapes in place of arrays, if the file's arrays are its own."""
+    found = card.get("format") if isinstance(card, dict) else card
+    if not isinstance(card, dict) or found != FORMAT:
+        raise ValueError(f"{where} has format {found!r}; this version of symmetrax reads format {FORMAT}.")
+    for name, kind in _FIELDS.items():
+        if not isinstance(card.get(name), kind):
+            raise ValueError(
+                f"{where} has {card.get(name)!r} as {name!r} in its card, not a {kind.__name__}."
+            )
+    _check_bounds(where, card, layout)
+    skeleton = eqx.filter_eval_shape(lambda: _build(where, card, card["kind"], card["config"], kinds))
+    if card["contract"] != skeleton.contract():
+        raise ValueError(
+            f"{where} was trained under the feature contract {card['contract']}, but the "
             f"{type(skeleton).__name__} of this version follows {skeleton.contract()}: its inputs or outputs "
             "mean something else."
         )
-    return restore(skeleton, _under("weights.", arrays), path)
+    expected = {f"weights.{name}": x for name, x in layout_of(_arrays(skeleton)).items()}
+    for prefix, part in _parts(skeleton):
+        steps = eqx.filter_eval_shape(_record, part)
+        expected |= {f"{prefix}{name}": x for name, x in layout_of(steps).items()}
+    check_layout(layout, {name: _as_saved(x, layout.get(name)) for name, x in expected.items()}, where)
+    for name, x in layout.items():
+        if name.startswith("weights.") and x.dtype in _DOUBLE and jnp.result_type(float) != np.float64:
+            raise ValueError(
+                f"{where} has the weights {name!r} in {x.dtype}, which JAX has only with "
+                "jax.enable_x64(True): use it within that."
+            )
+    return skeleton
 
 
-def _build(path: pathlib.Path, kind: str, config: dict[str, Any]) -> AbstractLearnedOptimizer:
+# What the fields of a card are, beside its format.
+_FIELDS = {
+    "kind": str,
+    "config": dict,
+    "contract": dict,
+    "classes": dict,
+    "library": dict,
+    "training": dict,
+    "evaluation": dict,
+    "licence": str,
+}
+_DOUBLE = (np.float64, np.int64, np.uint64)
+
+
+def _as_saved(expected: jax.ShapeDtypeStruct, found: jax.ShapeDtypeStruct | None) -> jax.ShapeDtypeStruct:
+    """What is expected, in the precision of what was found, if both are numbers of one sort."""
+    for sort in (jnp.floating, jnp.signedinteger):
+        if found is not None and jnp.issubdtype(expected.dtype, sort) and jnp.issubdtype(found.dtype, sort):
+            return jax.ShapeDtypeStruct(expected.shape, found.dtype)
+    return expected
+
+
+def _check_bounds(where: str, card: dict[str, Any], layout: Layout) -> None:
+    """Raise ValueError for the config of a network that cannot be in the file, before anything is built."""
+    size = sum(x.size * x.dtype.itemsize for x in layout.values())
+    held = f"it has {len(layout)} arrays of {size} bytes"
+    joined = 0
+
+    def check(name: str, value: Any, most: int) -> None:
+        nonlocal joined
+        if isinstance(value, dict):
+            joined += name == "networks"
+            # A class of the user's own may count other things than entries of arrays.
+            most = size if value.get("kind", card["kind"]) in tuple(KINDS) else max(size, 10**6)
+            for inner, x in value.items():
+                check(inner, x, most)
+        elif isinstance(value, list):
+            if len(value) > len(layout):
+                raise ValueError(f"{where} cannot hold a network with {len(value)} {name}: {held}.")
+            for x in value:
+                check(name, x, most)
+        elif isinstance(value, int):
+            most = min(len(layout), DEEPEST) if name == "depth" else most
+            if abs(value) > most:
+                raise ValueError(f"{where} cannot hold a network with {name}={value}: {held}.")
+
+    check("config", card["config"], size)
+    if joined > MOST_NETWORKS:
+        raise ValueError(f"{where} joins {joined} networks; a file joins at most {MOST_NETWORKS}.")
+
+
+def _build(
+    where: str, card: dict[str, Any], kind: Any, config: dict[str, Any], kinds: dict[str, Any]
+) -> AbstractLearnedOptimizer:
     """A network of this kind and shape."""
-    if kind not in KINDS:
-        raise ArtifactError(f"{path} is of kind {kind!r}; known kinds are {', '.join(KINDS)}.")
-    try:
-        if kind == Together.kind:
-            parts = [dict(part) for part in config["networks"]]
-            return Together(tuple(_build(path, part.pop("kind"), part) for part in parts))
-        return KINDS[kind](**config, key=jax.random.key(0))
-    except (TypeError, KeyError) as error:
-        name = KINDS[kind].__name__
-        raise ArtifactError(f"{path} has a config that {name} does not take: {error}.") from error
+    if not isinstance(kind, str) or kind not in kinds:
+        raise ValueError(_unknown(where, kind, card["classes"], kinds))
+    name = kinds[kind].__name__
+    if kind == Together.kind:
+        parts = config.get("networks")
+        if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+            raise ValueError(f"{where} has a config that {name} does not take: its networks are {parts!r}.")
+        of_parts = [(part.get("kind"), {k: v for k, v in part.items() if k != "kind"}) for part in parts]
+        made = Together(tuple(_build(where, card, kind, config, kinds) for kind, config in of_parts))
+    else:
+        try:
+            made = kinds[kind](**config, key=jax.random.key(0))
+        except Exception as error:  # whatever the class says to what is no config of its own
+            raise ValueError(f"{where} has a config that {name} does not take: {error}.") from error
+    told = made.config()
+    for field, value in config.items():
+        if _text(told.get(field)) != _text(value):
+            raise ValueError(f"{where} has a config that {name} does not give: {field}={value!r}.")
+    return made
 
 
-def _parts(
-    network: AbstractLearnedOptimizer, prefix: str = "recorded."
-) -> list[tuple[str, AbstractLearnedOptimizer]]:
+def _unknown(where: str, kind: Any, classes: dict[str, Any], kinds: dict[str, Any]) -> str:
+    """What to say of a kind that is not known."""
+    own = classes.get(kind) if isinstance(kind, str) else None
+    if isinstance(own, str):
+        name = own.rpartition(":")[2].rpartition(".")[2]
+        return (
+            f"{where} is of kind {kind!r}, saved from the class {own}, which is not part of symmetrax: "
+            f"import the class and pass it, load(path, classes=[{name}])."
+        )
+    hint = near_match(kind, kinds) if isinstance(kind, str) else ""
+    return f"{where} is of kind {kind!r}; known kinds are {', '.join(kinds)}.{hint}"
+
+
+def _check_that_it_comes_back(
+    what: str,
+    network: AbstractLearnedOptimizer,
+    card: dict[str, Any],
+    layout: Layout,
+    kinds: dict[str, Any],
+) -> None:
+    """Raise ValueError if `load` would not build this network from its card."""
+    made = _skeleton(what, card, layout, kinds)
+    for ours, theirs in zip(_told(network), _told(made), strict=True):
+        if ours != theirs:
+            raise ValueError(
+                f"{what} is not what {type(network).__name__}(**network.config(), key=key) builds: config() "
+                f"must tell all in which two networks differ, but for arrays. It is {ours}, and would come "
+                f"back as {theirs}."
+            )
+
+
+def _told(network: AbstractLearnedOptimizer) -> tuple[str, ...]:
+    """All that is no array: the structure with what is static in it, and the other leaves."""
+    rest = eqx.filter(network, _is_array, inverse=True)
+    told = (jax.tree.structure(rest), jax.tree.leaves(rest))
+    return tuple(re.sub(r" at 0x[0-9a-f]+", "", repr(x)) for x in told)
+
+
+def _parts(network: AbstractLearnedOptimizer, prefix: str = "recorded.") -> list[tuple[str, Any]]:
     """The networks whose steps are recorded, each of those joined, and the beginnings of the steps' names."""
-    if isinstance(network, Together):
+    if type(network) is Together:
         found = [_parts(part, f"{prefix}{i}.") for i, part in enumerate(network.networks)]
         return [part for parts in found for part in parts]
-    if KINDS.get(network.kind) is not type(network):
-        raise ArtifactError(f"Cannot save a {type(network).__name__}: known kinds are {', '.join(KINDS)}.")
     return [(prefix, network)]
 
 
-def _under(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _arrays(network: AbstractLearnedOptimizer) -> AbstractLearnedOptimizer:
+    """The weights alone."""
+    return eqx.filter(network, _is_array)
+
+
+def _is_array(leaf: Any) -> bool:
+    return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
+
+
+def _under(prefix: str, arrays: dict[str, Any]) -> dict[str, Any]:
     """The arrays whose names begin like this, by the rest of their names."""
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
-def _check_recorded_step(
-    path: pathlib.Path, network: AbstractLearnedOptimizer, recorded: dict[str, np.ndarray]
-) -> None:
-    example = network.example()
-    answers = _answer(network, example)
-    missing = {*named_arrays(_seen(example)), *answers} - recorded.keys()
-    if missing:
-        raise ArtifactError(
-            f"{path} lacks {', '.join(sorted(missing))} of the recorded step that shows whether it works."
-        )
-    info = example._replace(**restore(_seen(example), recorded, path))
-    for name, found in _answer(network, info).items():
-        wanted = recorded[name]
-        worst = float(np.max(np.abs(found - wanted)) / max(np.max(np.abs(wanted)), 1e-30))
-        if not worst <= TOLERANCE:
-            raise ArtifactError(
-                f"{path} does not reproduce its recorded step: the {name} is off by {worst:.1e} relative "
-                f"(at most {TOLERANCE:.0e} is expected). The weights or the code have changed."
-            )
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
 
 
-def _answer(network: AbstractLearnedOptimizer, info: Info) -> dict[str, np.ndarray]:
-    """What the network proposes at its first step."""
-    move, _ = network.propose(info, network.memory(info.params, info.symmetry))
-    if callable(move.update):
-        move = move._replace(update=move.update(info.gradient))
-    return named_arrays(move._asdict())
+def _check_recorded_steps(where: str, network: AbstractLearnedOptimizer, arrays: dict[str, Any]) -> None:
+    floating = [x.dtype for x in jax.tree.leaves(_arrays(network)) if jnp.issubdtype(x.dtype, jnp.floating)]
+    tolerance = max([TOLERANCE, *(8 * float(jnp.finfo(dtype).eps) for dtype in floating)])
+    for prefix, part in _parts(network):
+        recorded = _under(prefix, arrays)
+        for name, found in _steps(part, restore(_seen(part.example()), recorded)).items():
+            found, wanted = (np.asarray(x).astype(complex) for x in (found, recorded[name]))
+            worst = np.max(np.abs(found - wanted), initial=0) / np.max(np.abs(wanted), initial=1e-30)
+            if not worst <= tolerance:
+                raise ValueError(
+                    f"{where} does not reproduce its recorded steps: {name} is off by {worst:.1e} relative "
+                    f"(at most {tolerance:.0e} is expected). The weights or the code have changed."
+                )
+
+
+def _record(network: AbstractLearnedOptimizer) -> dict[str, Any]:
+    """The example that a network sees, and what it proposes there."""
+    seen = _seen(network.example())
+    return named_arrays(seen) | named_arrays(_steps(network, seen))
+
+
+@eqx.filter_jit
+def _steps(network: AbstractLearnedOptimizer, seen: dict[str, Any]) -> dict[str, Any]:
+    """What the network proposes in its first steps: its memory counts from the second on."""
+    info, told = network.example()._replace(**seen), {}
+    memory = network.memory(info.params, info.symmetry)
+    for step, factor in enumerate(FACTORS):
+        gradient = jax.tree.map(lambda g, factor=factor: factor * g, info.gradient)
+        move, memory = network.propose(info._replace(gradient=gradient), memory)
+        if callable(move.update):
+            move = move._replace(update=move.update(gradient))
+        told |= {f"step{step}.{name}": x for name, x in named_arrays(move._asdict()).items()}
+    return told
 
 
 def _seen(info: Info) -> dict[str, Any]:

@@ -68,6 +68,7 @@ def curriculum_train(
     checkpoints: str | pathlib.Path | None = None,
     save_every: float = 0.0,
     progress: Callable[[int, Progress], None] | None = None,
+    identity: str = "",
 ) -> CurriculumTrained:
     """Meta-train on runs of growing length: each of `horizons` is a stage of `meta_train`.
 
@@ -80,8 +81,8 @@ def curriculum_train(
     patience 3.
 
     **Arguments:** as in `meta_train`; stage i uses `fold_in(key, i)`. With `checkpoints`, a folder, every
-    stage has one file there, `stage-0.safetensors` and so on, and the same call continues bit for bit.
-    `progress(stage, Progress)` is called after every chunk.
+    stage has one file there, `stage-0.safetensors` and so on, and the same call continues bit for bit;
+    `identity` tells it from others. `progress(stage, Progress)` is called after every chunk.
 
     Raises ValueError for horizons that do not grow.
 
@@ -120,6 +121,7 @@ def curriculum_train(
             progress=None if progress is None else functools.partial(progress, index),
             stopping=EarlyStopping(check, patience),
             networks=networks,
+            identity=identity,
         )
         reached = np.min(np.where(np.isfinite(trained.validation), trained.validation, np.inf), axis=1)
         improved = reached < before

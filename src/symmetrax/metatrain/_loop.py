@@ -15,13 +15,26 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from symmetrax._files import load_arrays, named_arrays, restore, save_arrays
-from symmetrax._tree import all_finite, select
+from symmetrax._files import (
+    check_finite_arrays,
+    check_layout,
+    check_writable,
+    is_key,
+    layout_of,
+    named_arrays,
+    open_arrays,
+    restore,
+    save_arrays,
+)
+from symmetrax._tree import all_finite, safe_norm, select
 from symmetrax.metatrain._devices import place, spread
 from symmetrax.metatrain._estimators import AbstractMetaGradient
 from symmetrax.metatrain._stopping import EarlyStopping, better, improved, validations
 
-CHECKPOINT_FORMAT = 3
+CHECKPOINT_FORMAT = 4
+
+# Gradients of these norms are shown to the outer optimizer to tell it from another.
+PROBES = (0.1, 0.7, 3.0, 30.0)
 
 # So many windows without one finite meta-gradient are no accident.
 ENOUGH_WINDOWS = 10
@@ -89,21 +102,25 @@ def meta_train(
     progress: Callable[[Progress], None] | None = None,
     stopping: EarlyStopping | None = None,
     networks: PyTree = None,
+    identity: str = "",
 ) -> MetaTrained:
     """Train networks to optimize: algorithm 1 of arXiv:2504.15399, for several meta-seeds at once.
 
     Each of `runs` runs draws `estimator.tasks` fresh tasks, unrolls them in `estimator.windows` windows and
-    lets `optimizer` (any optax transformation) step the network after each. A window whose meta-gradient is
-    not finite is skipped and counted. Where a whole chunk (of ten windows or more) has no other, for any
-    seed, training has diverged: it stops, saves and returns the last networks there were, and says so in a
-    RuntimeWarning. Runs are compiled in chunks of `chunk`; seeds are spread over the
-    devices there are, and mapped (vmapped on accelerators) on each. The tasks of a chunk share one of
+    lets `optimizer` (any optax transformation) step the network after each. A window whose meta-gradient or
+    step is not finite is skipped and counted. Where a whole chunk (of ten windows or more) has no other, for
+    any seed, training has diverged: it stops, saves and returns the last networks there were, and says so in
+    a RuntimeWarning. Runs are compiled in chunks of `chunk`; seeds are spread over the devices there are, and
+    mapped (vmapped on accelerators) on each. The tasks of a chunk share one of
     `estimator.family.shapes`; every shape comes once, in random order, before any comes again.
 
     Seed i uses `fold_in(key, i)`, so seeds can be added without changing the first ones, and arms trained
     from one key meet the same tasks. With `checkpoint`, the state is written there after a chunk, at most
     every `save_every` seconds and at the end, and the same call continues from it, bit for bit as if it had
-    never stopped. Raises ValueError if the file belongs to another call. With `stopping` the networks are
+    never stopped. Raises ValueError, before anything is computed, if the file is damaged, belongs to another
+    call, or cannot be written. What makes a call another one is seen in its arguments, in the networks it
+    starts from and in what `optimizer` does in its first steps; what cannot be seen, such as the code of
+    functions or of the task family, you may put into `identity`. With `stopping` the networks are
     validated after each chunk, training ends when that brings nothing more, or after `runs`, and the best
     networks are returned. With `networks` (all seeds stacked, as in `MetaTrained.networks`) training goes on
     from these, with a fresh state of `optimizer`, and `make_network` is not called.
@@ -123,6 +140,9 @@ def meta_train(
         )
     if networks is not None:
         _check_stacked(networks, seeds)
+    path = None if checkpoint is None else pathlib.Path(checkpoint)
+    if path is not None:
+        check_writable(path)
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(seeds))
     start = _initial(make_network, optimizer, keys, networks)
     rounds = 0 if stopping is None else -(-runs // chunk)
@@ -134,11 +154,15 @@ def meta_train(
         validation=np.full((seeds, rounds), np.nan, np.float32),
         diverged=np.zeros(seeds, bool),
     )
-    path = None if checkpoint is None else pathlib.Path(checkpoint)
-    patience = 0 if stopping is None else stopping.patience
-    identity = _fingerprint(estimator, networks, key, runs, seeds, chunk, patience)
-    if path is not None and path.exists():
-        state = _resume(path, state, identity)
+    call, first_steps = {}, None
+    if path is not None:
+        patience = 0 if stopping is None else stopping.patience
+        counts = {"runs": runs, "seeds": seeds, "chunk": chunk, "patience": patience}
+        call = {**counts, "identity": identity, "precision": jnp.result_type(float).name}
+        call |= _digests(estimator, networks, key)
+        first_steps = np.asarray(_first_steps(optimizer, state.networks))
+        if path.exists():
+            state = _resume(path, state, call, first_steps, runs, chunk)
     now, outer, skipped, best = place((state.networks, state.outer, state.skipped, state.best))
     state = state._replace(networks=now, outer=outer, skipped=skipped, best=best)
     began, first = time.perf_counter(), int(state.done)
@@ -170,7 +194,8 @@ def meta_train(
             over = over or stopping.exhausted(state.validation[:, : done // chunk + 1])
         if path is not None and (over or time.perf_counter() - saved >= save_every):
             saved = time.perf_counter()
-            save_arrays(path, named_arrays(state), {"format": CHECKPOINT_FORMAT, "identity": identity})
+            arrays = named_arrays({**state._asdict(), "first_steps": first_steps})
+            save_arrays(path, arrays, {"format": CHECKPOINT_FORMAT, "call": call})
         if progress is not None:
             rate = seeds * estimator.tasks * (done + count - first) / (time.perf_counter() - began)
             progress(Progress(done + count, runs, float(np.mean(losses)), rate))
@@ -217,8 +242,9 @@ def _train(estimator, optimizer, state, keys, done, count, shape):
             network, outer, skipped, crew = carry
             loss, gradient, crew = estimator.step(network, crew, run_key, shape)
             updates, after = optimizer.update(gradient, outer, network)
-            finite = jnp.isfinite(loss) & all_finite(gradient)
-            network = select(finite, optax.apply_updates(network, updates), network)
+            stepped = optax.apply_updates(network, updates)
+            finite = jnp.isfinite(loss) & all_finite(gradient) & all_finite(stepped)
+            network = select(finite, stepped, network)
             outer = select(finite, after, outer)
             return (network, outer, skipped + ~finite, crew), loss
 
@@ -256,27 +282,105 @@ def _check_stacked(networks: PyTree, seeds: int) -> None:
             )
 
 
-def _fingerprint(estimator: Any, networks: PyTree, key: Key[Array, ""], *counts: int) -> str:
-    """What makes one call of `meta_train` different from another, but for the functions it is given."""
-    leaves, structure = jax.tree.flatten(eqx.filter(estimator, eqx.is_array_like))
-    weights, form = jax.tree.flatten(networks)
-    told = f"{structure}{counts}" + (f"{form}" if weights else "")
-    digest = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", told).encode())
-    for leaf in [*leaves, jax.random.key_data(key), *weights]:
-        digest.update(np.asarray(leaf).tobytes())
+@eqx.filter_jit
+def _first_steps(optimizer: Any, networks: PyTree) -> Float[Array, "arrays entries"]:
+    """A sketch of the networks, and of the steps that the outer optimizer takes from the first of them.
+
+    Compared to some digits, it tells other initializations, learning rates or optimizers from those there
+    were, and does not mind the rounding of another processor.
+    """
+    network = jax.tree.map(lambda x: x[0], networks)
+    wave = jax.tree.map(lambda x: jnp.sin(1.0 + jnp.arange(x.size).reshape(x.shape)), network)
+    length = safe_norm(wave)
+
+    def step(carry, size):
+        network, outer = carry
+        gradient = jax.tree.map(lambda w, x: (size / length * w).astype(x.dtype), wave, network)
+        updates, outer = optimizer.update(gradient, outer, network)
+        return (optax.apply_updates(network, updates), outer), updates
+
+    start = (network, optimizer.init(network))
+    _, updates = jax.lax.scan(step, start, jnp.asarray(PROBES))
+    return jnp.stack([_sketch(x) for x in jax.tree.leaves((networks, updates))])
+
+
+def _sketch(x: Array) -> Float[Array, " entries"]:
+    """The mean size of an array's entries, and eight of them."""
+    flat = jnp.ravel(x).astype(float)
+    places = np.linspace(0, flat.size - 1, 8).astype(int)
+    return jnp.concatenate([jnp.mean(jnp.abs(flat))[None], flat[places]]) if flat.size else jnp.zeros(9)
+
+
+def _digests(estimator: Any, networks: PyTree, key: Key[Array, ""]) -> dict[str, str]:
+    """The parts of a call that are arrays and structures."""
+    return {
+        name: _digest(x) for name, x in {"estimator": estimator, "networks": networks, "key": key}.items()
+    }
+
+
+def _digest(tree: PyTree) -> str:
+    """A digest of a tree: its structure with what is static in it, its arrays, and the names of functions."""
+    leaves, structure = jax.tree.flatten(tree)
+    digest = hashlib.sha256(_without_addresses(structure).encode())
+    for leaf in leaves:
+        if eqx.is_array_like(leaf):
+            array = np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
+            digest.update(f"{leaf.dtype if is_key(leaf) else array.dtype}{array.shape}".encode())
+            digest.update(array.tobytes())
+        else:
+            digest.update(_without_addresses(leaf).encode())
     return digest.hexdigest()
 
 
-def _resume(path: pathlib.Path, like: _State, identity: str) -> _State:
-    arrays, card = load_arrays(path, "meta-training checkpoint")
-    if card.get("format") != CHECKPOINT_FORMAT:
-        raise ValueError(
-            f"{path} is a checkpoint of format {card.get('format')!r}; this version reads "
-            f"{CHECKPOINT_FORMAT}."
-        )
-    if card.get("identity") != identity:
-        raise ValueError(
-            f"{path} holds the state of another meta-training (another family, recipe, key or number of "
-            "runs, seeds or steps). Delete it, or write this one elsewhere."
-        )
-    return restore(like, arrays, path)
+def _without_addresses(value: Any) -> str:
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def _resume(
+    path: pathlib.Path,
+    like: _State,
+    call: dict[str, Any],
+    first_steps: Float[np.ndarray, "arrays entries"],
+    runs: int,
+    chunk: int,
+) -> _State:
+    """The state in a checkpoint. Raises ValueError if it is damaged or not that of this call."""
+    another = (
+        f"{path} holds the state of another meta-training ({{}}). Delete it, or write this one elsewhere."
+    )
+    with open_arrays(path, "meta-training checkpoint") as file:
+        card = file.card if isinstance(file.card, dict) else {}
+        if card.get("format") != CHECKPOINT_FORMAT:
+            raise ValueError(
+                f"{path} is a checkpoint of format {card.get('format')!r}; this version reads "
+                f"{CHECKPOINT_FORMAT}."
+            )
+        there = card.get("call")
+        told = there if isinstance(there, dict) else {}
+        different = [_ASPECTS.get(name, f"number of {name}") for name in call if told.get(name) != call[name]]
+        if different:
+            raise ValueError(another.format(f"another {', '.join(different)}"))
+        check_layout(file.layout, layout_of({**like._asdict(), "first_steps": first_steps}), str(path))
+        arrays = file.read()
+    before, rounding = arrays["first_steps"], 1e-3
+    size = rounding * np.nan_to_num(np.abs(before[:, :1]), posinf=0.0)
+    if not np.all(np.isclose(first_steps, before, rounding, size, equal_nan=True)):
+        raise ValueError(another.format("other first networks, or another outer optimizer"))
+    weights = {name: x for name, x in arrays.items() if name.startswith(("networks.", "best."))}
+    check_finite_arrays(weights, str(path))
+    state = restore(like, arrays)
+    if not (0 <= state.done <= runs and (state.done % chunk == 0 or state.done == runs)):
+        raise ValueError(f"{path} says that {state.done} of {runs} runs are done, in chunks of {chunk}.")
+    return state
+
+
+# How the parts of a call that are no counts are called.
+_ASPECTS = {
+    "patience": "patience",
+    "precision": "precision",
+    "chunk": "number of runs in a chunk",
+    "identity": "`identity`",
+    "estimator": "estimator: family, recipe, steps, ...",
+    "networks": "networks to go on from",
+    "key": "key",
+}
