@@ -103,3 +103,4 @@ def test_a_training_killed_at_random_moments_ends_in_the_same_weights(kills, sta
     assert len(found.files) > 8
     for name in expected.files:
         assert np.array_equal(found[name], expected[name])
+    assert sorted(path.name for path in broken.iterdir()) == ["run.safetensors", "weights.npz"]

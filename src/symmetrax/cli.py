@@ -127,7 +127,8 @@ def discover(
         trials: Random elements for every certificate.
         seed: Seed of all random draws.
         double: Compute in double precision, where certificates are sharper.
-        json: A file for everything that was found, as JSON.
+        json: A file for everything that was found, as JSON; "-" is standard output, and then all else goes to
+            standard error.
     """
     from symmetrax.discovery._command import discover_from
 

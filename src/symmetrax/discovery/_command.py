@@ -11,10 +11,13 @@ from typing import Any
 
 import jax
 
-from symmetrax._files import write_atomic
+from symmetrax._files import check_writable, write_atomic
 from symmetrax._text import near_match
 from symmetrax.discovery._find import find_symmetries
 from symmetrax.discovery._plan import GROUPS, discovery_cost
+
+#: In place of a file.
+STANDARD_OUTPUT = Path("-")
 
 
 def discover_from(
@@ -28,7 +31,10 @@ def discover_from(
     double: bool,
     json: Path | None,
 ) -> None:
-    """Print what the search will cost, what it found, and the legs as code; write JSON if a file is given."""
+    """Print what the search will cost, what it found, and the legs as code; write JSON if a file is given.
+
+    With "-" for the file the JSON goes to standard output, and all else to standard error.
+    """
     by_name = {group.__name__: group for group in GROUPS}
     for name in groups:
         if name not in by_name:
@@ -36,10 +42,12 @@ def discover_from(
                 f"There is no group {name!r} to look for.{near_match(name, by_name)} There are: "
                 f"{', '.join(by_name)}."
             )
-    if json is not None and not json.parent.is_dir():
-        raise ValueError(f"The folder of {json} does not exist.")
+    as_it_is = contextlib.nullcontext()
+    words = contextlib.redirect_stdout(sys.stderr) if json == STANDARD_OUTPUT else as_it_is
+    if json is not None and json != STANDARD_OUTPUT:
+        _check_target(json)
     chosen = tuple(by_name[name] for name in groups) or GROUPS
-    with jax.enable_x64(True) if double else contextlib.nullcontext():
+    with words, jax.enable_x64(True) if double else as_it_is:
         loss, params, batch = _model(function)
         if double:
             params = jax.tree.map(_in_double, params)
@@ -49,11 +57,25 @@ def discover_from(
         found = find_symmetries(
             loss, params, key, batch=batch, groups=chosen, heads=heads or None, budget=budget, trials=trials
         )
-    print(f"\n{found}\n")
-    if found.found:
-        print(found.text)
+        print(f"\n{found}\n")
+        if found.found:
+            print(found.text)
     if json is not None:
-        write_atomic(json, dumps(found.to_json(), indent=2) + "\n")
+        text = dumps(found.to_json(), indent=2) + "\n"
+        if json == STANDARD_OUTPUT:
+            sys.stdout.write(text)
+        else:
+            write_atomic(json, text)
+
+
+def _check_target(json: Path) -> None:
+    """Raise ValueError, before anything is computed, if the JSON cannot be written there."""
+    try:
+        target = check_writable(json)
+    except ValueError as error:
+        raise ValueError(f"{error} Give a file, or - for standard output.") from error
+    if not target.parent.is_dir():
+        raise ValueError(f"The folder of {json} does not exist.")
 
 
 def _in_double(leaf: Any) -> Any:

@@ -1,19 +1,23 @@
 """Run folders: a config beside its results, resumed by the same command and refused to any other."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
+import io
 import json
 import math
 import os
 import pathlib
 import platform
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from symmetrax._files import write_atomic
+from symmetrax._files import alone_in, write_atomic
 
+_MAKE_ANEW = "delete it, and run the experiment again"
 LIBRARIES = ("symmetrax", "jax", "jaxlib", "equinox", "optax", "numpy")
 
 
@@ -34,22 +38,43 @@ class RunFolder:
     def __init__(self, path: str | pathlib.Path, experiment: str, preset: str, settings: dict[str, Any]):
         self.path = pathlib.Path(path)
         identity = {"experiment": experiment, "preset": preset, "settings": json.loads(json.dumps(settings))}
+        #: What its checkpoints are of, beside what `meta_train` sees by itself.
+        self.identity = json.dumps(identity, sort_keys=True)
+        if self._is_of(identity):
+            return
+        os.makedirs(os.path.realpath(self.path), exist_ok=True)
+        with alone_in(self.path):
+            if not self._is_of(identity):  # still: another process may have been faster
+                versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+                config = {**identity, "versions": versions, "machine": machine()}
+                write_atomic(self.path / "config.json", as_json(config))
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the folder for this process. Raises ValueError, naming the holder, if another works in it."""
+        with alone_in(self.path):
+            yield
+
+    def _is_of(self, identity: dict[str, Any]) -> bool:
+        """Whether a run of these settings is there. Raises ValueError if anything else is."""
         config = self.path / "config.json"
         if config.exists():
             self._check_same(config, identity)
-            return
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            return True
+        strange = self.path.exists() and (
+            not self.path.is_dir() or any(path.name != ".lock" for path in self.path.iterdir())
+        )
+        if strange:
             raise ValueError(
                 f"{self.path} exists and is not a run folder: choose an empty or new one with --out."
             )
-        versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
-        write_atomic(config, as_json({**identity, "versions": versions, "machine": machine()}))
+        return False
 
     def _check_same(self, config: pathlib.Path, identity: dict[str, Any]) -> None:
         try:
             found = json.loads(config.read_text())
             different = [name for name in identity if found[name] != identity[name]]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
             raise ValueError(
                 f"{config} is not the config of a run ({error}); choose another --out."
             ) from error
@@ -62,10 +87,9 @@ class RunFolder:
 
     def arrays(self, name: str, arrays: dict[str, np.ndarray]) -> pathlib.Path:
         """Write arrays as `NAME.npz`."""
-        path = self.path / f"{name}.npz"
-        temporary = self.path / f".{name}.tmp.npz"
-        np.savez_compressed(temporary, allow_pickle=False, **arrays)
-        temporary.replace(path)
+        path, content = self.path / f"{name}.npz", io.BytesIO()
+        np.savez_compressed(content, allow_pickle=False, **arrays)
+        write_atomic(path, content.getvalue())
         return path
 
     def results(self, results: dict[str, Any]) -> pathlib.Path:
@@ -79,9 +103,17 @@ class RunFolder:
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
 
     def finished(self) -> dict[str, Any] | None:
-        """The results of a complete run, else None."""
+        """The results of a complete run, else None. Raises ValueError for what `results` did not write."""
         path = self.path / "results.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            found = json.loads(path.read_text())
+        except (ValueError, RecursionError, OSError) as error:
+            raise ValueError(f"{path} has no results that can be read ({error}); {_MAKE_ANEW}.") from error
+        if not isinstance(found, dict) or not found:
+            raise ValueError(f"{path} has no results, but {found!r}; {_MAKE_ANEW}.")
+        return found
 
 
 def machine() -> dict[str, Any]:

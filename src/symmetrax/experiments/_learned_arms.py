@@ -234,6 +234,7 @@ def train(
             seeds=budget.seeds,
             chunk=budget.chunk,
             checkpoint=path,
+            identity=folder.identity,
             progress=clock.beside(progress),
             stopping=stopping,
             networks=start,
@@ -263,7 +264,10 @@ class _Clock:
 
     def __init__(self, path: pathlib.Path):
         self.path = path
-        self.seconds = json.loads(path.read_text())["seconds"] if path.exists() else 0.0
+        try:
+            self.seconds = float(json.loads(path.read_text())["seconds"]) if path.exists() else 0.0
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} does not tell the seconds of training; delete it.") from error
 
     def __enter__(self):
         self.last = time.perf_counter()

@@ -142,8 +142,8 @@ def run_experiment(
 ) -> Path:
     """Run an experiment, or continue it, in its folder (by default `runs/NAME-PRESET-SEED`).
 
-    A complete run is not repeated. Raises ValueError for unknown names and for a folder that holds anything
-    but a run of these settings.
+    A complete run is not repeated. Raises ValueError for unknown names, for a folder that holds anything
+    but a run of these settings, and while another process runs in it.
 
     >>> run_experiment("fig0")
     Traceback (most recent call last):
@@ -161,10 +161,11 @@ def run_experiment(
     results = folder.finished()
     if results is None:
         began = time.perf_counter()
-        results = module.run(settings, folder, reporter)
-        seconds = time.perf_counter() - began
-        folder.results({"experiment": name, "preset": preset, "seconds": seconds, **results})
-        folder.drop_checkpoints()
+        with folder.alone():
+            results = module.run(settings, folder, reporter)
+            seconds = time.perf_counter() - began
+            folder.results({"experiment": name, "preset": preset, "seconds": seconds, **results})
+            folder.drop_checkpoints()
         reporter.note(f"done in {seconds:.0f} s")
     else:
         reporter.note(f"{path} holds this run already; delete it to run again")

@@ -166,7 +166,12 @@ def _trained(name, settings, family, streams, folder, reporter) -> tuple[PyTree,
     kind = NETWORKS[name.removesuffix(TRICKS)]
     make = Build.of(kind, width=settings.core, depth=settings.depth)
     place = folder.path / "checkpoints" / name
-    common = {"seeds": settings.seeds, "chunk": settings.chunk, "save_every": 20.0}
+    common = {
+        "seeds": settings.seeds,
+        "chunk": settings.chunk,
+        "save_every": 20.0,
+        "identity": folder.identity,
+    }
 
     def estimator(steps: int, tasks: AbstractTaskFamily = family) -> TruncatedBPTT:
         return TruncatedBPTT(tasks, Recipe(), steps, settings.unroll, remat=True)

@@ -133,6 +133,7 @@ def _train(settings: Config, streams: Streams, folder: RunFolder, reporter: Repo
             seeds=settings.seeds,
             chunk=10,
             checkpoint=folder.path / "checkpoints" / "digits.safetensors",
+            identity=folder.identity,
             save_every=20.0,
             progress=progress,
         )

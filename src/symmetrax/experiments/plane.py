@@ -202,6 +202,7 @@ def train(
             seeds=settings.seeds,
             chunk=100,
             checkpoint=folder.path / "checkpoints" / f"{arm.name}.safetensors",
+            identity=folder.identity,
             save_every=20.0,
             progress=progress,
         )
