@@ -69,7 +69,7 @@ class AbstractSymmetry(eqx.Module):
 
     @abstractmethod
     def sample(self, key: Key[Array, ""]) -> PyTree:
-        """A random element; the identity at most with probability zero."""
+        """A random element; the identity at most with probability zero, or if there is no other."""
 
     @abstractmethod
     def act(self, a: PyTree, params: PyTree, batch: PyTree = None) -> PyTree:
@@ -149,8 +149,8 @@ class AbstractLieSymmetry(AbstractSymmetry):
     def bounded(self, coordinates: Float[Array, "..."], bound: float | Array) -> Float[Array, "..."]:
         """Coordinates within `bound` of the identity: a search on a group that is not compact has no end.
 
-        Here every coordinate is clipped to [-bound, bound]; compact groups need no bound, and return
-        `coordinates` as they are.
+        Here every coordinate is clipped to [-bound, bound]; compact groups need no bound, and at most
+        shorten coordinates of many turns.
         """
         return jnp.clip(coordinates, -bound, bound)
 

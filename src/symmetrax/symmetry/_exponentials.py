@@ -4,9 +4,103 @@ No LAPACK call, which can hang inside a compiled program beside large products o
 """
 
 import math
+from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, PyTree
+
+#: Up to this norm the series and their squarings are exact to rounding.
+REACH = 20.0
+
+
+def isometry(
+    generator: Callable[[Array], Array],
+    coordinates: Float[Array, "... k"],
+    form: Float[Array, "n n"] | None = None,
+) -> Float[Array, "... n n"]:
+    """exp of generator(coordinates), matrices form @ S with S skew, no longer than their coordinates.
+
+    Right for every finite length, as far as the rounding of coordinates leaves angles certain. Each squaring
+    doubles what the result M lacks in orthogonality, M' M = I, or with a form in M' form M = form, so that a
+    Newton step restores it. Lengths whose rounding leaves no angle are shortened.
+    """
+    parts, halvings, _ = _halved(coordinates, (-1,))
+
+    def double(matrix: Array) -> Array:
+        return _restored(product(matrix, matrix), form)
+
+    near = exponential(generator(parts))
+    return _doubled(near, halvings[..., None], double)
+
+
+def exponential_pair_or_nan(
+    matrix: Float[Array, "... n n"],
+) -> tuple[Float[Array, "... n n"], Float[Array, "... n n"]]:
+    """exp(matrix) and exp(-matrix) for matrices of any norm; NaN where rounding or overflow lost either."""
+    parts, halvings, certain = _halved(matrix, (-2, -1))
+    pair = exponential_pair(parts)
+    pair = _doubled(pair, halvings, lambda pair: tuple(product(one, one) for one in pair))
+    gap = jnp.max(jnp.abs(product(*pair) - jnp.eye(matrix.shape[-1], dtype=matrix.dtype)), axis=(-1, -2))
+    inverse = jax.lax.stop_gradient(gap[..., None, None]) < 0.01  # written so that NaN is none
+    right, left = (jnp.where(certain & inverse, one, jnp.nan) for one in pair)
+    return right, left
+
+
+def _halved(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array, Array]:
+    """`x` halved until its norm along `axes` is at most `REACH`; how often; and whether that was enough.
+
+    After so many halvings that rounding is a full turn, the rest is divided.
+    """
+    most = _most_halvings(x.dtype)
+    fixed = jax.lax.stop_gradient(x)
+    largest = jnp.max(jnp.abs(fixed), axis=axes, keepdims=True, initial=0.0)
+    unit = jnp.where(largest > 0, largest, 1.0)  # no square overflows
+    relative = jnp.sqrt(jnp.sum((fixed / unit) ** 2, axis=axes, keepdims=True))
+    wanted = jnp.ceil(jnp.log2(unit) + jnp.log2(jnp.maximum(relative, 1.0)) - math.log2(REACH))
+    halvings = jnp.clip(wanted, 0, most)
+    halved = x * jnp.ldexp(jnp.ones_like(halvings), -halvings.astype(int))
+    divided = x / unit * (REACH / jnp.maximum(relative, 1.0))
+    return jnp.where(wanted <= most, halved, divided), halvings, wanted <= most
+
+
+def _most_halvings(dtype) -> int:
+    return math.ceil(math.log2(2 * math.pi / (REACH * float(jnp.finfo(dtype).eps))))
+
+
+def _doubled(near: PyTree, halvings: Array, double: Callable[[PyTree], PyTree]) -> PyTree:
+    """`double` applied as often as `halvings` says; a branch that costs nothing where nothing was halved."""
+
+    def step(value: PyTree, k: Array) -> tuple[PyTree, None]:
+        return jax.tree.map(lambda new, old: jnp.where(k < halvings, new, old), double(value), value), None
+
+    def far(value: PyTree) -> PyTree:
+        times = jnp.arange(_most_halvings(halvings.dtype), dtype=halvings.dtype)
+        return jax.lax.scan(step, value, times)[0]
+
+    return jax.lax.cond(_anywhere(halvings > 0), jax.checkpoint(far), lambda value: value, near)
+
+
+def _restored(matrix: Float[Array, "... n n"], form: Float[Array, "n n"] | None) -> Float[Array, "... n n"]:
+    """A Newton step towards M' form M = form, where M is so near that it helps."""
+    transposed = jnp.swapaxes(matrix, -1, -2)
+    eye = jnp.broadcast_to(jnp.eye(matrix.shape[-1], dtype=matrix.dtype), matrix.shape)
+    inverse = transposed if form is None else product(form, product(transposed, form))
+    gap = jnp.max(jnp.abs(product(inverse, matrix) - eye), axis=(-1, -2), keepdims=True)
+    near = jax.lax.stop_gradient(gap) < 0.1
+    safe, inverse = (jnp.where(near, one, eye) for one in (matrix, inverse))
+    return jnp.where(near, 1.5 * safe - 0.5 * product(safe, product(inverse, safe)), matrix)
+
+
+@jax.custom_batching.custom_vmap
+def _anywhere(condition: Bool[Array, "..."]) -> Bool[Array, ""]:
+    """Whether a condition holds anywhere, under `vmap` in the whole batch: branches on it stay branches."""
+    return jnp.any(condition)
+
+
+@_anywhere.def_vmap
+def _anywhere_in_batch(size: int, batched: list[bool], condition: Array) -> tuple[Array, bool]:
+    return _anywhere(condition), False
 
 
 def exponential(matrix: Float[Array, "... n n"]) -> Float[Array, "... n n"]:
@@ -14,7 +108,7 @@ def exponential(matrix: Float[Array, "... n n"]) -> Float[Array, "... n n"]:
 
     No LAPACK call, which can hang inside a compiled program beside large products on few cores. Eleven
     products one after another; carrying exp - 1 keeps the small part's digits. Exact to rounding up to norms
-    of about 20.
+    of `REACH`.
     """
     eye = jnp.eye(matrix.shape[-1], dtype=matrix.dtype)
     x = matrix / 64
@@ -41,7 +135,7 @@ def product(a: Array, b: Array) -> Array:
 
 
 def exponential_pair(
-    matrix: Float[Array, "... n n"], reach: float = 20.0
+    matrix: Float[Array, "... n n"], reach: float = REACH
 ) -> tuple[Float[Array, "... n n"], Float[Array, "... n n"]]:
     """exp(matrix) and exp(-matrix), exact to rounding for norms up to `reach`.
 

@@ -85,7 +85,10 @@ class AbstractGroup(eqx.Module):
 
     @abstractmethod
     def sample(self, key: Key[Array, ""]) -> PyTree:
-        """A random, well-conditioned element other than the identity."""
+        """A random, well-conditioned element other than the identity, unless there is no other.
+
+        So it is for every value of the indices in `per`. Only `Permutation(1)` has no other.
+        """
 
     @abstractmethod
     def multiply(self, a: PyTree, x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -172,6 +175,8 @@ class PositiveDiagonal(_AbstractDiagonal):
         return a**exponent
 
     def sample(self, key):
+        if self.dyadic:
+            return 2.0 ** jax.random.rademacher(key, self.algebra, float)
         return self.exp(log_scales(key, self.algebra))
 
 
@@ -233,10 +238,9 @@ class SignDiagonal(_AbstractDiagonal):
         return a if round(exponent) % 2 else a * a
 
     def sample(self, key):
-        shape = (*self.lengths, self.size)
-        signs = jax.random.rademacher(key, shape, float)
-        first = jnp.zeros(shape, bool).at[(0,) * len(shape)].set(True)
-        return jnp.where(first & jnp.all(signs == 1), -1.0, signs)
+        signs = jax.random.rademacher(key, (*self.lengths, self.size), float)
+        first = jnp.arange(self.size) == 0
+        return jnp.where(first & jnp.all(signs == 1, axis=-1, keepdims=True), -1.0, signs)
 
 
 class Permutation(AbstractGroup):
@@ -275,7 +279,8 @@ class Permutation(AbstractGroup):
 
     def sample(self, key):
         shuffled = jnp.argsort(jax.random.uniform(key, (*self.lengths, self.size)), axis=-1)
-        return jnp.where(jnp.all(shuffled == self.identity()), jnp.roll(shuffled, 1, axis=-1), shuffled)
+        unmoved = jnp.all(shuffled == jnp.arange(self.size), axis=-1, keepdims=True)
+        return jnp.where(unmoved, jnp.roll(shuffled, 1, axis=-1), shuffled)
 
     def multiply(self, a, x):
         return jnp.take_along_axis(x, a[..., None], axis=-2)

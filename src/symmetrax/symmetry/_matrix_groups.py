@@ -1,5 +1,6 @@
 """Groups of full matrices: rotations, scaled rotations, general linear groups, and exp by products."""
 
+import math
 from typing import ClassVar
 
 import equinox as eqx
@@ -7,7 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from symmetrax.symmetry._exponentials import exponential, exponential_pair, product
+from symmetrax.symmetry._exponentials import (
+    REACH,
+    exponential_pair,
+    exponential_pair_or_nan,
+    isometry,
+    product,
+)
 from symmetrax.symmetry._groups import AbstractGroup, Per, as_per, log_scales
 
 
@@ -34,6 +41,10 @@ class _AbstractRotation(AbstractGroup):
 
     def exp(self, coordinates):
         return _rotation(coordinates, self.size)
+
+    def bounded(self, coordinates, bound):
+        """Long ones shortened: they reach nothing that short ones do not, and their angles are rounded."""
+        return shortened(coordinates, self.size)
 
     def multiply(self, a, x):
         return jnp.matmul(a, x, precision="highest")
@@ -99,8 +110,13 @@ class Orthogonal(_AbstractRotation):
     def exp(self, coordinates):
         return self._embed(_rotation(coordinates, self._free))
 
+    def bounded(self, coordinates, bound):
+        return shortened(coordinates, self._free)
+
     def sample(self, key):
-        """Uniform (Haar) orthogonal matrix."""
+        """Uniform (Haar) orthogonal matrix; of size 1 the reflection."""
+        if self.size == 1:
+            return -self.identity()
         return self._embed(jax.random.orthogonal(key, self._free, self.lengths))
 
     @property
@@ -203,8 +219,9 @@ class GeneralLinear(AbstractGroup):
     """Invertible matrices: an element is the pair (g, g^-T), each of shape (*per, n, n).
 
     The pair makes inverse and dual free and exact; `element` makes one from g. The algebra is all matrices,
-    of shape (*per, n, n), and `exp` is the matrix exponential, built from products. Not compact: gradients on
-    the orbit have no largest norm, so bound the search.
+    of shape (*per, n, n), and `exp` is the matrix exponential, built from products: NaN where the condition
+    of g is beyond the precision of numbers. Not compact: gradients on the orbit have no largest norm, so
+    bound the search.
 
     >>> import jax.numpy as jnp
     >>> group = GeneralLinear(2)
@@ -249,11 +266,16 @@ class GeneralLinear(AbstractGroup):
         return a[1], a[0]
 
     def exp(self, coordinates):
-        return self.exp_within(coordinates, 20.0)
+        return self._element(exponential_pair_or_nan(coordinates))
 
     def exp_within(self, coordinates: Float[Array, "... n n"], reach: float) -> tuple[Array, Array]:
         """`exp` of matrices with norms up to `reach`: the fewer products, the smaller it is."""
-        g, inverse = exponential_pair(coordinates, reach)
+        return self._element(exponential_pair(coordinates, reach))
+
+    @staticmethod
+    def _element(pair: tuple[Array, Array]) -> tuple[Array, Array]:
+        """From a matrix and its inverse."""
+        g, inverse = pair
         return g, jnp.swapaxes(inverse, -1, -2)
 
     def germ(self, direction: Float[Array, "... n n"], t: Float[Array, ""]) -> tuple[Array, Array]:
@@ -298,7 +320,23 @@ def _rotation(coordinates: Float[Array, "... k"], size: int) -> Float[Array, "..
     if size == 2:
         c, s = jnp.cos(coordinates[..., 0]), jnp.sin(coordinates[..., 0])
         return jnp.stack([jnp.stack([c, -s], axis=-1), jnp.stack([s, c], axis=-1)], axis=-2)
-    return exponential(skew(coordinates, size))
+    return isometry(lambda parts: skew(parts, size), coordinates)
+
+
+def shortened(coordinates: Float[Array, "... k"], size: int) -> Float[Array, "... k"]:
+    """Coordinates of rotations of R^n, no longer than those of half a turn in every plane (or than `REACH`).
+
+    In the plane an angle stays what it is.
+    """
+    if size == 2:
+        return coordinates
+    longest = max(REACH, math.pi * math.sqrt(size / 2))
+    parts = coordinates / longest
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(parts), axis=-1, keepdims=True, initial=1.0))
+    square = jnp.sum((parts / largest) ** 2, axis=-1, keepdims=True)
+    longer = square * largest**2 > 1
+    length = largest * jnp.sqrt(jnp.where(longer, square, 1.0))
+    return jnp.where(longer, coordinates / length, coordinates)
 
 
 def skew(coordinates: Float[Array, "... k"], size: int) -> Float[Array, "... n n"]:

@@ -236,7 +236,8 @@ def normalized_scale_symmetry(
     """The scale of what goes into a normalization, W -> s W: the output does not depend on it.
 
     The gradient goes with 1 / s, so this is a learning rate of its own for every scale. It holds up to the
-    norm's epsilon: report it as approximate.
+    norm's epsilon: report it as approximate. Of only two values that are normalized together the output is a
+    sign; then the gradient is epsilon's alone, and `verify` calls its law wrong.
 
     **Arguments:** `kernels`, and `vectors` (their biases), scale together, the layer as a whole (LayerNorm,
     RMSNorm), or in `groups` parts of the outputs (GroupNorm; BatchNorm: as many as there are channels).

@@ -62,7 +62,7 @@ class Pullback(AbstractLieSymmetry):
         return self.group.exp(coordinates)
 
     def bounded(self, coordinates: Float[Array, " k"], bound) -> Float[Array, " k"]:
-        return coordinates
+        return self.group.bounded(coordinates, bound)
 
     def act(self, a: Float[Array, "n n"], params: Float[Array, " n"], batch=None) -> Float[Array, " n"]:
         return self.map.inverse(matvec(a, self.map(params)))

@@ -7,12 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from symmetrax._matrices import regular, symmetric
-from symmetrax._tree import safe_norm
 from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition, check_vector
-from symmetrax.symmetry._matrix_groups import exponential, product, skew
-
-#: Up to this norm of the generator `exponential` is exact to rounding.
-LONGEST = 20.0
+from symmetrax.symmetry._matrix_groups import isometry, product, shortened, skew
 
 
 class QuadraticForm(AbstractLieSymmetry):
@@ -27,8 +23,8 @@ class QuadraticForm(AbstractLieSymmetry):
     matrix: coordinates are n(n-1)/2 angles, in radians. For an indefinite one there are boosts among them:
     the group is O(p, q), orbits are not bounded, and a point may be carried to any distance at the same
     value. Linear, so that one gradient tells that of the whole orbit. `exp` is a closed form when n = 2;
-    above, it is exact to rounding for coordinates of norm up to about 20, to which `bounded` shortens
-    rotations (a full turn is 6.3). No derivative by `matrix` exists where the sizes of eigenvalues coincide.
+    above, `bounded` shortens rotations to norm 20 (a full turn is 6.3), since rounding makes long angles
+    uncertain. No derivative by `matrix` exists where the sizes of eigenvalues coincide.
 
     **Errors:** ValueError for a matrix that is not square, not symmetric, not finite, or (unless it is
     traced) singular to working precision. Source: section 4.2 of arXiv:2504.15399, where n = 2 and the matrix
@@ -88,7 +84,9 @@ class QuadraticForm(AbstractLieSymmetry):
     def exp(self, coordinates: Float[Array, " k"]) -> Float[Array, "n n"]:
         coordinates = coordinates.astype(self.matrix.dtype)
         if self.size > 2:
-            return exponential(product(self.signature, skew(coordinates, self.size)))
+            return isometry(
+                lambda parts: product(self.signature, skew(parts, self.size)), coordinates, self.signature
+            )
         # The square of the generator is -det J times that of the coordinate.
         t, quarter = coordinates[0], skew(jnp.ones_like(coordinates), 2)
         definite = jnp.linalg.det(self.signature) > 0
@@ -98,10 +96,9 @@ class QuadraticForm(AbstractLieSymmetry):
         return even * self.identity() + odd * product(self.signature, quarter)
 
     def bounded(self, coordinates: Float[Array, " k"], bound) -> Float[Array, " k"]:
-        """Rotations need none but that of `exp`; where there are boosts, every coordinate is clipped."""
+        """Rotations are only shortened to some turns; where there are boosts, every coordinate is clipped."""
         definite = jnp.abs(jnp.trace(self.signature)) > self.size - 1
-        rotation = coordinates if self.size == 2 else coordinates * _shrink(coordinates)
-        return jnp.where(definite, rotation, jnp.clip(coordinates, -bound, bound))
+        return jnp.where(definite, shortened(coordinates, self.size), jnp.clip(coordinates, -bound, bound))
 
     def zero(self) -> Float[Array, " k"]:
         return jnp.zeros(self.algebra, self.matrix.dtype)
@@ -119,8 +116,3 @@ class QuadraticForm(AbstractLieSymmetry):
         sizes = jnp.abs(self.values)
         residual = jnp.finfo(self.matrix.dtype).eps * jnp.max(sizes) / jnp.min(sizes)
         return Precondition(jnp.where(regular(self.values), 0, 1), residual)
-
-
-def _shrink(coordinates: Float[Array, " k"]) -> Float[Array, ""]:
-    """The factor that shortens coordinates to the norm up to which `exponential` is exact."""
-    return jnp.minimum(1.0, LONGEST / jnp.maximum(safe_norm(coordinates), LONGEST))
