@@ -6,12 +6,14 @@ Each function returns a `NetworkSymmetry`; `a | b` joins several into one. Paths
 None of them looks at the loss: check with `verify`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from jaxtyping import PyTree
 
-from symmetrax.symmetry._groups import AbstractGroup, PositiveDiagonal
+from symmetrax.symmetry._elementwise import OWN, MakeGroup, check_unowned, chosen_group
+from symmetrax.symmetry._groups import Permutation, PositiveDiagonal
+from symmetrax.symmetry._layers import bias_paths, layer_order
 from symmetrax.symmetry._layouts import (
     HeadLayout,
     Layout,
@@ -25,10 +27,7 @@ from symmetrax.symmetry._layouts import (
     with_axes,
 )
 from symmetrax.symmetry._matrix_groups import GeneralLinear, Orthogonal
-from symmetrax.symmetry._network import NetworkSymmetry, match_paths, named_shapes
-
-#: Makes the group of a space from its size: a class of groups, or any function.
-MakeGroup = Callable[[int], AbstractGroup]
+from symmetrax.symmetry._network import NetworkSymmetry, named_shapes, only_path
 
 
 def mlp_symmetry(
@@ -36,7 +35,7 @@ def mlp_symmetry(
     weights: Sequence[str] | None = None,
     biases: Sequence[str | None] | None = None,
     *,
-    group: MakeGroup = PositiveDiagonal,
+    group: MakeGroup | None = None,
     layout: Layout = "out in",
     degree: float | int = 1,
     scales: Sequence[str] = (),
@@ -47,12 +46,15 @@ def mlp_symmetry(
     The group depends on the activation: `PositiveDiagonal` for ReLU, leaky and parametric ReLU,
     `SignDiagonal` for odd ones (tanh), `Permutation` for any, `Orthogonal` for radial ones, `GeneralLinear`
     for none. An activation with sigma(s z) = s^degree sigma(z), such as squared ReLU (`degree=2`), has
-    scalings too.
+    scalings too. Where `params.activation` is a function, as in `equinox.nn.MLP`, its values tell: by default
+    it gets scalings or signs; if it has neither, or not those asked for, ValueError says how to choose.
+    Without it the default is `PositiveDiagonal`.
 
     **Arguments:** `weights` and `biases` are paths, in the order of the layers; by default all matrices and
-    all vectors of `params` in the order of the tree. `scales` are paths of vectors tau of activations
+    all vectors of `params`, in the order of the tree, or of a dict in the one order in which their shapes
+    (else their numbers) follow one another. `scales` are paths of vectors tau of activations
     z -> tau sigma(z / tau), one for each hidden layer: with them every activation has the group
-    `NonzeroDiagonal`. Raises ValueError if the layers do not follow one another.
+    `NonzeroDiagonal`. Raises ValueError if the layers do not follow one another, or do in several orders.
 
     >>> import equinox as eqx, jax, symmetrax as sx
     >>> model = eqx.nn.MLP(3, 2, width_size=5, depth=2, key=jax.random.key(0))
@@ -66,7 +68,15 @@ def mlp_symmetry(
       layers.1.bias    hidden2
     """
     arrays = named_shapes(params)
-    weights = with_axes(arrays, 2) if weights is None else tuple(weights)
+    if not scales:
+        group = chosen_group(params, group, degree)
+    group = PositiveDiagonal if group is None else group
+    check_unowned(group, arrays)
+    if weights is None:
+        matrices = [path for path in with_axes(arrays, 2) if not path.startswith(OWN)]
+        weights = layer_order(params, arrays, matrices, layout)
+    else:
+        weights = [only_path(path, arrays) for path in weights]
     shapes = [shape_of(arrays, path) for path in weights]
     outs, ins = zip(*(shape if layout == "out in" else shape[::-1] for shape in shapes), strict=True)
     for k in range(1, len(weights)):
@@ -76,9 +86,9 @@ def mlp_symmetry(
                 f"the paths of `weights` in the order of the layers, or another layout than {layout!r}."
             )
     if biases is None:
-        scaled = {name for path in scales for name in match_paths(path, arrays)}
-        vectors = [path for path in with_axes(arrays, 1) if path not in scaled]
-        biases = vectors if len(vectors) >= len(weights) - 1 else ()
+        scaled = {only_path(path, arrays) for path in scales}
+        vectors = [path for path in with_axes(arrays, 1) if path not in scaled and not path.startswith(OWN)]
+        biases = bias_paths(params, weights, outs, vectors, arrays)
     star = "*" if degree == 1 else f"^{-degree:g}"
     names = [f"{name}{k}" for k in range(1, len(weights))]
     legs = {
@@ -103,17 +113,28 @@ def residual_cnn_symmetry(
     *,
     stream_vectors: Sequence[str] = (),
     inner_vectors: Sequence[str] = (),
-    group: MakeGroup = PositiveDiagonal,
+    normalized: bool | Sequence[str] = False,
+    stream_statistics: Sequence[str] = (),
+    inner_statistics: Sequence[str] = (),
+    group: MakeGroup | None = None,
     layout: Layout = "out in",
 ) -> NetworkSymmetry:
     """The channels of a convolutional network with residual blocks: one stream, and one space in every block.
 
     Every block adds `second(sigma(first(x)))` to the stream x, so that all that write to it share one
-    element. Vectors are biases, or gains and biases of a normalization with running statistics: those of the
-    stream in `stream_vectors`, those inside blocks, with the blocks' `{i}`, in `inner_vectors`.
+    element. Vectors are biases: those of the stream in `stream_vectors`, those inside blocks, with the
+    blocks' `{i}`, in `inner_vectors`.
+
+    Where a kernel is followed by a normalization, with the statistics of the batch or running ones, pass
+    `normalized=True` (or the kernels where it is so), and as vectors the normalization's gains and biases,
+    not the kernel's. Scalings and signs then act on these vectors, and the kernel keeps its outputs.
+    Permutations move the kernel, its bias and its running means and variances as well, where they are in
+    `params`: give them as `stream_statistics` and `inner_statistics`. Permutations hold for batch
+    normalization only, not for channels in groups.
 
     **Arguments:** `stem` are paths of what writes to the stream first; `first` and `second` patterns of the
-    blocks' kernels; `head` the matrix that reads the stream, pooled or flattened.
+    blocks' kernels; `head` the matrix that reads the stream, pooled or flattened. `group` as in
+    `mlp_symmetry`.
 
     >>> import jax.numpy as jnp
     >>> params = {"stem": jnp.ones((4, 3, 3, 3)), "a0": jnp.ones((6, 4, 3, 3)), "b0": jnp.ones((4, 6, 3, 3))}
@@ -121,12 +142,26 @@ def residual_cnn_symmetry(
     >>> residual_cnn_symmetry(params, ["stem"], "a{i}", "b{i}", "head").legs["b0"]
     'stream inner0* _ _'
     """
-    arrays = named_shapes(params)
+    arrays, group = named_shapes(params), chosen_group(params, group, 1)
     inner = "inner" + path_fields(first)
-    channels = side_of(shape_of(arrays, stem[0]), "out", layout)
-    legs = {path: kernel_leg(len(shape_of(arrays, path)), "stream", "_", layout) for path in stem}
-    legs[first] = kernel_leg(len(shape_of(arrays, first)), inner, "stream*", layout)
-    legs[second] = kernel_leg(len(shape_of(arrays, second)), "stream", inner + "*", layout)
+    channels, width = (side_of(shape_of(arrays, path), "out", layout) for path in (stem[0], first))
+    spaces = {"stream": group(channels), inner: group(width)}
+    check_unowned(group, arrays)
+    kernels = [*stem, first, second]
+    normed = [] if normalized is False else kernels if normalized is True else list(normalized)
+    for path in normed:
+        if path not in kernels:
+            raise ValueError(f"`normalized` names {path!r}, which is not among the kernels {kernels}.")
+
+    def kernel(path: str, out: str, into: str) -> str:
+        keeps = path in normed and not isinstance(spaces[out], Permutation)
+        return kernel_leg(len(shape_of(arrays, path)), "_" if keeps else out, into, layout)
+
+    legs = {path: kernel(path, "stream", "_") for path in stem}
+    legs |= {first: kernel(first, inner, "stream*"), second: kernel(second, "stream", inner + "*")}
+    for space, paths in (("stream", stream_statistics), (inner, inner_statistics)):
+        if isinstance(spaces[space], Permutation):
+            legs |= {path: vector_leg(len(shape_of(arrays, path)), space) for path in paths}
     reads = side_of(shape_of(arrays, head), "in", layout)
     flat = "(stream* _)" if layout == "out in" else "(_ stream*)"
     legs[head] = matrix_leg("_", "stream*" if reads == channels else flat, layout)
@@ -134,8 +169,7 @@ def residual_cnn_symmetry(
         legs[path] = vector_leg(len(shape_of(arrays, path)), "stream")
     for path in inner_vectors:
         legs[path] = vector_leg(len(shape_of(arrays, path)), inner)
-    width = side_of(shape_of(arrays, first), "out", layout)
-    return NetworkSymmetry({"stream": group(channels), inner: group(width)}, legs, params)
+    return NetworkSymmetry(spaces, legs, params)
 
 
 def gated_mlp_symmetry(
@@ -152,7 +186,8 @@ def gated_mlp_symmetry(
     """The hidden units of down(act(gate x) * up x), a gated linear unit.
 
     Whatever the gate's activation, `up` scales against `down` (positively; with `SignDiagonal`, in sign). A
-    ReLU gate (`relu=True`) scales as well, by its own amounts.
+    ReLU gate (`relu=True`) scales as well, by its own amounts; where `params.activation` is a function, it
+    must be one whose values scale.
 
     **Arguments:** paths or patterns of the three matrices; `vectors` are biases of `up`.
 
@@ -162,6 +197,8 @@ def gated_mlp_symmetry(
     '_ up*&gate*'
     """
     arrays, fields = named_shapes(params), path_fields(up)
+    if relu:
+        chosen_group(params, PositiveDiagonal, 1)
     width = side_of(shape_of(arrays, up), "out", layout)
     spaces, legs = {f"up{fields}": group(width)}, {up: matrix_leg(f"up{fields}", "_", layout)}
     reads = f"up{fields}*"
@@ -230,6 +267,7 @@ def normalized_scale_symmetry(
     kernels: Sequence[str],
     vectors: Sequence[str] = (),
     *,
+    variances: Sequence[str] = (),
     groups: int | None = None,
     layout: Layout = "out in",
 ) -> NetworkSymmetry:
@@ -240,7 +278,8 @@ def normalized_scale_symmetry(
     sign; then the gradient is epsilon's alone, and `verify` calls its law wrong.
 
     **Arguments:** `kernels`, and `vectors` (their biases), scale together, the layer as a whole (LayerNorm,
-    RMSNorm), or in `groups` parts of the outputs (GroupNorm; BatchNorm: as many as there are channels).
+    RMSNorm), or in `groups` parts of the outputs (GroupNorm; BatchNorm: as many as there are channels). In
+    evaluation mode BatchNorm's running means are among the `vectors`, and its `variances` scale by s^2.
 
     >>> import jax.numpy as jnp
     >>> normalized_scale_symmetry({"w": jnp.ones((8, 3, 3, 3))}, ["w"], groups=4).legs
@@ -249,4 +288,5 @@ def normalized_scale_symmetry(
     arrays, groups = named_shapes(params), groups or 1
     legs = {path: kernel_leg(len(shape_of(arrays, path)), "(scale _)", "_", layout) for path in kernels}
     legs |= {path: vector_leg(len(shape_of(arrays, path)), "(scale _)") for path in vectors}
+    legs |= {path: vector_leg(len(shape_of(arrays, path)), "(scale^2 _)") for path in variances}
     return NetworkSymmetry({"scale": PositiveDiagonal(groups)}, legs, params)

@@ -1,0 +1,98 @@
+"""Which groups an activation leaves to its units, told from its values."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from symmetrax.symmetry._groups import AbstractGroup, Permutation, PositiveDiagonal, SignDiagonal
+
+#: Makes the group of a space from its size: a class of groups, or any function.
+MakeGroup = Callable[[int], AbstractGroup]
+
+#: How the names of an activation's own parameters begin.
+OWN = "activation."
+
+_POINTS = np.array([0.02, 0.3, 1.0, 2.5, 7.0], np.float32)
+_SCALES = np.array([0.25, 3.0, 40.0], np.float32)
+_DEGREES = (1, 2, 3, 0.5)
+
+
+def chosen_group(params: PyTree, group: MakeGroup | None, degree: float | int) -> MakeGroup:
+    """`group` if `params.activation` has it; without a group, the one that it has; scalings if there is none.
+
+    Raises ValueError, saying how to choose, where the activation has neither scalings nor signs, or others
+    than those that were asked for. What cannot be called on a number leaves the choice to the caller.
+    """
+    activation = getattr(params, "activation", None)
+    known = None if activation is None else _symmetries(activation)
+    if known is None:
+        if group is None and activation is not None:
+            raise ValueError(
+                f"The activation {_title(activation)} cannot be called on a number here, and does not tell "
+                f"its symmetry. {_ADVICE}"
+            )
+        return PositiveDiagonal if group is None else group
+    odd, degrees = known
+    if group is None:
+        if degree in degrees:
+            return PositiveDiagonal
+        if odd and degree == 1:
+            return SignDiagonal
+    elif (group is not PositiveDiagonal or degree in degrees) and (group is not SignDiagonal or odd):
+        return group
+    has = [f"scalings with degree={found}" for found in degrees] + ["flips of sign"] * odd
+    wanted = "flips of sign" if group is SignDiagonal else f"scalings of degree {degree:g}"
+    raise ValueError(
+        f"Units with the activation {_title(activation)} have "
+        + (f"{' and '.join(has)}, but no {wanted}." if has else "neither scalings nor flips of sign.")
+        + f" {_ADVICE}"
+    )
+
+
+_ADVICE = (
+    "Pass group=Permutation, which units of any activation have; group=PositiveDiagonal for a positively "
+    "homogeneous one (ReLU; degree=2 for its square), group=SignDiagonal for an odd one (tanh)."
+)
+
+
+def _title(activation: Any) -> str:
+    return repr(getattr(activation, "__name__", type(activation).__name__))
+
+
+def _symmetries(activation: Any) -> tuple[bool, tuple[float | int, ...]] | None:
+    """Whether an activation is odd, and its degrees of homogeneity; None if it does not say on numbers."""
+    try:
+        with jax.ensure_compile_time_eval():
+            here, turned = (_values(activation, sign * _POINTS) for sign in (1, -1))
+            scaled = [
+                (float(s), _values(activation, np.concatenate([s * _POINTS, -s * _POINTS]))) for s in _SCALES
+            ]
+    except Exception:  # whatever a user's function raises, it has not said
+        return None
+    both = np.concatenate([here, turned])
+    odd = _close(turned, -here)
+    degrees = (d for d in _DEGREES if all(_close(values, s**d * both) for s, values in scaled))
+    return odd, tuple(degrees)
+
+
+def _values(activation: Callable, points: np.ndarray) -> np.ndarray:
+    """The activation at each point by itself: parameters of its own may have the shape of the layer."""
+    return np.asarray(jax.vmap(activation)(jnp.asarray(points)), np.float64)
+
+
+def _close(one: np.ndarray, other: np.ndarray) -> bool:
+    return bool(np.all(np.abs(one - other) <= 1e-4 * np.maximum(np.abs(one), np.abs(other)) + 1e-30))
+
+
+def check_unowned(group: MakeGroup, names: Iterable[str]) -> None:
+    """Raise ValueError if units are permuted that have parameters of their own in the activation."""
+    own = [name for name in names if name.startswith(OWN)]
+    if own and group is Permutation:
+        raise ValueError(
+            f"The activation has parameters for each unit ({', '.join(own)}), which move with a permutation "
+            "of units: write the legs of a NetworkSymmetry that has them."
+        )

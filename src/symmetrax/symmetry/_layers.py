@@ -1,0 +1,108 @@
+"""The layers of a perceptron in their order, and the bias of each, from names and shapes."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import jax
+from jaxtyping import PyTree
+
+from symmetrax._tree import leaf_names
+from symmetrax.symmetry._layouts import Layout, side_of
+
+
+def layer_order(params: PyTree, arrays: Mapping[str, Any], matrices: list[str], layout: Layout) -> list[str]:
+    """The matrices in the order of their layers: that of the tree, where it has one.
+
+    A dict has none, since JAX sorts its keys: there it is the order of the numbers in names that are equal
+    otherwise, or the only one in which every layer reads what the one before it writes. Raises ValueError if
+    there is no such order, or more than one.
+    """
+    if len(matrices) < 2 or not _between_keys(params, matrices):
+        return matrices
+    shapes = {path: arrays[path].shape for path in matrices}
+
+    def follows(first: str, second: str) -> bool:
+        return side_of(shapes[second], "in", layout) == side_of(shapes[first], "out", layout)
+
+    if len({re.sub(r"\d+", "#", path) for path in matrices}) == 1:
+        numbered = sorted(matrices, key=_numbers)
+        if all(follows(*pair) for pair in pairwise(numbered)):
+            return numbered
+    orders = _chains(matrices, follows)
+    found = [order for order, _ in zip(orders, range(2), strict=False)]
+    if len(found) != 1:
+        listed = ", ".join(f"{path} {shape}" for path, shape in shapes.items())
+        orders = " and ".join(" -> ".join(order) for order in found)
+        problem = f"several orders, such as {orders}" if found else "no order"
+        raise ValueError(
+            f"A dict does not say the order of its layers, and the shapes of its matrices ({listed}; stored "
+            f"{layout!r}) follow one another in {problem}. Give the paths of `weights` in the order of the "
+            "layers."
+        )
+    return found[0]
+
+
+def bias_paths(
+    params: PyTree, weights: Sequence[str], outs: Sequence[int], vectors: list[str], arrays: Mapping[str, Any]
+) -> list[str | None]:
+    """The bias of each layer, None for one without: by parent, by number, by width, or in order.
+
+    Raises ValueError if vectors cannot be told apart.
+    """
+    if not vectors:
+        return []
+    for kin in (_parent, _numbers):
+        keys = [kin(path) for path in weights]
+        found = {kin(path): path for path in vectors}
+        if (
+            all(keys)
+            and len(set(keys)) == len(keys)
+            and len(found) == len(vectors)
+            and set(found) <= set(keys)
+        ):
+            return [found.get(key) for key in keys]
+    widths = [arrays[path].shape for path in vectors]
+    by_width = dict(zip(widths, vectors, strict=True))
+    if len(set(outs)) == len(outs) and len(by_width) == len(vectors):
+        return [by_width.get((out,)) for out in outs]
+    fits = len(vectors) >= len(outs) - 1 and widths == [(out,) for out in outs[: len(vectors)]]
+    if fits and not _between_keys(params, vectors):
+        return list(vectors)
+    raise ValueError(
+        f"Which of {', '.join(vectors)} are biases of {', '.join(weights)} cannot be told: give the paths of "
+        "`biases` in the order of the layers, None for a layer without."
+    )
+
+
+def _between_keys(params: PyTree, matrices: list[str]) -> bool:
+    """Whether some of these arrays are told apart by the keys of a dict that are no numbers."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    chosen = [path for name, path in zip(leaf_names(params), paths, strict=True) if name in set(matrices)]
+    for one, other in pairwise(chosen):
+        keys = [a for a, b in zip(one, other, strict=False) if a != b]
+        if isinstance(keys[0], jax.tree_util.DictKey) and not isinstance(keys[0].key, int):
+            return True
+    return False
+
+
+def _chains(matrices: list[str], follows) -> Iterator[list[str]]:
+    """All orders in which every matrix follows the one before it."""
+
+    def extended(chain: list[str], left: list[str]) -> Iterator[list[str]]:
+        if not left:
+            yield chain
+        for path in left:
+            if not chain or follows(chain[-1], path):
+                yield from extended([*chain, path], [other for other in left if other != path])
+
+    return extended([], matrices)
+
+
+def _numbers(path: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", path))
+
+
+def _parent(path: str) -> str:
+    return path.rpartition(".")[0]
