@@ -126,7 +126,7 @@ def discover(
         budget: The most evaluations of the loss.
         trials: Random elements for every certificate.
         seed: Seed of all random draws.
-        double: Compute in double precision, where certificates are sharper.
+        double: Make the model in double precision too. The search is in double precision either way.
         json: A file for everything that was found, as JSON; "-" is standard output, and then all else goes to
             standard error.
     """

@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from symmetrax.discovery._points import Leaves, Loss
+from symmetrax.discovery._double import tolerances
+from symmetrax.discovery._points import SPREAD, Leaves, Loss
 from symmetrax.symmetry._dense import DenseAction
 from symmetrax.symmetry._groups import AbstractGroup
 from symmetrax.symmetry._network import NetworkSymmetry
@@ -16,22 +18,35 @@ from symmetrax.symmetry._network import NetworkSymmetry
 #: What a symmetry that is not exact may change at most to be called approximate: the loss, and a gradient.
 APPROXIMATE, APPROXIMATE_GRADIENT = 1e-2, 1e-1
 
+#: The noise of the points at which elements act, in turn: relative to the size of each array.
+SPREADS = (SPREAD, 0.0, SPREAD / 5)
+
 #: A relative move up to which nothing has moved.
 STILL = 1e-6
 
 
+#: Outcomes of what holds as well as the loss can show, best first: in double precision, and where parts of
+#: the loss have no more than single or half precision.
+HOLDS = ("exact", "single precision", "half precision")
+
+
 @dataclasses.dataclass(frozen=True)
 class Certificate:
-    """Worst relative defects of one symmetry, over `trials` random elements at generic points near `params`.
+    """Worst relative defects of one symmetry, over `trials` random elements.
 
-    `invariance`: |loss(a.w) - loss(w)| / |loss(w)| on the data that the search saw; `fresh`: on other data,
-    None if there is none. `leaves`: ||grad at a.w - grad carried by a|| / ||grad at a.w||, array by array;
-    `gradient` is the largest of them. `moved` is the *smallest* relative move of the arrays with a leg: what
-    moves nothing is no symmetry. `tolerance` and `gradient_tolerance` are what counts as rounding; in
-    single precision the second is wide, because rounding now and then turns a ReLU on or off.
+    They act on `params` with noise of half the size of every array, on `params` as they are, with noise of a
+    tenth, and so on in turn. `invariance`: |loss(a.w) - loss(w)| on the data that the search saw, relative to
+    how much the loss varies under such noise; `fresh`: on other data, None if there is none. `leaves`: ||grad
+    at a.w - grad carried by a|| / ||grad at a.w||, array by array; `gradient` is the largest of them. `moved`
+    is the *smallest* relative move of the arrays with a leg: what moves nothing is no symmetry. `tolerance`
+    and `gradient_tolerance` are what counts as rounding. All is measured in double precision; where a part
+    of the loss has less (code outside of JAX), the tolerances are wide, and the outcome says so.
 
-    >>> Certificate(1e-16, None, {"w": 1e-15}, trials=3, tolerance=1e-9, gradient_tolerance=1e-8).outcome
+    >>> good = Certificate(1e-16, None, {"w": 1e-15}, trials=3, tolerance=1e-9, gradient_tolerance=1e-8)
+    >>> good.outcome
     'exact'
+    >>> dataclasses.replace(good, tolerance=1e-5, gradient_tolerance=1e-2).outcome
+    'single precision'
     """
 
     invariance: float
@@ -53,18 +68,30 @@ class Certificate:
         return float(np.max([self.invariance, self.invariance if self.fresh is None else self.fresh]))
 
     @property
+    def best(self) -> str:
+        """The best outcome that the precision of the loss allows."""
+        limits = (tolerances(float(jnp.finfo(dtype).eps))[0] for dtype in (jnp.float64, jnp.float32))
+        return HOLDS[sum(self.tolerance > limit for limit in limits)]
+
+    @property
     def outcome(self) -> str:
-        """In words: exact, approximate or wrong."""
+        """In words: exact (single or half precision, if the loss shows no more), approximate or wrong."""
         if not self.moved > STILL:
             return "wrong"
         if self.defect <= self.tolerance and self.gradient <= self.gradient_tolerance:
-            return "exact"
+            return self.best
         near = self.defect <= APPROXIMATE and self.gradient <= APPROXIMATE_GRADIENT
         return "approximate" if near else "wrong"
+
+    @property
+    def holds(self) -> bool:
+        """Whether no defect can be seen in the precision of the loss."""
+        return self.outcome == self.best
 
 
 @dataclasses.dataclass(frozen=True)
 class _Trial:
+    spread: float
     leaves: Leaves
     batch: Any
     fresh: bool
@@ -73,18 +100,30 @@ class _Trial:
 
 
 class Certifier:
-    """Certifies symmetries at the same generic points, for one gradient each at every point."""
+    """Certifies symmetries at the same points, for one gradient each at every point.
+
+    `rough` is whether the loss has no gradient at the parameters themselves, so that points near them replace
+    them.
+    """
 
     def __init__(self, loss: Loss, key: Key[Array, ""], rng: np.random.Generator, trials: int):
-        self._loss, self._key = loss, key
+        self._loss, self._key, self._rng = loss, key, rng
         self._tolerance, self._gradient_tolerance = tolerances(loss.precision)
         self._drawn: dict[tuple, list[Any]] = {}
-        self._trials: list[_Trial] = []
-        for number in range(trials):
-            leaves = loss.placed(loss.generic(rng))
-            other = loss.fresh(jax.random.fold_in(key, number)) if number else None
-            batch = loss.batch if other is None else other
-            self._trials.append(_Trial(leaves, batch, other is not None, *loss.gradient(leaves, batch)))
+        self.rough = False
+        self._trials = [self._trial(number) for number in range(trials)]
+
+    def _trial(self, number: int) -> _Trial:
+        loss, spread = self._loss, SPREADS[number % len(SPREADS)]
+        other = loss.fresh(jax.random.fold_in(self._key, number)) if number else None
+        batch = loss.batch if other is None else other
+        for noise in (spread, SPREADS[-1]):
+            leaves = loss.placed(loss.generic(self._rng, noise) if noise else loss.leaves)
+            value, gradient = loss.gradient(leaves, batch)
+            if all(np.all(np.isfinite(part)) for part in (value, *gradient.values())):
+                break
+            self.rough |= noise == 0
+        return _Trial(noise, leaves, batch, other is not None, value, gradient)
 
     def __call__(self, symmetry: NetworkSymmetry) -> Certificate:
         """What the symmetry, whose legs name arrays by path, does to the loss and its gradients."""
@@ -96,15 +135,15 @@ class Certifier:
             element = {name: drawn}
             there = self._moved(symmetry, element, trial.leaves)
             before = {path: np.asarray(trial.leaves[path]) for path in there}
-            steps = _norm(there[path] - before[path] for path in there)
-            moves.append(steps / max(_norm(before.values()), 1e-300))
+            if trial.spread:  # zeros stay where they are
+                steps = _norm(there[path] - before[path] for path in there)
+                moves.append(steps / max(_norm(before.values()), 1e-300))
             value, gradient = self._loss.gradient(trial.leaves | there, trial.batch)
             carried = trial.gradient | self._moved(symmetry, symmetry.dual(element), trial.gradient)
-            changes[trial.fresh].append(abs(value - trial.value) / max(abs(trial.value), 1e-300))
-            least = np.sqrt(self._tolerance) / 30 * _norm(gradient.values())
-            for path, moved in gradient.items():
-                gap = _norm([moved - carried[path]])
-                residuals[path].append(0.0 if gap == 0 else gap / max(_norm([moved]), least, 1e-300))
+            changes[trial.fresh].append(self._loss.apart(value, trial.value))
+            for path, least in self._rounding(gradient).items():
+                gap, size = _norm([gradient[path] - carried[path]]), _norm([gradient[path]])
+                residuals[path].append(0.0 if gap == 0 else gap / max(size, least))
         return Certificate(
             invariance=float(np.max(changes[False])),
             fresh=float(np.max(changes[True])) if changes[True] else None,
@@ -114,6 +153,17 @@ class Certifier:
             gradient_tolerance=self._gradient_tolerance,
             moved=float(np.min(moves)),
         )
+
+    def _rounding(self, gradient: Leaves) -> dict[str, float]:
+        """For each array, the length of a gradient of which the tolerance is what rounding makes of it.
+
+        Arrays have different units: what compares them is the change of the loss along each, gradient times
+        size.
+        """
+        sizes = self._loss.sizes()
+        effect = max(self._loss.variation, *(_norm([gradient[path]]) * size for path, size in sizes.items()))
+        share = 100 * self._loss.precision / self._gradient_tolerance
+        return {path: share * effect / size for path, size in sizes.items()}
 
     def _elements(self, group: AbstractGroup) -> list[Any]:
         """A random element for every trial, the same for all spaces of one kind: drawing takes longest."""
@@ -130,17 +180,6 @@ class Certifier:
         return symmetry.visit(touched, DenseAction(symmetry, element))
 
 
-def tolerances(precision: float) -> tuple[float, float]:
-    """What counts as rounding of a loss, and of gradients, for numbers of this machine precision.
-
-    >>> tolerances(1e-16), tolerances(1e-7)
-    ((1e-09, 1e-08), (1e-05, 0.01))
-    """
-    if precision < 1e-10:
-        return 1e-9, 1e-8
-    return (1e-5, 1e-2) if precision < 1e-6 else (4 * precision, min(0.5, 40 * precision))
-
-
 def _norm(leaves: Any) -> float:
     return float(np.sqrt(sum(float(np.linalg.norm(np.ravel(leaf))) ** 2 for leaf in leaves)))
 
@@ -154,7 +193,8 @@ def as_pattern(path: str) -> str:
     return path.replace("{", "{{").replace("}", "}}")
 
 
-def symmetry_of(spaces: Mapping[str, Any], legs: Mapping[str, str], leaves: Leaves) -> NetworkSymmetry:
+def symmetry_of(
+    spaces: Mapping[str, Any], legs: Mapping[str, str], given: Mapping[str, jax.ShapeDtypeStruct]
+) -> NetworkSymmetry:
     """The network symmetry on arrays named by path."""
-    shapes = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
-    return NetworkSymmetry(spaces, {as_pattern(path): text for path, text in legs.items()}, shapes)
+    return NetworkSymmetry(spaces, {as_pattern(path): text for path, text in legs.items()}, dict(given))

@@ -13,16 +13,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
+from symmetrax.discovery._double import tolerances
 from symmetrax.discovery._lie import Look
 from symmetrax.discovery._places import Place, is_vector, matrix_sites, ordered
 from symmetrax.discovery._points import Leaves, Loss
-from symmetrax.discovery._relations import NEARLY
+from symmetrax.discovery._relations import NEARLY, threshold
 from symmetrax.discovery._sites import MOST_PARTS, Shape, Site
 from symmetrax.discovery._spaces import Leg, Space, implied, with_per
 from symmetrax.symmetry._groups import Permutation, PositiveDiagonal, SignDiagonal
 
 #: Legs of a space, with the copies along an axis one by one, among which all sets are tried for signs.
 MOST_LEGS = 14
+
+#: Of more legs than that, the sets that are tried.
+LIKELY = "all of them, on those with odd charges, and on all but vectors"
 
 #: How often a point is drawn anew because a unit was dead there.
 TRIES = 4
@@ -53,8 +57,8 @@ def sign_price(axes: int) -> int:
 
 
 def _most(sites: int) -> int:
-    """The most gradients that one shape of permutations costs."""
-    return TRIES * (2 + sites)
+    """The most gradients that one shape of permutations costs, those that hold nearly included."""
+    return TRIES * (1 + 2 * (1 + sites))
 
 
 def _sign_most(legs: int) -> int:
@@ -125,8 +129,9 @@ class _Ties:
     def __init__(self, loss: Loss, sites: Sequence[Site], rng: np.random.Generator):
         self.loss, self.sites, self.rng = loss, sites, rng
         self.nearest = np.inf
-        # Differences that count as none, and slices that count as zero: short floats round coarsely.
-        self.limit, self.least = max(NEARLY, 3 * loss.precision), min(30 * loss.precision, 1e-4)
+        # Differences that count as none, then as nearly none; and slices that count as zero.
+        self.limits = sorted({threshold(loss.precision), max(NEARLY, threshold(loss.precision))})
+        self.least = min(30 * loss.precision, 1e-4)
         self.draw(0)
 
     def draw(self, number: int) -> None:
@@ -161,19 +166,32 @@ class _Ties:
         return apart
 
     def components(self) -> list[tuple[list[Site], tuple[float, float]]]:
-        """Sets of axes that are permuted together, with the differences on both sides of the decision."""
-        apart = self.settled(self.sites)
-        self.nearest = min((gap for gap in apart.values() if gap > self.limit), default=np.inf)
-        alike = [site for site in self.sites if apart[site] <= self.limit]
-        if alike and len(alike) < len(self.sites):
+        """Sets of axes that are permuted together, with the differences on both sides of the decision.
+
+        First those that show no difference; then, if there are small ones, those with small ones.
+        """
+        apart, found, counted = self.settled(self.sites), [], 0
+        for limit in self.limits:
+            alike = [site for site in self.sites if apart[site] <= limit]
+            if len(alike) > counted:
+                found += self.linked(alike, apart, limit)
+                self.nearest = min((gap for gap in apart.values() if gap > limit), default=np.inf)
+            counted = len(alike)
+        return found
+
+    def linked(
+        self, alike: list[Site], apart: dict[Site, float], limit: float
+    ) -> list[tuple[list[Site], tuple[float, float]]]:
+        """Those of some axes that are permuted together: untying one shows which need it."""
+        if len(alike) < len(self.sites):
             apart = self.settled(alike)
-            alike = [site for site in alike if apart[site] <= self.limit]
+            alike = [site for site in alike if apart[site] <= limit]
         found: list[tuple[list[Site], tuple[float, float]]] = []
         for loose in alike:
             if any(loose in members for members, _ in found):
                 continue
             without = self.settled([site for site in alike if site is not loose])
-            lost = [site for site in alike if not without[site] <= self.limit and site is not loose]
+            lost = [site for site in alike if not without[site] <= limit and site is not loose]
             members, gap = [loose, *lost], min((without[site] for site in lost), default=np.inf)
             # Where activations are linear, an axis may lose nothing but what an earlier one lost too.
             for other in [one for one in found if set(one[0]) & set(members)]:
@@ -217,7 +235,8 @@ def signs(
         ]
         if set().union(*given) >= set(atoms):
             continue  # a larger group has all these signs
-        sets = flips.all(atoms, given) if len(atoms) <= MOST_LEGS else flips.likely(base)
+        few = len(atoms) <= MOST_LEGS
+        sets = flips.all(atoms, given) if few else flips.likely(base)
         spaces = []
         for chosen in sets:
             legs = tuple(
@@ -225,7 +244,8 @@ def signs(
                 for k in sorted({a.leg for a in chosen})
             )
             spaces.append([Space(group, legs, (flips.worst, flips.nearest))])
-        yield Look("signs", base.shape, len(atoms), len(spaces), flips.nearest), spaces
+        tried = "" if few else f"signs on {len(atoms)} legs of {base.group}: on {LIKELY}"
+        yield Look("signs", base.shape, len(atoms), len(spaces), flips.nearest, tried), spaces
 
 
 def _leg(k: int, sites: Sequence[Site], atoms: Sequence[_Atom]) -> Leg:
@@ -245,7 +265,7 @@ class _Flips:
     """Losses where half of the units have their signs flipped on some legs: one unit alone is too little."""
 
     def __init__(self, loss: Loss, sites: Sequence[Site], rng: np.random.Generator):
-        self.loss, self.sites, self.tolerance = loss, sites, 100 * loss.precision
+        self.loss, self.sites, self.tolerance = loss, sites, tolerances(loss.precision)[0]
         size = sites[0].size
         self.units = rng.permutation(size)[: -(-size // 2)]
         self.leaves, self.others = (loss.placed(loss.generic(rng)) for _ in range(2))
@@ -268,9 +288,8 @@ class _Flips:
             [(chosen, self.value(chosen, self.leaves)) for chosen in _subsets(side)]
             for side in (atoms[:half], atoms[half:])
         )
-        scale = max(abs(left[0][1]), 1e-300)
         gaps = {
-            (*one, *other): abs(a - b) / scale
+            (*one, *other): self.loss.apart(a, b)
             for (one, a), (other, b) in itertools.product(left, right)
             if one or other
         }
@@ -287,7 +306,7 @@ class _Flips:
                 continue
             if (tried := tried + 1) > MOST_LEGS:
                 break
-            gap = _relative(self.value(chosen, self.others), here)
+            gap = self.loss.apart(self.value(chosen, self.others), here)
             if gap <= self.tolerance:
                 self.worst = max(self.worst, gap)
                 basis.append(chosen)
@@ -295,7 +314,7 @@ class _Flips:
         return basis
 
     def likely(self, base: Space) -> list[tuple[_Atom, ...]]:
-        """Of many legs, a few sets: all, those with odd charges, and all but vectors."""
+        """Of many legs, a few sets: those of `LIKELY`."""
         legs = range(len(self.sites))
         sets = [
             list(legs),
@@ -305,16 +324,12 @@ class _Flips:
         here = self.value((), self.leaves)
         found = []
         for chosen in dict.fromkeys(tuple(_Atom(k, None) for k in part) for part in sets if part):
-            gap = _relative(self.value(chosen, self.leaves), here)
+            gap = self.loss.apart(self.value(chosen, self.leaves), here)
             if gap <= self.tolerance:
                 found.append(chosen)
             else:
                 self.nearest = min(self.nearest, gap)
         return found[:1]
-
-
-def _relative(value: float, here: float) -> float:
-    return abs(value - here) / max(abs(here), 1e-300)
 
 
 def _subsets(atoms: Sequence[_Atom]) -> list[tuple[_Atom, ...]]:

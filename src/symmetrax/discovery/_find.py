@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from symmetrax.discovery._certify import Certifier, symmetry_of
+from symmetrax.discovery._certify import HOLDS, Certifier, symmetry_of
 from symmetrax.discovery._chains import Chain, chains
 from symmetrax.discovery._discrete import (
     permutation_shapes,
@@ -18,12 +17,14 @@ from symmetrax.discovery._discrete import (
     sign_bases,
     signs,
 )
+from symmetrax.discovery._double import DOUBLE
 from symmetrax.discovery._found import Discovery, Found
 from symmetrax.discovery._lie import Look, centred_rotations, matrix_groups, scales
 from symmetrax.discovery._moments import Products, points_needed, rows
 from symmetrax.discovery._places import Place
 from symmetrax.discovery._plan import GROUPS, MATRICES, MOST_BLOCKS, Plan
-from symmetrax.discovery._points import Loss, measure
+from symmetrax.discovery._points import Loss, measure, more_points
+from symmetrax.discovery._relations import threshold
 from symmetrax.discovery._segments import segment_questions
 from symmetrax.discovery._sites import Shape, Site
 from symmetrax.discovery._spaces import Space, follows
@@ -51,8 +52,9 @@ def find_symmetries(
     * diag(M) where it is a scale. All axes, all layouts of merged and concatenated ones, are columns of one
     matrix, gradients at generic points its rows, and the null space is the list of legs. Permutations show as
     equal slices of the gradient where two units are made equal, signs as equal losses where units are
-    flipped. Whatever is proposed is then certified: at random elements and generic points, by the loss and by
-    the gradient law of every array.
+    flipped. Whatever is proposed is then certified: at random elements, at `params` and at generic points
+    around them, by the loss and by the gradient law of every array. All of it is computed in double
+    precision, whatever the precision of the loss and of `params`.
 
     **Arguments:** `loss(params)`, or `loss(params, batch)` where `batch` is given or the loss needs one,
     returns a scalar that JAX can differentiate. `params` is any pytree; only its arrays of floats are looked
@@ -80,10 +82,12 @@ def find_symmetries(
     plan = Plan.of(params, groups, heads, trials)
     plan.afford(budget)
     draw, certify = jax.random.split(key)
-    problem = Loss(loss, params, draw, batch, budget)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-    search = _Search(problem, plan, certify, rng)
-    search.run()
+    x64 = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
+    with jax.enable_x64(True):
+        problem = Loss(loss, params, draw, batch, budget, x64=x64)
+        search = _Search(problem, plan, certify, rng)
+        search.run()
     return Discovery(
         found=search.told(),
         rejected=tuple(one for _, one in search.rejected),
@@ -91,6 +95,7 @@ def find_symmetries(
         unfinished=tuple(sorted(search.unfinished)),
         looked=tuple(search.looked),
         idle=search.measured.idle,
+        steep=search.measured.steep,
         notes=tuple(search.notes()),
         cost=plan.cost,
         evaluations=problem.evaluations,
@@ -99,33 +104,40 @@ def find_symmetries(
 
 
 class _Search:
-    """Asks one kind of question after another; candidates that hold are known to all later questions."""
+    """Asks one kind of question after another; candidates that hold are known to all later questions.
+
+    Those that hold nearly are not: inside of them others may hold exactly.
+    """
 
     def __init__(self, loss: Loss, plan: Plan, key: Key[Array, ""], rng: np.random.Generator):
         self.loss, self.plan, self.rng = loss, plan, rng
-        #: Singular values of normalized columns up to which a relation is exact.
-        self.threshold = 1e-7 if loss.precision < 1e-10 else max(3e-4, 300 * loss.precision)
+        self.threshold = threshold(loss.precision)
         self.measured = measure(loss, plan.at, rng, count=plan.cost.points, whole=plan.whole)
         self.products = Products(self.measured)
-        self.live = [place for place in plan.at if place.path not in self.measured.idle]
+        self.dark = {*self.measured.idle, *self.measured.steep}
+        self.live = [place for place in plan.at if place.path not in self.dark]
         self.certify = Certifier(loss, key, rng, plan.trials)
         self.spaces: list[Space] = []
         self.found: list[Found] = []
+        self.nearly: list[Space] = []
+        self.found_nearly: list[Found] = []
         self.rejected: list[tuple[Space, Found]] = []
         self.looked: list[Look] = []
         self.unasked: list[str] = []
         self.unfinished: set[str] = set()
         self.unsaid: list[str] = []
         self.links: list[tuple[Chain, Found]] = []
+        self.certificates = 0
 
     def run(self) -> None:
         """Large groups first, so that what they imply need not be found again."""
         wanted = set(self.plan.groups)
         lie = bool(wanted & set(MATRICES))
         if lie:
-            self.take(self.matrices([(shape, self.without_idle(s)) for shape, s in self.plan.matrices]))
+            self.take(self.matrices([(shape, self.with_gradient(s)) for shape, s in self.plan.matrices]))
         if Orthogonal in wanted:
-            self.take(centred_rotations(self.measured, self.live, self.threshold, self.spaces))
+            known = self.spaces, self.nearly
+            self.take(centred_rotations(self.measured, self.live, self.threshold, *known))
         blocks: list[int] = []
         if Permutation in wanted:
             blocks = self.blocks()
@@ -133,13 +145,15 @@ class _Search:
         if lie:
             self.take(self.matrices(self.segments()))
         if PositiveDiagonal in wanted:
-            self.take(scales(self.measured, self.live, self.threshold, self.rng, self.spaces))
+            known = self.spaces, self.nearly
+            self.take(scales(self.measured, self.live, self.threshold, self.rng, *known))
         if Permutation in wanted:
             asked = set(permutation_shapes(self.live, blocks))
             shapes = permutation_shapes(self.live, self.blocks())
             self.permutations([shape for shape in shapes if shape not in asked])
         if SignDiagonal in wanted:
-            self.take(signs(self.loss, sign_bases(self.spaces), self.spaces, self.rng, self.skip))
+            bases = sign_bases([*self.spaces, *self.nearly])
+            self.take(signs(self.loss, bases, self.spaces, self.rng, self.skip))
         self.unchain()
 
     def unchain(self) -> None:
@@ -151,12 +165,12 @@ class _Search:
                         f"scales of every layer of a stack ({3 * self.plan.trials} evaluations)"
                     )
                     return
-                if (one := self.certified(chain)).certificate.outcome != "exact":
+                if not (one := self.certified(chain)).certificate.holds:
                     continue
                 self.links.append((chain, one))
                 for kind in {SignDiagonal, Permutation} & set(self.plan.groups):
                     alike = chain.of(kind)
-                    if (other := self.certified(alike)).certificate.outcome == "exact":
+                    if (other := self.certified(alike)).certificate.holds:
                         self.links.append((alike, other))
                 break
 
@@ -169,18 +183,20 @@ class _Search:
         for shape, sites in questions:
             if sites and rows(shape, len(self.measured.points)) < len(sites) + 4:
                 self.unasked.append(
-                    f"matrices {shape} on {len(sites)} words: too few gradients fit the memory"
+                    f"matrices {shape} on {len(sites)} words (they need {points_needed(shape, len(sites))} "
+                    f"gradients, kept are {len(self.measured.points)})"
                 )
                 self.unfinished |= {group.__name__ for group in MATRICES}
             elif sites:
                 asked.append((shape, sites))
-        return matrix_groups(self.products, asked, self.plan.groups, self.threshold, self.rng, self.spaces)
+        known = self.spaces, self.nearly
+        return matrix_groups(self.products, asked, self.plan.groups, self.threshold, self.rng, *known)
 
     def permutations(self, shapes: Sequence[Shape]) -> None:
         self.take(permutations(self.loss, self.live, shapes, self.rng, self.spaces, self.skip))
 
-    def without_idle(self, sites: Sequence[Site]) -> list[Site]:
-        return [site for site in sites if site.path not in self.measured.idle]
+    def with_gradient(self, sites: Sequence[Site]) -> list[Site]:
+        return [site for site in sites if site.path not in self.dark]
 
     def segments(self) -> list[tuple[Shape, list[Site]]]:
         """Questions about pieces of the axes that no group so far acts on as a whole."""
@@ -189,8 +205,7 @@ class _Search:
         needed = max([0, *(points_needed(shape, len(sites)) for shape, sites in questions)])
         extra = min(needed - self.plan.whole, self.plan.cost.segments)
         if extra > 0 and not self.skip(extra, "pieces of fused axes", *MATRICES):
-            more = measure(self.loss, [], self.rng, count=extra, whole=extra)
-            self.measured.points.extend(more.points)
+            self.measured.points.extend(more_points(self.loss, self.rng, extra))
         return questions
 
     def explains(self, place: Place) -> bool:
@@ -224,39 +239,53 @@ class _Search:
     def take(self, answers: Iterable[tuple[Look, list[list[Space]]]]) -> None:
         for look, candidates in answers:
             self.looked.append(look)
+            if look.only:
+                self.unfinished.add(SignDiagonal.__name__)
             for options in candidates:
                 self.offer([space for space in options if isinstance(space.group, self.plan.groups)])
 
     def offer(self, options: Sequence[Space]) -> None:
-        """Keep the first that is exact, or else the first that is approximate."""
+        """Keep the first that holds, or else the first that nearly does."""
         tried: list[tuple[Space, Found]] = []
         for space in options:
-            if follows(space, self.spaces):
+            if follows(space, self.known(space)):
                 continue
             try:
                 symmetry = self.made(space, len(self.found))
             except ValueError as error:
                 self.unsaid.append(f"{space.group} ({error})")
                 continue
-            if not self.loss.affords(self.plan.trials):
+            if not self.certifiable():
                 self.unasked.append(f"the certificate of {space.group} ({self.plan.trials} evaluations)")
                 self.unfinished.add(type(space.group).__name__)
                 continue
             tried.append((space, Found(symmetry, self.certify(symmetry), space.gap)))
-            if tried[-1][1].certificate.outcome == "exact":
+            if tried[-1][1].certificate.holds:
                 break
         if not tried:
             return
-        ranks = {"exact": 0, "approximate": 1, "wrong": 2}
-        space, best = min(tried, key=lambda pair: ranks[pair[1].certificate.outcome])
-        if best.certificate.outcome == "wrong":
-            self.rejected.append((space, best))
-        else:
+        order = [*HOLDS, "approximate", "wrong"]
+        space, best = min(tried, key=lambda pair: order.index(pair[1].certificate.outcome))
+        if best.certificate.holds:
             self.spaces.append(space)
             self.found.append(best)
+        elif best.certificate.outcome == "wrong":
+            self.rejected.append((space, best))
+        elif not follows(space, self.nearly):
+            self.nearly.append(space)
+            self.found_nearly.append(best)
+
+    def known(self, space: Space) -> list[Space]:
+        """The spaces in which this one would be nothing new: those that hold nearly, if it does no better."""
+        return [*self.spaces, *(self.nearly if space.gap[0] > self.threshold else ())]
+
+    def certifiable(self) -> bool:
+        """Whether one more certificate is within the budget, and within what the plan foresees."""
+        self.certificates += 1
+        return self.loss.affords(self.plan.trials) and self.certificates <= self.plan.candidates
 
     def made(self, space: Space | Chain, number: int) -> NetworkSymmetry:
-        return symmetry_of(*space.named(number), self.loss.leaves)
+        return symmetry_of(*space.named(number), self.loss.given)
 
     def told(self) -> tuple[Found, ...]:
         """What was found, without what later finds imply, in the order of the groups, numbered anew."""
@@ -268,6 +297,9 @@ class _Search:
             and not follows(space, [other for other in self.spaces if other is not space])
         ]
         pairs += self.links
+        for k, (space, one) in enumerate(zip(self.nearly, self.found_nearly, strict=True)):
+            if not follows(space, [*self.spaces, *self.nearly[k + 1 :]]):
+                pairs.append((space, one))
         pairs.sort(key=lambda pair: GROUPS.index(type(pair[0].group)))
         return tuple(
             dataclasses.replace(one, symmetry=self.made(space, number))
@@ -278,16 +310,24 @@ class _Search:
         special = [path for path, leaf in self.loss.leaves.items() if leaf.size > 1 and np.ptp(leaf) == 0]
         if special:
             yield (
-                f"At special values, where relations hold that hold nowhere else: {_listed(special)}. As "
-                "with all arrays, the search and the certificates are at perturbed values."
+                f"At special values, where relations hold that hold nowhere else: {_listed(special)}. The "
+                "search is at perturbed values of all arrays, certificates are there and at `params`."
             )
+        if self.certify.rough:
+            yield "The gradient at `params` itself is not finite: certificates are at points near them only."
         if self.loss.skipped:
             yield f"Not arrays of floats, and left as they are: {_listed(self.loss.skipped)}."
-        lowest = max(float(jnp.finfo(leaf.dtype).eps) for leaf in self.loss.leaves.values())
-        if self.loss.precision > lowest:
-            yield f"Parts of the loss are computed to {self.loss.precision:.0e} only, and tolerances follow."
+        if self.loss.narrow:
+            yield f"The loss does not run in double precision ({self.loss.narrow}), and tolerances follow."
+        elif self.loss.precision > DOUBLE:
+            yield (
+                f"Parts of the loss are computed outside of JAX, to {self.loss.precision:.0e} only, and "
+                "tolerances follow."
+            )
         if self.unsaid:
             yield f"Relations that no leg can say: {_listed(self.unsaid)}."
+        if partly := [look.only for look in self.looked if look.only]:
+            yield f"Too many for all combinations, so that only some were tried: {_listed(partly)}."
         if self.unasked:
             yield f"Not asked, beyond the budget or the memory: {_listed(self.unasked)}."
 

@@ -53,7 +53,7 @@ class Cost:
     `points` and `checks` are exact, the others are the most that can be needed.
 
     >>> Cost(points=20, segments=0, permutations=10, signs=4, certificates=12).total
-    48
+    49
     """
 
     points: int
@@ -61,7 +61,8 @@ class Cost:
     permutations: int
     signs: int
     certificates: int
-    checks: int = 2
+    idle: int = 0
+    checks: int = 3
 
     @property
     def total(self) -> int:
@@ -69,9 +70,10 @@ class Cost:
 
     def __str__(self) -> str:
         return (
-            f"{self.checks} losses to check, {self.points} gradients at generic points; at most "
-            f"{self.segments} more for fused axes, {self.permutations} for permutations, "
-            f"{self.signs} for signs, {self.certificates} for certificates"
+            f"{self.checks} evaluations to check, {self.points} gradients at generic points; at most "
+            f"{self.idle} for arrays without a gradient, {self.segments} more for fused axes, "
+            f"{self.permutations} for permutations, {self.signs} for signs, {self.certificates} for "
+            "certificates"
         )
 
 
@@ -81,10 +83,11 @@ class Discovery:
     """What `find_symmetries` found. A sequence of `Found`; prints as a table.
 
     `rejected`: candidates whose certificate failed, which are no symmetries. `asked`: the names of the groups
-    that were looked for, `unfinished` of those for which budget or memory did not suffice; `looked`: every
+    that were looked for, `unfinished` of those for which budget or memory did not suffice, or of which
+    not all were tried; `looked`: every
     question, with the number of candidate axes and how close to zero the nearest non-relation came. `idle`:
-    arrays that do not change the loss. `notes`: what a reader should know, in words. `cost` is what was
-    expected, `evaluations` what was spent.
+    arrays that do not change the loss, `steep` ones that change it but have no gradient. `notes`: what a
+    reader should know, in words. `cost` is what was expected, `evaluations` what was spent.
     """
 
     found: tuple[Found, ...]
@@ -93,6 +96,7 @@ class Discovery:
     unfinished: tuple[str, ...]
     looked: tuple[Look, ...]
     idle: tuple[str, ...]
+    steep: tuple[str, ...]
     notes: tuple[str, ...]
     cost: Cost
     evaluations: int
@@ -131,14 +135,14 @@ class Discovery:
         return tuple(one for one in self.found if one.certificate.outcome == "approximate")
 
     def joined(self, *, compact: bool = True, discrete: bool = False) -> NetworkSymmetry | None:
-        """All exact symmetries as one, or None if there is none.
+        """All exact symmetries as one (or all that hold as far as the loss shows), or None if there is none.
 
         Without `compact`, rotations are left out: gradient norms are the same on their whole orbit. Those
         that cannot act together with the ones before them (they would not commute, or one leg cannot say
         both) are left out too.
         """
         whole: NetworkSymmetry | None = None
-        for one in self.exact:
+        for one in (one for one in self.found if one.certificate.holds):
             if isinstance(one.group, Permutation | SignDiagonal):
                 if not discrete:
                     continue
@@ -164,6 +168,7 @@ class Discovery:
             "unfinished": list(self.unfinished),
             "looked": [dataclasses.asdict(look) | {"nearest": _finite(look.nearest)} for look in self.looked],
             "idle": list(self.idle),
+            "steep": list(self.steep),
             "notes": list(self.notes),
             "cost": dataclasses.asdict(self.cost) | {"total": self.cost.total},
             "evaluations": self.evaluations,
@@ -181,8 +186,9 @@ class Discovery:
             first = self.found[0].certificate
             data = "on fresh data too" if first.fresh is not None else "on the data given"
             yield (
-                f"Certified {data}, {first.trials} random elements each; exact means a change of the loss up "
-                f"to {first.tolerance:.0e}, and of gradients up to {first.gradient_tolerance:.0e}."
+                f"Certified {data}, {first.trials} random elements each; {first.best} means a change of the "
+                f"loss up to {first.tolerance:.0e} of how much it varies, and of gradients up to "
+                f"{first.gradient_tolerance:.0e}."
             )
         there = {type(one.group).__name__ for one in self.found}
         absent = [name for name in self.asked if name not in there and name not in self.unfinished]
@@ -192,6 +198,11 @@ class Discovery:
             yield f"{len(self.rejected)} candidates failed their certificate and are not symmetries."
         if self.idle:
             yield f"No effect on the loss: {', '.join(self.idle)}."
+        if self.steep:
+            yield (
+                "An effect on the loss but no gradient (jumps, `stop_gradient`), so that symmetries that "
+                f"move them cannot be found: {', '.join(self.steep)}."
+            )
         yield from self.notes
         yield f"{self.evaluations} evaluations of the loss in {self.seconds:.1f} s (foreseen: {self.cost})."
 
@@ -231,7 +242,7 @@ class _Family:
         return self.members[0].name + ("_{i}" if len(self.members) > 1 else "")
 
     def worst(self) -> Certificate:
-        return max((one.certificate for one in self.members), key=lambda c: (c.outcome != "exact", c.defect))
+        return max((one.certificate for one in self.members), key=lambda c: (not c.holds, c.defect))
 
 
 def families(found: Sequence[Found]) -> list[_Family]:

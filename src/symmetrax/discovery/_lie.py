@@ -26,13 +26,17 @@ DIRECTIONS = 24
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """One question: the relations between some sites, of one shape, and the closest it came to another."""
+    """One question: the relations between some sites, of one shape, and the closest it came to another.
+
+    `only` says what was tried where that is not all: nothing else can be ruled out.
+    """
 
     group: str
     shape: Shape
     sites: int
     found: int
     nearest: float
+    only: str = ""
 
 
 def matrix_groups(
@@ -42,18 +46,19 @@ def matrix_groups(
     tolerance: float,
     rng: np.random.Generator,
     known: Sequence[Space],
+    nearly: Sequence[Space],
 ) -> Iterator[tuple[Look, list[list[Space]]]]:
     """Candidates for the matrix groups of each shape on its sites; ask for large matrices first.
 
-    A candidate is a list of spaces to be tried in turn. `known` spaces are those found so far, and may grow
-    between one answer and the next.
+    A candidate is a list of spaces to be tried in turn. `known` spaces are those found so far, `nearly` those
+    that hold up to a defect; both may grow between one answer and the next.
     """
     for shape, sites in questions:
         moments = Moments(products, shape, sites, rng)
         columns = moments.antisymmetric()
         probe = with_per(ScaledRotation, shape, unit=True) if shape[1] == 2 else with_per(Orthogonal, shape)
         given = implied(sites, probe, known)
-        found, nearest = relations(columns, tolerance, given)
+        found, nearest = relations(columns, tolerance, given, implied(sites, probe, nearly))
         spaces = [
             options
             for relation in found
@@ -99,7 +104,11 @@ def _options(
 
 
 def centred_rotations(
-    measured: Measured, places: Sequence[Place], tolerance: float, known: Sequence[Space]
+    measured: Measured,
+    places: Sequence[Place],
+    tolerance: float,
+    known: Sequence[Space],
+    nearly: Sequence[Space],
 ) -> Iterator[tuple[Look, list[list[Space]]]]:
     """Candidates for rotations that keep the mean of an axis, where not all do: streams read by LayerNorm."""
     for size in sorted(
@@ -125,7 +134,8 @@ def centred_rotations(
         columns = stacked(parts)
         if len(columns.values) < len(sites) + 4:
             continue
-        found, nearest = relations(columns, tolerance, implied(sites, with_per(Orthogonal, shape), known))
+        given = (implied(sites, with_per(Orthogonal, shape), spaces) for spaces in (known, nearly))
+        found, nearest = relations(columns, tolerance, *given)
         spaces = [
             [
                 Space(
@@ -153,6 +163,7 @@ def scales(
     tolerance: float,
     rng: np.random.Generator,
     known: Sequence[Space],
+    nearly: Sequence[Space],
 ) -> Iterator[tuple[Look, list[list[Space]]]]:
     """Candidates for positive scalings, with their charges; many scales first, one for whole arrays last."""
     taken = measured.products
@@ -168,7 +179,8 @@ def scales(
             part = site.positions.size / site.length / terms.shape[1]  # of the array's products, in each row
             parts.append((terms[rows], np.sqrt(part * measured.sizes[site.path][rows[0]].sum())))
         group = with_per(PositiveDiagonal, shape)
-        found, nearest = relations(stacked(parts), tolerance, implied(sites, group, known))
+        given = (implied(sites, group, spaces) for spaces in (known, nearly))
+        found, nearest = relations(stacked(parts), tolerance, *given)
         spaces = []
         for relation in found:
             powers = charges(relation.coefficients)

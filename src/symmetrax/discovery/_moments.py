@@ -1,27 +1,27 @@
 """Moments G W^T of gradients and parameters along axes, sampled alike on all sites of a shape."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from symmetrax.discovery._points import Measured
+from symmetrax.discovery._points import Leaves, Measured, Point
 from symmetrax.discovery._relations import Columns
 from symmetrax.discovery._sites import Shape, Site
 
 #: Units and values of the indices that are compared, and pairs of units in all: more tell nothing new.
 UNITS, BLOCKS, PAIRS = 6, 32, 400
 
-#: The most entries of the moments of one axis that are computed as a whole.
-LARGEST = 1 << 24
+#: The most entries of moments of whole axes that are kept (512 MB); then only what is asked for is computed.
+MOST_KEPT = 1 << 26
 
 #: Rows for every column of a null space.
-ROWS = 2
+ROWS = 1.5
 
 
 def points_needed(shape: Shape, sites: int) -> int:
     """Gradients that settle the matrix groups of one shape on so many sites."""
-    return -(-(ROWS * sites + 8) // rows(shape, 1))
+    return math.ceil((ROWS * sites + 8) / rows(shape, 1))
 
 
 def rows(shape: Shape, points: int) -> int:
@@ -45,37 +45,63 @@ def spread_out(size: int, count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 class Products:
-    """Moments G W^T of all axes at all points: computed once for each, as a whole."""
+    """Moments G W^T of all axes at all points: computed once for each, as a whole, while there is room."""
 
     def __init__(self, measured: Measured):
         self.points = measured.points
+        self._size = 0
         self._kept: dict[tuple, np.ndarray] = {}
 
-    def entries(self, site: Site, number: int, blocks: np.ndarray, units: np.ndarray) -> np.ndarray:
-        """The moment at some values of the indices between some units: (blocks, units, units)."""
-        point = self.points[number]
-        if site.length**2 * int(np.prod([length for _, length in site.lead])) > LARGEST:
-            g, w = (site.gather(x[site.path], blocks, units) for x in (point.gradient, point.leaves))
-            return np.real(g @ w.swapaxes(-1, -2)).astype(float)
-        key = (site.path, site.axis, site.lead, number)
-        if key not in self._kept:
-            g, w = (site.in_front(x[site.path]) for x in (point.gradient, point.leaves))
-            self._kept[key] = np.real(g @ w.swapaxes(-1, -2))
-        outer, at = site.sampled(blocks, units)
-        return self._kept[key][outer[:, None, None, None], at[:, :, None], at[:, None]].sum(
-            axis=-1, dtype=float
-        )
+    def entries(self, site: Site, count: int, blocks: np.ndarray, units: np.ndarray) -> np.ndarray:
+        """The moments at the first `count` points, at some values of the indices, between some units.
 
-    def sizes(self, site: Site, number: int, blocks: np.ndarray, units: np.ndarray) -> np.ndarray:
+        Of shape (points, blocks, units, units).
+        """
+        if not self._fits(site, count):
+            pairs = (
+                self._pair(point, lambda x: site.gather(x[site.path], blocks, units))
+                for point in self.points[:count]
+            )
+            return np.stack([np.real(g @ w.swapaxes(-1, -2)) for g, w in pairs])
+
+        def whole(point: Point) -> np.ndarray:
+            g, w = self._pair(point, lambda x: site.in_front(x[site.path]))
+            return np.real(g @ w.swapaxes(-1, -2))
+
+        kept, (outer, at) = self._taken(site, count, "moments", whole), site.sampled(blocks, units)
+        return kept[:, outer[:, None, None, None], at[:, :, None], at[:, None]].sum(axis=-1)
+
+    def sizes(self, site: Site, count: int, blocks: np.ndarray, units: np.ndarray) -> np.ndarray:
         """Squares of the lengths that such entries have where gradient and parameter are unrelated."""
-        point = self.points[number]
-        key = (site.path, site.axis, site.lead, number, "sizes")
-        if key not in self._kept:
-            g, w = (site.in_front(np.abs(x[site.path]) ** 2) for x in (point.gradient, point.leaves))
-            self._kept[key] = np.stack([g.sum(axis=-1), w.sum(axis=-1) / w.shape[-1]])
-        outer, at = site.sampled(blocks, units)
-        g, w = self._kept[key][:, outer[:, None, None], at]
-        return (g[:, :, None] * w[:, None]).sum(axis=-1, dtype=float)
+
+        def whole(point: Point) -> np.ndarray:
+            g, w = self._pair(point, lambda x: site.in_front(np.abs(x[site.path]) ** 2))
+            return np.stack([g.sum(axis=-1), w.sum(axis=-1) / w.shape[-1]])
+
+        kept, (outer, at) = self._taken(site, count, "sizes", whole), site.sampled(blocks, units)
+        g, w = kept[:, :, outer[:, None, None], at].swapaxes(0, 1)
+        return (g[:, :, :, None] * w[:, :, None]).sum(axis=-1)
+
+    def _fits(self, site: Site, count: int) -> bool:
+        """Whether the moments of the whole axis at so many points may be kept, or are."""
+        done = len(self._kept.get((site.path, site.axis, site.lead, "moments"), ()))
+        each = site.length**2 * int(np.prod([length for _, length in site.lead]))
+        return count <= done or self._size + (count - done) * each <= MOST_KEPT
+
+    @staticmethod
+    def _pair(point: Point, part: Callable[[Leaves], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        return part(point.gradient), part(point.leaves)
+
+    def _taken(self, site: Site, count: int, what: str, whole: Callable[[Point], np.ndarray]) -> np.ndarray:
+        """What `whole` makes of the first points, kept for all sites on this axis."""
+        key = (site.path, site.axis, site.lead, what)
+        kept = self._kept.get(key)
+        done = 0 if kept is None else len(kept)
+        if done < count:
+            more = np.stack([whole(point) for point in self.points[done:count]])
+            self._kept[key] = more if kept is None else np.concatenate([kept, more])
+            self._size += more.size
+        return self._kept[key][:count]
 
 
 class Moments:
@@ -84,13 +110,13 @@ class Moments:
     def __init__(self, products: Products, shape: Shape, sites: Sequence[Site], rng: np.random.Generator):
         per, size = shape
         self.sites = sites
-        points = range(min(len(products.points), points_needed(shape, len(sites))))
+        count = min(len(products.points), points_needed(shape, len(sites)))
         blocks, units = _sampled(shape)
         self.units = spread_out(size, units, rng)
         self.blocks = spread_out(int(np.prod(per)), blocks, rng)
         at = self.blocks, self.units
-        self.values = [np.stack([products.entries(site, k, *at) for k in points]) for site in sites]
-        self.squares = [np.stack([products.sizes(site, k, *at) for k in points]) for site in sites]
+        self.values = [products.entries(site, count, *at) for site in sites]
+        self.squares = [products.sizes(site, count, *at) for site in sites]
 
     def antisymmetric(self) -> Columns:
         """What rotations see: M - M^T, above the diagonal."""

@@ -9,6 +9,7 @@ from jaxtyping import PyTree
 
 from symmetrax._tree import leaf_names
 from symmetrax.discovery._discrete import permutation_price, sign_price
+from symmetrax.discovery._double import double_of
 from symmetrax.discovery._found import Cost
 from symmetrax.discovery._moments import points_needed
 from symmetrax.discovery._places import Place, matrix_shapes, matrix_sites, places
@@ -25,7 +26,7 @@ GROUPS = (*MATRICES, PositiveDiagonal, SignDiagonal, Permutation)
 
 #: The most gradients kept for pieces of fused axes, and the memory that they and their points may take, in
 #: bytes.
-MOST_POINTS, MEMORY = 64, 1 << 28
+MOST_POINTS, MEMORY = 512, 1 << 29
 
 #: Numbers of blocks (heads, groups of a normalization) of which permutations are tried.
 MOST_BLOCKS = 4
@@ -43,8 +44,8 @@ def discovery_cost(
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> params = {"w": jnp.ones((4, 3)), "b": jnp.zeros(4), "out": jnp.ones((2, 4))}
     >>> print(discovery_cost(params, groups=[sx.PositiveDiagonal]))
-    2 losses to check, 15 gradients at generic points; at most 0 more for fused axes, 0 for permutations, 0
-    for signs, 18 for certificates
+    3 evaluations to check, 15 gradients at generic points; at most 4 for arrays without a gradient, 0 more
+    for fused axes, 0 for permutations, 0 for signs, 36 for certificates
     """
     return Plan.of(params, groups, heads, trials).cost
 
@@ -85,6 +86,7 @@ class Plan:
     heads: tuple[int, ...] | None
     trials: int
     whole: int
+    candidates: int
     cost: Cost
 
     @classmethod
@@ -99,7 +101,7 @@ class Plan:
                 f"Symmetries are looked for in floating-point arrays; `params` has none, only {kinds}."
             )
         shapes = {name: leaf.shape or (1,) for name, leaf in zip(leaf_names(searched), leaves, strict=True)}
-        size = sum(leaf.nbytes for leaf in leaves)
+        size = sum(leaf.size * double_of(leaf.dtype).itemsize for leaf in leaves)
         groups, at = chosen_groups(groups, trials), places(shapes)
         counts = chosen_heads(heads, at)
         lie = bool(set(groups) & set(MATRICES))
@@ -109,18 +111,20 @@ class Plan:
         needed = (points_needed(shape, len(sites)) for shape, sites in matrices)
         whole = min(room, max([3, *needed])) if lie else 0
         axes = [place for place in at if not place.lead]
+        candidates = 2 * len(groups) * len(axes)
         cost = Cost(
             points=max(whole, len(shapes) + 12 if PositiveDiagonal in groups else 1),
             segments=max(0, min(MOST_POINTS, room) - whole) if lie else 0,
             permutations=permutation_price(at, MOST_BLOCKS) if Permutation in groups else 0,
             signs=sign_price(len(axes)) if SignDiagonal in groups else 0,
-            certificates=trials * (1 + len(groups) * len(axes)),
+            certificates=trials * (2 + candidates),
+            idle=1 + len(shapes),
         )
-        return cls(tuple(at), tuple(matrices), groups, counts, trials, whole, cost)
+        return cls(tuple(at), tuple(matrices), groups, counts, trials, whole, candidates, cost)
 
     def afford(self, budget: int | None) -> None:
         """Raise ValueError if a budget does not even buy the gradients that all else rests on."""
-        least = self.cost.checks + self.cost.points + 2 * self.trials
+        least = self.cost.checks + self.cost.points + 1 + 2 * self.trials
         if budget is not None and budget < least:
             raise ValueError(
                 f"A budget of {budget} evaluations is too small: these groups on these arrays need "

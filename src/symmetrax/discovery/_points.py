@@ -9,15 +9,19 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jaxtyping import Array, Key, PyTree
 
 from symmetrax._tree import leaf_names
+from symmetrax.discovery._double import InDouble, double_of, tolerances
 from symmetrax.discovery._places import Place
 from symmetrax.discovery._sites import in_front
 
 #: How far generic points are from the given parameters, relative to the size of each array.
 SPREAD = 0.5
+
+#: Beside others of this size, relative to them, an array is all but zero.
+TINY = 1e-6
 
 #: The most entries along an axis and its indices for which scales are looked for one by one.
 MOST_SCALES = 1 << 16
@@ -30,35 +34,47 @@ Leaves = dict[str, Any]
 class Loss:
     """A loss on the floating-point arrays of its parameters, by name, with its data and a count of its calls.
 
-    Raises ValueError, saying what is wrong, if it is not a finite, repeatable scalar.
+    It is evaluated in double precision (`precision` is the machine precision of the coarsest part), in a unit
+    that keeps its squares in range; `variation` is how much it varies under the noise of generic points.
+    `x64` is whether the loss and its data were made with double precision enabled. Raises ValueError, saying
+    what is wrong, if it is not a finite, repeatable scalar.
     """
 
-    def __init__(self, loss: Callable, params: PyTree, key: Key[Array, ""], batch: Any, budget: int | None):
+    def __init__(
+        self,
+        loss: Callable,
+        params: PyTree,
+        key: Key[Array, ""],
+        batch: Any,
+        budget: int | None,
+        *,
+        x64: bool,
+    ):
         numbers, self._rest = eqx.partition(params, is_searched)
         arrays, self._structure = jax.tree.flatten(numbers)
-        self.leaves: dict[str, np.ndarray] = dict(
-            zip(leaf_names(numbers), map(np.asarray, arrays), strict=True)
-        )
+        named = dict(zip(leaf_names(numbers), arrays, strict=True))
+        #: The arrays as they were given, without their numbers.
+        self.given = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in named.items()}
+        self.leaves: dict[str, np.ndarray] = {
+            path: np.asarray(leaf).astype(double_of(leaf.dtype)) for path, leaf in named.items()
+        }
         rest = zip(leaf_names(self._rest), jax.tree.leaves(self._rest), strict=True)
         self.skipped = tuple(name for name, leaf in rest if isinstance(leaf, jax.Array | np.ndarray))
-        self._pool = np.zeros(0, np.float32)
+        self._x64, self._pool, self._sizes = x64, np.zeros(0, np.float32), noise_sizes(self.leaves)
         self._draw = batch if callable(batch) else None
-        self.batch = batch(key) if callable(batch) else batch
+        self.batch = batch if self._draw is None else self.fresh(key)
         takes_batch = batch is not None or _needs_batch(loss)
+        self.unit = self.variation = 1.0
 
         def value(leaves: list[Array], rest: PyTree, batch: PyTree) -> Array:
             tree = eqx.combine(jax.tree.unflatten(self._structure, leaves), rest)
             return loss(tree, batch) if takes_batch else loss(tree)
 
-        self._value = eqx.filter_jit(value)
-        self._value_and_gradient = eqx.filter_jit(eqx.filter_value_and_grad(value))
         self.evaluations, self._budget = 0, budget
-        self._check(value)
-        jaxpr = jax.make_jaxpr(lambda leaves: value(leaves, self._rest, self.batch))(
-            self._arrays(self.leaves)
-        )
-        #: Machine precision of the coarsest numbers that the loss computes with.
-        self.precision = max(float(jnp.finfo(dtype).eps) for dtype in _dtypes(jaxpr.jaxpr))
+        self._check_scalar(value)
+        #: Why the loss cannot be evaluated in double precision, or nothing.
+        self.narrow = self._choose(value)
+        self.start = self._check_value()
 
     def affords(self, evaluations: int) -> bool:
         """Whether the budget has room for so many more."""
@@ -66,14 +82,35 @@ class Loss:
 
     def fresh(self, key: Key[Array, ""]) -> Any:
         """Other data, or None if the loss has only one batch."""
-        return None if self._draw is None else self._draw(key)
+        if self._draw is None:
+            return None
+        with jax.enable_x64(self._x64):
+            return self._draw(key)
 
     def value(self, leaves: Leaves, batch: Any) -> float:
         self.evaluations += 1
-        return float(self._value(self._arrays(leaves), self._rest, batch))
+        return float(self._call(self._value, leaves, batch)) / self.unit
 
-    def generic(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """The arrays with noise of half their own size, and of a sensible size where they are all but zero.
+    def gradient(self, leaves: Leaves, batch: Any) -> tuple[float, dict[str, np.ndarray]]:
+        """The loss and its gradient, as NumPy arrays by name."""
+        self.evaluations += 1
+        value, gradient = self._call(self._value_and_gradient, leaves, batch)
+        taken = [np.asarray(g).astype(double_of(g.dtype), copy=False) for g in gradient]
+        taken = taken if self.unit == 1.0 else [g / self.unit for g in taken]
+        return float(value) / self.unit, dict(zip(self.leaves, taken, strict=True))
+
+    def apart(self, value: float, other: float) -> float:
+        """How far two losses are apart, relative to how much the loss varies.
+
+        Beside an offset of the loss so large that rounding is more than that, relative to what can be seen.
+        """
+        seen = 10 * self.precision / tolerances(self.precision)[0] * max(abs(value), abs(other))
+        return abs(value - other) / max(self.variation, seen)
+
+    def generic(self, rng: np.random.Generator, spread: float = SPREAD) -> dict[str, np.ndarray]:
+        """The arrays with noise of `spread` times their size, or that of those beside them if all but zero.
+
+        What is positive stays so: variances, temperatures.
 
         At zeros and ones a loss has relations that it has nowhere else. The noise of all points are stretches
         of one long row of normal numbers: drawing new ones would take longer than a gradient.
@@ -84,32 +121,71 @@ class Loss:
         start = int(rng.integers(MOST_SCALES))
         moved = {}
         for path, leaf in self.leaves.items():
-            least = 0.4 / np.sqrt(max(leaf.shape, default=1)) if leaf.ndim > 1 else 0.4
-            size = SPREAD * max(float(np.sqrt(np.mean(np.abs(leaf) ** 2))), least)
             parts = 2 if np.iscomplexobj(leaf) else 1
             drawn = self._pool[start : start + parts * leaf.size].reshape(parts, *leaf.shape)
             noise, start = drawn[0] if parts == 1 else drawn[0] + 1j * drawn[1], start + drawn.size
-            moved[path] = (leaf + leaf.dtype.type(size) * noise).astype(leaf.dtype)
+            if is_positive(leaf):
+                moved[path] = leaf * np.exp(spread * noise)
+            else:
+                moved[path] = leaf + spread * self._sizes[path] * noise
         return moved
 
-    def gradient(self, leaves: Leaves, batch: Any) -> tuple[float, dict[str, np.ndarray]]:
-        """The loss and its gradient, as NumPy arrays by name."""
-        self.evaluations += 1
-        value, gradient = self._value_and_gradient(self._arrays(leaves), self._rest, batch)
-        return float(value), {path: _wide(g) for path, g in zip(self.leaves, gradient, strict=True)}
+    def settle(self, leaves: Leaves, gradient: Leaves) -> float:
+        """Choose the unit by a first gradient; returns the factor by which losses change from now on.
 
-    def placed(self, leaves: Leaves) -> dict[str, Array]:
+        It is 1 unless squares of the numbers would be too large or too small for double precision.
+        """
+        effect = max(float(np.max(np.abs(gradient[path] * leaf))) for path, leaf in leaves.items())
+        extreme = effect > 0 and not 1e-100 < effect < 1e100
+        factor = 2.0 ** -np.clip(np.round(np.log2(effect)), -1000, 1000) if extreme else 1.0
+        self.unit, self.start = self.unit / factor, self.start * factor
+        return factor
+
+    def sizes(self) -> dict[str, float]:
+        """The length of each array, or that of its noise where it is all but zero."""
+        return {path: size * np.sqrt(self.leaves[path].size) for path, size in self._sizes.items()}
+
+    def placed(self, leaves: dict[str, np.ndarray]) -> dict[str, Array]:
         """The arrays as those of JAX: a point that is used often is then copied once."""
-        return dict(zip(self.leaves, self._arrays(leaves), strict=True))
+        return {path: jnp.asarray(leaf) for path, leaf in leaves.items()}
 
-    def _arrays(self, leaves: Leaves) -> list[Array]:
-        return [jnp.asarray(leaves[path], leaf.dtype) for path, leaf in self.leaves.items()]
+    def _call(self, program: Callable, leaves: Leaves, batch: Any) -> Any:
+        if not self.narrow:
+            return program([jnp.asarray(leaf) for leaf in leaves.values()], self._rest, batch)
+        with jax.enable_x64(self._x64):
+            given = [np.asarray(leaf).astype(self.given[path].dtype) for path, leaf in leaves.items()]
+            return program([jnp.asarray(leaf) for leaf in given], self._rest, batch)
 
-    def _check(self, value: Callable) -> None:
+    def _choose(self, value: Callable) -> str:
+        """Compile the loss in double precision; or, where that cannot be, as it is, and say why."""
+        self.narrow = ""
+        dtypes = [x.dtype for x in self.given.values()]
+        programs = [InDouble(fun, dtypes, x64=self._x64) for fun in (value, eqx.filter_value_and_grad(value))]
+        self._value, self._value_and_gradient = (eqx.filter_jit(program) for program in programs)
+        try:
+            self.value(self.leaves, self.batch)
+            self.gradient(self.leaves, self.batch)
+        except Exception as error:  # whatever a program cannot do with longer numbers
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        else:
+            self.precision = max(program.precision for program in programs)
+            return ""
+        self._value = eqx.filter_jit(value)
+        self._value_and_gradient = eqx.filter_jit(eqx.filter_value_and_grad(value))
+        with jax.enable_x64(self._x64):
+            whole = jax.make_jaxpr(lambda leaves: value(leaves, self._rest, self.batch))(
+                [*self.given.values()]
+            )
+        self.precision = max(float(jnp.finfo(dtype).eps) for dtype in _dtypes(whole.jaxpr))
+        self.evaluations = 2
+        return reason
+
+    def _check_scalar(self, value: Callable) -> None:
         for path, leaf in self.leaves.items():
             if not np.all(np.isfinite(leaf)):
                 raise ValueError(f"Cannot look for symmetries at parameters that are not finite: see {path}.")
-        out = eqx.filter_eval_shape(value, self._arrays(self.leaves), self._rest, self.batch)
+        with jax.enable_x64(self._x64):
+            out = eqx.filter_eval_shape(value, [*self.given.values()], self._rest, self.batch)
         shape = getattr(out, "shape", None)
         if shape != () or not jnp.issubdtype(out.dtype, jnp.floating):
             kind = f"shape {shape} and dtype {out.dtype}" if shape is not None else type(out).__name__
@@ -117,6 +193,8 @@ class Loss:
                 f"The loss must return one real number, an array of shape () of floats; it returns {kind}. "
                 "Take a mean or a sum."
             )
+
+    def _check_value(self) -> float:
         first, second = (self.value(self.leaves, self.batch) for _ in range(2))
         if first != second and not (np.isnan(first) and np.isnan(second)):
             raise ValueError(
@@ -125,6 +203,7 @@ class Loss:
             )
         if not np.isfinite(first):
             raise ValueError(f"The loss at `params` is {first}: symmetries need a finite one.")
+        return first
 
 
 def is_searched(leaf: Any) -> bool:
@@ -136,10 +215,34 @@ def is_searched(leaf: Any) -> bool:
     return eqx.is_inexact_array(leaf) and leaf.size > 0
 
 
-def _wide(leaf: Any) -> np.ndarray:
-    """An array of NumPy, in single precision at least: NumPy multiplies no shorter matrices."""
-    leaf = np.asarray(leaf)
-    return leaf.astype(np.float32) if leaf.dtype.itemsize < 4 else leaf
+def noise_sizes(leaves: Leaves) -> dict[str, float]:
+    """The root mean square of each array; where that is all but zero, of the arrays beside it.
+
+    Beside an array are those with the longest part of its path in common, matrices if there are any: noise
+    on a bias is as large as on the weights next to it.
+
+    >>> noise_sizes({"a.w": np.full((2, 2), 0.02), "a.b": np.zeros(2), "c": np.full((2, 2), 4.0)})
+    {'a.w': 0.02, 'a.b': 0.02, 'c': 4.0}
+    """
+    own = {path: float(np.sqrt(np.mean(np.abs(leaf) ** 2))) for path, leaf in leaves.items()}
+    return {
+        path: size if size > (other := _beside(path, leaves, own)) * TINY else other
+        for path, size in own.items()
+    }
+
+
+def _beside(path: str, leaves: Leaves, own: dict[str, float]) -> float:
+    parts = path.split(".")
+    for shared in reversed(range(len(parts))):
+        near = [p for p in own if p != path and own[p] > 0 and p.split(".")[:shared] == parts[:shared]]
+        if near:
+            return float(np.median([own[p] for p in near if leaves[p].ndim > 1] or [own[p] for p in near]))
+    return 1 / np.sqrt(max(leaves[path].shape, default=1))
+
+
+def is_positive(leaf: np.ndarray) -> bool:
+    """Whether all entries of an array are positive real numbers."""
+    return not np.iscomplexobj(leaf) and bool(np.all(leaf > 0))
 
 
 def _needs_batch(loss: Callable) -> bool:
@@ -153,8 +256,9 @@ def _needs_batch(loss: Callable) -> bool:
 
 
 def _dtypes(jaxpr: Jaxpr) -> set:
-    """Types of all floating-point numbers in a program: a loss in double may compute parts in single."""
-    values = [*jaxpr.invars, *(value for equation in jaxpr.eqns for value in equation.outvars)]
+    """Types of all floating-point numbers in a program, but for constants."""
+    made = [equation for equation in jaxpr.eqns if not all(isinstance(x, Literal) for x in equation.invars)]
+    values = [*jaxpr.invars, *(value for equation in made for value in equation.outvars)]
     dtypes = {getattr(value.aval, "dtype", None) for value in values}
     found = {dtype for dtype in dtypes if dtype is not None and jnp.issubdtype(dtype, jnp.inexact)}
     for equation in jaxpr.eqns:
@@ -178,50 +282,102 @@ class Measured:
 
     `products` has for every place the sums of gradient times parameter over all other axes, of shape (points,
     indices, length); `sizes` the squared length of such products for every array, of shape (points,). `idle`
-    arrays do not change the loss.
+    arrays do not change the loss; `steep` ones do, but have no gradient.
     """
 
     points: list[Point]
     products: dict[Place, np.ndarray]
     sizes: dict[str, np.ndarray]
     idle: tuple[str, ...]
+    steep: tuple[str, ...]
 
 
 def measure(
     loss: Loss, places: Sequence[Place], rng: np.random.Generator, *, count: int, whole: int
 ) -> Measured:
-    """The gradient at `count` generic points, kept as a whole at the first `whole` of them."""
+    """The gradient at `count` generic points, kept as a whole at the first `whole` of them.
+
+    Sets the unit of the loss, and how much it varies.
+    """
     kept: list[Point] = []
     listed = [p for p in places if p.length * int(np.prod(p.leads)) <= MOST_SCALES]
     products: list[list[np.ndarray]] = []
     lengths: list[np.ndarray] = []
-    effects = dict.fromkeys(loss.leaves, 0.0)
+    values: list[float] = []
+    leaves: Leaves = {}
     for number in range(count):
-        leaves = loss.generic(rng)
-        value, gradient = loss.gradient(leaves, loss.batch)
+        leaves, value, gradient = _generic_gradient(loss, rng)
+        if number == 0:
+            scale = loss.settle(leaves, gradient)
+            value, gradient = value * scale, {path: g * scale for path, g in gradient.items()}
         product = {path: np.real(gradient[path] * leaves[path]) for path in leaves}
-        sizes = np.array([np.sum(np.square(terms), dtype=float) for terms in product.values()])
-        if not np.isfinite(value) or not np.all(np.isfinite(sizes)):
-            raise ValueError(
-                f"The loss or its gradient is not finite near `params` (loss {value} at distance {SPREAD} of "
-                "their size): symmetries are looked for at generic points around them. Start from parameters "
-                "where it is smooth."
-            )
+        sizes = np.array([np.sum(np.square(terms)) for terms in product.values()])
         if number < whole:
-            kept.append(Point({path: _wide(leaf) for path, leaf in leaves.items()}, gradient))
-        for path, size in zip(effects, sizes, strict=True):
-            effects[path] = max(effects[path], float(np.sqrt(size)) / max(abs(value), np.finfo(float).tiny))
+            kept.append(Point(leaves, gradient))
+        values.append(value)
         products.append([_along(place, product[place.path]) for place in listed])
         lengths.append(sizes)
-    least = min(30 * loss.precision, 1e-4)
-    idle = tuple(path for path, effect in effects.items() if effect < least)
-    if len(idle) == len(effects):
-        raise ValueError(
-            "The loss does not depend on `params`: its gradient is zero at all generic points around them."
-        )
+    varies = float(np.median(np.abs(np.array(values) - loss.start)))
+    loss.variation = varies if varies > 0 else 1.0
+    idle, steep = _without_gradient(loss, leaves, values[-1], np.sqrt(np.max(lengths, axis=0)), rng)
     by_place = {place: np.stack([row[k] for row in products]) for k, place in enumerate(listed)}
-    by_path = dict(zip(effects, np.transpose(lengths), strict=True))
-    return Measured(kept, by_place, by_path, idle)
+    by_path = dict(zip(loss.leaves, np.transpose(lengths), strict=True))
+    return Measured(kept, by_place, by_path, idle, steep)
+
+
+def more_points(loss: Loss, rng: np.random.Generator, count: int) -> list[Point]:
+    """Gradients at other generic points."""
+    taken = (_generic_gradient(loss, rng) for _ in range(count))
+    return [Point(leaves, gradient) for leaves, _, gradient in taken]
+
+
+def _generic_gradient(loss: Loss, rng: np.random.Generator) -> tuple[Leaves, float, Leaves]:
+    leaves = loss.generic(rng)
+    value, gradient = loss.gradient(leaves, loss.batch)
+    if not np.isfinite(value) or not all(np.all(np.isfinite(part)) for part in gradient.values()):
+        raise ValueError(_not_finite(loss, leaves, value))
+    return leaves, value, gradient
+
+
+def _without_gradient(
+    loss: Loss, leaves: Leaves, here: float, effects: np.ndarray, rng: np.random.Generator
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The arrays without an effect on the loss, and those with an effect that no gradient shows."""
+    least = min(30 * loss.precision, 1e-4) * np.max(effects)
+    silent = [path for path, effect in zip(loss.leaves, effects, strict=True) if effect <= least]
+    other = loss.generic(rng)
+
+    def matters(paths: Sequence[str]) -> bool:
+        there = loss.value(leaves | {path: other[path] for path in paths}, loss.batch)
+        return not abs(there - here) <= 100 * loss.precision * max(abs(here), abs(there), loss.variation)
+
+    changed = bool(silent) and matters(silent)
+    apart = changed and loss.affords(len(silent))  # beyond the budget, none of them is called idle
+    steep = [path for path in silent if not apart or matters([path])] if changed else []
+    if len(silent) == len(effects):
+        what = (
+            f"its gradient is zero at all generic points around them, although it changes with {steep[0]}: "
+            "symmetries are read off gradients"
+            if steep
+            else "neither it nor its gradient changes at generic points around them"
+        )
+        raise ValueError(f"The loss does not depend on `params` in a way that can be differentiated: {what}.")
+    return tuple(path for path in silent if path not in steep), tuple(steep)
+
+
+def _not_finite(loss: Loss, leaves: Leaves, value: float) -> str:
+    """What to say of a loss without a finite gradient near the parameters: which arrays are to blame."""
+    blamed = []
+    for path, leaf in leaves.items():
+        alone, gradient = loss.gradient(loss.leaves | {path: leaf}, loss.batch)
+        if not all(np.all(np.isfinite(part)) for part in (alone, *gradient.values())):
+            blamed.append(path)
+    who = f"noise on {', '.join(blamed)} alone is enough" if blamed else "no array alone is to blame"
+    return (
+        f"The loss or its gradient is not finite near `params` (loss {value * loss.unit} at distance "
+        f"{SPREAD} of their size; {who}): symmetries are looked for at generic points around them. Start "
+        "from parameters where it is smooth, or leave what must not be moved out of `params`."
+    )
 
 
 def _along(place: Place, terms: np.ndarray) -> np.ndarray:

@@ -9,6 +9,15 @@ import numpy as np
 NEARLY = 2e-3
 
 
+def threshold(precision: float) -> float:
+    """Singular values of normalized columns, and differences of slices, up to which a relation is exact.
+
+    >>> threshold(1e-16), threshold(1e-7)
+    (1e-07, 0.0003)
+    """
+    return 1e-7 if precision < 1e-10 else max(3e-4, 300 * precision)
+
+
 @dataclasses.dataclass(frozen=True)
 class Relation:
     """Coefficients with which columns add up to zero, and the singular values on both sides of the gap."""
@@ -34,24 +43,27 @@ class Columns:
 
 
 def relations(
-    columns: Columns, tolerance: float, known: Sequence[np.ndarray] = ()
+    columns: Columns,
+    tolerance: float,
+    known: Sequence[np.ndarray] = (),
+    nearly: Sequence[np.ndarray] = (),
 ) -> tuple[list[Relation], float]:
     """All relations between the columns that `known` ones do not imply, and the far side of their gap.
 
     Exact ones come first. Columns are measured relative to their scales, so that singular values have no
     units: up to `tolerance` they are zero; between it and `NEARLY`, and far from the next one, they are
     nearly so. Of each known relation one column is left out, which leaves the others of the null space as
-    they are.
+    they are; of those known to hold `nearly`, when exact ones have been found.
     """
     unit = columns.normalized()
     kept = columns.scales > 0
-    for relation in known:
-        candidates = [k for k in np.flatnonzero(relation) if kept[k]]
-        if candidates:
-            kept[max(candidates, key=lambda k: abs(relation[k]) * columns.scales[k])] = False
     found: list[Relation] = []
     far = np.inf
-    for threshold in (tolerance, NEARLY):
+    for threshold, given in ((tolerance, known), (NEARLY, nearly)):
+        for relation in given:
+            candidates = [k for k in np.flatnonzero(relation) if kept[k]]
+            if candidates:
+                kept[max(candidates, key=lambda k: abs(relation[k]) * columns.scales[k])] = False
         indices = np.flatnonzero(kept)
         if not len(indices):
             break

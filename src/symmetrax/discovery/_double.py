@@ -1,0 +1,176 @@
+"""A loss in double precision, however it was written: its program is traced as it is, and run wider.
+
+Casting the parameters is not enough: losses close over arrays in single precision, cast to short floats, are
+compiled already, or draw random numbers that change with the precision. A traced program shows all of it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jaxtyping import Array, PyTree
+
+#: Machine precision of the numbers that programs are run with.
+DOUBLE = float(np.finfo(np.float64).eps)
+
+#: Operations that only call another program, and the parameters of theirs that hold it. Custom derivatives
+#: have been used by now: the programs are those of gradients.
+CALLS = (
+    "jit",
+    "pjit",
+    "closed_call",
+    "core_call",
+    "remat",
+    "remat2",
+    "checkpoint",
+    "custom_jvp_call",
+    "custom_vjp_call",
+    "custom_vjp_call_jaxpr",
+    "custom_vmap_call",
+    "custom_partitioning",
+)
+PROGRAMS = ("jaxpr", "call_jaxpr", "fun_jaxpr", "call")
+
+#: Operations that take numbers of the length they were made for: code that is not JAX's own, and bits.
+FOREIGN = ("pure_callback", "io_callback", "ffi_call", "pallas_call", "bitcast_convert_type")
+
+#: Operations without a result.
+SILENT = ("debug_callback", "debug_print")
+
+
+class InDouble:
+    """Runs `fun(arrays, rest, batch)`, which takes arrays of these dtypes, on arrays in double precision.
+
+    `x64` is whether `fun` is traced with double precision enabled. `precision` is the machine precision of
+    the coarsest numbers that depend on the arrays: that of double, unless code outside of JAX computes in
+    less.
+    """
+
+    def __init__(self, fun: Callable[..., PyTree], dtypes: Sequence[Any], *, x64: bool):
+        self.precision = DOUBLE
+        self._fun, self._dtypes, self._x64 = fun, dtypes, x64
+
+    def __call__(self, arrays: list[Array], rest: PyTree, batch: PyTree) -> PyTree:
+        data, static = eqx.partition((rest, batch), eqx.is_array)
+
+        def plain(arrays: list[Array], data: PyTree) -> PyTree:
+            return self._fun(arrays, *eqx.combine(data, static))
+
+        with jax.enable_x64(self._x64):
+            given = [jax.ShapeDtypeStruct(x.shape, d) for x, d in zip(arrays, self._dtypes, strict=True)]
+            program, out = jax.make_jaxpr(plain, return_shape=True)(given, jax.tree.map(_struct, data))
+        others = jax.tree.leaves(data)
+        live = [*[True] * len(arrays), *[False] * len(others)]
+        results = self._run(program.jaxpr, program.consts, [*arrays, *others], live)
+        return jax.tree.unflatten(jax.tree.structure(out), results)
+
+    def _run(
+        self, program: Jaxpr, consts: Sequence[Any], inputs: Sequence[Any], live: Sequence[bool]
+    ) -> list[Array]:
+        """The results of a program; `live` inputs depend on the parameters."""
+        known: dict[Any, Any] = {}
+        for variable, x in zip([*program.constvars, *program.invars], [*consts, *inputs], strict=True):
+            known[variable] = _cast(x, _wide(_dtype(variable)))
+        moving = {variable for variable, moves in zip(program.invars, live, strict=True) if moves}
+
+        def read(atom: Any) -> Any:
+            return _cast(atom.val, _wide(_dtype(atom))) if isinstance(atom, Literal) else known[atom]
+
+        for equation in program.eqns:
+            if equation.primitive.name in SILENT:
+                continue
+            alive = [not isinstance(atom, Literal) and atom in moving for atom in equation.invars]
+            results = self._equation(equation, [read(atom) for atom in equation.invars], alive)
+            for variable, x in zip(equation.outvars, results, strict=True):
+                known[variable] = _cast(x, _wide(_dtype(variable)))
+                if any(alive):
+                    moving.add(variable)
+        return [read(atom) for atom in program.outvars]
+
+    def _equation(self, equation: JaxprEqn, inputs: Sequence[Any], live: Sequence[bool]) -> Sequence[Any]:
+        name, params = equation.primitive.name, equation.params
+        if name in CALLS:
+            program = next(params[key] for key in PROGRAMS if key in params)
+            closed = program if isinstance(program, ClosedJaxpr) else ClosedJaxpr(program, ())
+            return self._run(closed.jaxpr, closed.consts, inputs, live)
+        if name in FOREIGN:
+            narrow = [_dtype(atom) for atom in equation.invars]
+            for dtype in (*narrow, *(_dtype(variable) for variable in equation.outvars)) if any(live) else ():
+                if _is_float(dtype):
+                    self.precision = max(self.precision, float(jnp.finfo(dtype).eps))
+            inputs = [_cast(x, dtype) for x, dtype in zip(inputs, narrow, strict=True)]
+        elif name == "reduce_precision":
+            return inputs
+        else:
+            params = {key: self._parameter(x, any(live)) for key, x in params.items()}
+            if "precision" in params:  # how short floats are multiplied
+                params["precision"] = None
+        results = equation.primitive.bind(*inputs, **params)
+        return results if equation.primitive.multiple_results else [results]
+
+    def _parameter(self, x: Any, live: bool) -> Any:
+        """A parameter of an operation: a dtype, a program (of a loop, of a branch), or several."""
+        if isinstance(x, ClosedJaxpr):
+            inputs = [jax.ShapeDtypeStruct(v.aval.shape, _wide(_dtype(v))) for v in x.jaxpr.invars]
+            lives = [live] * len(inputs)
+            return jax.make_jaxpr(lambda *inputs: self._run(x.jaxpr, x.consts, inputs, lives))(*inputs)
+        if isinstance(x, Jaxpr):
+            return self._parameter(ClosedJaxpr(x, ()), live).jaxpr
+        if isinstance(x, np.dtype) or (isinstance(x, type) and issubclass(x, np.generic)):
+            return _wide(x)
+        if isinstance(x, tuple):
+            parts = [self._parameter(part, live) for part in x]
+            return type(x)(*parts) if hasattr(x, "_fields") else tuple(parts)
+        return x
+
+
+def double_of(dtype: Any) -> Any:
+    """The dtype of double precision for a floating-point dtype, complex if that is.
+
+    >>> double_of(jnp.bfloat16), double_of(np.complex64)
+    (dtype('float64'), dtype('complex128'))
+    """
+    return np.dtype(np.complex128 if jnp.issubdtype(dtype, jnp.complexfloating) else np.float64)
+
+
+def tolerances(precision: float) -> tuple[float, float]:
+    """What counts as rounding of a loss, and of gradients, for numbers of this machine precision.
+
+    >>> tolerances(1e-16), tolerances(1e-7)
+    ((1e-09, 1e-08), (1e-05, 0.01))
+    """
+    if precision < 1e-10:
+        return 1e-9, 1e-8
+    return (1e-5, 1e-2) if precision < 1e-6 else (4 * precision, min(0.5, 40 * precision))
+
+
+def _is_float(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.inexact)
+
+
+def _wide(dtype: Any) -> Any:
+    """What takes the place of a dtype. Floats of a byte and less are no shortcut but quantize, and stay."""
+    return double_of(dtype) if _is_float(dtype) and np.dtype(dtype).itemsize > 1 else dtype
+
+
+def _cast(x: Any, dtype: Any) -> Any:
+    """An array with this dtype; keys and the like, which have none of NumPy's, as they are."""
+    if not jnp.issubdtype(dtype, jax.dtypes.extended) and getattr(x, "dtype", None) != dtype:
+        return (
+            jax.lax.convert_element_type(x, dtype)
+            if isinstance(x, jax.Array)
+            else np.asarray(x).astype(dtype)
+        )
+    return x
+
+
+def _dtype(atom: Any) -> Any:
+    return atom.aval.dtype
+
+
+def _struct(x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
