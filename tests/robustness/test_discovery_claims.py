@@ -117,7 +117,7 @@ def test_no_false_claim_about_a_small_decoder():
     """In single precision the scale of the whole stream cannot be told from one: an epsilon breaks it."""
     check_decoder(
         [sx.PositiveDiagonal, sx.SignDiagonal],
-        {("PositiveDiagonal", 8, ()): 3, ("PositiveDiagonal", 1, ()): 0},
+        {("PositiveDiagonal", 8, ()): 5, ("PositiveDiagonal", 1, ()): 0},
         width=8,
         heads=2,
         layers=1,

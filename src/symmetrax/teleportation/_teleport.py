@@ -1,6 +1,6 @@
 """The verb `teleport`, and the one way that it and optimizers search and jump."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import equinox as eqx
@@ -13,7 +13,9 @@ from jaxtyping import Array, Float, Int, PyTree
 from symmetrax._tree import check_finite
 from symmetrax.discovery._find import find_symmetries
 from symmetrax.discovery._found import Discovery
+from symmetrax.discovery._plan import GROUPS
 from symmetrax.symmetry._base import AbstractLieSymmetry
+from symmetrax.symmetry._groups import AbstractGroup
 from symmetrax.teleportation._guard import Guard, jump, land, shortened
 from symmetrax.teleportation._levelset import AbstractPointSearch
 from symmetrax.teleportation._objectives import Objective, squared_gradient_norm
@@ -105,7 +107,12 @@ def teleport(
     return eqx.combine(there, rest), info
 
 
-def discovered(loss: Callable[[PyTree, PyTree], Array], params: PyTree, batch: PyTree) -> Discovery:
+def discovered(
+    loss: Callable[[PyTree, PyTree], Array],
+    params: PyTree,
+    batch: PyTree,
+    groups: Sequence[type[AbstractGroup]] = GROUPS,
+) -> Discovery:
     """The symmetries of a loss, of which at least one can be teleported along.
 
     Raises ValueError inside compiled code, and if there is none.
@@ -116,11 +123,18 @@ def discovered(loss: Callable[[PyTree, PyTree], Array], params: PyTree, batch: P
             "symmetries once outside, found = find_symmetries(loss, params, key), and pass "
             "found.joined(compact=False)."
         )
-    found = find_symmetries(loss, params, jax.random.key(0), batch=batch)
+    found = find_symmetries(loss, params, jax.random.key(0), batch=batch, groups=groups)
     whole = found.joined(compact=False)
     if whole is None or whole.zero().size == 0:
+        more = (
+            ""
+            if tuple(groups) == GROUPS
+            else "transport='carry' cannot move the optimizer's state along linear groups, which were not "
+            "looked for: 'keep' and 'reset' can. "
+        )
         raise ValueError(
-            f"symmetry='auto' found nothing to teleport along, no exact scaling or linear group. {found}"
+            "symmetry='auto' found nothing to teleport along, no exact scaling or linear group. "
+            f"{more}{found}"
         )
     return found
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from symmetrax._tree import select
 from symmetrax.discovery._found import Discovery
+from symmetrax.discovery._plan import GROUPS
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.teleportation._guard import NOT_MEASURED
 from symmetrax.teleportation._levelset import AbstractPointSearch
@@ -34,7 +35,7 @@ from symmetrax.teleportation._teleport import (
     settled_guard,
     travel,
 )
-from symmetrax.teleportation._transport import carry
+from symmetrax.teleportation._transport import carry, groups_carried
 
 TRANSPORTS = ("keep", "carry", "reset")
 
@@ -93,7 +94,9 @@ def teleported(
 
     With `symmetry="auto"` the symmetries are found by `init`, outside compiled code, from `loss(params,
     batch)`, which must then be given here, with a `batch` (or a function of a key that draws one) if it needs
-    data. All exact ones but rotations are used together; `optax.tree.get(state, "found")` is the `Discovery`.
+    data. With transport="carry" only groups are looked for along which the state of `inner` can be carried
+    (scalings, if it holds squares). All exact ones but rotations are used together; `optax.tree.get(state,
+    "found")` is the `Discovery`.
 
     >>> import jax, jax.numpy as jnp, optax, symmetrax as sx
     >>> task = sx.booth(start=[5.0, -5.0])
@@ -139,11 +142,13 @@ def teleported(
         if isinstance(symmetry, AbstractLieSymmetry):
             symmetry.check(params)
         auto = loss if isinstance(symmetry, str) else None
-        found = None if auto is None else discovered(auto, params, batch)
+        inside = stepper.init(params)
+        groups = groups_carried(inside, params) if auto and transport == "carry" else GROUPS
+        found = None if auto is None else discovered(auto, params, batch, groups)
         _, nowhere = along(found)
         return TeleportedState(
             count=jnp.array(0),
-            inner=stepper.init(params),
+            inner=inside,
             algebra=nowhere,
             defect=jnp.array(NOT_MEASURED),
             refused=jnp.array(0),

@@ -4,9 +4,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import equinox as eqx
+import jax
 from jaxtyping import PyTree
 
+from symmetrax._tree import leaf_names
+from symmetrax.discovery._certify import as_pattern
+from symmetrax.discovery._plan import GROUPS, MATRICES
 from symmetrax.symmetry._base import AbstractLieSymmetry
+from symmetrax.symmetry._groups import AbstractGroup, PositiveDiagonal
+from symmetrax.symmetry._matrix_groups import GeneralLinear
 from symmetrax.symmetry._network import NetworkSymmetry
 from symmetrax.symmetry._shift import LogitShift
 
@@ -79,6 +85,32 @@ def carry(
         **dict.fromkeys(CONSTANTS, lambda tree: tree),
     }
     return _carried(state, moves, "state")
+
+
+def groups_carried(state: PyTree, params: PyTree) -> tuple[type[AbstractGroup], ...]:
+    """The groups that `find_symmetries` finds along which `carry` can move this state.
+
+    Raises ValueError, as `carry` does, if there are none.
+    """
+    arrays = eqx.filter(params, eqx.is_inexact_array)
+    named = zip(leaf_names(arrays), jax.tree.leaves(arrays), strict=True)
+    axes = [(name, leaf.shape) for name, leaf in named if leaf.ndim and leaf.size]
+
+    def moved(group: type) -> None:
+        """Carry the state along a stand-in: the group on the first axis of one array."""
+        (name, shape), *_ = axes
+        leg = " ".join(["g", *"_" * (len(shape) - 1)])
+        symmetry = NetworkSymmetry({"g": group(shape[0])}, {as_pattern(name): leg}, params)
+        eqx.filter_eval_shape(lambda s, p: carry(s, symmetry, symmetry.identity(), p), state, params)
+
+    if not axes:
+        return GROUPS
+    moved(PositiveDiagonal)
+    try:
+        moved(GeneralLinear)
+    except ValueError:
+        return tuple(group for group in GROUPS if group not in MATRICES)
+    return GROUPS
 
 
 def _carried(state: Any, moves: dict[str, Callable[[PyTree], PyTree]], where: str) -> Any:
