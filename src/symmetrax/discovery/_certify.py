@@ -141,9 +141,10 @@ class Certifier:
             value, gradient = self._loss.gradient(trial.leaves | there, trial.batch)
             carried = trial.gradient | self._moved(symmetry, symmetry.dual(element), trial.gradient)
             changes[trial.fresh].append(self._loss.apart(value, trial.value))
-            for path, least in self._rounding(gradient).items():
-                gap, size = _norm([gradient[path] - carried[path]]), _norm([gradient[path]])
-                residuals[path].append(0.0 if gap == 0 else gap / max(size, least))
+            lengths = {path: _norm([part]) for path, part in gradient.items()}
+            for path, least in self._rounding(lengths).items():
+                gap = _norm([gradient[path] - carried[path]])
+                residuals[path].append(0.0 if gap == 0 else gap / max(lengths[path], least))
         return Certificate(
             invariance=float(np.max(changes[False])),
             fresh=float(np.max(changes[True])) if changes[True] else None,
@@ -154,14 +155,14 @@ class Certifier:
             moved=float(np.min(moves)),
         )
 
-    def _rounding(self, gradient: Leaves) -> dict[str, float]:
+    def _rounding(self, lengths: Mapping[str, float]) -> dict[str, float]:
         """For each array, the length of a gradient of which the tolerance is what rounding makes of it.
 
         Arrays have different units: what compares them is the change of the loss along each, gradient times
         size.
         """
         sizes = self._loss.sizes()
-        effect = max(self._loss.variation, *(_norm([gradient[path]]) * size for path, size in sizes.items()))
+        effect = max(self._loss.variation, *(lengths[path] * size for path, size in sizes.items()))
         share = 100 * self._loss.precision / self._gradient_tolerance
         return {path: share * effect / size for path, size in sizes.items()}
 
