@@ -70,7 +70,7 @@ class Cost:
 
     def __str__(self) -> str:
         return (
-            f"{self.checks} evaluations to check, {self.points} gradients at generic points; at most "
+            f"{self.checks} checks, {self.points} gradients at generic points; at most "
             f"{self.idle} for arrays without a gradient, {self.segments} more for fused axes, "
             f"{self.permutations} for permutations, {self.signs} for signs, {self.certificates} for "
             "certificates"

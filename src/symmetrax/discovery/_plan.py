@@ -44,7 +44,7 @@ def discovery_cost(
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> params = {"w": jnp.ones((4, 3)), "b": jnp.zeros(4), "out": jnp.ones((2, 4))}
     >>> print(discovery_cost(params, groups=[sx.PositiveDiagonal]))
-    3 evaluations to check, 15 gradients at generic points; at most 4 for arrays without a gradient, 0 more
+    3 checks, 15 gradients at generic points; at most 4 for arrays without a gradient, 0 more
     for fused axes, 0 for permutations, 0 for signs, 36 for certificates
     """
     return Plan.of(params, groups, heads, trials).cost
