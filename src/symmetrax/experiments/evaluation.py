@@ -16,6 +16,7 @@ from symmetrax.learned._recipe import Recipe
 from symmetrax.tasks._base import AbstractTask
 from symmetrax.tasks._families import make_family
 from symmetrax.teleportation._guard import Guard
+from symmetrax.teleportation._schedule import times
 
 
 def evaluate_artifact(
@@ -75,8 +76,5 @@ def _recipe(network: Any, training: dict[str, Any], steps: int, symmetry: Any) -
     """The network used as it was trained: the same steps teleport, guarded or not, where that is possible."""
     if not network.config().get("algebra") or symmetry is None:
         return Recipe()
-    schedule = training.get("schedule")
-    on = range(steps) if schedule is None else [t for t in schedule if t < steps]
-    teleports = np.zeros(steps, bool)
-    teleports[list(on)] = True
+    teleports = times(training.get("schedule"), steps)
     return Recipe(jnp.asarray(teleports), Guard() if training.get("guarded", True) else None)

@@ -1,9 +1,9 @@
 """How a learned optimizer is used on a task: what it is allowed to do there."""
 
-from collections.abc import Iterable
 from typing import Any, get_args
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -13,6 +13,22 @@ from symmetrax.learned._base import AbstractLearnedOptimizer, Order, Want
 from symmetrax.learned._leap import Gate, Transport
 from symmetrax.tasks._base import AbstractTask
 from symmetrax.teleportation._guard import Guard
+from symmetrax.teleportation._schedule import Schedule, settled
+from symmetrax.teleportation._schedule import times as when
+
+
+def _booleans(teleports: Any) -> Any:
+    """Booleans as an array; raises ValueError for what are none."""
+    if teleports is None:
+        return None
+    if not isinstance(teleports, jax.Array | np.ndarray):
+        teleports = settled(teleports)
+    if isinstance(teleports, jax.Array | np.ndarray) and teleports.dtype == bool:
+        return jnp.asarray(teleports)
+    raise ValueError(
+        f"Recipe(teleports=...) takes one boolean for each step, got {teleports!r}: to name the steps "
+        "that teleport, write Recipe.at([2, 5], steps=12)."
+    )
 
 
 class Recipe(eqx.Module):
@@ -31,7 +47,7 @@ class Recipe(eqx.Module):
     (4,)
     """
 
-    teleports: Bool[Array, " steps"] | None = None
+    teleports: Bool[Array, " steps"] | None = eqx.field(converter=_booleans, default=None)
     guard: Guard | None = Guard()
     meta_order: int = eqx.field(static=True, default=1)
     transport: Transport = eqx.field(static=True, default="keep")
@@ -40,7 +56,7 @@ class Recipe(eqx.Module):
     order: Order = eqx.field(static=True, default="step-first")
 
     @classmethod
-    def at(cls, times: Iterable[int], steps: int, **options: Any) -> "Recipe":
+    def at(cls, times: Schedule, steps: int, **options: Any) -> "Recipe":
         """The recipe that teleports at these of `steps` steps, counted from 0; `options`: the other fields.
 
         Raises ValueError for times outside the horizon.
@@ -51,16 +67,14 @@ class Recipe(eqx.Module):
         Traceback (most recent call last):
         ValueError: The schedule has step 10, outside the horizon of 6 steps, counted from 0 to 5.
         """
-        times = sorted(set(times))
-        outside = [t for t in times if not 0 <= t < steps]
+        schedule = settled(times)
+        outside = [t for t in schedule if t >= steps] if isinstance(schedule, tuple) else []
         if outside:
             raise ValueError(
-                f"The schedule has step {outside[-1]}, outside the horizon of {steps} steps, counted from 0 "
+                f"The schedule has step {max(outside)}, outside the horizon of {steps} steps, counted from 0 "
                 f"to {steps - 1}."
             )
-        teleports = np.zeros(steps, bool)
-        teleports[times] = True
-        return cls(jnp.asarray(teleports), **options)
+        return cls(jnp.asarray(when(schedule, steps)), **options)
 
     def __call__(
         self, network: AbstractLearnedOptimizer, task: AbstractTask

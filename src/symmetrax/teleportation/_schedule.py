@@ -1,12 +1,13 @@
 """When a teleport is due."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 
@@ -22,11 +23,20 @@ class Plateau(eqx.Module):
     patience: int | Int[Array, ""] = 10
     rtol: float | Float[Array, ""] = 1e-3
 
+    def __check_init__(self):
+        if isinstance(self.patience, int) and self.patience < 1:
+            raise ValueError(f"Plateau waits for at least one step, got patience={self.patience}.")
+
 
 #: Steps at which a teleport happens: their numbers (from 0), a function of the step count, one boolean per
 #: step (an array may be traced, so that a sweep over schedules compiles once), a plateau of the loss, or None
-#: for every step.
-Schedule = Iterable[int] | Callable[[Array], Any] | Bool[Array | np.ndarray, " steps"] | Plateau | None
+#: for every step. `settled` checks that it is one of these.
+Schedule = Iterable[Any] | Callable[[Array], Any] | Array | np.ndarray | Plateau | None
+
+
+#: Iterables that are no steps, or are looked at as a whole.
+NO_STEPS = (str, bytes, Mapping, jax.Array, np.ndarray)
+MOST_STEPS = np.iinfo(np.int32).max
 
 
 class Progress(NamedTuple):
@@ -43,8 +53,11 @@ def every(steps: int, start: int = 0) -> Callable[[Array], Array]:
     >>> [bool(due(every(3, start=1), jnp.array(count))) for count in range(5)]
     [False, True, False, False, True]
     """
-    if steps < 1:
-        raise ValueError(f"every() needs at least one step between teleports, got {steps}.")
+    if not (_is_whole(steps) and _is_whole(start)) or steps < 1:
+        raise ValueError(
+            f"every() needs a whole number of steps between teleports, at least one, got every({steps!r}, "
+            f"start={start!r})."
+        )
     return lambda count: (count >= start) & ((count - start) % steps == 0)
 
 
@@ -55,6 +68,7 @@ def due(schedule: Schedule, count: Int[Array, ""], progress: Progress | None = N
     >>> [bool(due({2, 5}, jnp.array(count))) for count in range(4)]
     [False, False, True, False]
     """
+    schedule = settled(schedule)
     if isinstance(schedule, Plateau):
         if progress is None:
             raise ValueError("A Plateau needs the losses so far: use it as the schedule of `teleported`.")
@@ -65,17 +79,67 @@ def due(schedule: Schedule, count: Int[Array, ""], progress: Progress | None = N
         return jnp.asarray(schedule(count), bool)
     if isinstance(schedule, jax.Array | np.ndarray) and schedule.dtype == bool:
         return jnp.any(jnp.asarray(schedule) & (jnp.arange(len(schedule)) == count))
-    return jnp.any(jnp.array(list(schedule), int) == count)
+    return jnp.any(jnp.asarray(schedule, int) == count)
 
 
-def settled(schedule: Schedule) -> Schedule:
-    """A schedule that can be read many times: an iterator is read now."""
-    return tuple(schedule) if isinstance(schedule, Iterator) else schedule
+def times(schedule: Schedule, steps: int) -> Bool[np.ndarray, " all"]:
+    """Which of the first `steps` steps teleport.
+
+    >>> times({0, 2, 9}, 4).tolist()
+    [True, False, True, False]
+    """
+    schedule = settled(schedule)
+    return np.array([bool(due(schedule, jnp.array(step))) for step in range(steps)], bool)
+
+
+def settled(schedule: Any) -> Schedule:
+    """A schedule that can be read many times: None, a function, a `Plateau`, an array or a tuple.
+
+    Raises ValueError for what is no schedule.
+
+    >>> settled([True, False, True]).tolist(), settled(iter([3, 5]))
+    ([True, False, True], (3, 5))
+    """
+    if schedule is None or isinstance(schedule, Plateau):
+        return schedule
+    if callable(schedule) and not isinstance(schedule, type):
+        return schedule
+    if _is_whole(schedule):
+        raise ValueError(
+            f"`schedule` must be the steps that teleport, got the number {schedule}: write every({schedule}) "
+            f"to teleport every {schedule} steps, or {{{schedule}}} to teleport before step {schedule} alone."
+        )
+    read = schedule
+    if isinstance(schedule, Iterable) and not isinstance(schedule, NO_STEPS):
+        read = tuple(schedule)
+        if all(_is_whole(entry) and 0 <= entry <= MOST_STEPS for entry in read):
+            return tuple(int(entry) for entry in read)
+        if all(_is_flag(entry) for entry in read) and not isinstance(schedule, Set):
+            return jnp.stack([jnp.asarray(entry) for entry in read])
+    elif isinstance(schedule, jax.Array | np.ndarray) and schedule.ndim == 1:
+        whole = jnp.issubdtype(schedule.dtype, jnp.integer)
+        if schedule.dtype == bool or (whole and isinstance(schedule, Tracer)):
+            return schedule
+        if not isinstance(schedule, Tracer) and (whole or not len(schedule)):
+            return settled(np.asarray(schedule, int).tolist())
+    raise ValueError(
+        "`schedule` must be the numbers of the steps that teleport, counted from 0, one boolean for each "
+        "step, a function of the step's number such as every(10), a Plateau, or None for every step, got "
+        f"{read!r}."
+    )
+
+
+def _is_whole(number: Any) -> bool:
+    return isinstance(number, int | np.integer) and not isinstance(number, bool)
+
+
+def _is_flag(entry: Any) -> bool:
+    return isinstance(entry, bool | np.bool) or (isinstance(entry, jax.Array) and entry.dtype == bool)
 
 
 def beginning() -> Progress:
     """Before the first loss."""
-    return Progress(jnp.array(jnp.inf), jnp.array(0))
+    return Progress(jnp.array(jnp.inf, float), jnp.zeros((), int))
 
 
 def watched(schedule: Plateau, progress: Progress, value: Float[Array, ""]) -> Progress:
