@@ -239,7 +239,6 @@ def strange():
 @pytest.mark.parametrize(
     ("optimizer", "words"),
     [
-        (optax.lbfgs(), r"does not know what ScaleByLBFGSState.params\['b1'\] is"),
         (optax.chain(optax.clip(1.0), strange()), r"does not know what Strange.mystery\['b1'\] is"),
         (optax.adafactor(0.1), r"does not know what FactoredState.v_row\['b1'\] is"),
         (optax.contrib.prodigy(), r"does not know what ProdigyState.exp_avg\['b1'\] is"),

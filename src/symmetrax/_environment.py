@@ -7,6 +7,7 @@ import jax
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 
+from symmetrax._keys import check_key
 from symmetrax._unroll import Carry, begin, step
 from symmetrax.learned._base import AbstractLearnedOptimizer, Want, look
 from symmetrax.learned._features import Info, Move, example_info
@@ -61,6 +62,7 @@ class Environment(eqx.Module):
 
     def reset(self, key: Key[Array, ""]) -> Carry:
         """The random start of the task, as `unroll` has it for the same key."""
+        check_key(key)
         return begin(self.recipe(_Told(Move()), self.task), self.task, key)
 
     def observe(self, state: Carry, wants: tuple[Want, ...] = ()) -> Info:

@@ -9,12 +9,14 @@ holds f(x_1) ... f(x_T).
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from symmetrax._extras import bound, updated
+from symmetrax._keys import check_key
+from symmetrax._programs import compiled
 from symmetrax._tree import check_finite, safe_norm
 from symmetrax.learned._networks import GATES
 from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
@@ -70,6 +72,7 @@ def begin(transform: optax.GradientTransformation, task: AbstractTask, key: Key[
     >>> begin(optax.sgd(0.1), sx.booth(start=[5.0, -5.0]), jax.random.key(0)).value.item()
     144.0
     """
+    check_key(key)
     at, first, rest = jax.random.split(key, 3)
     params, batch = task.init(at), task.batch(first)
     value, gradient = jax.value_and_grad(task.loss)(params, batch)
@@ -84,20 +87,14 @@ def step(transform: optax.GradientTransformation, task: AbstractTask, carry: Car
     >>> step(optax.sgd(0.1), task, begin(optax.sgd(0.1), task, jax.random.key(0))).count.item()
     1
     """
-    data, own = jax.random.split(jax.random.fold_in(carry.key, carry.count))
-    after = task.batch(data)
+    fresh, own = jax.random.split(jax.random.fold_in(carry.key, carry.count))
+    after = task.batch(fresh)
     # Equal arrays, but these do not change in the loop: what an action computes from them alone leaves it.
     now = after if task.same_batch else carry.batch
-    updates, state = optax.with_extra_args_support(transform).update(
-        carry.gradient,
-        carry.state,
-        carry.params,
-        value=carry.value,
-        grad=carry.gradient,
-        value_fn=lambda params: task.loss(params, now),
-        batch=now,
-        key=own,
-    )
+    data = {"batch": now, "key": own}
+    value_fn = bound(lambda params: task.loss(params, now), data)
+    told = {"value": carry.value, "grad": carry.gradient, "value_fn": value_fn, **data}
+    updates, state = updated(transform, carry.gradient, carry.state, carry.params, told)
     params = optax.apply_updates(carry.params, updates)
     value, gradient = jax.value_and_grad(task.loss)(params, after)
     return Carry(params, state, after, value, gradient, carry.key, carry.count + 1)
@@ -184,12 +181,13 @@ def unroll(
     >>> trace.loss.shape, trace.loss[0].item(), bool(trace.loss[-1] < 10.0)
     ((13,), 144.0, True)
     """
+    check_key(key)
     start, trace = _unroll(transform, task, key, steps, watch, points)
     check_finite(start, "start from")
     return trace
 
 
-@eqx.filter_jit
+@compiled
 def _unroll(transform, task, key, steps, watch, points):
     carry = begin(transform, task, key)
     trace = _from_start(lambda c: step(transform, task, c), carry, steps, watch, points, None)
@@ -296,13 +294,14 @@ def unroll_many(
     >>> unroll_many(descent, 0.05, family, jax.random.key(0), steps=12, tasks=100).loss.shape
     (13, 100)
     """
+    check_key(key)
     if tasks < 1:
         raise ValueError(f"`unroll_many` needs at least one task, got tasks={tasks}.")
     shape = family.shapes[0] if shape is None else shape
     return _unroll_many(make_transform, network, family, key, steps, tasks, shape, watch, points)
 
 
-@eqx.filter_jit
+@compiled
 def _unroll_many(make_transform, network, family, key, steps, tasks, shape, watch, points):
     crew = begin_many(make_transform, network, family, shape, tasks, key)
     one_step, axis = _each(make_transform, network, family, shape, crew)

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
+from symmetrax._keys import check_key
 from symmetrax.discovery._certify import HOLDS, Certifier, symmetry_of
 from symmetrax.discovery._chains import Chain, chains
 from symmetrax.discovery._discrete import (
@@ -78,6 +79,7 @@ def find_symmetries(
     PositiveDiagonal(4) exact {'b': 's0', 'out': '_ s0*', 'w': 's0 _'}
     Permutation(4) exact {'b': 'p1', 'out': '_ p1', 'w': 'p1 _'}
     """
+    check_key(key)
     start = time.perf_counter()
     plan = Plan.of(params, groups, heads, trials)
     plan.afford(budget)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from symmetrax._extras import one_program
 from symmetrax._tree import all_finite, select
 from symmetrax.learned._features import Info, Move, ordinary
 from symmetrax.learned._leap import Gate, Leap, Transport, leap_from
@@ -269,7 +270,7 @@ def _transformation(network, symmetry, schedule, guard, meta_order, transport, a
             raise ValueError("as_printed applies the momentum twice, but this network emits none.")
         return select(now, _step(move, info._replace(previous=step)), step)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, one_program(update))
 
 
 def _told(state: LearnedState, leap: Leap, previous: PyTree) -> LearnedState:

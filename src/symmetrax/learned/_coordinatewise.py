@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
+from symmetrax._keys import check_key
 from symmetrax.learned._base import AbstractLearnedOptimizer
 from symmetrax.learned._features import Info, Move, example_info, log_and_sign
 from symmetrax.learned._networks import LSTM, Linear, LSTMState
@@ -67,6 +68,7 @@ class CoordinatewiseLSTM(AbstractLearnedOptimizer):
         preprocessing: Preprocessing = "log_and_sign",
         key: Key[Array, ""],
     ):
+        check_key(key)
         if preprocessing not in PREPROCESSING:
             known = ", ".join(get_args(Preprocessing))
             raise ValueError(f"`preprocessing` must be one of {known}, got {preprocessing!r}.")

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
+from symmetrax._keys import check_key
 from symmetrax.learned._base import AbstractLearnedOptimizer, Want
 from symmetrax.learned._features import Info, Move, largest_entry
 from symmetrax.learned._networks import LSTM, Linear, LSTMState
@@ -78,6 +79,7 @@ class PerNeuronLSTM(AbstractLearnedOptimizer):
     reach: float = eqx.field(static=True)
 
     def __init__(self, *, width: int = 20, depth: int = 2, reach: float | int = 0.5, key: Key[Array, ""]):
+        check_key(key)
         if min(width, depth) < 1 or not reach > 0:
             raise ValueError(
                 "PerNeuronLSTM needs width and depth of at least 1 and a positive reach, got "

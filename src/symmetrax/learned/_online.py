@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from symmetrax._extras import one_program
 from symmetrax._tree import all_finite, select
 from symmetrax.learned._leap import unless
 from symmetrax.learned._numbers import as_before, check_whole, hold, own, settled_state
@@ -198,7 +199,7 @@ def online_teleported(
         after = after._replace(last=jax.tree.map(own, after.last))
         return held.updates(displacement, updates), as_before(after, state)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, one_program(update))
 
 
 def step_end(

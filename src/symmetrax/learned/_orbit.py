@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
+from symmetrax._keys import check_key
 from symmetrax.learned._base import AbstractLearnedOptimizer, Want
 from symmetrax.learned._features import Info, Length, Move
 from symmetrax.learned._heads import between, check_heads, coordinates
@@ -111,6 +112,7 @@ class OrbitLSTM(AbstractLearnedOptimizer):
         depth: int = 2,
         key: Key[Array, ""],
     ):
+        check_key(key)
         unknown = set(sees) - set(SEES)
         if unknown:
             raise ValueError(f"Cannot see {sorted(unknown)}; choose from {', '.join(SEES)}.")

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
+from symmetrax._keys import check_key
 from symmetrax.learned._base import AbstractLearnedOptimizer
 from symmetrax.learned._features import Info, Move, cut
 from symmetrax.learned._heads import RATES, check_heads, coordinates, scalars
@@ -68,6 +69,7 @@ class PairLSTM(AbstractLearnedOptimizer):
         depth: int = 2,
         key: Key[Array, ""],
     ):
+        check_key(key)
         sizes = tuple(sizes)
         if len(sizes) < 3 or min(*sizes, width, depth) < 1:
             raise ValueError(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from symmetrax._keys import check_key
 from symmetrax.learned._base import AbstractLearnedOptimizer
 from symmetrax.learned._features import Info, Move, cut, example_info
 from symmetrax.learned._networks import LSTM, Linear, LSTMState
@@ -76,6 +77,7 @@ class RNNProp(AbstractLearnedOptimizer):
         beta2: float = 0.95,
         key: Key[Array, ""],
     ):
+        check_key(key)
         if min(width, depth) < 1 or not scale > 0:
             raise ValueError(
                 "RNNProp needs width and depth of at least 1 and a positive scale, got "

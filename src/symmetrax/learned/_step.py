@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
+from symmetrax._keys import check_key
 from symmetrax.learned._base import AbstractLearnedOptimizer
 from symmetrax.learned._features import Info, Length, Move, example_info
 from symmetrax.learned._heads import check_heads, scalars
@@ -98,6 +99,7 @@ class StepLSTM(AbstractLearnedOptimizer):
         depth: int = 2,
         key: Key[Array, ""],
     ):
+        check_key(key)
         self.emits = check_heads(emits, EMITS, rates, None, False)
         if "step_size" not in self.emits:
             raise ValueError(f"A StepLSTM emits a step size: `emits` must name it, got {tuple(emits)}.")

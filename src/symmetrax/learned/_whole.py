@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
+from symmetrax._keys import check_key
 from symmetrax.learned._base import AbstractLearnedOptimizer, Want
 from symmetrax.learned._features import INPUTS, Info, Move, cut, example_info
 from symmetrax.learned._heads import RATES, check_heads, coordinates, scalars
@@ -60,6 +61,7 @@ class AbstractWhole(AbstractLearnedOptimizer):
         inputs: Sequence[str] = (),
         key: Key[Array, ""],
     ):
+        check_key(key)
         unknown = set(inputs) - set(INPUTS)
         if unknown:
             raise ValueError(f"Unknown inputs {sorted(unknown)}; choose from {', '.join(INPUTS)}.")

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
+from symmetrax._keys import check_key
 from symmetrax.metatrain._estimators import AbstractMetaGradient
 from symmetrax.metatrain._loop import MetaTrained, Progress, meta_train
 from symmetrax.metatrain._stopping import EarlyStopping, better, validations
@@ -99,6 +100,7 @@ def curriculum_train(
     >>> [(stage.steps, stage.validated_on) for stage in trained.stages]
     [(5, 10), (10, 10)]
     """
+    check_key(key)
     if not horizons or any(later <= earlier for earlier, later in itertools.pairwise(horizons)):
         raise ValueError(f"A curriculum needs horizons, each longer than the one before, got {horizons}.")
     folder = None if checkpoints is None else pathlib.Path(checkpoints)

@@ -26,6 +26,8 @@ from symmetrax._files import (
     restore,
     save_arrays,
 )
+from symmetrax._keys import check_key
+from symmetrax._programs import compiled
 from symmetrax._tree import all_finite, safe_norm, select
 from symmetrax.metatrain._devices import place, spread
 from symmetrax.metatrain._estimators import AbstractMetaGradient
@@ -133,6 +135,7 @@ def meta_train(
     >>> trained.losses.shape, trained.skipped.tolist()
     ((2, 20), [0, 0])
     """
+    check_key(key)
     if min(runs, seeds, chunk) < 1:
         raise ValueError(
             f"meta_train needs at least one run, seed and run per chunk, got runs={runs}, seeds={seeds}, "
@@ -224,7 +227,7 @@ def _validated(stopping: EarlyStopping, state: _State, index: int) -> _State:
     return state._replace(best=best, validation=curve)
 
 
-@eqx.filter_jit
+@compiled
 def _initial(make_network, optimizer, keys, networks) -> tuple[PyTree, PyTree, Int[Array, " seeds"]]:
     """Networks (fresh ones unless given), outer states and counts of all seeds, in one program."""
     if networks is None:
@@ -233,7 +236,7 @@ def _initial(make_network, optimizer, keys, networks) -> tuple[PyTree, PyTree, I
     return networks, jax.vmap(optimizer.init)(networks), jnp.zeros(len(keys), int)
 
 
-@eqx.filter_jit
+@compiled
 def _train(estimator, optimizer, state, keys, done, count, shape):
     """`count` runs of every seed, from run number `done`."""
 

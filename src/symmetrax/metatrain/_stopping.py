@@ -7,6 +7,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from symmetrax._programs import compiled
 from symmetrax._tree import select
 
 
@@ -69,13 +70,13 @@ def improved(curve: Float[np.ndarray, "seeds rounds"]) -> Bool[np.ndarray, " see
     return waited(curve) == 0
 
 
-@eqx.filter_jit
+@compiled
 def validations(validate: Callable, networks: PyTree) -> Float[Array, " seeds"]:
     """The number of every seed's network, in one program."""
     return eqx.filter_vmap(validate)(networks)
 
 
-@eqx.filter_jit
+@compiled
 def better(is_better: Bool[Array, " seeds"], networks: PyTree, best: PyTree) -> PyTree:
     """For each seed the new network where it is better, else the best one so far."""
     return eqx.filter_vmap(select)(is_better, networks, best)

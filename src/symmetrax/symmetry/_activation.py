@@ -11,6 +11,7 @@ import jax.scipy.linalg as jsl
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
+from symmetrax._keys import check_key
 from symmetrax._tree import known_name, leaf_names, relative
 from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition
 from symmetrax.symmetry._inverse import inverse
@@ -149,6 +150,7 @@ class ActivationGL(AbstractLieSymmetry):
 
     def sample(self, key: Key[Array, ""]) -> Element:
         """Rotations times scalings between e^-1/2 and e^1/2 times rotations: condition number at most e."""
+        check_key(key)
         keys = jax.random.split(key, len(self.sizes))
         return tuple(_well_conditioned(*pair) for pair in zip(keys, self.sizes, strict=True))
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
+from symmetrax._keys import check_key
 from symmetrax._text import near_match
 from symmetrax._tree import leaf_names
 from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition
@@ -82,6 +83,7 @@ class NetworkSymmetry(AbstractLieSymmetry):
         return {name: group.dual(a[name]) for name, group in self.spaces.items()}
 
     def sample(self, key: Key[Array, ""]) -> dict[str, Any]:
+        check_key(key)
         keys = jax.random.split(key, len(self.spaces))
         return {name: group.sample(k) for k, (name, group) in zip(keys, self.spaces.items(), strict=True)}
 

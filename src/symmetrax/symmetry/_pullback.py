@@ -5,6 +5,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
+from symmetrax._keys import check_key
 from symmetrax._tree import relative
 from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition, check_vector
 from symmetrax.symmetry._maps import AbstractMap
@@ -56,6 +57,7 @@ class Pullback(AbstractLieSymmetry):
         return self.group.inverse(a)
 
     def sample(self, key: Key[Array, ""]) -> Float[Array, "n n"]:
+        check_key(key)
         return self.group.sample(key)
 
     def exp(self, coordinates: Float[Array, " k"]) -> Float[Array, "n n"]:

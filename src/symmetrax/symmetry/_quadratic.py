@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
+from symmetrax._keys import check_key
 from symmetrax._matrices import regular, symmetric
 from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition, check_vector
 from symmetrax.symmetry._matrix_groups import isometry, product, shortened, skew
@@ -79,6 +80,7 @@ class QuadraticForm(AbstractLieSymmetry):
         return product(self.signature, product(a.T, self.signature))
 
     def sample(self, key: Key[Array, ""]) -> Float[Array, "n n"]:
+        check_key(key)
         return self.exp(jax.random.normal(key, self.algebra, self.matrix.dtype))
 
     def exp(self, coordinates: Float[Array, " k"]) -> Float[Array, "n n"]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
+from symmetrax._keys import check_key
 from symmetrax._tree import leaf_names
 from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition
 from symmetrax.symmetry._layouts import Layout
@@ -84,6 +85,7 @@ class LogitShift(AbstractLieSymmetry):
         return coordinates
 
     def sample(self, key: Key[Array, ""]) -> Float[Array, " k"]:
+        check_key(key)
         return jax.random.normal(key, self.algebra)
 
     def act(self, a: Float[Array, " k"], params: PyTree, batch: PyTree = None) -> PyTree:

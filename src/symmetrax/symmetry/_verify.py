@@ -9,6 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
+from symmetrax._extras import explained
+from symmetrax._keys import check_key
+from symmetrax._programs import compiled
 from symmetrax._tree import leaf_names
 from symmetrax.symmetry._base import AbstractSymmetry
 from symmetrax.symmetry._diagnose import Suspect, suspects
@@ -124,6 +127,7 @@ def verify(
     >>> sx.verify(task.loss, jnp.zeros(2), wrong, jax.random.key(0)).invariance > 0.1
     True
     """
+    check_key(key)
     if trials < 1:
         raise ValueError(f"verify needs at least one trial, got trials={trials}.")
     numbers, rest = eqx.partition(params, eqx.is_inexact_array)
@@ -182,12 +186,12 @@ def _relative(x: PyTree, y: PyTree, reference: PyTree, least: float = 0.0) -> fl
         return 0.0 if gap == 0 else gap / float(np.maximum(_norm(reference), np.maximum(least, 1e-30)))
 
 
-@eqx.filter_jit
+@compiled
 def _values(loss, outputs, numbers, rest, batch):
     """The loss, its gradient, and the outputs."""
 
     def value(numbers):
-        return loss(eqx.combine(numbers, rest), batch)
+        return explained(loss, eqx.combine(numbers, rest), batch)
 
     said = None if outputs is None else outputs(eqx.combine(numbers, rest), batch)
     return *jax.value_and_grad(value)(numbers), said

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from symmetrax._keys import check_key
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.teleportation._landscape import curvature, orbit_germ, unit_direction
 from symmetrax.teleportation._orbit import Orbit
@@ -31,6 +32,9 @@ class CurvatureStep(AbstractSearch):
     rate: float | Float[Array, ""] = 0.05
     bound: float | Float[Array, ""] = 1.0
     down: bool = eqx.field(static=True, default=False)
+
+    def __check_init__(self):
+        check_key(self.key)
 
     def __call__(self, orbit: Orbit) -> Float[Array, "..."]:
         zero = orbit.zero()

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 
+from symmetrax._keys import check_key
 from symmetrax._tree import safe_norm, squared_norm
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.teleportation._objectives import AbstractObjective
@@ -80,6 +81,7 @@ class Sharpness(AbstractObjective):
     radii: tuple[float | Float[Array, ""], ...] | Float[Array, " radii"] = (0.01, 0.02, 0.05, 0.1)
 
     def __check_init__(self):
+        check_key(self.key)
         if self.directions < 1:
             raise ValueError(f"Sharpness needs at least one direction, got directions={self.directions}.")
         if len(self.radii) < 1:
@@ -128,6 +130,7 @@ class Curvature(AbstractObjective):
     batch: PyTree = None
 
     def __check_init__(self):
+        check_key(self.key)
         if self.curves < 1:
             raise ValueError(f"Curvature needs at least one curve, got curves={self.curves}.")
 

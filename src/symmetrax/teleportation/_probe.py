@@ -9,6 +9,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
+from symmetrax._extras import explained
+from symmetrax._keys import check_key
+from symmetrax._programs import once, opened
 from symmetrax._tree import check_finite
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.teleportation._guard import Guard
@@ -78,6 +81,7 @@ def teleport_gain(
     >>> round(float(found.headroom), 3)
     1.0
     """
+    check_key(key)
     if samples < 2:
         raise ValueError(f"teleport_gain compares elements: it needs at least two samples, got {samples}.")
     check_search(symmetry, None)
@@ -85,9 +89,21 @@ def teleport_gain(
     check_finite(numbers, "probe the orbit of")
     chosen = settled_guard(guard, symmetry)
 
-    def value_fn(w: PyTree) -> Float[Array, ""]:
-        return loss(eqx.combine(w, rest), batch)
+    def whole(w: PyTree, batch: PyTree) -> Float[Array, ""]:
+        return explained(loss, eqx.combine(w, rest), batch)
 
+    apply, constants = opened(whole, numbers, batch)
+
+    def probed(constants: list, numbers: PyTree, key: Array, batch: PyTree) -> Gain:
+        def value_fn(w: PyTree) -> Float[Array, ""]:
+            return apply(constants, w, batch)
+
+        return _probed(value_fn, numbers, symmetry, key, batch, objective, samples, bound, chosen)
+
+    return once(probed, constants, numbers, key, batch)
+
+
+def _probed(value_fn, numbers, symmetry, key, batch, objective, samples, bound, chosen) -> Gain:
     orbit = Orbit(value_fn, numbers, symmetry, batch, objective)
     zero = orbit.zero()
     drawn = bound * jax.random.normal(key, (samples, *zero.shape), zero.dtype)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from symmetrax._keys import check_key
 from symmetrax._tree import safe_norm
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.symmetry._maps import Affine
@@ -83,6 +84,9 @@ class Random(AbstractSearch):
     samples: int = eqx.field(static=True, default=16)
     scale: float | Float[Array, ""] = 0.1
     bound: float | Float[Array, ""] = 1.0
+
+    def __check_init__(self):
+        check_key(self.key)
 
     def __call__(self, orbit):
         keys = jax.random.split(jax.random.fold_in(self.key, orbit.count), self.samples)

@@ -10,6 +10,8 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree
 
+from symmetrax._extras import explained
+from symmetrax._programs import once, opened
 from symmetrax._tree import check_finite
 from symmetrax.discovery._find import find_symmetries
 from symmetrax.discovery._found import Discovery
@@ -90,14 +92,23 @@ def teleport(
         found = discovered(loss, params, batch)
         symmetry = found.joined(compact=False)
 
-    def value_fn(w):
-        return loss(eqx.combine(w, rest), batch)
+    def whole(w, batch):
+        return explained(loss, eqx.combine(w, rest), batch)
 
-    trip = travel(value_fn, numbers, symmetry, batch, objective=objective, search=search, guard=guard)
-    there = optax.tree.add(numbers, trip.displacement)
+    apply, constants = opened(whole, numbers, batch)
+
+    def moved(constants, numbers, batch):
+        def value_fn(w):
+            return apply(constants, w, batch)
+
+        trip = travel(value_fn, numbers, symmetry, batch, objective=objective, search=search, guard=guard)
+        there = optax.tree.add(numbers, trip.displacement)
+        return there, trip, objective(value_fn, numbers), objective(value_fn, there)
+
+    there, trip, before, after = once(moved, constants, numbers, batch)
     info = Teleport(
-        before=objective(value_fn, numbers),
-        after=objective(value_fn, there),
+        before=before,
+        after=after,
         algebra=trip.algebra,
         defect=trip.defect,
         refused=trip.refused,

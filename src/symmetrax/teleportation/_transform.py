@@ -3,16 +3,18 @@
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
+from symmetrax._extras import bound, one_program, updated
 from symmetrax._tree import select
 from symmetrax.discovery._found import Discovery
 from symmetrax.discovery._plan import GROUPS
 from symmetrax.symmetry._base import AbstractLieSymmetry
-from symmetrax.teleportation._guard import NOT_MEASURED
+from symmetrax.teleportation._guard import NOT_MEASURED, REFUSALS
 from symmetrax.teleportation._levelset import AbstractPointSearch
 from symmetrax.teleportation._objectives import Objective, squared_gradient_norm
 from symmetrax.teleportation._schedule import (
@@ -35,28 +37,30 @@ from symmetrax.teleportation._teleport import (
     settled_guard,
     travel,
 )
-from symmetrax.teleportation._transport import carry, groups_carried
+from symmetrax.teleportation._transport import carry, check_movable, groups_carried, makers
 
 TRANSPORTS = ("keep", "carry", "reset")
 
 
 class TeleportedState(NamedTuple):
-    """State of `teleported`: the inner state, the step count, and the last teleport.
+    """State of `teleported`: the inner state, the step count, the last teleport, and what became of all.
 
-    `algebra` (zeros when none was due), `defect` and `refused` are as in `symmetrax.Teleport`; `evaluations`
-    counts the gradients that all searches so far have cost; `progress` is what a `Plateau` remembers. Read
-    them with `optax.tree.get(state, "refused")`. `found` is what `symmetry="auto"` found, else None; it has
-    no arrays.
+    `algebra` (zeros when none was due, None for searches without a group), `defect` and `refused` are as in
+    `symmetrax.Teleport`. `outcomes[code]` counts the teleports that ended with each code of
+    `symmetrax.REFUSALS`: outcomes[0] were accepted, the others refused. `evaluations` counts the gradients
+    that all searches so far have cost; `progress` is what a `Plateau` remembers. Read them with
+    `optax.tree.get(state, "outcomes")`. `found` is what `symmetry="auto"` found, else None; it has no arrays.
 
-    >>> TeleportedState._fields
-    ('count', 'inner', 'algebra', 'defect', 'refused', 'evaluations', 'progress', 'found')
+    >>> TeleportedState._fields[:6]
+    ('count', 'inner', 'algebra', 'defect', 'refused', 'outcomes')
     """
 
     count: Int[Array, ""]
     inner: optax.OptState
-    algebra: Float[Array, "..."]
+    algebra: PyTree
     defect: Float[Array, ""]
     refused: Int[Array, ""]
+    outcomes: Int[Array, " codes"]
     evaluations: Float[Array, ""]
     progress: Progress
     found: Any = None
@@ -84,13 +88,17 @@ def teleported(
     A refused teleport leaves the parameters where they are, and its reason in the state.
 
     **Arguments:** `objective`, `search` and `guard` are as in `teleport`. `schedule` gives the steps, counted
-    from 0, before which to teleport (default: all): numbers, a function of the count such as `every(10)`, or
-    a `Plateau`. `transport` says what becomes of the inner optimizer's state: "keep" leaves it, "reset"
-    starts afresh, "carry" moves it with the parameters (momentum as gradients do; squared gradients exactly
-    for scalings, signs and permutations) and raises ValueError for what it does not know; do not use it with
-    Adamax under scalings, whose state looks like that of Adam. `update` needs the extra argument `value_fn`
-    (optax's own name: params to loss), and `batch` for data-dependent actions; a `Plateau` takes the loss
-    from `value` if it is given.
+    from 0, before which to teleport (default: all): numbers, booleans, a function of the count such as
+    `every(10)`, or a `Plateau`. `transport` says what becomes of the inner optimizer's state: "keep" leaves
+    it, "reset" starts afresh, "carry" moves it with the parameters (momentum as gradients do; squares exactly
+    for scalings, signs and permutations) and raises ValueError for what it does not know.
+
+    `update` needs the extra argument `value_fn` (optax's own name: params to loss), and `batch` for
+    data-dependent actions; a `Plateau` takes the loss from `value` if it is given. Where `value_fn` has other
+    arguments, value_fn(params, x, y), `update` takes them by name, as it does for optax's line searches:
+    update(..., x=x, y=y). The inner optimizer is given what it takes of all these. Parameters that are no
+    arrays of floats do not move. Where `params` are those of an equinox module, filtered, `value_fn` puts the
+    module together again: `lambda w: loss(eqx.combine(w, model), batch)`.
 
     With `symmetry="auto"` the symmetries are found by `init`, outside compiled code, from `loss(params,
     batch)`, which must then be given here, with a `batch` (or a function of a key that draws one) if it needs
@@ -118,6 +126,8 @@ def teleported(
             "transport='carry' moves the state by a group element, and this search has none: use 'keep' or "
             "'reset'."
         )
+    if transport == "carry":
+        check_movable(makers(inner))
     schedule, stepper = settled(schedule), optax.with_extra_args_support(inner)
     if isinstance(symmetry, str):
         check_auto(symmetry)
@@ -131,28 +141,34 @@ def teleported(
         check_search(symmetry, search)
         guard = settled_guard(guard, symmetry)
 
-    def along(found: Discovery | None) -> tuple[AbstractLieSymmetry | None, Array]:
+    def along(found: Discovery | None) -> tuple[AbstractLieSymmetry | None, Array | None]:
         """The symmetry, given or found, and the coordinates of a teleport that is not due."""
         chosen = found.joined(compact=False) if found is not None else symmetry
         assert not isinstance(chosen, str)  # init found it
-        return chosen, jnp.zeros(0) if free_form or chosen is None else chosen.zero()
+        return chosen, None if free_form or chosen is None else chosen.zero()
 
     def init(params: PyTree) -> TeleportedState:
         _check_whole(params)
         if isinstance(symmetry, AbstractLieSymmetry):
             symmetry.check(params)
         auto = loss if isinstance(symmetry, str) else None
-        inside = stepper.init(params)
-        groups = groups_carried(inside, params) if auto and transport == "carry" else GROUPS
+        state = stepper.init(params)
+        groups = groups_carried(state, params, inner) if auto and transport == "carry" else GROUPS
         found = None if auto is None else discovered(auto, params, batch, groups)
-        _, nowhere = along(found)
+        chosen, nowhere = along(found)
+        if chosen is not None and chosen.linear:
+            still = chosen.identity()
+            jax.eval_shape(lambda w: chosen.act(still, w), eqx.filter(params, eqx.is_inexact_array))
+            if transport == "carry":  # what cannot be carried is known before the first step
+                jax.eval_shape(lambda state: carry(state, chosen, still, params, inner=inner), state)
         return TeleportedState(
-            count=jnp.array(0),
-            inner=inside,
+            count=jnp.zeros((), int),
+            inner=state,
             algebra=nowhere,
-            defect=jnp.array(NOT_MEASURED),
-            refused=jnp.array(0),
-            evaluations=jnp.array(0.0),
+            defect=jnp.array(NOT_MEASURED, float),
+            refused=jnp.zeros((), int),
+            outcomes=jnp.zeros(len(REFUSALS), int),
+            evaluations=jnp.zeros(()),
             progress=beginning(),
             found=found,
         )
@@ -165,62 +181,74 @@ def teleported(
                 "value_fn maps params to the loss."
             )
         _check_whole(updates)
+        if batch is not None:
+            extra["batch"] = batch
+        value_fn = bound(value_fn, extra)
         symmetry, nowhere = along(state.found)
+        numbers, rest = eqx.partition(params, eqx.is_inexact_array)
+        given = jax.tree.map(lambda w, g: None if w is None else g, numbers, updates, is_leaf=_is_none)
+
+        def value_of(numbers):
+            return value_fn(eqx.combine(numbers, rest))
 
         def move():
             trip = travel(
-                value_fn,
-                params,
+                value_of,
+                numbers,
                 symmetry,
                 batch,
                 objective=objective,
                 search=search,
                 guard=guard,
-                gradient=updates,
+                gradient=given,
                 count=state.count,
             )
             accepted = trip.refused == 0
-            inner = state.inner
+            carried = state.inner
             if transport == "reset":
-                inner = stepper.init(optax.tree.add(params, trip.displacement))
+                carried = stepper.init(eqx.combine(optax.tree.add(numbers, trip.displacement), rest))
             elif transport == "carry" and symmetry is not None:
-                inner = carry(inner, symmetry, trip.element, params, batch)
+                carried = carry(carried, symmetry, trip.element, params, batch, inner)
             if symmetry is not None and symmetry.linear and not free_form:
-                gradient = symmetry.pull(trip.element, params, updates, batch)
-                gradient = select(accepted, gradient, updates)
+                gradient = symmetry.pull(trip.element, numbers, given, batch)
+                gradient = select(accepted, gradient, given)
             else:
-                gradient = jax.grad(value_fn)(optax.tree.add(params, trip.displacement))
+                gradient = jax.grad(value_of)(optax.tree.add(numbers, trip.displacement))
             return (
                 trip.displacement,
                 gradient,
-                select(accepted, inner, state.inner),
-                trip.algebra.astype(nowhere.dtype),
+                select(accepted, carried, state.inner),
+                None if nowhere is None else trip.algebra.astype(nowhere.dtype),
                 trip.defect.astype(state.defect.dtype),
                 trip.refused.astype(state.refused.dtype),
+                state.outcomes.at[trip.refused].add(1),
                 state.evaluations + search_price(symmetry, objective, search, known=True),
             )
 
         def stay():
             nothing = jnp.full_like(state.defect, NOT_MEASURED), jnp.zeros_like(state.refused)
-            still = optax.tree.zeros_like(params)
-            return still, updates, state.inner, nowhere, *nothing, state.evaluations
+            still = optax.tree.zeros_like(numbers)
+            return still, given, state.inner, nowhere, *nothing, state.outcomes, state.evaluations
 
         progress = state.progress
         if isinstance(schedule, Plateau):
             value = extra["value"] if extra.get("value") is not None else value_fn(params)
             progress = watched(schedule, progress, value)
         moves = due(schedule, state.count, progress)
-        displacement, gradient, carried, xi, defect, refused, spent = jax.lax.cond(moves, move, stay)
+        displacement, gradient, carried, xi, defect, refused, outcomes, spent = jax.lax.cond(
+            moves, move, stay
+        )
         progress = progress._replace(waited=jnp.where(moves, 0, progress.waited))
-        there = optax.tree.add(params, displacement)
-        if "grad" in extra:
-            extra["grad"] = gradient
-        step, carried = stepper.update(gradient, carried, there, value_fn=value_fn, batch=batch, **extra)
-        return optax.tree.add(displacement, step), TeleportedState(
-            state.count + 1, carried, xi, defect, refused, spent, progress, state.found
+        there = eqx.combine(optax.tree.add(numbers, displacement), rest)
+        gradient = eqx.combine(gradient, updates)
+        offered = {**extra, "value_fn": value_fn, "grad": gradient}
+        step, carried = updated(stepper, gradient, carried, there, offered, value=lambda: value_fn(there))
+        whole = jax.tree.map(_sum, displacement, step, is_leaf=_is_none)
+        return whole, TeleportedState(
+            state.count + 1, carried, xi, defect, refused, outcomes, spent, progress, state.found
         )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, one_program(update))
 
 
 def _check_whole(params: PyTree) -> None:
@@ -232,6 +260,16 @@ def _check_whole(params: PyTree) -> None:
             "moves arrays together, so put the mask inside, teleported(optax.masked(inner, mask), symmetry), "
             "not around."
         )
+
+
+def _sum(displacement, step):
+    """Their sum, where there are both."""
+    present = [x for x in (displacement, step) if x is not None]
+    return sum(present[1:], start=present[0]) if present else None
+
+
+def _is_none(leaf) -> bool:
+    return leaf is None
 
 
 def _is_hidden(leaf) -> bool:

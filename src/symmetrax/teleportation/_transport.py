@@ -1,10 +1,14 @@
 """What becomes of an optimizer's state when the parameters jump: carried along with them."""
 
+import functools
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
+import optax
 from jaxtyping import PyTree
 
 from symmetrax._tree import leaf_names
@@ -34,6 +38,39 @@ SQUARED_DISPLACEMENTS = ("e_x",)
 #: Constants that are arrays: the coefficients of Muon's iteration.
 CONSTANTS = ("ns_coeffs", "hyperparams")
 REMEMBERED = frozenset((*GRADIENTS, *SQUARES, *SQUARED_DISPLACEMENTS))
+#: States whose fields have names of their own, by how each of them changes.
+FIELDS = {
+    "ScaleByAdanState": {"m": "gradients", "v": "gradients", "n": "squares", "g": "gradients"},
+    "ScaleByAdemamixState": {"m1": "gradients", "m2": "gradients", "nu": "squares"},
+    "ScaleBySimplifiedAdEMAMixState": {"m": "gradients", "n": "squares"},
+    "MadgradState": {"s": "gradients", "grad_sum_sq": "squares", "x0": "points"},
+    "ScaleByLBFGSState": {
+        "params": "points",
+        "updates": "gradients",
+        "diff_params_memory": "stacked displacements",
+        "diff_updates_memory": "stacked gradients",
+        "weights_memory": "constants",  # inverses of their products, which no change of coordinates changes
+    },
+    "ScaleByZoomLinesearchState": {"grad": "gradients"},
+    "ScaleByBacktrackingLinesearchState": {"grad": "gradients"},
+    "SAMState": {"cache": "points"},
+}
+#: The same for states whose type tells of another optimizer: by the function of optax that made them.
+BORROWED = {
+    "adopt": {"mu": "normalized", "nu": "squares"},
+    "adamax": {"mu": "gradients", "nu": "absolute values"},
+}
+#: Squares that are added to a constant, the initial value of AdaGrad's and Yogi's accumulators.
+SUMS = (("ScaleByRssState", "sum_of_squares"), ("ScaleByAdamState", "nu"))
+#: Optimizers whose state no move makes right, with the parts of optax that they are known by, and why.
+UNMOVABLE = (
+    (
+        "adadelta",
+        {"scale_by_adadelta"},
+        "its steps are as long as its epsilon says, whatever the coordinates",
+    ),
+    ("lars", {"scale_by_trust_ratio", "trace"}, "its `trace` averages steps, divided by norms of gradients"),
+)
 #: States that have fields of these names with something else in them.
 MISNAMED = {
     "ScaleBySM3State": "its `mu` holds squares of whole rows and columns",
@@ -44,20 +81,26 @@ LINEAR = ("TraceState", "EmaState")
 
 
 def carry(
-    state: PyTree, symmetry: AbstractLieSymmetry, element: PyTree, params: PyTree, batch: PyTree = None
+    state: PyTree,
+    symmetry: AbstractLieSymmetry,
+    element: PyTree,
+    params: PyTree,
+    batch: PyTree = None,
+    inner: optax.GradientTransformation | None = None,
 ) -> PyTree:
     """The optimizer's state after the parameters moved from `params` to `act(element, params)`.
 
     Each part goes by what it *is*, known from its optax field name: averages of gradients (`mu`, `trace`) by
     the inverse transpose, as gradients do; averages of squared gradients (`nu`, `sum_of_squares`) entry by
-    entry, exact for scalings, signs and permutations. Counts and hyperparameters stay. Raises ValueError for
-    a field it does not know, for squares under a group that mixes entries, and for averages of *steps*: those
-    that stand in a chain behind a stage that divides, as the momentum of `optax.rmsprop` does.
+    entry, exact for scalings, signs and permutations; points as the parameters do. Counts and hyperparameters
+    stay. Raises ValueError for a field it does not know, for squares under a group that mixes entries, and
+    for averages of *steps*: those that stand in a chain behind a stage that divides, as the momentum of
+    `optax.rmsprop` does.
 
-    What no name tells is taken on trust. Adamax keeps largest *absolute* gradients as `nu`, in the state of
-    Adam: under scalings they are moved as squares, which is wrong (signs and permutations are right); an
-    initial value of an accumulator, such as AdaGrad's, is moved as if it were gradients; so is what was
-    added to gradients, clipped or rescaled before they were averaged.
+    `inner` is the optimizer whose state this is. It tells what no field does: ADOPT and Adamax keep other
+    things than Adam in a state of its type (normalized gradients as `mu`, absolute ones as `nu`), the sums of
+    AdaGrad start from a constant, and some states cannot be moved at all (see `check_movable`). What was
+    added to gradients, clipped or rescaled before they were averaged is moved as gradients are.
 
     >>> import jax.numpy as jnp, optax, symmetrax as sx
     >>> params = {"w1": jnp.array([[1.0]]), "w2": jnp.array([[1.0]])}
@@ -68,26 +111,111 @@ def carry(
     >>> print(trace["w1"], trace["w2"])
     [[0.5]] [[2.]]
     """
+    moves = _moves(symmetry, element, params, batch)
+    made_by = set() if inner is None else makers(inner)
+    check_movable(made_by)
+    borrowed = [fields for name, fields in BORROWED.items() if _is_made_by(name, made_by)]
+    return _carried(state, None if inner is None else inner.init(params), moves, borrowed, "state")
 
-    def gradients(tree: PyTree) -> PyTree:
-        return symmetry.pull(element, params, tree, batch)
 
-    def squares(tree: PyTree) -> PyTree:
-        return _exact(symmetry, "squared gradients").pull_squared(element, tree)
+def check_movable(made_by: set[str]) -> None:
+    """Raise ValueError for an optimizer whose state cannot be moved, known by the functions that made it."""
+    for name, parts, reason in UNMOVABLE:
+        if name in made_by or parts <= made_by:
+            raise ValueError(
+                f"transport='carry' cannot move the state of {name}: {reason}. Use transport='keep' "
+                "or 'reset'."
+            )
 
-    def squared_displacements(tree: PyTree) -> PyTree:
-        return _exact(symmetry, "squared updates").push_squared(element, tree)
 
-    moves: dict[str, Callable[[PyTree], PyTree]] = {
-        **dict.fromkeys(GRADIENTS, gradients),
-        **dict.fromkeys(SQUARES, squares),
-        **dict.fromkeys(SQUARED_DISPLACEMENTS, squared_displacements),
-        **dict.fromkeys(CONSTANTS, lambda tree: tree),
+def makers(optimizer: optax.GradientTransformation) -> set[str]:
+    """Names of all functions of optax that made an optimizer, found in its closures.
+
+    >>> import optax
+    >>> "scale_by_adamax" in makers(optax.chain(optax.clip(1.0), optax.adamax(0.1)))
+    True
+    """
+    found: set[str] = set()
+    seen: dict[int, Any] = {}
+    left: list[Any] = [optimizer]
+    while left:
+        part = left.pop()
+        if id(part) in seen:
+            continue
+        seen[id(part)] = part
+        match part:
+            case tuple() | list():
+                left.extend(part)
+            case dict():
+                left.extend(part.values())
+            case functools.partial():
+                left.extend((part.func, part.args, part.keywords))
+            case types.MethodType():
+                left.extend((part.__func__, getattr(part.__self__, "__dict__", {})))
+            case types.FunctionType():
+                if part.__module__.startswith("optax"):
+                    found.add(part.__qualname__.split(".")[0])
+                left.append(getattr(part, "__wrapped__", None))
+                left.extend(cell.cell_contents for cell in part.__closure__ or () if _is_filled(cell))
+    return found
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:
+        return False
+
+
+def _is_made_by(name: str, made_by: set[str]) -> bool:
+    return not made_by.isdisjoint({name, f"scale_by_{name}", f"{name}w"})
+
+
+def _moves(
+    symmetry: AbstractLieSymmetry, element: PyTree, params: PyTree, batch: PyTree
+) -> dict[str, Callable[[PyTree], PyTree]]:
+    """What a jump does to each kind of thing that an optimizer remembers."""
+
+    def whole(move: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
+        """`move` for trees of which a mask hides a part: an action wants all arrays."""
+
+        def moved(tree: PyTree) -> PyTree:
+            filled = jax.tree.map(
+                lambda x, w: jnp.zeros_like(w) if _is_hidden(x) else x, tree, params, is_leaf=_is_hidden
+            )
+            return jax.tree.map(
+                lambda x, y: x if _is_hidden(x) else y, tree, move(filled), is_leaf=_is_hidden
+            )
+
+        return moved
+
+    gradients = whole(lambda tree: symmetry.pull(element, params, tree, batch))
+    displacements = whole(lambda tree: symmetry.push(element, params, tree, batch))
+    squares = whole(lambda tree: _exact(symmetry, "squared gradients").pull_squared(element, tree))
+    squared_displacements = whole(
+        lambda tree: _exact(symmetry, "squared updates").push_squared(element, tree)
+    )
+
+    def normalized(tree: PyTree) -> PyTree:
+        lengths = squares(jax.tree.map(jnp.ones_like, tree))
+        return jax.tree.map(lambda g, s: (g / jnp.sqrt(s)).astype(g.dtype), gradients(tree), lengths)
+
+    return {
+        "constants": lambda tree: tree,
+        "points": whole(lambda tree: symmetry.act(element, tree, batch)),
+        "gradients": gradients,
+        "stacked gradients": lambda tree: jax.vmap(gradients)(tree),
+        "stacked displacements": lambda tree: jax.vmap(displacements)(tree),
+        "squares": squares,
+        "squared displacements": squared_displacements,
+        "absolute values": lambda tree: jax.tree.map(jnp.sqrt, squares(jax.tree.map(jnp.square, tree))),
+        "normalized": normalized,
     }
-    return _carried(state, moves, "state")
 
 
-def groups_carried(state: PyTree, params: PyTree) -> tuple[type[AbstractGroup], ...]:
+def groups_carried(
+    state: PyTree, params: PyTree, inner: optax.GradientTransformation
+) -> tuple[type[AbstractGroup], ...]:
     """The groups that `find_symmetries` finds along which `carry` can move this state.
 
     Raises ValueError, as `carry` does, if there are none.
@@ -101,7 +229,9 @@ def groups_carried(state: PyTree, params: PyTree) -> tuple[type[AbstractGroup], 
         (name, shape), *_ = axes
         leg = " ".join(["g", *"_" * (len(shape) - 1)])
         symmetry = NetworkSymmetry({"g": group(shape[0])}, {as_pattern(name): leg}, params)
-        eqx.filter_eval_shape(lambda s, p: carry(s, symmetry, symmetry.identity(), p), state, params)
+        eqx.filter_eval_shape(
+            lambda s, p: carry(s, symmetry, symmetry.identity(), p, inner=inner), state, params
+        )
 
     if not axes:
         return GROUPS
@@ -113,7 +243,30 @@ def groups_carried(state: PyTree, params: PyTree) -> tuple[type[AbstractGroup], 
     return GROUPS
 
 
-def _carried(state: Any, moves: dict[str, Callable[[PyTree], PyTree]], where: str) -> Any:
+def _kind(state: Any, field: str, borrowed: list[dict[str, str]]) -> str | None:
+    """What a field of a state is, if it is known."""
+    name = type(state).__name__
+    if name == "ScaleByAdamState" and borrowed:
+        return borrowed[0].get(field)
+    if name in FIELDS:
+        return FIELDS[name].get(field)
+    named = {
+        **dict.fromkeys(GRADIENTS, "gradients"),
+        **dict.fromkeys(SQUARES, "squares"),
+        **dict.fromkeys(SQUARED_DISPLACEMENTS, "squared displacements"),
+        **dict.fromkeys(CONSTANTS, "constants"),
+    }
+    return named.get(field)
+
+
+def _carried(
+    state: Any,
+    fresh: Any,
+    moves: dict[str, Callable[[PyTree], PyTree]],
+    borrowed: list[dict[str, str]],
+    where: str,
+) -> Any:
+    """`state` moved; `fresh` is the state before the first step, if it is known."""
     fields: tuple[str, ...] | None = getattr(state, "_fields", None)
     if fields is not None:
         if type(state).__name__ in MISNAMED:
@@ -123,14 +276,32 @@ def _carried(state: Any, moves: dict[str, Callable[[PyTree], PyTree]], where: st
             )
         parts = {}
         for field in fields:
-            inside, path = getattr(state, field), f"{type(state).__name__}.{field}"
-            parts[field] = moves[field](inside) if field in moves else _carried(inside, moves, path)
+            inside, start, path = (
+                getattr(state, field),
+                getattr(fresh, field, None),
+                f"{type(state).__name__}.{field}",
+            )
+            kind = _kind(state, field, borrowed)
+            if kind is None:
+                parts[field] = _carried(inside, start, moves, borrowed, path)
+            elif start is not None and (type(state).__name__, field) in SUMS:
+                grown = moves[kind](optax.tree.sub(inside, start))
+                parts[field] = jax.tree.map(lambda x, x0: jnp.maximum(x + x0, 0), grown, start)
+            else:
+                parts[field] = moves[kind](inside)
         return type(state)(**parts)
     if isinstance(state, tuple | list):
         _check_chain(state)
-        return type(state)(_carried(part, moves, where) for part in state)
+        starts = fresh if isinstance(fresh, tuple | list) else [None] * len(state)
+        return type(state)(
+            _carried(part, start, moves, borrowed, where) for part, start in zip(state, starts, strict=True)
+        )
     if isinstance(state, dict):
-        return {key: _carried(part, moves, f"{where}[{key!r}]") for key, part in state.items()}
+        starts = fresh if isinstance(fresh, dict) else {}
+        return {
+            key: _carried(part, starts.get(key), moves, borrowed, f"{where}[{key!r}]")
+            for key, part in state.items()
+        }
     if _is_kept(state):
         return state
     raise ValueError(
@@ -156,7 +327,7 @@ def _check_chain(chain: tuple | list) -> None:
 def _kinds(state: Any) -> Iterator[type]:
     """The types of all states in `state` that remember gradients in any form."""
     fields: tuple[str, ...] = getattr(state, "_fields", ())
-    if not REMEMBERED.isdisjoint(fields):
+    if not REMEMBERED.isdisjoint(fields) or type(state).__name__ == "ScaleByLBFGSState":
         yield type(state)
     if fields:
         parts = [getattr(state, field) for field in fields if field not in REMEMBERED]
@@ -173,6 +344,10 @@ def _is_kept(leaf: Any) -> bool:
     if not eqx.is_array(leaf) or not eqx.is_inexact_array(leaf):
         return True
     return leaf.ndim == 0
+
+
+def _is_hidden(part: Any) -> bool:
+    return isinstance(part, optax.MaskedNode)
 
 
 def _exact(symmetry: AbstractLieSymmetry, what: str) -> NetworkSymmetry | LogitShift:

@@ -1,0 +1,129 @@
+"""Extra arguments of an optimizer's `update`: each optimizer is given those that it takes."""
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import optax
+from jaxtyping import PyTree
+
+from symmetrax._programs import once, opened
+
+#: What optimizers are told about a loss, by name; none of it is an argument of the loss.
+ABOUT_THE_LOSS = ("value", "grad", "value_fn")
+
+
+def bound(value_fn: Callable, given: Mapping[str, Any]) -> Callable:
+    """`value_fn` as a function of the parameters alone: its other arguments come from `given`, by name.
+
+    So optax's line searches call it. They refuse what their `value_fn` does not take; this one takes all of
+    `given`, and ignores it. Raises TypeError where an argument is missing.
+
+    >>> distance = bound(lambda x, target: (x - target) ** 2, {"target": 3.0, "key": None})
+    >>> distance(1.0), distance(1.0, key=None)
+    (4.0, 4.0)
+    """
+    names = [name for name in given if name not in ABOUT_THE_LOSS]
+    taken = {name: given[name] for name in names if name in _parameters(value_fn)}
+    missing = [name for name, needed in _parameters(value_fn).items() if needed and name not in taken]
+    if missing:
+        raise TypeError(
+            f"`value_fn` needs {', '.join(missing)} besides the parameters, which `update` was not given: "
+            f"call update(grads, state, params, value_fn=..., {missing[0]}=...), or pass a function of the "
+            "parameters alone, value_fn=lambda params: loss(params, data)."
+        )
+
+    def value(params: PyTree, **ignored: Any) -> Any:
+        return explained(value_fn, params, **taken)
+
+    first = inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    others = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in names]
+    value.__signature__ = inspect.Signature([first, *others])  # pyright: ignore[reportFunctionMemberAccess]
+    return value
+
+
+def explained(loss: Callable, params: PyTree, *args: Any, **extra: Any) -> Any:
+    """loss(params, ...); a call of what was filtered out of a model gets an error that says so.
+
+    >>> explained(lambda w: w["act"](1.0), {"act": None})
+    Traceback (most recent call last):
+    TypeError: The loss uses a part of the model that is None in `params`, since they were filtered. ...
+    """
+    try:
+        return loss(params, *args, **extra)
+    except (TypeError, AttributeError) as error:
+        filtered = any(leaf is None for leaf in jax.tree.leaves(params, is_leaf=lambda x: x is None))
+        if not filtered or "NoneType" not in str(error):
+            raise
+        raise TypeError(
+            "The loss uses a part of the model that is None in `params`, since they were filtered. Put the "
+            "model together again before it is called: lambda w: loss(eqx.combine(w, model))."
+        ) from error
+
+
+def _parameters(value_fn: Callable) -> dict[str, bool]:
+    """The parameters of a loss behind the first, by name, and whether each must be given."""
+    try:
+        found = [*inspect.signature(value_fn).parameters.values()][1:]
+    except (TypeError, ValueError):  # not every callable has a signature
+        return {}
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {one.name: one.default is one.empty for one in found if one.kind in by_name}
+
+
+def updated(
+    optimizer: optax.GradientTransformation,
+    updates: PyTree,
+    state: optax.OptState,
+    params: PyTree,
+    offered: Mapping[str, Any],
+    value: Callable[[], Any] | None = None,
+) -> tuple[PyTree, optax.OptState]:
+    """One update of an optimizer, which is given what it takes of `offered`.
+
+    `value()` is the loss here, for optimizers that ask for it where `offered` does not have it.
+
+    >>> import optax
+    >>> step = optax.sgd(0.1)
+    >>> float(updated(step, 1.0, step.init(0.0), 0.0, {"batch": None})[0])
+    -0.1
+    """
+    stepper, given = optax.with_extra_args_support(optimizer), dict(offered)
+    while True:
+        try:
+            return stepper.update(updates, state, params, **given)
+        except TypeError as error:
+            # No optax optimizer says beforehand what it takes: those in a chain are hidden in closures.
+            refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            if refused is not None and refused[1] in given:
+                del given[refused[1]]
+            elif value is not None and "value" not in given and re.search(r"missing .*'value'", str(error)):
+                given["value"] = value()
+            else:
+                raise
+
+
+def one_program(update: Callable) -> Callable:
+    """An optax `update` that is one program where it is called outside of compiled code.
+
+    It is compiled once, however often its closures, and the `value_fn` that it is given, are made anew.
+    """
+
+    @functools.wraps(update)
+    def call(updates: PyTree, state: optax.OptState, params: PyTree = None, **extra: Any) -> Any:
+        value_fn = extra.pop("value_fn", None)
+        if value_fn is None or params is None:
+            rest = {"value_fn": value_fn} if value_fn is not None else {}
+            return once(lambda *given: update(*given[:3], **given[3], **rest), updates, state, params, extra)
+        value_fn = bound(value_fn, extra)
+        apply, constants = opened(value_fn, params)
+
+        def whole(constants, updates, state, params, extra):
+            return update(updates, state, params, value_fn=lambda w: apply(constants, w), **extra)
+
+        return once(whole, constants, updates, state, params, extra)
+
+    return call

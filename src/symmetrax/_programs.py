@@ -1,0 +1,325 @@
+"""Programs that are compiled once: a function is recognized by what it computes, not by which object it is.
+
+JAX keeps a compiled program for the function object that it was made from. Where a loop makes a closure at
+every step, `lambda w: loss(w, batch)`, and control flow makes its own, that is a new program at every step.
+Here a call is traced, the arrays that it closes over become arguments, and a program that computes the same
+is looked up by the equations of the trace.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer, eval_jaxpr
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxprs_in_params
+from jaxtyping import PyTree
+
+#: So many programs are kept, and so many functions with what they close over; the oldest are dropped.
+KEPT, KEPT_FUNCTIONS = 256, 32
+
+#: What carries rules for its derivative. Programs are not differentiated, so that the rules do not matter.
+WITH_RULES = ("custom_jvp_call", "custom_vjp_call")
+
+#: What a function raises in a trace that looks at the values of its arguments.
+LOOKS_AT_VALUES = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+
+
+def once(fun: Callable, *args: Any) -> Any:
+    """`fun(*args)` in one program, compiled once for all functions that compute the same.
+
+    Arrays and numbers among the arguments are inputs of the program; all else is part of the function, which
+    is traced at every call. It is a plain call inside compiled code, under transformations, and where `fun`
+    looks at values, as a search on the host does.
+
+    >>> import jax.numpy as jnp
+    >>> [float(once(lambda x: rate * x, jnp.array(3.0))) for rate in jnp.array([1.0, 2.0])]
+    [3.0, 6.0]
+    """
+    if _underway(args):
+        return fun(*args)
+    numbers, rest = eqx.partition(jax.tree.map(_as_array, args), eqx.is_array)
+    return _run(_tracer(fun, _Rest(rest)), numbers, lambda: fun(*args))
+
+
+def compiled(fun: Callable) -> Callable:
+    """As `equinox.filter_jit`, but a function or an optimizer that was made anew does not compile anew.
+
+    A function among the arguments is traced once for each object, and compiled once for all objects that
+    compute the same.
+
+    >>> import jax.numpy as jnp
+    >>> at_three = compiled(lambda f, x: f(x))
+    >>> [float(at_three(lambda x: x + 1, jnp.array(3.0))) for _ in range(2)]
+    [4.0, 4.0]
+    """
+    inside = eqx.filter_jit(fun)
+    known = functools.lru_cache(maxsize=KEPT_FUNCTIONS)(functools.partial(_tracer, fun))
+
+    @functools.wraps(fun)
+    def call(*args: Any) -> Any:
+        if _underway(args):
+            return inside(*args)
+        numbers, rest = eqx.partition(args, eqx.is_array)
+        return _run(known(_Rest(rest)), numbers, lambda: inside(*args))
+
+    return call
+
+
+def opened(fun: Callable, *example: PyTree) -> tuple[Callable, list]:
+    """`fun` as a function of its constants and its arguments, and the constants.
+
+    They are the numbers and arrays that it closes over, and what it makes of these alone. So a function that
+    is made anew with other numbers, or takes another part of the data, differs in its constants only. It is
+    traced at `example`; at arguments of other shapes or types, `fun` itself is called.
+
+    >>> import jax.numpy as jnp
+    >>> data = jnp.arange(6.0).reshape(2, 3)
+    >>> apply, constants = opened(lambda w: 0.5 * jnp.sum(w * data[1]), jnp.ones(3))
+    >>> float(apply(constants, jnp.ones(3)))
+    6.0
+    """
+    if _underway(example):
+        return lambda _, *args: fun(*args), []
+    numbers, rest = eqx.partition(example, eqx.is_array)
+    traced = _traced(_tracer(fun, _Rest(rest)), numbers)
+    if traced is None:
+        return lambda _, *args: fun(*args), []
+    steps: list[_Step] = []
+    inputs = [_Later() for _ in traced.jaxpr.jaxpr.invars]
+    results = _open(traced.jaxpr, inputs, steps)
+    refs = [ref for step in steps for ref in step.inputs] + results
+    known = list({id(ref): ref for ref in refs if isinstance(ref, _Known)}.values())
+    expected, structure = _signature(example), jax.tree.structure(traced.out_info)
+
+    def apply(constants: list, *args: PyTree) -> Any:
+        if _signature(args) != expected:
+            return fun(*args)
+        given = jax.tree.leaves(eqx.filter(args, eqx.is_array))
+        values: dict[Any, Any] = dict(zip([*known, *inputs], [*constants, *given], strict=True))
+        for step in steps:
+            outputs = _bind(step.equation, [values[ref] for ref in step.inputs])
+            values.update(zip(step.outputs, outputs, strict=True))
+        return _whole(jax.tree.unflatten(structure, [values[ref] for ref in results]))
+
+    return apply, [jnp.asarray(ref.value) for ref in known]
+
+
+class _Rest:
+    """What is not an array among some arguments: equal to another that makes the same function."""
+
+    def __init__(self, tree: PyTree):
+        leaves, structure = jax.tree.flatten(tree)
+        self.tree, self._parts = tree, (structure, leaves)
+
+    @functools.cached_property
+    def key(self) -> Any:
+        structure, leaves = self._parts
+        return structure, tuple(_key(leaf) for leaf in leaves)
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Rest) and self.key == other.key
+
+
+@jax.tree_util.register_static
+class _Aside:
+    """What is not an array among results, put into their structure."""
+
+    def __init__(self, tree: PyTree):
+        self.tree = tree
+
+
+def _tracer(fun: Callable, rest: _Rest) -> Any:
+    """`fun` of its arrays alone, to be traced."""
+
+    def of_arrays(numbers: PyTree) -> tuple[PyTree, _Aside]:
+        arrays, aside = eqx.partition(fun(*eqx.combine(numbers, rest.tree)), eqx.is_array)
+        return arrays, _Aside(aside)
+
+    return jax.jit(of_arrays)
+
+
+def _whole(result: tuple[PyTree, _Aside]) -> Any:
+    return eqx.combine(result[0], result[1].tree)
+
+
+def _traced(tracer: Any, numbers: PyTree) -> Any:
+    """The trace, or None where values are looked at, or belong to a derivative that is taken outside."""
+    try:
+        traced = tracer.trace(numbers)
+    except LOOKS_AT_VALUES:
+        return None
+    return None if any(isinstance(x, Tracer) for x in traced.jaxpr.consts) else traced
+
+
+def _run(tracer: Any, numbers: PyTree, plainly: Callable[[], Any]) -> Any:
+    traced = _traced(tracer, numbers)
+    if traced is None:
+        return plainly()
+    program = _program(_Trace(traced.jaxpr.jaxpr))
+    results = program(traced.jaxpr.consts, *jax.tree.leaves(numbers))
+    return _whole(jax.tree.unflatten(jax.tree.structure(traced.out_info), results))
+
+
+class _Trace:
+    """The equations of a trace: equal to another that computes the same from inputs of the same types."""
+
+    def __init__(self, jaxpr: Jaxpr):
+        self.jaxpr, self.key = jaxpr, _key(jaxpr)
+        self.hash = hash(self.key)
+
+    def __hash__(self) -> int:
+        return self.hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Trace) and self.key == other.key
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _program(trace: _Trace) -> Callable:
+    return jax.jit(functools.partial(eval_jaxpr, trace.jaxpr))
+
+
+class _Same:
+    """An object that equals nothing but itself."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+
+def _key(value: Any) -> Any:
+    """What to compare and to hash instead of `value`: equal only for what computes the same."""
+    match value:
+        case ClosedJaxpr():
+            return _key(value.jaxpr), tuple(_Same(constant) for constant in value.consts)
+        case Jaxpr():
+            return _jaxpr_key(value)
+        case tuple() | list():
+            return type(value), tuple(_key(part) for part in value)
+        case dict():
+            return dict, tuple((name, _key(value[name])) for name in sorted(value, key=str))
+        case float():
+            return float, value.hex()
+        case np.ndarray() | np.generic():
+            return value.dtype, value.shape, value.tobytes()
+    try:
+        hash(value)
+    except TypeError:
+        return _Same(value)
+    return type(value), value
+
+
+def _jaxpr_key(jaxpr: Jaxpr) -> Any:
+    numbers = {var: i for i, var in enumerate([*jaxpr.constvars, *jaxpr.invars])}
+    given = tuple(var.aval for var in numbers)
+    equations = []
+    for equation in jaxpr.eqns:
+        inputs = tuple(_atom_key(atom, numbers) for atom in equation.invars)
+        numbers.update((var, len(numbers) + i) for i, var in enumerate(equation.outvars))
+        params = equation.params
+        if equation.primitive.name in WITH_RULES:
+            params = {"call_jaxpr": params["call_jaxpr"]}
+        outputs = tuple(var.aval for var in equation.outvars)
+        equations.append((equation.primitive, inputs, outputs, _key(dict(params)), equation.ctx))
+    results = tuple(_atom_key(atom, numbers) for atom in jaxpr.outvars)
+    return len(jaxpr.constvars), given, tuple(equations), results
+
+
+def _atom_key(atom: Any, numbers: dict[Any, int]) -> Any:
+    return (atom.aval, _key(np.asarray(atom.val))) if isinstance(atom, Literal) else numbers[atom]
+
+
+class _Known:
+    """A value that follows from constants."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+
+class _Later:
+    """A value that depends on the arguments."""
+
+
+class _Step:
+    """An equation that is left to do, on values known and yet to be known."""
+
+    def __init__(self, equation: JaxprEqn, inputs: list, outputs: list):
+        self.equation, self.inputs, self.outputs = equation, inputs, outputs
+
+
+def _open(closed: ClosedJaxpr, inputs: Sequence[Any], steps: list[_Step]) -> list[Any]:
+    """The results of a trace; in `steps`, the equations left when all that is known is worked out."""
+    jaxpr = closed.jaxpr
+    known = [_Known(constant) for constant in closed.consts]
+    values: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*known, *inputs], strict=True))
+
+    def read(atom: Any) -> Any:
+        return _Known(atom.val) if isinstance(atom, Literal) else values[atom]
+
+    for equation in jaxpr.eqns:
+        read_in = [read(atom) for atom in equation.invars]
+        if _calls_with_constants(equation):
+            outputs = _open(equation.params["jaxpr"], read_in, steps)
+        elif _can_be_done(equation, read_in):
+            outputs = [_Known(x) for x in _bind(equation, [jnp.asarray(ref.value) for ref in read_in])]
+        else:
+            outputs = [_Later() for _ in equation.outvars]
+            steps.append(_Step(equation, read_in, outputs))
+        values.update(zip(equation.outvars, outputs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _calls_with_constants(equation: JaxprEqn) -> bool:
+    """Whether this calls a compiled function that closes over arrays."""
+    inner = equation.params.get("jaxpr")
+    return (
+        equation.primitive.name in ("jit", "pjit") and isinstance(inner, ClosedJaxpr) and bool(inner.consts)
+    )
+
+
+def _can_be_done(equation: JaxprEqn, inputs: list[Any]) -> bool:
+    """Whether an equation follows from constants, at no cost of compilation."""
+    known = all(isinstance(ref, _Known) for ref in inputs)
+    closes_over = any(not isinstance(atom, Literal) for atom in equation.invars)
+    return known and closes_over and not equation.effects and not [*jaxprs_in_params(equation.params)]
+
+
+def _bind(equation: JaxprEqn, values: list[Any]) -> list[Any]:
+    """An equation, done."""
+    primitive = equation.primitive
+    outputs = primitive.bind(*values, **primitive.get_bind_params(equation.params))
+    return list(outputs) if primitive.multiple_results else [outputs]
+
+
+def _signature(args: PyTree) -> Any:
+    leaves, structure = jax.tree.flatten(args)
+    return structure, [(x.shape, x.dtype) if eqx.is_array(x) else x for x in leaves]
+
+
+def _underway(args: Any) -> bool:
+    """Whether this is inside a trace, for a program or a derivative, or is not to be compiled at all."""
+    if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
+        return True
+    leaves = jax.tree.leaves(args)
+    return any(isinstance(leaf, Tracer) for leaf in leaves) or isinstance(jnp.zeros(()), Tracer)
+
+
+def _as_array(leaf: Any) -> Any:
+    return jnp.asarray(leaf) if isinstance(leaf, bool | int | float | complex | np.generic) else leaf
