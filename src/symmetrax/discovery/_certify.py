@@ -37,10 +37,10 @@ class Certificate:
     They act on `params` with noise of half the size of every array, on `params` as they are, with noise of a
     tenth, and so on in turn. `invariance`: |loss(a.w) - loss(w)| on the data that the search saw, relative to
     how much the loss varies under such noise; `fresh`: on other data, None if there is none. `leaves`: ||grad
-    at a.w - grad carried by a|| / ||grad at a.w||, array by array; `gradient` is the largest of them. `moved`
-    is the *smallest* relative move of the arrays with a leg: what moves nothing is no symmetry. `tolerance`
-    and `gradient_tolerance` are what counts as rounding. All is measured in double precision; where a part
-    of the loss has less (code outside of JAX), the tolerances are wide, and the outcome says so.
+    at a.w - grad carried by a||, relative to the latter, array by array; `gradient` is the largest of them.
+    `moved` is the *smallest* relative move of the arrays with a leg: what moves nothing is no symmetry.
+    `tolerance` and `gradient_tolerance` are what counts as rounding. All is measured in double precision;
+    where a part of the loss has less (code outside of JAX), the tolerances are wide, and the outcome says so.
 
     >>> good = Certificate(1e-16, None, {"w": 1e-15}, trials=3, tolerance=1e-9, gradient_tolerance=1e-8)
     >>> good.outcome
@@ -97,6 +97,7 @@ class _Trial:
     fresh: bool
     value: float
     gradient: Leaves
+    lengths: Mapping[str, float]
 
 
 class Certifier:
@@ -123,7 +124,8 @@ class Certifier:
             if all(np.all(np.isfinite(part)) for part in (value, *gradient.values())):
                 break
             self.rough |= noise == 0
-        return _Trial(noise, leaves, batch, other is not None, value, gradient)
+        lengths = {path: _norm([part]) for path, part in gradient.items()}
+        return _Trial(noise, leaves, batch, other is not None, value, gradient, lengths)
 
     def __call__(self, symmetry: NetworkSymmetry) -> Certificate:
         """What the symmetry, whose legs name arrays by path, does to the loss and its gradients."""
@@ -141,7 +143,7 @@ class Certifier:
             value, gradient = self._loss.gradient(trial.leaves | there, trial.batch)
             carried = trial.gradient | self._moved(symmetry, symmetry.dual(element), trial.gradient)
             changes[trial.fresh].append(self._loss.apart(value, trial.value))
-            lengths = {path: _norm([part]) for path, part in gradient.items()}
+            lengths = trial.lengths | {path: _norm([carried[path]]) for path in there}
             for path, least in self._rounding(lengths).items():
                 gap = _norm([gradient[path] - carried[path]])
                 residuals[path].append(0.0 if gap == 0 else gap / max(lengths[path], least))
