@@ -8,7 +8,7 @@ sign flips can not. Hence two interfaces, and no method that only raises.
 """
 
 from abc import abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -153,6 +153,17 @@ class AbstractLieSymmetry(AbstractSymmetry):
         shorten coordinates of many turns.
         """
         return jnp.clip(coordinates, -bound, bound)
+
+    def __or__(self, other: Any) -> "AbstractLieSymmetry":
+        """Both at once, for two that commute: an element of each, the second one acting first."""
+        if not isinstance(other, AbstractLieSymmetry):
+            raise TypeError(
+                f"`|` joins two symmetries that have a Lie algebra, and {type(other).__name__} is none: act "
+                "with one after the other."
+            )
+        from symmetrax.symmetry._joined import Joined
+
+        return Joined(self, other)  # pyright: ignore[reportCallIssue]  (the import is circular)
 
     def zero(self) -> Float[Array, "..."]:
         """The coordinates of the identity."""

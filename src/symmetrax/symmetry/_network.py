@@ -182,8 +182,13 @@ class NetworkSymmetry(AbstractLieSymmetry):
         kept = {path: text for path, text in legs.items() if any(w.name in names for w in _all_words(text))}
         return self._made({name: self.spaces[name] for name in names}, kept)
 
-    def __or__(self, other: "NetworkSymmetry") -> "NetworkSymmetry":
-        """Both at once: the spaces of both, and on every array the legs of both, axis by axis."""
+    def __or__(self, other: Any) -> Any:
+        """Both at once: the spaces of both, and on every array the legs of both, axis by axis.
+
+        With a symmetry of another kind, a pair of elements that act one after the other.
+        """
+        if not isinstance(other, NetworkSymmetry):
+            return super().__or__(other)
         for name in self.spaces:
             if name in other.spaces:
                 raise ValueError(
