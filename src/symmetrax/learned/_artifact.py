@@ -33,7 +33,7 @@ from symmetrax._files import (
     save_arrays,
 )
 from symmetrax._text import near_match
-from symmetrax.learned._base import AbstractLearnedOptimizer
+from symmetrax.learned._base import AbstractLearnedOptimizer, update_from
 from symmetrax.learned._coordinatewise import CoordinatewiseLSTM
 from symmetrax.learned._features import Info
 from symmetrax.learned._neurons import PerNeuronLSTM
@@ -406,8 +406,7 @@ def _steps(network: AbstractLearnedOptimizer, seen: dict[str, Any]) -> dict[str,
     for step, factor in enumerate(FACTORS):
         gradient = jax.tree.map(lambda g, factor=factor: factor * g, info.gradient)
         move, memory = network.propose(info._replace(gradient=gradient), memory)
-        if callable(move.update):
-            move = move._replace(update=move.update(gradient))
+        move = move._replace(update=update_from(move, gradient))
         told |= {f"step{step}.{name}": x for name, x in named_arrays(move._asdict()).items()}
     return told
 

@@ -348,12 +348,10 @@ def _measured(dear, gradient, params, symmetry, value_fn, batch) -> dict[str, An
 
 def _step(move: Move, info: Info) -> PyTree:
     """u, or momentum * previous + u."""
-    step: Any = move.update
     size, momentum = move.step_size, move.momentum
+    step = update_from(move, info.gradient)
     if step is not None and size is not None:
         raise ValueError("This network emits an update and a step size: only one of them can be the step.")
-    if callable(step) and not _is_like(info.gradient, step):
-        step = step(info.gradient)
     if step is None:
         if size is None:
             raise ValueError(
@@ -364,6 +362,12 @@ def _step(move: Move, info: Info) -> PyTree:
     if momentum is not None:
         step = jax.tree.map(lambda v, u: momentum * v + u, info.previous, step)
     return jax.tree.map(lambda u, g: jnp.asarray(u, g.dtype), step, info.gradient)
+
+
+def update_from(move: Move, gradient: PyTree) -> PyTree:
+    """The update of a move, or what it makes of the gradient if it is a function; None if there is none."""
+    step: Any = move.update
+    return step(gradient) if callable(step) and not _is_like(gradient, step) else step
 
 
 def _is_like(gradient: PyTree, step: Any) -> bool:
