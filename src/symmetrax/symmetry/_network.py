@@ -4,6 +4,7 @@ import dataclasses
 import re
 import string
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -18,6 +19,7 @@ from symmetrax._tree import leaf_names
 from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition
 from symmetrax.symmetry._groups import AbstractGroup
 from symmetrax.symmetry._legs import Both, Concatenated, Merged, Node, Plain, Word, parse, words
+from symmetrax.symmetry._sharding import split_like
 from symmetrax.symmetry._walk import Touch, Visit, check_commuting, index_lengths, walk
 
 
@@ -108,13 +110,20 @@ class NetworkSymmetry(AbstractLieSymmetry):
         return jnp.concatenate([jnp.ravel(parts.get(name, zero)) for name, zero in zeros.items()])
 
     def act(self, a: dict[str, Any], params: PyTree, batch: PyTree = None) -> PyTree:
-        def move(x: Array, touches: tuple[Touch, ...]) -> Array:
-            moved = x
-            for touch in touches:
-                moved = apply(self.spaces[touch.word.name], a[touch.word.name], moved, touch)
-            return moved.astype(x.dtype)
+        def move(leg: str, leaf: Array, a: dict[str, Any]) -> Array:
+            def block(x: Array, touches: tuple[Touch, ...]) -> Array:
+                moved = x
+                for touch in touches:
+                    moved = apply(self.spaces[touch.word.name], a[touch.word.name], moved, touch)
+                return moved.astype(x.dtype)
 
-        return self.visit(params, move)
+            return walk(leg, leaf, self.spaces, block)
+
+        def placed(leg: str, leaf: Any) -> Array:
+            leaf = jnp.asarray(leaf)
+            return split_like(leaf, partial(move, leg), leaf, a)
+
+        return self._each(params, placed)
 
     def push(self, a: dict[str, Any], params: PyTree, tangent: PyTree, batch: PyTree = None) -> PyTree:
         return self.act(a, tangent)
@@ -145,19 +154,23 @@ class NetworkSymmetry(AbstractLieSymmetry):
 
         Raises ValueError, naming it, if an array with a leg is not in the tree, or has another shape.
         """
+        return self._each(tree, lambda leg, leaf: walk(leg, leaf, self.spaces, visit))
+
+    def _each(self, tree: PyTree, move: Callable[[str, Any], Any]) -> PyTree:
+        """`move(leg, array)` for every array with a leg; errors name the array."""
         leaves, structure = jax.tree.flatten(tree)
         names = leaf_names(tree)
         check_present(self.legs, names)
 
-        def move(name: str, leaf: Any) -> Any:
+        def named(name: str, leaf: Any) -> Any:
             if name not in self.legs:
                 return leaf
             try:
-                return walk(self.legs[name], leaf, self.spaces, visit)
+                return move(self.legs[name], leaf)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
 
-        return jax.tree.unflatten(structure, map(move, names, leaves))
+        return jax.tree.unflatten(structure, map(named, names, leaves))
 
     def within(self, tree: PyTree) -> "NetworkSymmetry":
         """The same symmetry, acting only on those of its arrays that `tree` has: for parts of parameters.
