@@ -1,14 +1,20 @@
 """Orbits as geometry: curves along them, updates across them, and what a gradient flow conserves."""
 
+from collections.abc import Callable
+from functools import partial, reduce
+from typing import Any, NamedTuple
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, PyTree
 
+from symmetrax._tree import select
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.symmetry._groups import AbstractGroup
 from symmetrax.symmetry._matrix_groups import GeneralLinear, ScaledRotation
-from symmetrax.symmetry._network import NetworkSymmetry
+from symmetrax.symmetry._network import NetworkSymmetry, named_shapes
+from symmetrax.symmetry._sharding import split_like, whole
 from symmetrax.symmetry._walk import Touch
 
 
@@ -19,7 +25,8 @@ def orbit_curve(
 
     Two minima of one orbit are connected by it without a barrier (arXiv:2505.23681).
 
-    **Returns** the tree with `points` in front of every array's shape.
+    **Returns** the tree with `points` in front of the shape of every array of floats; other leaves stay as
+    they are.
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> task = sx.booth()
@@ -27,22 +34,33 @@ def orbit_curve(
     >>> print(jax.vmap(task.loss)(curve).round(1))
     [144. 144. 144. 144. 144.]
     """
+    coordinates = jnp.asarray(coordinates)
+    arrays, rest = eqx.partition(params, eqx.is_inexact_array)
 
     def at(t):
-        return symmetry.act(symmetry.exp(t * coordinates), params, batch)
+        moved = symmetry.act(symmetry.exp(t * coordinates), eqx.combine(arrays, rest), batch)
+        return eqx.filter(moved, eqx.is_inexact_array)
 
-    return jax.vmap(at)(jnp.linspace(0.0, 1.0, points, dtype=coordinates.dtype))
+    times = jnp.linspace(0.0, 1.0, points, dtype=jnp.result_type(coordinates, float))
+    return eqx.combine(jax.vmap(at)(times), rest)
 
 
 def horizontal(
-    symmetry: AbstractLieSymmetry, params: PyTree, update: PyTree, batch: PyTree = None, *, steps: int = 100
+    symmetry: AbstractLieSymmetry, params: PyTree, update: PyTree, batch: PyTree = None, *, steps: int = 1000
 ) -> PyTree:
     """The part of an update that is orthogonal to the orbit: the rest changes no loss, only coordinates.
 
-    The orbit's tangent space at `params` is {V xi}, with V the derivative of act(exp(xi), params) at 0.
-    Solves V'V xi = V' update by at most `steps` conjugate-gradient steps, and returns update - V xi. Source:
-    the horizontal projection of da Silva et al. 2025, "Hide & Seek", made for low-rank factors; here for any
-    action.
+    The orbit's tangent space at `params` is {V xi}, with V the derivative of act(exp(xi), params) at 0. The
+    result is the residual of the least-squares problem min |update - V xi|, also where the columns of V
+    depend on each other, as they do for a general linear group larger than the arrays next to it. It is found
+    by conjugate gradients, which stop when what is left along the orbit is rounding, or after `steps`.
+    Pairings of complex arrays take the real part. Source: the horizontal projection of da Silva et al. 2025,
+    "Hide & Seek", made for low-rank factors; here for any action.
+
+    **Arguments:** `update` is a tree like `params`; leaves that are not arrays of floats pass as they are.
+    Raises ValueError where the two trees differ.
+
+    **Returns** a tree like `update`, computed in float32 at least, in the dtypes of `update`.
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> params = {"w1": jnp.array([[2.0]]), "w2": jnp.array([[1.0]])}
@@ -51,16 +69,13 @@ def horizontal(
     >>> print(abs(flat["w1"]).max() < 1e-6)  # the update was along the orbit
     True
     """
-
-    def at(xi):
-        return symmetry.act(symmetry.exp(xi), params, batch)
-
-    zero = symmetry.zero()
-    along = jax.linearize(at, zero)[1]
-    across = jax.linear_transpose(along, zero)
-    (right,) = across(update)
-    xi, _ = jax.scipy.sparse.linalg.cg(lambda x: across(along(x))[0], right, tol=0.0, maxiter=steps)
-    return optax.tree.sub(update, along(xi))
+    numbers, rest = eqx.partition(params, eqx.is_inexact_array)
+    given, others = eqx.partition(update, eqx.is_inexact_array)
+    _check_alike(numbers, given)
+    numbers = jax.tree.map(lambda w, u: jnp.asarray(w, _wide(w, u)), numbers, given)
+    given = jax.tree.map(jnp.asarray, given)
+    project = partial(_project, symmetry, rest=rest, batch=batch, steps=steps)
+    return eqx.combine(split_like(given, project, numbers, given), others)
 
 
 def conserved(symmetry: NetworkSymmetry, params: PyTree) -> dict[str, Array]:
@@ -69,34 +84,264 @@ def conserved(symmetry: NetworkSymmetry, params: PyTree) -> dict[str, Array]:
     Noether's theorem for parameters: W moves by g or g^-T along its axes and the loss does not, so under
     dW/dt = -grad the moments sum(+- W W') over the legs of a space stay: row energies minus column energies
     for scalings, Gram matrices of plain legs minus those of starred ones for general linear groups, energies
-    of pairs for scaled rotations. Gradient descent with step size eta drifts by O(eta^2) a step, a teleport
-    jumps; groups of rotations keep antisymmetric moments of gradients, not of parameters, and are left out.
+    of pairs for scaled rotations. Words with an index, `h[0]` or `h[1:]`, count for the elements that they
+    name. Gradient descent with step size eta drifts by O(eta^2) a step, a teleport jumps; groups of rotations
+    keep antisymmetric moments of gradients, not of parameters, and are left out. Of complex arrays the
+    moments are the real parts of W W^H. They are accumulated in float32 at least; one that is too large for
+    its dtype is infinite.
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> params = {"w1": jnp.array([[3.0, 4.0]]), "w2": jnp.array([[2.0]])}
     >>> print(conserved(sx.mlp_symmetry(params, ["w1", "w2"]), params)["hidden1"])
     [21.]
     """
-    moments: dict[str, list[Array]] = {}
+    return whole(
+        partial(_conserved, symmetry), jax.tree.map(jnp.asarray, eqx.filter(params, eqx.is_inexact_array))
+    )
+
+
+def _conserved(symmetry: NetworkSymmetry, params: PyTree) -> dict[str, Array]:
+    found: dict[str, Array] = {}
+    for name, blocks in _blocks(symmetry, params).items():
+        group = symmetry.spaces[name]
+        if group.compact:
+            continue
+        scale, moments = _row_scale(group, blocks), []
+        for touch, flat in blocks:
+            scaled = flat / scale[touch.taken][..., None]
+            if isinstance(group, GeneralLinear):
+                moment = jnp.einsum("...ir,...jr->...ij", scaled, scaled.conj(), precision="highest").real
+            else:
+                moment = jnp.sum(_squares(scaled), axis=-1)
+            moments.append(_placed(touch.exponent * moment, touch, group))
+        total = sum(moments[1:], start=moments[0])
+        # One factor after the other: what cancels stays zero, what overflows is infinite with its sign.
+        if isinstance(group, GeneralLinear):
+            found[name] = total * scale[..., :, None] * scale[..., None, :]
+        else:
+            found[name] = total * scale * scale
+            if isinstance(group, ScaledRotation):
+                found[name] = jnp.sum(found[name], axis=-1)
+    return found
+
+
+def _project(
+    symmetry: AbstractLieSymmetry, numbers: PyTree, given: PyTree, rest: PyTree, batch: PyTree, steps: int
+) -> PyTree:
+    """`horizontal` of the floating-point arrays of parameters and update."""
+
+    def at(xi: Array) -> PyTree:
+        moved = symmetry.act(symmetry.exp(xi), eqx.combine(numbers, rest), batch)
+        moved = eqx.filter(moved, eqx.is_inexact_array)
+        return jax.tree.map(lambda v, w: _real(v.astype(w.dtype)), moved, numbers)
+
+    zero = symmetry.zero()
+    along = jax.linearize(at, zero)[1]
+    across = jax.linear_transpose(along, zero)
+    lengths = jnp.ones_like(zero)
+    if isinstance(symmetry, NetworkSymmetry):
+        lengths = jax.lax.stop_gradient(_column_lengths(symmetry, numbers)).astype(zero.dtype)
+
+    def system(unknowns: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
+        residual, xi = unknowns
+        return jax.tree.map(jnp.add, residual, along(xi)), across(residual)[0]
+
+    def solve(_, right: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
+        return _least_squares(along, lambda r: across(r)[0], lengths, *right, steps)
+
+    wanted = jax.tree.map(lambda u, w: _real(u.astype(w.dtype)), given, numbers)
+    # As a symmetric system for the residual and xi, the projection has its exact derivative, in both modes.
+    residual, _ = jax.lax.custom_linear_solve(system, (wanted, jnp.zeros_like(zero)), solve, symmetric=True)
+    return jax.tree.map(lambda u, r: _as_given(r, u), given, residual)
+
+
+#: The blocks that a space touches, with the touched axis last but one, behind its indices.
+_Blocks = list[tuple[Touch, Array]]
+
+
+def _blocks(symmetry: NetworkSymmetry, tree: PyTree) -> dict[str, _Blocks]:
+    """The blocks of every space, in float32 at least."""
+    found: dict[str, _Blocks] = {}
 
     def collect(x: Array, touches: tuple[Touch, ...]) -> Array:
         for touch in touches:
-            group = symmetry.spaces[touch.word.name]
-            if not group.compact and touch.word.index is None:
-                sign = touch.exponent
-                moments.setdefault(touch.word.name, []).append(sign * _moment(x, touch, group))
+            axes = (*touch.indices, touch.axis)
+            front = jnp.moveaxis(x, axes, range(len(axes))).astype(_wide(x))
+            flat = front.reshape(*front.shape[: len(axes)], -1)
+            found.setdefault(touch.word.name, []).append((touch, flat))
         return x
 
-    symmetry.visit(params, collect)
-    return {name: sum(parts[1:], start=parts[0]) for name, parts in moments.items()}
+    symmetry.visit(tree, collect)
+    return found
 
 
-def _moment(x: Array, touch: Touch, group: AbstractGroup) -> Float[Array, "..."]:
-    """W W' over the touched axis, (*per, n, n); its diagonal for scalings, its trace for scaled rotations."""
-    axes = (*touch.indices, touch.axis)
-    front = jnp.moveaxis(x, axes, range(len(axes)))
-    flat = front.reshape(*front.shape[: len(axes)], -1)
-    if isinstance(group, GeneralLinear):
-        return jnp.einsum("...ir,...jr->...ij", flat, flat, precision="highest")
-    squares = jnp.sum(flat**2, axis=-1)
-    return jnp.sum(squares, axis=-1) if isinstance(group, ScaledRotation) else squares
+def _row_scale(group: AbstractGroup, blocks: _Blocks) -> Float[Array, "..."]:
+    """Powers of two near the largest entry of every row, (*per, n): divided by them, squares are harmless."""
+    largest = [_placed(jnp.max(jnp.abs(flat), axis=-1), touch, group) for touch, flat in blocks]
+    largest = reduce(jnp.maximum, largest)
+    if isinstance(group, ScaledRotation):  # whose rows are summed
+        largest = jnp.broadcast_to(jnp.max(largest, axis=-1, keepdims=True), largest.shape)
+    return jax.lax.stop_gradient(_power_of_two(largest))
+
+
+def _placed(part: Array, touch: Touch, group: AbstractGroup) -> Array:
+    """What belongs to the elements that a word names, among zeros for the group's other elements."""
+    if touch.word.index is None:
+        return part
+    shape = (*group.lengths, *part.shape[len(touch.indices) :])
+    return jnp.zeros(shape, part.dtype).at[touch.taken].set(part)
+
+
+def _column_lengths(symmetry: NetworkSymmetry, params: PyTree) -> Float[Array, " k"]:
+    """About how far each coordinate of the algebra moves the parameters, in units of the coordinate."""
+    lengths: dict[str, Array] = {}
+    for name, blocks in _blocks(symmetry, params).items():
+        group = symmetry.spaces[name]
+        if 0 in group.algebra:  # a discrete group has no coordinates
+            continue
+        scale = _row_scale(group, blocks)
+
+        def rows(blocks: _Blocks, group=group, scale=scale) -> Array:
+            squares = [
+                _placed(
+                    touch.exponent**2 * jnp.sum(_squares(flat / scale[touch.taken][..., None]), -1),
+                    touch,
+                    group,
+                )
+                for touch, flat in blocks
+            ]
+            return scale * jnp.sqrt(sum(squares, start=jnp.zeros(scale.shape)))
+
+        if group.diagonal:
+            length = rows(blocks)
+        elif isinstance(group, GeneralLinear):
+            plain = rows([block for block in blocks if not block[0].word.star])
+            starred = rows([block for block in blocks if block[0].word.star])
+            length = jnp.hypot(plain[..., None, :], starred[..., :, None])
+        else:
+            length = jnp.max(rows(blocks), axis=-1).reshape(
+                *group.lengths, *[1] * (len(group.algebra) - len(group.lengths))
+            )
+        lengths[name] = jnp.broadcast_to(length, group.algebra)
+    return symmetry.join(lengths)
+
+
+def _least_squares(
+    along: Callable[[Array], PyTree],
+    across: Callable[[PyTree], Array],
+    lengths: Float[Array, "..."],
+    wanted: PyTree,
+    shift: Float[Array, "..."],
+    steps: int,
+) -> tuple[PyTree, Array]:
+    """The residual r and the xi of r + V xi = wanted, V' r = shift, with V = `along`, V' = `across`.
+
+    Conjugate gradients for the least-squares problem, whose residual is updated itself: so what is left along
+    the columns of V is that of one product, not of the normal equations, and is zero to rounding for any
+    condition. `lengths` are about the norms of the columns, by which the unknowns are divided.
+    """
+    unit = jnp.where(lengths > 0, 1 / jnp.where(lengths > 0, lengths, 1.0), 0.0)
+    unit = jnp.where(jnp.isfinite(unit), unit, 0.0)
+    largest = [jnp.max(jnp.abs(x), initial=0.0) for x in (*jax.tree.leaves(wanted), unit * shift)]
+    scale = _power_of_two(reduce(jnp.maximum, largest))
+    start = jax.tree.map(lambda x: x / scale.astype(x.dtype), wanted)
+    shift = unit * shift / scale
+    whole = _dot(start, start) + _dot(shift, shift)
+    eps = max(float(jnp.finfo(x.dtype).eps) for x in (*jax.tree.leaves(wanted), shift))
+
+    def slope_at(residual: PyTree) -> Array:
+        return unit * across(residual) - shift
+
+    def unfinished(state: _Descent) -> Array:
+        rounding = state.least <= (8 * eps) ** 2 * whole
+        return (
+            (state.least > 0) & ~(rounding & (state.since >= 5)) & (state.still < 2) & (state.count < steps)
+        )
+
+    def step(state: _Descent) -> _Descent:
+        moved = along(unit * state.direction)
+        length = _dot(moved, moved)
+        seen = length > (8 * eps) ** 2 * _dot(
+            state.direction, state.direction
+        )  # else V forgets the direction
+        rate = jnp.where(seen, state.square / jnp.where(seen, length, 1.0), 0.0)
+        residual = jax.tree.map(lambda r, q: r - rate.astype(r.dtype) * q, state.residual, moved)
+        xi = state.xi + rate * state.direction
+        slope = slope_at(residual)
+        square = _dot(slope, slope)
+        better = square < state.least
+        # The squared norm of the residual became smaller by rate * square: all that could be gained here.
+        still = seen & (rate * state.square > (2 * eps) ** 2 * whole)
+        return _Descent(
+            residual=residual,
+            xi=xi,
+            direction=slope + square / state.square * state.direction,
+            square=square,
+            best=select(better, (residual, xi), state.best),
+            least=jnp.minimum(square, state.least),
+            since=jnp.where(better, 0, state.since + 1),
+            still=jnp.where(still, 0, jnp.where(seen, state.still + 1, 2)),
+            count=state.count + 1,
+        )
+
+    slope, xi, zero = slope_at(start), jnp.zeros_like(shift), jnp.array(0)
+    square = _dot(slope, slope)
+    first = _Descent(start, xi, slope, square, (start, xi), square, zero, zero, zero)
+    residual, xi = jax.lax.while_loop(unfinished, step, first).best
+    return jax.tree.map(lambda r: r * scale.astype(r.dtype), residual), unit * xi * scale
+
+
+class _Descent(NamedTuple):
+    """Where the conjugate gradients are; `square` is the squared norm of the slope, `least` its least yet."""
+
+    residual: PyTree
+    xi: Array
+    direction: Array
+    square: Array
+    best: tuple[PyTree, Array]
+    least: Array
+    since: Array
+    still: Array
+    count: Array
+
+
+def _dot(x: PyTree, y: PyTree) -> Float[Array, ""]:
+    pairs = zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)
+    return jnp.asarray(sum((jnp.sum(a * b) for a, b in pairs), start=0.0))
+
+
+def _squares(x: Array) -> Float[Array, "..."]:
+    """|z|^2, entry by entry."""
+    return jnp.real(x * jnp.conj(x))
+
+
+def _power_of_two(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The power of two at or below each entry, to scale without rounding; 1 where it is zero."""
+    return jnp.ldexp(jnp.ones_like(x), jnp.where(x > 0, jnp.frexp(x)[1] - 1, 0))
+
+
+def _wide(*arrays: Array) -> Any:
+    """The dtype in which to compute with these: float32 at least."""
+    return jnp.result_type(*(x.dtype for x in arrays), jnp.float32)
+
+
+def _real(x: Array) -> PyTree:
+    """An array of complex numbers as two of real ones: then pairings are those of real vectors."""
+    return (x.real, x.imag) if jnp.iscomplexobj(x) else x
+
+
+def _as_given(parts: PyTree, like: Array) -> Array:
+    """What `_real` took apart, together again, in the dtype of `like`."""
+    return (jax.lax.complex(*parts) if isinstance(parts, tuple) else parts).astype(like.dtype)
+
+
+def _check_alike(params: PyTree, update: PyTree) -> None:
+    """Raise ValueError, naming the first array that differs, unless the two trees have the same arrays."""
+    ours, theirs = named_shapes(params), named_shapes(update)
+    for name in {**ours, **theirs}:
+        if name not in ours or name not in theirs or ours[name].shape != theirs[name].shape:
+            shapes = [str(found[name].shape) if name in found else "nothing" for found in (ours, theirs)]
+            raise ValueError(
+                f"The update must be a tree like the parameters, but {name} is {shapes[0]} in the parameters "
+                f"and {shapes[1]} in the update."
+            )
