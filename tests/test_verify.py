@@ -1,6 +1,7 @@
 """`verify` has to find what is wrong: each law is broken on purpose, and the report must name that one."""
 
 import dataclasses
+import re
 
 import equinox as eqx
 import jax
@@ -134,14 +135,55 @@ def test_a_defect_that_is_not_a_number_is_the_worst():
     assert np.isnan(report.worst)
 
 
-def test_a_report_prints_one_line_per_law_and_what_moved():
+def test_a_report_prints_its_outcome_in_words_then_one_line_per_law_and_what_moved():
     report = sx.verify(task().loss, jnp.zeros(3), task().symmetry(), jax.random.key(0), trials=4)
-    *rows, moved = str(report).splitlines()
+    verdict, blank, header, *rows, moved = str(report).splitlines()
+    assert verdict == "Exact: this is a symmetry of the loss, up to rounding (tolerance 1e-09)."
+    assert (blank, header.split()[0]) == ("", "law")
     assert [row.split()[0] for row in rows] == list(LAWS)
     assert float(rows[0].split()[1]) == pytest.approx(report.invariance, rel=0.1)
+    assert not any("above the tolerance" in row for row in rows)
     assert moved.startswith("moved")
-    assert moved.endswith("at least, 4 trials")
+    assert moved.endswith("at least, in 4 trials")
     assert [field.name for field in dataclasses.fields(report)][:5] == list(LAWS)
+
+
+@pytest.mark.parametrize(
+    ("changed", "verdict"),
+    [
+        ({"invariance": 6e-6}, "Approximate: nearly a symmetry .* the loss changes by 6e-06 of its size\\."),
+        ({"invariance": 0.31}, "Wrong: this is not a symmetry of the loss: the loss changes by 31 %\\."),
+        ({"inverse": 0.5, "gradient": 2.0}, "Wrong: .*the inverse leaves .* 50 %; the gradient .* 200 %\\."),
+        ({"invariance": np.nan}, "Wrong: .*the loss changes by an amount that is not a number\\."),
+        ({"moved": 0.0}, "Untested: no element that was drawn moved the parameters"),
+        ({"fresh": 0.02}, "Exact on the given batch only, .*: on fresh data the loss changes by 2 %\\."),
+        ({"one_batch": True}, "Exact: .* on the batch that the action saw; pass fresh="),
+    ],
+)
+def test_the_first_line_of_a_report_says_what_came_out(changed, verdict):
+    fields = dict.fromkeys(LAWS, 1e-15) | {"moved": 0.5, "trials": 4, "reasons": (), "tolerance": 1e-9}
+    report = sx.Report(**{**fields, **changed})
+    lines = str(report).splitlines()
+    assert re.match(verdict, lines[0])
+    failed = [line.split()[0] for line in lines if "above the tolerance" in line]
+    assert failed == [name for name in changed if name not in ("moved", "one_batch")]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64", "complex64", "complex128"])
+def test_what_counts_as_rounding_follows_the_coarsest_dtype(dtype):
+    params = {"w1": jnp.ones((3, 2), dtype), "w2": jnp.ones((2, 3), dtype)}
+    symmetry = sx.mlp_symmetry(params, ["w1", "w2"], group=sx.GeneralLinear)
+
+    def loss(w, _):
+        return jnp.mean(jnp.abs((w["w2"] @ w["w1"]).astype(jnp.promote_types(dtype, "float32"))) ** 2)
+
+    report = sx.verify(loss, params, symmetry, jax.random.key(0), trials=3)
+    assert report.outcome == "exact"
+    assert (report.tolerance == 1e-9) == (dtype in ("float64", "complex128"))
+    coarse = sx.verify(
+        lambda w, b: loss(w, b).astype("float32"), params, symmetry, jax.random.key(0), trials=1
+    )
+    assert coarse.tolerance >= 1e-3
 
 
 def test_verify_rejects_no_trials_and_integer_parameters():

@@ -17,6 +17,15 @@ from symmetrax.symmetry._base import AbstractSymmetry
 from symmetrax.symmetry._diagnose import Suspect, suspects
 from symmetrax.symmetry._network import NetworkSymmetry
 
+#: What the laws say, for a reader of the table and where one of them fails.
+LAWS = {
+    "invariance": ("the loss keeps its value", "the loss changes by {}"),
+    "identity": ("the identity moves nothing", "the identity moves the parameters by {}"),
+    "composition": ("a after b is compose(a, b)", "a after b differs from compose(a, b) by {}"),
+    "inverse": ("the inverse undoes", "the inverse leaves a distance of {}"),
+    "gradient": ("pull carries gradients", "the gradient differs from the one that pull carries by {}"),
+}
+
 #: Up to this change of the loss a symmetry that is not exact is called approximate, above it wrong; so is one
 #: whose gradients are further off than the second: at special values of the parameters only they tell.
 APPROXIMATE, APPROXIMATE_GRADIENT = 1e-3, 1e-1
@@ -29,7 +38,8 @@ class Report:
     `invariance`: of the loss (and of the outputs, if they were given). `identity`, `composition`, `inverse`:
     of the moved parameters. `gradient`: of the gradient law. `moved`: the *smallest* relative move among the
     trials; if it is 0 the laws were tested on nothing. `fresh`: the invariance on data that the action did
-    not see, if there were any. `leaves`: the gradient law, array by array. `reasons`: what `holds` said where
+    not see, if there were any; `one_batch`: whether the action may depend on data and was tried on those that
+    it saw only. `leaves`: the gradient law, array by array. `reasons`: what `holds` said where
     it did not hold, in words. `suspects`: legs that may be wrong, if invariance failed.
 
     >>> import jax, jax.numpy as jnp, symmetrax as sx
@@ -51,6 +61,7 @@ class Report:
     fresh: float | None = None
     leaves: dict[str, float] = dataclasses.field(default_factory=dict)
     suspects: tuple[Suspect, ...] = ()
+    one_batch: bool = False
 
     @property
     def worst(self) -> float:
@@ -72,11 +83,12 @@ class Report:
         return "approximate" if near and self.gradient <= APPROXIMATE_GRADIENT else "wrong"
 
     def __str__(self) -> str:
-        rows = [(f.name, getattr(self, f.name)) for f in dataclasses.fields(self)[:5]]
-        if self.fresh is not None:
-            rows.insert(1, ("fresh data", self.fresh))
-        lines = [f"{name:<12}{value:.1e}" for name, value in rows]
-        lines.append(f"{'moved':<12}{self.moved:.1e} at least, {self.trials} trials")
+        lines = [self._verdict(), "", f"{'law':<12}worst defect"]
+        for name, (law, _) in LAWS.items():
+            lines.append(self._row(name, getattr(self, name), law))
+            if name == "invariance" and self.fresh is not None:
+                lines.append(self._row("fresh data", self.fresh, "the same, on data unseen by the action"))
+        lines.append(f"{'moved':<12}{self.moved:.1e}  at least, in {self.trials} trials")
         if not self.gradient <= self.tolerance:
             bad = {name: value for name, value in self.leaves.items() if not value <= self.tolerance}
             lines += [
@@ -84,6 +96,42 @@ class Report:
             ]
         lines += [f"does not hold: {reason}" for reason in self.reasons]
         return "\n".join([*lines, *(f"suspect: {suspect}" for suspect in self.suspects)])
+
+    def _row(self, name: str, defect: float, law: str) -> str:
+        mark = "" if defect <= self.tolerance else "  <- above the tolerance"
+        return f"{name:<12}{defect:.1e}  {law}{mark}"
+
+    def _verdict(self) -> str:
+        """The outcome in one line, for a reader who has not met these words."""
+        rounding = f"rounding (tolerance {self.tolerance:.0e})"
+        broken = "; ".join(
+            text.format("an amount that is not a number" if np.isnan(defect) else _share(defect))
+            for name, (_, text) in LAWS.items()
+            if not (defect := getattr(self, name)) <= self.tolerance
+        )
+        match self.outcome:
+            case "exact":
+                seen = " on the batch that the action saw; pass fresh=... to test others" * self.one_batch
+                return f"Exact: this is a symmetry of the loss, up to {rounding}{seen}."
+            case "exact on the given batch only":
+                return (
+                    f"Exact on the given batch only, up to {rounding}: on fresh data the loss changes by "
+                    f"{_share(self.fresh or np.nan)}."
+                )
+            case "approximate":
+                return f"Approximate: nearly a symmetry of the loss, but not up to {rounding}: {broken}."
+            case "wrong":
+                return f"Wrong: this is not a symmetry of the loss: {broken}."
+            case _:
+                return (
+                    "Untested: no element that was drawn moved the parameters, so nothing is known. Is the "
+                    "group trivial, or does the action reach no array?"
+                )
+
+
+def _share(defect: float) -> str:
+    """A relative defect, in percent where one can picture it."""
+    return f"{defect:.2g} of its size" if defect < 1e-2 or defect >= 10 else f"{100 * defect:.0f} %"
 
 
 def verify(
@@ -116,10 +164,12 @@ def verify(
 
     **Arguments:** `loss(params, batch)` returns a scalar; `batch` is handed to it and to the action. `fresh`
     is another batch, which the loss sees and the action does not; `outputs(params, batch)` returns what the
-    network says. Leaves of `params` that are not arrays of floats stay as they are. `tolerance` (default
-    1e-9 in float64, 1e-3 in float32) is what counts as rounding.
+    network says. Leaves of `params` that are not arrays of floats stay as they are. `tolerance` is
+    what counts as rounding: by default 1e-9 in double precision, 1e-3 in single, and 16 times the machine
+    precision below, by the coarsest dtype of parameters and loss.
 
-    **Returns** a `Report`; print it for a table. Raises TypeError if no leaf is an array of floats.
+    **Returns** a `Report`; print it for the outcome in words and a table. Raises TypeError if no leaf is
+    an array of floats.
 
     >>> import jax, jax.numpy as jnp, symmetrax as sx
     >>> task = sx.rosenbrock()
@@ -136,7 +186,8 @@ def verify(
         found = sorted({str(getattr(leaf, "dtype", type(leaf).__name__)) for leaf in jax.tree.leaves(params)})
         raise TypeError(f"verify perturbs the floating-point arrays of `params`; it has none, only {found}.")
     if tolerance is None:
-        tolerance = 1e-9 if all(leaf.dtype == jnp.float64 for leaf in leaves) else 1e-3
+        value = jax.eval_shape(lambda w: loss(eqx.combine(w, rest), batch), numbers)
+        tolerance = _default_tolerance(*leaves, value)
     laws = _Laws(loss, outputs, symmetry, rest, batch, fresh)
     found = [laws.trial(k, numbers, spread) for k in jax.random.split(key, trials)]
     worst = {name: float(np.max([defects[name] for defects, _, _ in found])) for name in found[0][0]}
@@ -156,7 +207,14 @@ def verify(
         tolerance=tolerance,
         leaves=by_leaf,
         suspects=named,
+        one_batch=batch is not None and fresh is None and not symmetry.linear,
     )
+
+
+def _default_tolerance(*arrays: Array | jax.ShapeDtypeStruct) -> float:
+    """What counts as rounding in the coarsest of these dtypes."""
+    eps = max(float(jnp.finfo(x.dtype).eps) for x in arrays if jnp.issubdtype(x.dtype, jnp.inexact))
+    return 1e-9 if eps < 1e-12 else 1e-3 if eps < 1e-6 else 16 * eps
 
 
 def _near(key: Key[Array, ""], numbers: PyTree, spread: float) -> PyTree:
