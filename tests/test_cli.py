@@ -1,17 +1,22 @@
 """The command line: what it prints, and how it refuses."""
 
 import json
+import signal
 import subprocess
 import sys
+from importlib.metadata import version
 
 import jax
 import numpy as np
 import pytest
 
 import symmetrax as sx
+from symmetrax import _commands
 from symmetrax.cli import main
-from symmetrax.experiments import claims
-from symmetrax.experiments._registry import EXPERIMENTS
+from symmetrax.experiments import claims, evaluation, plane
+from symmetrax.experiments._registry import EXPERIMENTS, run_experiment
+from symmetrax.experiments._report import Reporter
+from symmetrax.experiments._stats import over_tasks
 from symmetrax.tasks._families import family_names
 
 
@@ -33,6 +38,82 @@ def refuse(capsys, *arguments):
     assert captured.out == ""
     assert captured.err.count("\n") == 1, captured.err
     return captured.err
+
+
+def test_the_version_is_told(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"symmetrax {version('symmetrax')}\n"
+
+
+def test_an_interrupted_run_says_how_to_go_on(capsys, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_commands, "run_experiment", stop)
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", "fig3", "--out", "a folder"])
+    assert stopped.value.code == 130
+    told = capsys.readouterr().err
+    assert told == (
+        "symmetrax: stopped; the same command goes on from here: symmetrax run fig3 --out 'a folder'\n"
+    )
+
+
+def test_an_interrupt_ends_the_process_wherever_it_falls():
+    """In a callback of the garbage collector, say, where an exception is told and forgotten."""
+    script = (
+        "import gc\nfrom symmetrax import _commands, cli\n"
+        "def work(*_):\n"
+        "    gc.callbacks.append(lambda *_: sum(range(1000)))\n"
+        "    print('ready', flush=True)\n"
+        "    while True: gc.collect(0)\n"
+        "_commands.run_experiment = work\n"
+        "cli.main(['run', 'fig3'])"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", script], stdout=pipe, stderr=pipe, text=True) as child:
+        assert child.stdout.readline() == "ready\n"
+        child.send_signal(signal.SIGINT)
+        told = child.communicate(timeout=60)[1]
+    assert child.returncode == 130
+    assert told == "symmetrax: stopped; the same command goes on from here: symmetrax run fig3\n"
+
+
+def test_an_option_that_is_misspelt_is_told_in_one_line(capsys):
+    message = refuse(capsys, "run", "fig3", "--sed", "3")
+    assert message == (
+        "symmetrax: Unrecognized options: --sed, 3. Did you mean '--seed'? For help: symmetrax run --help\n"
+    )
+
+
+@pytest.mark.parametrize("command", list(_commands.COMMANDS))
+def test_help_says_something_of_every_option(capsys, command):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert not stopped.value.code
+    words = " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
+    assert "(default: )" not in words
+    assert "None" not in words
+    for option in _commands.options(_commands.COMMANDS[command]):
+        assert option in words
+
+
+def test_a_run_that_is_refused_leaves_no_folder(tmp_path, monkeypatch):
+    def refused(*_):
+        raise ValueError("no images")
+
+    monkeypatch.setattr(plane, "run", refused)
+    with pytest.raises(ValueError, match="no images"):
+        run_experiment("fig3", "quick", tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_arm_that_is_finished_shows_done(capsys):
+    with Reporter().training("vanilla", 200):
+        pass  # nothing to do: the checkpoint has all runs
+    told = capsys.readouterr().err
+    assert "200/200 done" in told
+    assert "compiling" not in told.splitlines()[-1]
 
 
 def test_list_names_every_experiment_and_family(capsys):
@@ -97,6 +178,68 @@ def test_evaluate_prints_the_optimizer_beside_tuned_adam(capsys, artifact):
     assert "learned" in printed
     assert "adam" in printed
     assert "it.safetensors on ellipse-random: loss after 3 steps" in printed
+
+
+FAMILY = """
+import symmetrax as sx
+family = sx.make_family("regression")
+def tiny(): return sx.RegressionFamily("tiny", dims=(2, 3, 2), samples=4)
+number = 3
+def booth(): return sx.booth()
+"""
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_evaluate_takes_a_family_of_ones_own_and_joined_networks(model, capsys):
+    """The per-neuron network needs the symmetry of each task, and teleports."""
+    (model / "mymodel.py").write_text(FAMILY)
+    first, second = jax.random.split(jax.random.key(0))
+    network = sx.Together(
+        (sx.CoordinatewiseLSTM(width=3, key=first), sx.PerNeuronLSTM(width=3, depth=1, key=second))
+    )
+    use = {"guard": {"jump": "inf"}, "order": "step-first"}
+    path = sx.save(network, model / "both[1].safetensors", training={"schedule": [0, 2], "use": use})
+    main(["evaluate", str(path), "--family", "mymodel:tiny", "--steps", "3", "--tasks", "5"])
+    printed = capsys.readouterr().out
+    assert "both[1].safetensors on mymodel:tiny: loss after 3 steps" in printed
+    assert "refused" in printed  # as every column that has something to tell
+    assert "grads" not in printed
+    assert "0 to inf" not in printed
+
+
+def test_a_family_is_an_object_or_a_function_that_makes_one(model):
+    (model / "mymodel.py").write_text(FAMILY)
+    assert evaluation._own_family("mymodel:family").name == "regression"
+    assert evaluation._own_family("mymodel:tiny").name == "tiny"
+    for name, kind in (("number", "int"), ("booth", "")):
+        with pytest.raises(ValueError, match=f"mymodel:{name} must be a task family .* got {kind}"):
+            evaluation._own_family(f"mymodel:{name}")
+
+
+def test_evaluate_follows_a_card_to_the_letter():
+    """The same steps teleport, under the same guard, in the same order."""
+    network = sx.WholeLSTM(2, algebra=1, width=3, depth=1, key=jax.random.key(0))
+    recipe = sx.Recipe(guard=sx.Guard(jump=np.inf, relative=0.5, shorten=True), order="teleport-first")
+    for schedule in ([1, 3], [False, True, False, True]):
+        card = json.loads(json.dumps({"schedule": schedule, "use": evaluation.usage(recipe)}))
+        found = evaluation._recipe(network, card, 4, sx.booth())
+        assert found.teleports.tolist() == [False, True, False, True]
+        assert (found.guard, found.order, found.transport) == (recipe.guard, recipe.order, recipe.transport)
+        assert found.gate == "hard"
+    assert evaluation._recipe(network, {"guarded": False}, 4, sx.booth()).guard is None
+    plain = sx.WholeLSTM(2, width=3, depth=1, key=jax.random.key(0))
+    assert evaluation._recipe(plain, {"schedule": [0]}, 4, sx.booth()).teleports is None
+
+
+def test_the_interval_of_one_network_is_over_its_tasks():
+    """In 95 of 100 cases the median of the law lies inside; checked where it is known."""
+    random = np.random.default_rng(0)
+    inside = [
+        found.low <= 0.0 <= found.high
+        for found in (over_tasks(random.normal(size=(1, 101))) for _ in range(2000))
+    ]
+    assert 0.94 < np.mean(inside) < 0.98
+    assert over_tasks(np.zeros((1, 1))) == (0.0, -np.inf, np.inf)  # one task says nothing of others
 
 
 def test_evaluate_refuses_what_does_not_fit(capsys, artifact):

@@ -1,170 +1,161 @@
-"""The command line. What is heavy is imported when a command needs it, so that `--help` answers at once."""
+"""The command line's entry point: every outcome but success is one line on standard error.
 
+It imports what it runs inside `main`, so that an interrupt during the start is answered like any other.
+"""
+
+import contextlib
+import io
 import os
+import shlex
+import signal
 import sys
-from json import dumps
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
 
-import tyro
-
-from symmetrax.experiments._registry import EXPERIMENTS, PRESETS, run_experiment
-
-Positional = tyro.conf.Positional
+INTERRUPTED = 128 + 2  # what shells say of a program that SIGINT ended
+CLOSED = 128 + 13  # and of one whose reader has gone away
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Entry point of `symmetrax`: exit code 2, and one line on standard error, for bad input."""
-    app = tyro.extras.SubcommandApp()
-    for name, command in {
-        "list": list_,
-        "run": run,
-        "evaluate": evaluate,
-        "claims": claims,
-        "discover": discover,
-        "bench": bench,
-    }.items():
-        app.command(name=name)(command)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `symmetrax`.
+
+    Exit code 2 for bad input and for files that cannot be used, 130 for an interrupt, 1 for a failed claim.
+    """
+    given = [*(sys.argv[1:] if arguments is None else arguments)]
+    warnings.formatwarning = _note
     _prepare_jax()
     try:
-        app.cli(
-            prog="symmetrax", description="Symmetries, teleportation and learned optimizers.", args=arguments
-        )
+        with _interrupts_end(given):
+            _run(given)
+    except KeyboardInterrupt:
+        _stop(_stopped(given), INTERRUPTED)
+    except BrokenPipeError:
+        # Nobody reads any more; without this the interpreter would complain when it flushes.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (it stays open)
+        raise SystemExit(CLOSED) from None
+    except OSError as error:
+        _stop(_about_files(error))
     except ValueError as error:
-        print(f"symmetrax: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _stop(str(error))
 
 
-def list_() -> None:
-    """List the experiments and task families."""
-    from symmetrax.tasks._families import family_names
-
-    print("experiments (symmetrax run NAME):")
-    width = max(map(len, EXPERIMENTS))
-    for name, experiment in EXPERIMENTS.items():
-        print(f"  {name:<{width}}  {experiment.title}")
-    print(f"presets: {', '.join(PRESETS)}")
-    print(f"families (symmetrax evaluate ARTIFACT --family NAME): {', '.join(family_names())}")
-
-
-def run(
-    name: Annotated[Positional[str], tyro.conf.arg(metavar="NAME")],
-    /,
-    preset: str = "full",
-    out: Path | None = None,
-    seed: int = 0,
-) -> None:
-    """Run an experiment, or continue one that was stopped.
-
-    Args:
-        name: What to run; `symmetrax list` names them.
-        preset: "full", or "quick" for fewer seeds and tasks.
-        out: The folder of the run; by default runs/NAME-PRESET-SEED.
-        seed: Seed of all random draws.
-    """
-    run_experiment(name, preset, out, seed)
-
-
-def evaluate(
-    artifact: Annotated[Positional[Path], tyro.conf.arg(metavar="ARTIFACT")],
-    /,
-    family: str,
-    steps: int = 12,
-    tasks: int = 1000,
-    seed: int = 0,
-) -> None:
-    """Evaluate a trained optimizer from its file on unseen tasks, beside tuned Adam.
-
-    Args:
-        artifact: A .safetensors file that `symmetrax run` or `symmetrax.save` wrote.
-        family: The task family; `symmetrax list` names them.
-        steps: Steps per task.
-        tasks: Number of tasks.
-        seed: Seed of the tasks.
-    """
-    from symmetrax.experiments.evaluation import evaluate_artifact
-
-    evaluate_artifact(artifact, family, steps=steps, tasks=tasks, seed=seed)
-
-
-def claims(json: bool = False) -> None:
-    """Check the papers' claims as numbers; exit code 1 if one fails.
-
-    Args:
-        json: Print a JSON list instead of a table.
-    """
-    from symmetrax.experiments._report import Reporter, claims_table
-    from symmetrax.experiments.claims import CLAIMS, check
-
-    rows = [check(claim) for claim in CLAIMS]
-    if json:
-        print(dumps(rows, indent=2))
+def _run(given: list[str]) -> None:
+    if given == ["--version"]:
+        print(f"symmetrax {_version()}")
     else:
-        Reporter().print(claims_table(rows))
-    if any(row["outcome"] == "failed" for row in rows):
-        raise SystemExit(1)
+        _asked(given)()
+    sys.stdout.flush()
 
 
-def discover(
-    function: Annotated[Positional[str], tyro.conf.arg(metavar="MODULE:FUNCTION")],
-    /,
-    groups: tuple[str, ...] = (),
-    heads: tuple[int, ...] = (),
-    budget: int | None = None,
-    trials: int = 3,
-    seed: int = 0,
-    double: bool = False,
-    json: Path | None = None,
-) -> None:
-    """Find the symmetries of a model from gradients of its loss, and certify them.
+@contextlib.contextmanager
+def _interrupts_end(given: list[str]) -> Iterator[None]:
+    """Let an interrupt end the process at once.
 
-    Args:
-        function: A function without arguments that returns (loss, params), or (loss, params, batch); batch is
-            data, or a function of a key that draws some. The module may be in the working directory.
-        groups: Names of groups to look for, such as PositiveDiagonal; by default all.
-        heads: Numbers of heads that merged axes may be split into; by default all divisors.
-        budget: The most evaluations of the loss.
-        trials: Random elements for every certificate.
-        seed: Seed of all random draws.
-        double: Make the model in double precision too. The search is in double precision either way.
-        json: A file for everything that was found, as JSON; "-" is standard output, and then all else goes to
-            standard error.
+    As an exception it would get lost where it is raised in a callback of the garbage collector, and become
+    another one while an extension is imported. All files are written so that a kill leaves them whole.
     """
-    from symmetrax.discovery._command import discover_from
 
-    discover_from(
-        function, groups, heads=heads, budget=budget, trials=trials, seed=seed, double=double, json=json
-    )
+    def end(*_: object) -> None:
+        with contextlib.suppress(Exception):  # they may be in use
+            sys.stdout.flush()
+        terminal = "\x1b[?25h\n" if sys.stderr.isatty() else ""  # a progress bar has hidden the cursor
+        os.write(2, f"{terminal}symmetrax: {_stopped(given)}\n".encode(errors="backslashreplace"))
+        os._exit(INTERRUPTED)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
-def bench(json: bool = False, quick: bool = False) -> None:
-    """Time this library against plain PyTorch, and print the ratios.
+def _stopped(given: list[str]) -> str:
+    how = "goes on from here" if given[:1] == ["run"] else "starts anew"
+    return f"stopped; the same command {how}: {shlex.join(['symmetrax', *given])}"
 
-    Args:
-        json: Print a JSON list instead of a table.
-        quick: Fewer repetitions.
+
+def _asked(arguments: list[str]) -> Callable[[], None]:
+    """What the arguments ask for, ready to run. Raises ValueError, in one line, if they ask for nothing."""
+    import tyro
+
+    from symmetrax._commands import COMMANDS, deferred
+    from symmetrax.experiments._registry import choose
+
+    if arguments and not arguments[0].startswith("-"):
+        choose("command", arguments[0], COMMANDS)
+    app = tyro.extras.SubcommandApp()
+    for name, command in COMMANDS.items():
+        app.command(name=name)(deferred(command))
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return app.cli(
+                prog="symmetrax",
+                description="Symmetries, teleportation and learned optimizers. "
+                "`symmetrax --version` tells the version.",
+                args=arguments,
+            )
+    except SystemExit as stopped:
+        if not stopped.code:
+            raise  # --help
+        raise ValueError(_in_one_line(complaint.getvalue(), arguments)) from None
+
+
+def _in_one_line(box: str, arguments: list[str]) -> str:
+    """What tyro says in a box, without its frame: the first paragraph, a near match, and where there is help.
+
+    >>> print(_in_one_line("╭─ Title ─╮\\n│ Unrecognized options: --sed │\\n╰─╯", ["run", "--sed"]))
+    Unrecognized options: --sed. Did you mean '--seed'? For help: symmetrax run --help
     """
-    import runpy
+    from symmetrax._commands import COMMANDS, options
+    from symmetrax._text import near_match
 
-    import symmetrax
+    title, *lines = box.splitlines() or [""]  # the frame is of spaces where there is no Unicode
+    inside = [line.strip("│|╰╯ ").replace("─", "-") for line in lines]
+    paragraphs = "\n".join("" if not line.strip("-") else line for line in inside).strip().split("\n\n")
+    text = " ".join((paragraphs[0] or title).split()).replace(" (required)", "").rstrip(".")
+    known = COMMANDS.get(arguments[0]) if arguments else None
+    hint = ""
+    if known is not None and text.startswith("Unrecognized"):
+        unknown = next((word for word in text.split() if word.startswith("-")), "")
+        hint = near_match(unknown.split("=")[0].rstrip(","), options(known))
+    command = f"symmetrax {arguments[0]}" if known is not None else "symmetrax"
+    return f"{text}.{hint} For help: {command} --help"
 
-    folder = Path(symmetrax.__file__).resolve().parents[2] / "benchmarks"
-    if not (folder / "run.py").exists():
-        raise ValueError(
-            "The benchmarks are part of the source checkout, not of the installed package: clone the "
-            "repository and run `make bench` there."
-        )
-    sys.path.insert(0, str(folder))
-    flags = [*(["--json"] if json else []), *(["--quick"] if quick else [])]
-    sys.argv = [str(folder / "run.py"), *flags]
-    runpy.run_path(sys.argv[0], run_name="__main__")
+
+def _about_files(error: OSError) -> str:
+    where = f" {error.filename}" if error.filename is not None else ""
+    return f"Cannot use{where}: {error.strerror or error}. Name a place that can be read and written."
+
+
+def _note(message: Warning | str, *_: object, **__: object) -> str:
+    """A warning in one line, for people who did not write the code that it comes from."""
+    return f"symmetrax: note: {' '.join(str(message).split())}\n"
+
+
+def _stop(message: str, code: int = 2) -> None:
+    print(f"symmetrax: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(code) from None
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("symmetrax")
 
 
 def _prepare_jax() -> None:
     """Settings that must stand before JAX is imported: a compilation cache that keeps every program, and one
     host device per core, over which the seeds of an experiment are spread. What the user has set stays."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "symmetrax", "jax")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    with contextlib.suppress(OSError, RuntimeError):  # without a place for it programs are compiled anew
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "symmetrax", "jax")
+        cache.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
     flags = os.environ.get("XLA_FLAGS", "")

@@ -1,8 +1,6 @@
 """`symmetrax discover`: the model comes from a function that the user names."""
 
 import contextlib
-import importlib
-import os
 import sys
 from collections.abc import Callable, Sequence
 from json import dumps
@@ -13,11 +11,15 @@ import jax
 
 from symmetrax._files import check_writable, write_atomic
 from symmetrax._text import near_match
+from symmetrax._theirs import blamed, named
 from symmetrax.discovery._find import find_symmetries
 from symmetrax.discovery._plan import GROUPS, discovery_cost
 
 #: In place of a file.
 STANDARD_OUTPUT = Path("-")
+
+#: The most random transformations of each certificate: the points of all are kept.
+MOST_TRIALS = 1000
 
 
 def discover_from(
@@ -42,12 +44,14 @@ def discover_from(
                 f"There is no group {name!r} to look for.{near_match(name, by_name)} There are: "
                 f"{', '.join(by_name)}."
             )
+    if not 1 <= trials <= MOST_TRIALS:
+        raise ValueError(f"The number of trials is from 1 to {MOST_TRIALS}, got {trials}.")
     as_it_is = contextlib.nullcontext()
     words = contextlib.redirect_stdout(sys.stderr) if json == STANDARD_OUTPUT else as_it_is
     if json is not None and json != STANDARD_OUTPUT:
         _check_target(json)
     chosen = tuple(by_name[name] for name in groups) or GROUPS
-    with words, jax.enable_x64(True) if double else as_it_is:
+    with words, jax.enable_x64(True) if double else as_it_is, blamed(function):
         loss, params, batch = _model(function)
         if double:
             params = jax.tree.map(_in_double, params)
@@ -84,20 +88,10 @@ def _in_double(leaf: Any) -> Any:
 
 def _model(name: str) -> tuple[Callable, Any, Any]:
     """What the function says: a loss, parameters, and a batch or None. Raises ValueError if it does not."""
-    module_name, colon, attribute = name.partition(":")
-    if not (module_name and colon and attribute):
-        raise ValueError(f"Name a function as MODULE:FUNCTION, such as my.models:small; got {name!r}.")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not module_name.startswith(error.name):
-            raise  # something that the module itself imports
-        raise ValueError(f"There is no module {module_name!r}: {error}.") from None
-    make = getattr(module, attribute, None)
+    make = named(name, "function")
     if not callable(make):
-        raise ValueError(f"{module_name} has no function {attribute!r}.{near_match(attribute, dir(module))}")
+        module, _, attribute = name.partition(":")
+        raise ValueError(f"{module} has no function {attribute!r}: it is of type {type(make).__name__}.")
     made = make()
     if not isinstance(made, tuple) or len(made) not in (2, 3) or not callable(made[0]):
         raise ValueError(

@@ -268,7 +268,9 @@ def _scores(losses: np.ndarray, first: np.ndarray, floor: float) -> list[tuple[f
     kept = np.where(losses < floor * first, 0.0, losses)
     medians = np.quantile(kept, 0.5, axis=1, method="inverted_cdf")
     diverged = np.sum(losses > DIVERGED * first, axis=1)
-    means = np.mean(np.log(np.clip(losses / first, FLOOR, DIVERGED)), axis=1)
+    with np.errstate(over="ignore"):  # what overflows is cut at DIVERGED all the same
+        ratios = losses / first
+    means = np.mean(np.log(np.clip(ratios, FLOOR, DIVERGED)), axis=1)
     return list(zip(medians.tolist(), diverged.tolist(), means.tolist(), strict=True))
 
 
@@ -278,7 +280,7 @@ def _losses(make, points, family, key, horizons, tasks, shape):
 
     def one(hyper):
         losses = unroll_many(make, hyper, family, key, max(horizons), tasks, shape=shape).loss
-        return losses[jnp.asarray(horizons)]
+        return losses[jnp.asarray(horizons)].reshape(len(horizons), tasks)  # one task has no axis of its own
 
     return spread(one, points)
 

@@ -28,8 +28,8 @@ from symmetrax.experiments._learned_arms import Budget, LearnedArm, switched_off
 from symmetrax.experiments._learned_runs import Ran, facts, remembered, run_many
 from symmetrax.experiments._report import Reporter
 from symmetrax.experiments._streams import Streams
+from symmetrax.experiments.evaluation import usage
 from symmetrax.learned._artifact import save
-from symmetrax.learned._base import AbstractLearnedOptimizer
 from symmetrax.learned._recipe import Recipe
 from symmetrax.tasks._base import AbstractTaskFamily
 from symmetrax.tasks._supervised import Widths
@@ -140,7 +140,7 @@ def run_group(settings: Config, group: Group, folder: RunFolder, reporter: Repor
             more = trained.facts if use == name else {"networks_of": name}
             facts_of[use] = facts(own[use], recipe) | more | _constants(networks)
         if name in SAVED:
-            _save(settings, group, folder, name, jax.tree.map(lambda x: x[0], trained.networks), own[name])
+            _save(settings, group, folder, arm, trained.networks, own[name], name)
         return own, facts_of
 
     def baselines() -> Outcomes:
@@ -293,7 +293,7 @@ def tune(
 
 
 def _save(
-    settings: Config, group: Group, folder: RunFolder, name: str, network: AbstractLearnedOptimizer, ran: Ran
+    settings: Config, group: Group, folder: RunFolder, arm: LearnedArm, networks: PyTree, ran: Ran, name: str
 ) -> None:
     """The first meta-seed's network as an artifact."""
     training = {
@@ -304,6 +304,7 @@ def _save(
         "unroll": settings.unroll,
         "schedule": list(settings.size.schedule),
         "seed": settings.seed,
+        "use": usage(arm.recipe),
     }
     evaluation = {
         "runs": ran.runs,
@@ -312,4 +313,4 @@ def _save(
         "test_accuracy": float(np.mean(ran.measured["accuracy"])),
     }
     path = folder.path / "artifacts" / f"{group.name}-{name}.safetensors"
-    save(network, path, training=training, evaluation=evaluation)
+    save(jax.tree.map(lambda x: x[0], networks), path, training=training, evaluation=evaluation)

@@ -98,6 +98,11 @@ class RunFolder:
         write_atomic(path, as_json(results))
         return path
 
+    def withdraw(self) -> None:
+        """Delete the folder if it holds nothing but its config: a run that was refused leaves nothing."""
+        if [path.name for path in self.path.iterdir() if path.name[0] != "."] == ["config.json"]:
+            shutil.rmtree(self.path)
+
     def drop_checkpoints(self) -> None:
         """Delete the checkpoints of training, which a complete run does not need."""
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)

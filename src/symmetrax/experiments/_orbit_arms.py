@@ -232,7 +232,8 @@ def quality(losses: Float[np.ndarray, "seeds tasks points"], horizons: Sequence[
     (0, -4.61)
     """
     first, there = losses[..., :1], losses[..., list(horizons)]
-    ratio = np.where(np.isfinite(there), there, np.inf) / first
+    with np.errstate(over="ignore"):  # what overflows is cut at DIVERGED all the same
+        ratio = np.where(np.isfinite(there), there, np.inf) / first
     diverged = ratio > DIVERGED
     return int(np.sum(diverged.any(axis=-1))), float(np.mean(np.log(np.clip(ratio, FLOOR, DIVERGED))))
 

@@ -27,7 +27,7 @@ _FIGURE = "learned optimizers with and without teleportation on {} (arXiv:2504.1
 
 EXPERIMENTS = {
     "demo": Experiment(
-        "the main job: learn to optimize the plane, with teleports, and digits networks",
+        "start here: an optimizer that learns to teleport, against Adam and Newton; then one for digits",
         "symmetrax.experiments.demo",
     ),
     "digits": Experiment(
@@ -137,6 +137,18 @@ def choose(what: str, name: str, names: Any) -> str:
     raise ValueError(f"Unknown {what} {name!r}; choose one of {', '.join(names)}.{near_match(name, names)}")
 
 
+def checked_seed(seed: int) -> int:
+    """`seed` if it is one of the 2^32 that give different random numbers, else a ValueError.
+
+    >>> checked_seed(-1)
+    Traceback (most recent call last):
+    ValueError: A seed is a whole number from 0 to 4294967295, got -1.
+    """
+    if 0 <= seed < 2**32:
+        return seed
+    raise ValueError(f"A seed is a whole number from 0 to {2**32 - 1}, got {seed}.")
+
+
 def run_experiment(
     name: str, preset: str = "full", out: str | Path | None = None, seed: int = 0, *, quiet: bool = False
 ) -> Path:
@@ -151,24 +163,38 @@ def run_experiment(
     """
     module = importlib.import_module(EXPERIMENTS[choose("experiment", name, EXPERIMENTS)].module)
     choose("preset", preset, PRESETS)
+    checked_seed(seed)
     from symmetrax.experiments._folder import RunFolder
     from symmetrax.experiments._report import Reporter
 
     settings = module.config(name, preset, seed)
     path = Path("runs", f"{name}-{preset}-{seed}") if out is None else Path(out)
+    fresh = not path.exists()
     folder = RunFolder(path, name, preset, dataclasses.asdict(settings))
     reporter = Reporter(quiet=quiet)
     results = folder.finished()
     if results is None:
         began = time.perf_counter()
         with folder.alone():
-            results = module.run(settings, folder, reporter)
+            try:
+                results = module.run(settings, folder, reporter)
+            except (ValueError, OSError):
+                if fresh:
+                    folder.withdraw()
+                raise
             seconds = time.perf_counter() - began
             folder.results({"experiment": name, "preset": preset, "seconds": seconds, **results})
             folder.drop_checkpoints()
         reporter.note(f"done in {seconds:.0f} s")
+        module.show(settings, results, reporter)
     else:
-        reporter.note(f"{path} holds this run already; delete it to run again")
-    module.show(settings, results, reporter)
+        try:
+            module.show(settings, results, reporter)
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError, StopIteration) as error:
+            raise ValueError(
+                f"{path}/results.json does not hold the results of this experiment ({error!r}): delete it, "
+                "and the same command makes it anew."
+            ) from error
+        reporter.note(f"{path} held this run already; delete it to run again")
     reporter.note(f"results, plots and artifacts: {path}")
     return path

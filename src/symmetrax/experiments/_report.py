@@ -22,8 +22,10 @@ class Reporter:
 
     def __init__(self, *, quiet: bool = False):
         # A file or pipe has no width of its own: wide enough for the tables.
-        self.console = rich.console.Console(quiet=quiet, width=None if sys.stdout.isatty() else 120)
-        self._progress = rich.console.Console(stderr=True, quiet=quiet)
+        # Names are people's own: what looks like markup or an emoji in them is neither.
+        plain: Any = {"quiet": quiet, "markup": False, "emoji": False}
+        self.console = rich.console.Console(**plain, width=None if sys.stdout.isatty() else 120)
+        self._progress = rich.console.Console(**plain, stderr=True)
 
     def note(self, text: str) -> None:
         """One line of what is going on."""
@@ -45,12 +47,16 @@ class Reporter:
         )
         with rich.progress.Progress(*columns, console=self._progress) as bar:
             task = bar.add_task(f"meta-train {name}", total=runs, numbers="compiling")
+            done = runs
 
             def show(progress: Progress) -> None:
+                nonlocal done
+                done = progress.done
                 numbers = f"loss {progress.loss:.3g}, {progress.tasks_per_second:,.0f} tasks/s"
-                bar.update(task, completed=progress.done, numbers=numbers)
+                bar.update(task, completed=done, numbers=numbers)
 
             yield show
+            bar.update(task, completed=done, total=done, numbers="done")
 
 
 def titled_table(
@@ -70,24 +76,31 @@ def titled_table(
 
 
 def arms_table(title: str, arms: dict[str, dict[str, Any]], against: str) -> rich.table.Table:
-    """Final losses of all arms, best median first, with the paired comparison against one of them."""
+    """Final losses of all arms, best median first, with the paired comparison against one of them.
+
+    Columns in which no arm has anything to tell are left out.
+    """
+    rows = [
+        {
+            "arm": name,
+            "median": f"{number(arm['loss_median'][-1]):.2g}",
+            "mean": f"{number(arm['loss_mean'][-1]):.2g}",
+            "diverged": f"{arm['diverged'] / arm['runs']:.1%}",
+            f"loss / {against} (95 %)": ratio_text(arm["versus"][against])
+            if against in arm["versus"]
+            else "",
+            "grads": f"{arm['gradient_evaluations']:.0f}" if "gradient_evaluations" in arm else "",
+            "us/step": _per_step(arm),
+            "refused": "" if arm.get("refused") is None else f"{arm['refused']:.0%}",
+        }
+        for name, arm in sorted(arms.items(), key=lambda item: number(item[1]["loss_median"][-1]))
+    ]
     table = titled_table(title)
-    table.add_column("arm", no_wrap=True)
-    versus_title = f"loss / {against} (95 %)"
-    for name in ("median", "mean", "diverged", versus_title, "grads", "us/step", "refused"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name, arm in sorted(arms.items(), key=lambda item: number(item[1]["loss_median"][-1])):
-        versus = arm["versus"].get(against)
-        table.add_row(
-            name,
-            f"{number(arm['loss_median'][-1]):.2g}",
-            f"{number(arm['loss_mean'][-1]):.2g}",
-            f"{arm['diverged'] / arm['runs']:.1%}",
-            "" if versus is None else ratio_text(versus),
-            f"{arm['gradient_evaluations']:.0f}",
-            _per_step(arm),
-            "" if arm.get("refused") is None else f"{arm['refused']:.0%}",
-        )
+    told = [column for column in rows[0] if any(row[column] for row in rows)]
+    for column in told:
+        table.add_column(column, justify="left" if column == "arm" else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(row[column] for column in told))
     return table
 
 
@@ -145,11 +158,11 @@ def mean_text(entry: dict[str, Any], form: str = ".2f") -> str:
 
 
 def ratio_text(versus: dict[str, Any]) -> str:
-    """A log ratio and its interval, as factors.
+    """A log ratio and its interval, as factors; without the interval if it is the whole line.
 
     >>> ratio_text({"log_ratio": 0.0, "low": -0.6931, "high": "inf"})
     '1 (0.5 to inf)'
     """
     factors = [math.exp(min(number(versus[key]), 700.0)) for key in ("log_ratio", "low", "high")]
     factor, low, high = ("inf" if f > 1e300 else f"{f:.2g}" for f in factors)
-    return f"{factor} ({low} to {high})"
+    return factor if (low, high) == ("0", "inf") else f"{factor} ({low} to {high})"

@@ -6,17 +6,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Key
 
+from symmetrax._environment import Environment
+from symmetrax._theirs import blamed, named
 from symmetrax.experiments._arms import TunedArm, adam, evaluate, tune
+from symmetrax.experiments._learned_runs import due
+from symmetrax.experiments._registry import checked_seed
 from symmetrax.experiments._report import Reporter, arms_table
-from symmetrax.experiments._stats import compare
+from symmetrax.experiments._stats import compare, log_ratios, over_tasks
 from symmetrax.experiments._streams import Streams
 from symmetrax.learned._artifact import load
+from symmetrax.learned._base import AbstractLearnedOptimizer
 from symmetrax.learned._recipe import Recipe
-from symmetrax.tasks._base import AbstractTask
+from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
 from symmetrax.tasks._families import make_family
 from symmetrax.teleportation._guard import Guard
-from symmetrax.teleportation._schedule import times
+
+#: The most tasks, each with a memory of its own, and the most steps of all together, whose losses are kept.
+MOST_TASKS, MOST_STEPS = 10**5, 10**7
+
+#: The numbers of a guard.
+BOUNDS = ("jump", "tolerance", "floor", "relative")
 
 
 def evaluate_artifact(
@@ -30,8 +41,10 @@ def evaluate_artifact(
 ) -> dict[str, Any]:
     """Run the optimizer of a file on unseen tasks of a family, used as its card says, beside tuned Adam.
 
-    Prints a table and returns the arms, as in `results.json`. With families of several shapes, `tasks` is the
-    number for each. Raises ValueError for a bad file, an unknown family, or an optimizer that does not fit.
+    `family` is a name that `make_family` knows, or MODULE:OBJECT for your own: an `AbstractTaskFamily`, or a
+    function without arguments that returns one. Prints a table and returns the arms, as in `results.json`.
+    With families of several shapes, `tasks` is the number for each. Raises ValueError for a bad file, an
+    unknown family, or an optimizer that does not fit.
 
     >>> import symmetrax as sx, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -40,41 +53,138 @@ def evaluate_artifact(
     >>> arms["learned"]["runs"]
     5
     """
+    if min(steps, tasks) < 1 or tasks > MOST_TASKS or steps * tasks > MOST_STEPS:
+        raise ValueError(
+            f"An evaluation needs at least one step and one task, and takes at most {MOST_TASKS:,} tasks and "
+            f"{MOST_STEPS:,} steps of all together; got {steps} steps of {tasks} tasks."
+        )
+    checked_seed(seed)
     network, card = load(artifact)
-    tasks_of = make_family(family)
-    if min(steps, tasks) < 1:
-        raise ValueError(f"An evaluation needs at least one step and one task, got {steps} and {tasks}.")
-    for shape in tasks_of.shapes:
-        _check_fit(network, tasks_of.task(tasks_of.draw(jax.random.key(0)), shape))
-    # Another stream than any training: the experiments of this library draw from the keys' first split.
-    streams = Streams.of(seed + 1_000_003, 1)
-    networks = jax.tree.map(lambda x: x[None], network)
-    recipe = _recipe(network, card["training"], steps, tasks_of.task(tasks_of.draw(streams.tune)).symmetry())
-    losses: dict[str, list[np.ndarray]] = {"learned": [], "adam": []}
-    for shape in tasks_of.shapes:
-        arm = TunedArm("adam", adam)
-        tuned = tune([arm], tasks_of, streams.tune, steps=steps, tasks=min(tasks, 200), shape=shape)["adam"]
-        same = {name: jnp.full(1, value) for name, value in tuned.items()}
-        for name, make, nets in (("learned", recipe, networks), ("adam", adam, same)):
-            trace, _ = evaluate(make, nets, tasks_of, streams.test, steps=steps, tasks=tasks, shape=shape)
-            losses[name].append(np.asarray(trace.loss).reshape(1, steps + 1, tasks).transpose(0, 2, 1))
-    arrays = {name: np.concatenate(parts, axis=1) for name, parts in losses.items()}
-    arms = compare(arrays, ("adam",), tasks * len(tasks_of.shapes))
-    for arm in arms.values():
-        arm["gradient_evaluations"] = float(steps)
-    title = f"{pathlib.Path(artifact).name} on {family}: loss after {steps} steps, one meta-seed"
+    tasks_of = _own_family(family) if ":" in family else make_family(family)
+    with blamed(family):
+        arms = _run(network, card["training"], tasks_of, steps, tasks, seed)
+    title = f"{pathlib.Path(artifact).name} on {family}: loss after {steps} steps, one network, all tasks"
     Reporter(quiet=quiet).print(arms_table(title, arms, "adam"))
     return arms
 
 
-def _check_fit(network: Any, task: AbstractTask) -> None:
-    """Let the network refuse the task before anything is tuned or compiled."""
-    jax.eval_shape(lambda key: network.memory(task.init(key)), jax.random.key(0))
+def _run(
+    network: AbstractLearnedOptimizer,
+    training: dict[str, Any],
+    family: AbstractTaskFamily,
+    steps: int,
+    tasks: int,
+    seed: int,
+) -> dict[str, Any]:
+    # Another stream than any training: the experiments of this library draw from the keys' first split.
+    streams = Streams.of(seed + 1_000_003, 1)
+    recipes = {}
+    for shape in family.shapes:  # all of them, so that a network that does not fit is refused at once
+        recipes[shape] = _recipe(network, training, steps, family.task(family.draw(streams.tune), shape))
+    networks = jax.tree.map(lambda x: x[None], network)
+    losses: dict[str, list[np.ndarray]] = {"learned": [], "adam": []}
+    seconds = dict.fromkeys(losses, 0.0)
+    refused = []
+    for shape, recipe in recipes.items():
+        arm = TunedArm("adam", adam)
+        tuned = tune([arm], family, streams.tune, steps=steps, tasks=min(tasks, 200), shape=shape)["adam"]
+        same = {name: jnp.full(1, value) for name, value in tuned.items()}
+        on = due(recipe, steps)
+        watch = ("refused",) if len(on) and recipe.guard is not None else ()
+        for name, make, nets, seen in (("learned", recipe, networks, watch), ("adam", adam, same, ())):
+            run = {"steps": steps, "tasks": tasks, "shape": shape, "watch": seen}
+            trace, spent = evaluate(make, nets, family, streams.test, **run)
+            seconds[name] += spent
+            losses[name].append(np.asarray(trace.loss).reshape(1, steps + 1, tasks).transpose(0, 2, 1))
+            refused += [np.asarray(trace.watched[key])[0, on] > 0 for key in seen]
+    arrays = {name: np.concatenate(parts, axis=1) for name, parts in losses.items()}
+    arms = compare(arrays, (), tasks * len(recipes))
+    for name, arm in arms.items():
+        arm["seconds"] = seconds[name]
+    arms["learned"]["versus"]["adam"] = over_tasks(log_ratios(arrays["learned"], arrays["adam"]))._asdict()
+    if refused:
+        arms["learned"]["refused"] = float(np.mean(refused))
+    return arms
 
 
-def _recipe(network: Any, training: dict[str, Any], steps: int, symmetry: Any) -> Recipe:
-    """The network used as it was trained: the same steps teleport, guarded or not, where that is possible."""
-    if not network.config().get("algebra") or symmetry is None:
+def _own_family(name: str) -> AbstractTaskFamily:
+    """The family that a user's module has, or makes, under this name."""
+    made = named(name, "family")
+    if callable(made) and not isinstance(made, AbstractTaskFamily):
+        with blamed(name):
+            made = made()
+    if isinstance(made, AbstractTaskFamily):
+        return made
+    raise ValueError(
+        f"{name} must be a task family (an AbstractTaskFamily), or a function without arguments that returns "
+        f"one; got {type(made).__name__}."
+    )
+
+
+def _recipe(
+    network: AbstractLearnedOptimizer, training: dict[str, Any], steps: int, task: AbstractTask
+) -> Recipe:
+    """The network used as its card says, on schedule, under a guard and in an order, where it can teleport.
+
+    Raises ValueError if the network does not take the task, or for a card that says something else."""
+    environment = Environment(task)
+
+    def emitted(key: Key[Array, ""]) -> Any:
+        state = environment.reset(key)
+        info = environment.observe(state, network.wants)
+        return network.propose(info, network.memory(state.params, info.symmetry))[0].algebra
+
+    algebra = jax.eval_shape(emitted, jax.random.key(0))
+    if algebra is None or task.symmetry() is None:
         return Recipe()
-    teleports = times(training.get("schedule"), steps)
-    return Recipe(jnp.asarray(teleports), Guard() if training.get("guarded", True) else None)
+    teleports = _teleports(training.get("schedule"), steps)
+    use, guarded = training.get("use", {}), training.get("guarded", True)
+    return Recipe(jnp.asarray(teleports), **_options(use, guarded))
+
+
+def _teleports(schedule: Any, steps: int) -> np.ndarray:
+    """Which steps teleport by the schedule of a card: all, those in a list, or as its booleans say."""
+    teleports = np.zeros(steps, bool)
+    if schedule is None:
+        teleports[:] = True
+    elif isinstance(schedule, list) and all(type(due) is bool for due in schedule):
+        teleports[: len(schedule)] = schedule[:steps]
+    elif isinstance(schedule, list) and all(type(step) is int and step >= 0 for step in schedule):
+        teleports[[step for step in schedule if step < steps]] = True
+    else:
+        raise ValueError(
+            "The card of this artifact cannot be followed: the schedule of its training is a list of steps, "
+            f"counted from 0, or of booleans; got {schedule!r:.200}."
+        )
+    return teleports
+
+
+def usage(recipe: Recipe) -> dict[str, Any]:
+    """How a recipe uses a network, but for its schedule, as JSON values for the card of an artifact.
+
+    >>> usage(Recipe(guard=Guard(jump=jnp.inf, relative=0.5), order="teleport-first"))["guard"]["jump"]
+    'inf'
+    """
+    guard = recipe.guard
+    bounds = {} if guard is None else {name: str(float(getattr(guard, name))) for name in BOUNDS}
+    return {
+        "order": recipe.order,
+        "transport": recipe.transport,
+        "guard": None if guard is None else {**bounds, "shorten": guard.shorten},
+    }
+
+
+def _options(use: Any, guarded: Any) -> dict[str, Any]:
+    """The options of a `Recipe` that a card asks for; `guarded` counts where it says nothing of a guard."""
+    try:
+        told = use.get("guard", {} if guarded else None)
+        guard = None
+        if told is not None:
+            bounds = {name: float(value) for name, value in told.items() if name != "shorten"}
+            guard = Guard(**bounds, shorten=bool(told.get("shorten", False)))
+        options = {name: use[name] for name in ("order", "transport") if name in use}
+        return {"guard": guard, "gate": "hard", **options}
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"The card of this artifact cannot be followed: its training says `use`: {use!r:.200} ({error})."
+        ) from error

@@ -39,6 +39,7 @@ from symmetrax.experiments._registry import choose
 from symmetrax.experiments._report import Reporter, arms_table, verdict_table
 from symmetrax.experiments._stats import compare
 from symmetrax.experiments._streams import Streams
+from symmetrax.experiments.evaluation import usage
 from symmetrax.learned._artifact import save
 from symmetrax.learned._base import NOT_EMITTED
 from symmetrax.tasks._base import AbstractTask
@@ -297,6 +298,7 @@ def _save(name: str, arm: LearnedArm, trained: Trained, settings: Config, folder
         "unroll": settings.unroll,
         "runs": trained.facts["trajectories"],
         "seed": settings.seed,
+        "use": usage(arm.recipe),
     }
     network = jax.tree.map(lambda x: x[0], trained.networks)
     save(network, folder.path / "artifacts" / f"{name}-{arm.name}.safetensors", training=training)

@@ -39,6 +39,7 @@ from symmetrax.experiments._orbit_arms import (
 from symmetrax.experiments._report import Reporter, arms_table, verdict_table
 from symmetrax.experiments._stats import compare, intervals
 from symmetrax.experiments._streams import Streams
+from symmetrax.experiments.evaluation import usage
 from symmetrax.experiments.plane import paper_arm
 from symmetrax.learned._artifact import save
 from symmetrax.tasks._families import make_family
@@ -220,7 +221,7 @@ def _learned(name, family, settings, streams, folder, reporter, distance=False):
         ran["off"] = _kept(run_many(off, trained.networks, arm.family, streams.test, **options), settings)
     if not distance:
         card = {"family": family, "arm": name, "horizon": settings.training.steps, "seed": settings.seed}
-        card |= {"training": dataclasses.asdict(settings.training)}
+        card |= {"training": dataclasses.asdict(settings.training), "use": usage(arm.recipe)}
         save(_first(trained), folder.path / "artifacts" / f"{family}-{name}.safetensors", training=card)
     return {f"start-{key}": r for key, r in ran.items()}, {
         **facts,

@@ -29,6 +29,7 @@ from symmetrax.experiments._report import Reporter, verdict_table
 from symmetrax.experiments._streams import Streams
 from symmetrax.experiments._transfer_arms import STEPS, TARGETS, TUNED, Target, learned_arms, tune, uses
 from symmetrax.experiments._transfer_verdicts import answers, cost_table, judge, pooled, ratio_table
+from symmetrax.experiments.evaluation import usage
 from symmetrax.learned._artifact import save
 from symmetrax.tasks._data import FOLDER
 from symmetrax.tasks._supervised import ImageFamily
@@ -91,7 +92,7 @@ def run(settings: Config, folder: RunFolder, reporter: Reporter) -> dict[str, An
     """Train on the first target, run all arms on all of them; what a target gave is kept in the folder."""
     streams = Streams.of(settings.seed, settings.seeds)
     reporter.note("meta-train on one network")
-    networks, training = {}, {}
+    networks, training, usages = {}, {}, {}
     for arm in learned_arms(settings.steps, settings.size, _family(settings, settings.targets[0])):
         budget = Budget(
             settings.runs,
@@ -105,6 +106,7 @@ def run(settings: Config, folder: RunFolder, reporter: Reporter) -> dict[str, An
         )
         trained = train(arm, budget, streams, folder, reporter)
         networks[arm.name], training[arm.name] = trained.networks, trained.facts
+        usages[arm.name] = usage(arm.recipe)
     groups, rans, notes, there = {}, {}, [], None
     for target in settings.targets:
         if target.data == "mnist" and not os.environ.get(FOLDER):
@@ -123,7 +125,7 @@ def run(settings: Config, folder: RunFolder, reporter: Reporter) -> dict[str, An
     for name, told in training.items():
         groups[settings.targets[0].name]["arms"][name]["training"] = told
     folder.arrays("runs", _arrays(rans))
-    _save(settings, folder, networks, groups[settings.targets[0].name])
+    _save(settings, folder, networks, usages, groups[settings.targets[0].name])
     pools = pooled(rans)
     plots_transfer.losses(folder.path / "losses.png", groups)
     plots_transfer.ratios(folder.path / "ratios.png", groups, pools)
@@ -183,7 +185,13 @@ def _arrays(rans: dict[Target, dict[str, Ran]]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _save(settings: Config, folder: RunFolder, networks: dict[str, PyTree], group: dict[str, Any]) -> None:
+def _save(
+    settings: Config,
+    folder: RunFolder,
+    networks: dict[str, PyTree],
+    usages: dict[str, Any],
+    group: dict[str, Any],
+) -> None:
     """The first meta-seed's teleporting optimizers as artifacts."""
     training = {
         "family": settings.targets[0].data,
@@ -199,4 +207,4 @@ def _save(settings: Config, folder: RunFolder, networks: dict[str, PyTree], grou
         evaluation = {key: arm[key] for key in ("runs", "final_train_median", "test_accuracy")}
         first = jax.tree.map(lambda x: x[0] if eqx.is_array(x) else x, networks[name])
         path = folder.path / "artifacts" / f"{name}.safetensors"
-        save(first, path, training=training, evaluation=evaluation)
+        save(first, path, training={**training, "use": usages[name]}, evaluation=evaluation)

@@ -1,0 +1,183 @@
+"""The commands. What is heavy is imported when a command needs it, so that `--help` answers at once."""
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable
+from json import dumps
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from symmetrax.experiments._registry import EXPERIMENTS, PRESETS, checked_seed, run_experiment
+
+
+def _argument(metavar: str, default: str | None = None) -> Any:
+    """How help shows an argument: what it takes, and what its absence means."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=None if default is None else f"({default})")
+
+
+def list_() -> None:
+    """List the experiments and task families."""
+    from symmetrax.tasks._families import family_names
+
+    print("experiments (symmetrax run NAME):")
+    width = max(map(len, EXPERIMENTS))
+    for name, experiment in EXPERIMENTS.items():
+        print(f"  {name:<{width}}  {experiment.title}")
+    print(f"presets: {', '.join(PRESETS)}")
+    print(f"families (symmetrax evaluate ARTIFACT --family NAME): {', '.join(family_names())}")
+
+
+def run(
+    name: Annotated[str, _argument("NAME")],
+    /,
+    preset: Annotated[str, _argument("NAME")] = "full",
+    out: Annotated[Path | None, _argument("FOLDER", "default: runs/NAME-PRESET-SEED")] = None,
+    seed: int = 0,
+) -> None:
+    """Run an experiment, or continue one that was stopped.
+
+    Args:
+        name: What to run; `symmetrax list` names them.
+        preset: "full", or "quick" for fewer seeds and tasks.
+        out: The folder of the run.
+        seed: Seed of all random draws.
+    """
+    run_experiment(name, preset, out, seed)
+
+
+def evaluate(
+    artifact: Annotated[Path, _argument("ARTIFACT")],
+    /,
+    family: Annotated[str, _argument("NAME")],
+    steps: int = 12,
+    tasks: int = 1000,
+    seed: int = 0,
+) -> None:
+    """Evaluate a trained optimizer from its file on unseen tasks, beside tuned Adam.
+
+    Args:
+        artifact: A .safetensors file that `symmetrax run` or `symmetrax.save` wrote.
+        family: The task family: one that `symmetrax list` names, or your own as MODULE:OBJECT, a family or a
+            function without arguments that returns one. The module may be in the working directory.
+        steps: Steps per task.
+        tasks: Number of tasks.
+        seed: Seed of the tasks.
+    """
+    from symmetrax.experiments.evaluation import evaluate_artifact
+
+    evaluate_artifact(artifact, family, steps=steps, tasks=tasks, seed=seed)
+
+
+def claims(json: bool = False) -> None:
+    """Check the papers' claims as numbers; exit code 1 if one fails.
+
+    Args:
+        json: Print a JSON list instead of a table.
+    """
+    from symmetrax.experiments._report import Reporter, claims_table
+    from symmetrax.experiments.claims import CLAIMS, check
+
+    rows = [check(claim) for claim in CLAIMS]
+    if json:
+        print(dumps(rows, indent=2))
+    else:
+        Reporter().print(claims_table(rows))
+    if any(row["outcome"] == "failed" for row in rows):
+        raise SystemExit(1)
+
+
+def discover(
+    function: Annotated[str, _argument("MODULE:FUNCTION")],
+    /,
+    groups: Annotated[tuple[str, ...], _argument("NAME [NAME ...]", "default: all")] = (),
+    heads: Annotated[tuple[int, ...], _argument("INT [INT ...]", "default: all divisors")] = (),
+    budget: Annotated[int | None, _argument("INT", "default: no limit")] = None,
+    trials: int = 3,
+    seed: int = 0,
+    double: bool = False,
+    json: Annotated[Path | None, _argument("FILE", "default: none is written")] = None,
+) -> None:
+    """Find the symmetries of your model from gradients of its loss, and certify them.
+
+    Args:
+        function: A function without arguments that returns (loss, params), or (loss, params, batch); batch is
+            data, or a function of a key that draws some. The module may be in the working directory.
+        groups: What to look for: GeneralLinear (any invertible map), ScaledRotation (one with a factor),
+            Orthogonal (rotations), PositiveDiagonal (units scaled), SignDiagonal (units negated), Permutation
+            (units swapped).
+        heads: The numbers of heads into which an axis of attention may be split; to say them saves time.
+        budget: The most times that the loss, or its gradient, may be computed; what is left out is told.
+        trials: How many random transformations each symmetry has to pass before it is told.
+        seed: Seed of all random draws: other points, other transformations.
+        double: Make the model in double precision too. The search is in double precision either way.
+        json: A file to write everything to that was found, as JSON; "-" is standard output, and then all
+            else goes to standard error.
+    """
+    from symmetrax.discovery._command import discover_from
+
+    discover_from(
+        function,
+        groups,
+        heads=heads,
+        budget=budget,
+        trials=trials,
+        seed=checked_seed(seed),
+        double=double,
+        json=json,
+    )
+
+
+def bench(json: bool = False, quick: bool = False) -> None:
+    """Time this library against plain PyTorch, and print the ratios.
+
+    Args:
+        json: Print a JSON list instead of a table.
+        quick: Fewer repetitions.
+    """
+    import runpy
+
+    import symmetrax
+
+    folder = Path(symmetrax.__file__).resolve().parents[2] / "benchmarks"
+    if not (folder / "run.py").exists():
+        raise ValueError(
+            "The benchmarks are part of the source checkout, not of the installed package: clone the "
+            "repository and run `make bench` there."
+        )
+    sys.path.insert(0, str(folder))
+    flags = [*(["--json"] if json else []), *(["--quick"] if quick else [])]
+    sys.argv = [str(folder / "run.py"), *flags]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "list": list_,
+    "run": run,
+    "evaluate": evaluate,
+    "claims": claims,
+    "discover": discover,
+    "bench": bench,
+}
+
+
+def deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+    """The command with its signature, but it only binds its arguments: parsing ends before anything runs."""
+
+    @functools.wraps(command)
+    def bind(*arguments: Any, **options: Any) -> Callable[[], None]:
+        return functools.partial(command, *arguments, **options)
+
+    return bind
+
+
+def options(command: Callable[..., None]) -> list[str]:
+    """The options of a command as they are written.
+
+    >>> options(evaluate)
+    ['--family', '--steps', '--tasks', '--seed']
+    """
+    parameters = inspect.signature(command).parameters.values()
+    return [f"--{p.name}" for p in parameters if p.kind is not p.POSITIONAL_ONLY]
