@@ -11,16 +11,23 @@ from symmetrax.tasks._base import AbstractTaskFamily
 TASKS = 4
 ARC = 33
 GRID = 121
+#: How many times as far as the middle arm of a task an arm goes that has a frame of its own.
+FAR = 4.0
 
 
 def trajectories(
-    traces: dict[str, Trace], family: AbstractTaskFamily, key: Key[Array, ""], tasks: int
+    traces: dict[str, Trace],
+    family: AbstractTaskFamily,
+    key: Key[Array, ""],
+    tasks: int,
+    first: tuple[str, ...] = (),
 ) -> dict[str, np.ndarray]:
     """Arrays by name for the first tasks of the first seed, from traces with axes seeds, steps, tasks.
 
-    For every arm: `ARM.points` (task, step + 1, 2); if it teleports, `ARM.arcs` (task, step, 33, 2), from
-    where the update led to where the teleport ended, along the orbit. For the tasks: `grid.x`, `grid.y`
-    (task, 121) and `grid.loss` (task, 121, 121), indexed [task, y, x].
+    For every arm: `ARM.points` (task, step + 1, 2); `ARM.arrows` (task, step, 2, 2), the ends of its updates;
+    if it teleports, `ARM.arcs` (task, step, 33, 2), along the orbit from where the update led, or, for arms
+    that teleport `first`, to where it starts; and the frame of its picture: `ARM.grid.x`, `ARM.grid.y`
+    (task, 121) and `ARM.grid.loss` (task, 121, 121), indexed [task, y, x].
     """
     count = min(TASKS, tasks)
     drawn = draw_many(family, tasks, key)
@@ -28,40 +35,73 @@ def trajectories(
     arrays = {}
     for name, trace in traces.items():
         points = np.asarray(trace.params[0])[..., :count]  # step, coordinate, task
-        arrays[f"{name}.points"] = np.moveaxis(points, -1, 0)
+        arrays[f"{name}.points"] = places = np.moveaxis(points, -1, 0)
+        starts, ends = places[:, :-1], places[:, 1:]
         if "algebra" in trace.watched and trace.watched["algebra"].ndim == 4:
-            landings = points[:-1] + np.asarray(trace.watched["previous"][0])[1:, :, :count]
+            leaves = points[:-1]
+            if name not in first:
+                leaves = leaves + np.asarray(trace.watched["previous"][0])[1:, :, :count]
             # A refused teleport went nowhere, whatever its angle.
             taken = np.asarray(trace.watched["refused"][0])[1:, None, :count] == 0
             angles = np.where(taken, np.asarray(trace.watched["algebra"][0])[1:, :, :count], 0.0)
-            arrays[f"{name}.arcs"] = np.stack(
-                [_arcs(family.task(some[i]), landings[..., i], angles[..., i]) for i in range(count)]
+            arrays[f"{name}.arcs"] = arcs = np.stack(
+                [_arcs(family.task(some[i]), leaves[..., i], angles[..., i]) for i in range(count)]
             )
-    reach = np.concatenate([a for n, a in arrays.items() if n.endswith(".points")], axis=1)
-    windows = [_window(reach[i]) for i in range(count)]
-    arrays["grid.x"] = np.stack([np.linspace(window[0, 0], window[0, 1], GRID) for window in windows])
-    arrays["grid.y"] = np.stack([np.linspace(window[1, 0], window[1, 1], GRID) for window in windows])
-    arrays["grid.loss"] = np.stack(
-        [_levels(family.task(some[i]), arrays["grid.x"][i], arrays["grid.y"][i]) for i in range(count)]
-    )
+            starts, ends = (arcs[:, :, -1], ends) if name in first else (starts, arcs[:, :, 0])
+        arrays[f"{name}.arrows"] = np.stack([starts, ends], axis=2)
+    paths = {
+        name: np.concatenate(
+            [
+                arrays[f"{name}.{part}"].reshape(count, -1, 2)
+                for part in ("points", "arrows", "arcs")
+                if f"{name}.{part}" in arrays
+            ],
+            axis=1,
+        )
+        for name in traces
+    }
+    frames = [frames_of({name: path[i] for name, path in paths.items()}) for i in range(count)]
+    for name in traces:
+        x, y = (
+            np.stack([np.linspace(frame[name][k, 0], frame[name][k, 1], GRID) for frame in frames])
+            for k in (0, 1)
+        )
+        levels = np.stack([_levels(family.task(some[i]), x[i], y[i]) for i in range(count)])
+        arrays |= {f"{name}.grid.x": x, f"{name}.grid.y": y, f"{name}.grid.loss": levels}
     return arrays
 
 
-def _arcs(task, landings: np.ndarray, angles: np.ndarray) -> np.ndarray:
-    """The path along the orbit from each landing point, at equal steps of the angle."""
+def _arcs(task, starts: np.ndarray, angles: np.ndarray) -> np.ndarray:
+    """The path along the orbit from each point, at equal steps of the angle."""
     symmetry = task.symmetry()
     shares = jnp.linspace(0, 1, ARC)
     one = lambda x, xi: jax.vmap(lambda s: symmetry.act(symmetry.exp(s * xi), x))(shares)  # noqa: E731
-    return np.asarray(jax.vmap(one)(jnp.asarray(landings), jnp.asarray(angles)))
+    return np.asarray(jax.vmap(one)(jnp.asarray(starts), jnp.asarray(angles)))
 
 
-def _window(points: np.ndarray) -> np.ndarray:
-    """Bounds of x and y that show nearly all points, with a margin; a few far jumps may leave the picture."""
-    finite = points[np.all(np.isfinite(points), axis=1)]
-    low, high = np.quantile(finite, [0.05, 0.95], axis=0)
-    low, high = np.minimum(low, points[0]), np.maximum(high, points[0])
+def frames_of(paths: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Bounds of x and y of every arm's picture of one task, so that its whole path is inside.
+
+    All arms have one frame, but for those that go more than `FAR` times as far as the middle one: in their
+    frame the others could not be seen.
+
+    >>> near, far = np.array([[0.0, 0.0], [1.0, 0.0]]), np.array([[0.0, 0.0], [100.0, 0.0]])
+    >>> frames = frames_of({"a": near, "b": 2 * near, "c": far})
+    >>> frames["a"].round(2).tolist(), bool(frames["c"][0, 1] > 100)
+    ([[-0.1, 2.1], [-1.1, 1.1]], True)
+    """
+    inside = {name: path[np.all(np.isfinite(path), axis=1)] for name, path in paths.items()}
+    spans = {name: np.max(np.ptp(path, axis=0)) for name, path in inside.items()}
+    middle = np.quantile([*spans.values()], 0.5, method="inverted_cdf")
+    near = [name for name in paths if spans[name] <= FAR * middle]
+    common = _frame(np.concatenate([inside[name] for name in near]))
+    return {name: common if name in near else _frame(inside[name]) for name in paths}
+
+
+def _frame(points: np.ndarray) -> np.ndarray:
+    low, high = np.min(points, axis=0), np.max(points, axis=0)
     # One scale for both axes, so that arrows and arcs keep their shape.
-    half = 0.6 * np.max(np.maximum(high - low, 0.25))
+    half = 0.55 * np.max(np.maximum(high - low, 0.25))
     middle = (low + high) / 2
     return np.stack([middle - half, middle + half], axis=1)
 

@@ -11,32 +11,7 @@ import matplotlib.colors
 import matplotlib.pyplot as plt
 import numpy as np
 
-#: One color and line per arm, over all figures. Colors: Okabe and Ito's, safe for color-blind readers.
-STYLES: dict[str, dict[str, Any]] = {
-    "gd": {"color": "#999999", "linestyle": ":"},
-    "momentum": {"color": "#999999", "linestyle": "--"},
-    "adam": {"color": "#000000"},
-    "adam-0.5": {"color": "#000000", "linestyle": ":"},
-    "oracle": {"color": "#CC79A7", "linestyle": "--"},
-    "vanilla": {"color": "#0072B2"},
-    "vanilla-2nd": {"color": "#0072B2", "linestyle": "--"},
-    "vanilla-orbit": {"color": "#0072B2", "linestyle": ":"},
-    "teleport": {"color": "#D55E00"},
-    "teleport-2nd": {"color": "#D55E00", "linestyle": "--"},
-    "teleport-guarded": {"color": "#009E73"},
-    "teleport-off": {"color": "#D55E00", "linestyle": ":"},
-    "random": {"color": "#F0E442"},
-    "teleport-schedule": {"color": "#E69F00"},
-    "teleport-schedule-2nd": {"color": "#E69F00", "linestyle": "--"},
-    "teleport-schedule-guarded": {"color": "#56B4E9"},
-    "teleport-schedule-orbit": {"color": "#E69F00", "linestyle": "-."},
-    "teleport-schedule-off": {"color": "#E69F00", "linestyle": ":"},
-    "learned": {"color": "#0072B2"},
-    "lstm": {"color": "#0072B2"},
-    "lstm-tricks": {"color": "#0072B2", "linestyle": "--"},
-    "rnnprop": {"color": "#D55E00"},
-    "rnnprop-tricks": {"color": "#D55E00", "linestyle": "--"},
-}
+from symmetrax.experiments._styles import styles
 
 #: What goes together in the panels of a figure of loss curves.
 PANELS = {
@@ -52,6 +27,9 @@ PANELS = {
     ),
     "Controls": ("teleport", "teleport-off", "random", "gd", "momentum", "adam", "oracle"),
 }
+
+#: What is drawn of a trajectory.
+PARTS = ("points", "arrows", "arcs")
 
 
 def redraw(folder: str | pathlib.Path) -> list[pathlib.Path]:
@@ -73,15 +51,24 @@ def plane(folder: pathlib.Path, results: dict[str, Any], family: str) -> list[pa
     arms = results["groups"][family]["arms"]
     drawn = [_curves(folder / "curves.png", arms, family)]
     with np.load(folder / "trajectories.npz", allow_pickle=False) as arrays:
-        drawn.append(_trajectories(folder / "trajectories.png", dict(arrays), family))
+        drawn.append(trajectories(folder / "trajectories.png", dict(arrays), family))
     return drawn
 
 
-def curves(path: pathlib.Path, arms: dict[str, Any], title: str, *, log: bool = True) -> pathlib.Path:
-    """One panel of loss curves with quartile bands."""
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    for name, arm in arms.items():
-        _curve(axes, name, arm)
+def curves(
+    path: pathlib.Path,
+    arms: dict[str, Any],
+    title: str,
+    *,
+    log: bool = True,
+    labels: dict[str, str] | None = None,
+    banded: tuple[str, ...] | None = None,
+) -> pathlib.Path:
+    """One panel of loss curves, with quartile bands (of all arms or those named); `labels` are by arm."""
+    figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
+    for name, style in styles(arms).items():
+        label = name if labels is None else labels[name]
+        _curve(axes, label, arms[name], style, band=banded is None or name in banded)
     axes.set_yscale("log" if log else "linear")
     axes.set(xlabel="step", ylabel="loss: median, quartiles", title=title)
     axes.legend(fontsize=8)
@@ -94,9 +81,16 @@ def _curves(path: pathlib.Path, arms: dict[str, Any], family: str) -> pathlib.Pa
     figure, axes = plt.subplots(
         1, len(panels), figsize=(5 * len(panels), 4.2), sharey=True, layout="constrained", squeeze=False
     )
+    style = styles(name for names in panels.values() for name in names)
     for ax, (title, names) in zip(axes[0], panels.items(), strict=True):
         for name in names:
-            _curve(ax, name, arms[name], band=name in ("vanilla", "teleport", "teleport-guarded", "adam"))
+            _curve(
+                ax,
+                name,
+                arms[name],
+                style[name],
+                band=name in ("vanilla", "teleport", "teleport-guarded", "adam"),
+            )
         ax.set(xlabel="step", title=title, yscale="log")
         ax.grid(alpha=0.2)
         ax.legend(fontsize=8)
@@ -108,39 +102,41 @@ def _curves(path: pathlib.Path, arms: dict[str, Any], family: str) -> pathlib.Pa
     return _write(figure, path)
 
 
-def _curve(axes: Any, name: str, arm: dict[str, Any], *, band: bool = True) -> None:
-    style = STYLES.get(name, {})
+def _curve(axes: Any, name: str, arm: dict[str, Any], style: dict[str, Any], *, band: bool = True) -> None:
     middle = np.array(arm["loss_median"], float)
-    axes.plot(middle, label=name, **style)
+    steps = arm.get("points", range(len(middle)))
+    axes.plot(steps, middle, label=name, **style)
     if band:
         low, high = np.array(arm["loss_q25"], float), np.array(arm["loss_q75"], float)
-        axes.fill_between(range(len(middle)), low, high, color=style.get("color"), alpha=0.12, linewidth=0)
+        axes.fill_between(steps, low, high, color=style["color"], alpha=0.12, linewidth=0)
 
 
-def _trajectories(path: pathlib.Path, arrays: dict[str, np.ndarray], family: str) -> pathlib.Path:
-    """One row per arm, one column per task: level sets, updates as arrows, teleports as arcs."""
+def trajectories(
+    path: pathlib.Path, arrays: dict[str, np.ndarray], title: str, labels: dict[str, str] | None = None
+) -> pathlib.Path:
+    """One row per arm, one column per task: level sets, updates as arrows, teleports as arcs. A trajectory
+    that goes much farther than the others of its task has a frame of its own."""
     arms = [name.removesuffix(".points") for name in arrays if name.endswith(".points")]
-    tasks = arrays["grid.x"].shape[0]
+    tasks = len(arrays[f"{arms[0]}.points"])
     figure, axes = plt.subplots(
         len(arms), tasks, figsize=(3.1 * tasks, 3 * len(arms)), layout="constrained", squeeze=False
     )
+    style = styles(arms)
     for row, arm in enumerate(arms):
         for task in range(tasks):
             ax = axes[row, task]
-            _level_sets(ax, *(arrays[f"grid.{name}"][task] for name in ("x", "y", "loss")))
-            arcs = arrays.get(f"{arm}.arcs")
-            _path(
-                ax, arrays[f"{arm}.points"][task], None if arcs is None else arcs[task], STYLES[arm]["color"]
-            )
-            ax.set_xlim(*arrays["grid.x"][task][[0, -1]])
-            ax.set_ylim(*arrays["grid.y"][task][[0, -1]])
+            x, y, loss = (arrays[f"{arm}.grid.{name}"][task] for name in ("x", "y", "loss"))
+            _level_sets(ax, x, y, loss)
+            own = {part: arrays[f"{arm}.{part}"][task] for part in PARTS if f"{arm}.{part}" in arrays}
+            _path(ax, **own, color=style[arm]["color"])
+            ax.set(xlim=x[[0, -1]], ylim=y[[0, -1]])
             ax.tick_params(labelsize=6)
             if task == 0:
-                ax.set_ylabel(arm)
+                ax.set_ylabel(arm if labels is None else labels[arm])
             if row == 0:
                 ax.set_title(f"task {task + 1}", fontsize=9)
     figure.suptitle(
-        f"{family}: circle start, arrows updates, dashed arcs teleports along level sets, star end"
+        f"{title}: circle start, arrows updates, dashed arcs teleports along level sets, star end"
     )
     return _write(figure, path)
 
@@ -152,23 +148,14 @@ def _level_sets(ax: Any, x: np.ndarray, y: np.ndarray, loss: np.ndarray) -> None
     ax.contour(x, y, positive, levels=levels, norm=norm, cmap="Greys_r", linewidths=0.5)
 
 
-def _path(ax: Any, points: np.ndarray, arcs: np.ndarray | None, color: str) -> None:
-    landings = points[1:] if arcs is None else arcs[:, 0]
-    starts = points[:-1]
-    ax.quiver(
-        *starts.T,
-        *(landings - starts).T,
-        color=color,
-        angles="xy",
-        scale_units="xy",
-        scale=1,
-        width=0.008,
-        zorder=3,
-    )
-    for arc in () if arcs is None else arcs:
+def _path(ax: Any, points: np.ndarray, arrows: np.ndarray, arcs: Any = (), *, color: str) -> None:
+    starts, ends = np.moveaxis(arrows, 1, 0)
+    true_length: dict[str, Any] = {"angles": "xy", "scale_units": "xy", "scale": 1}
+    ax.quiver(*starts.T, *(ends - starts).T, color=color, width=0.008, zorder=3, **true_length)
+    for arc in arcs:
         ax.plot(*arc.T, color=color, linestyle=(0, (2, 1)), linewidth=0.9)
-    ax.plot(*points[0], "o", color="black", markersize=4)
-    ax.plot(*points[-1], "*", color="black", markersize=7)
+    ax.plot(*points[0], "o", color="black", markersize=4, zorder=4)
+    ax.plot(*points[-1], "*", color="black", markersize=7, zorder=4)
 
 
 def _write(figure: Any, path: pathlib.Path) -> pathlib.Path:

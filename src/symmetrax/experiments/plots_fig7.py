@@ -5,24 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from symmetrax.experiments._styles import styles
 from symmetrax.experiments.plots import _write, plt
 
-#: One color for each kind of optimizer; controls share their arm's.
-STYLES: dict[str, dict[str, Any]] = {
-    "gd-3e-4": {"color": "#999999"},
-    "gd": {"color": "#999999", "linestyle": "--"},
-    "momentum": {"color": "#000000", "linestyle": "--"},
-    "warm-momentum": {"color": "#000000"},
-    "lr": {"color": "#56B4E9"},
-    "lr-tele": {"color": "#0072B2"},
-    "lr-momentum": {"color": "#E69F00"},
-    "lr-tele-momentum": {"color": "#D55E00"},
-    "as-printed": {"color": "#D55E00", "linestyle": ":"},
-    "update": {"color": "#CC79A7"},
-    "update-tele": {"color": "#CC79A7", "linestyle": "--"},
-    "coordinates": {"color": "#009E73"},
-    "coordinates-neurons": {"color": "#009E73", "linestyle": "--"},
-}
 #: Shown beside learned updates, if there are any.
 ALWAYS = ("lr-tele", "gd-3e-4")
 LEARNED = ("update", "update-tele", "coordinates", "coordinates-neurons", *ALWAYS)
@@ -67,15 +52,15 @@ def _curves(path: pathlib.Path, arms: dict[str, Any], title: str) -> pathlib.Pat
     figure, axes = plt.subplots(
         1, len(panels), figsize=(4.8 * len(panels), 4.2), sharey=True, layout="constrained"
     )
-    lowest = np.inf
+    lowest, style = np.inf, styles(name for names in panels.values() for name in names)
     for ax, (text, names) in zip(axes, panels.items(), strict=True):
         for name in names:
             middle = np.array(arms[name]["loss_median"], float)
             lowest = min(lowest, np.min(middle))
-            ax.plot(middle, label=name, **STYLES[name])
+            ax.plot(middle, label=name, **style[name])
             if len(names) < 5:
                 quartiles = [np.array(arms[name][f"loss_{q}"], float) for q in ("q25", "q75")]
-                color = STYLES[name]["color"]
+                color = style[name]["color"]
                 ax.fill_between(range(len(middle)), *quartiles, color=color, alpha=0.12, linewidth=0)
         ax.set(xlabel="epoch", title=text, yscale="log")
         ax.grid(alpha=0.2)
@@ -92,12 +77,13 @@ def _learning(path: pathlib.Path, arms: dict[str, Any], title: str) -> pathlib.P
     """Validation against trajectories, one thin line for each meta-seed: training stops when it rises."""
     trained = {name: arm["learning_curve"] for name, arm in arms.items() if "learning_curve" in arm}
     figure, ax = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
-    for i, (name, curve) in enumerate(trained.items()):
-        style = STYLES.get(name, {"color": plt.get_cmap("tab20")(i % 20), "linestyle": "-."})
+    look = styles(trained)
+    for name, curve in trained.items():
+        style = {**look[name], "linewidth": 0.8}
         seeds = np.array(curve["validation"], float)
         for seed, values in enumerate(np.atleast_2d(seeds)):
             label = name if seed == 0 else None
-            ax.plot(curve["trajectories"], values, label=label, marker=".", linewidth=0.8, **style)
+            ax.plot(curve["trajectories"], values, label=label, marker=".", **style)
     ax.set(
         xlabel="training trajectories",
         ylabel="validation: median over tasks of the mean ln loss",

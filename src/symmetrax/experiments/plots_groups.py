@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from symmetrax.experiments._styles import styles
 from symmetrax.experiments.plots import _write, plt
-from symmetrax.experiments.plots_learning import COLORS
 
 #: Ratios beyond this, either way, are drawn at it.
 FARTHEST = 1e6
@@ -30,7 +30,7 @@ def draw(path: pathlib.Path, groups: dict[str, Any], against: str) -> pathlib.Pa
         layout="constrained",
         squeeze=False,
     )
-    color = dict(zip(dict.fromkeys(_shown(families, against)), COLORS * 3, strict=False))
+    color = {name: style["color"] for name, style in styles(_shown(families, against)).items()}
     for row, (family, horizons) in zip(axes, families.items(), strict=True):
         for ax, (horizon, arms) in zip(row, horizons.items(), strict=True):
             names = [name for name in arms if against in arms[name]["versus"]]

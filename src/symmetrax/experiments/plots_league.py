@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from symmetrax.experiments._styles import styles
 from symmetrax.experiments.plots import _write, plt
-from symmetrax.experiments.plots_learning import COLORS
 
-#: Arms of the loss curves, in the order of their colors: learned, hand-made, bounds.
+#: Arms of the loss curves: learned, hand-made, bounds.
 DRAWN = (
     "vanilla",
     "teleport",
@@ -21,7 +21,6 @@ DRAWN = (
     "crest-polyak",
     "oracle-polyak",
 )
-_HAND_MADE = ("adam", "lbfgs", "crest-polyak", "oracle-polyak")
 #: Losses below this share of the first are drawn at it.
 LOWEST = 1e-12
 
@@ -41,17 +40,10 @@ def _curves(path: pathlib.Path, results: dict[str, Any], horizon: int) -> pathli
     )
     for ax, family in zip(axes[0], families, strict=True):
         arms = results["groups"][f"{family}-{horizon}"]["arms"]
-        for place, name in enumerate(DRAWN):
+        for name, style in styles(DRAWN).items():
             if name in arms:
                 middle = np.array(arms[name]["loss_median"], float)
-                ax.plot(
-                    arms[name]["points"],
-                    np.maximum(middle, LOWEST),
-                    label=name,
-                    color=COLORS[place % len(COLORS)],
-                    linestyle="--" if name in _HAND_MADE else "-",
-                    linewidth=1.3,
-                )
+                ax.plot(arms[name]["points"], np.maximum(middle, LOWEST), label=name, **style)
         runs = next(iter(arms.values()))["runs"]
         ax.set(title=f"{family}\n{runs:,} runs per arm", xlabel="step", yscale="log")
         ax.grid(alpha=0.2)

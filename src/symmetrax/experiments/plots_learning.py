@@ -6,11 +6,9 @@ from typing import Any
 import matplotlib.ticker
 import numpy as np
 
+from symmetrax.experiments._styles import styles
 from symmetrax.experiments.plots import _write, plt
 
-#: Okabe and Ito's colors, safe for color-blind readers.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-LINES = ("-", "--", ":", "-.")
 #: The longest ratio drawn, either way.
 FARTHEST = 100.0
 
@@ -21,17 +19,13 @@ def loss_panels(
     """Median losses against steps, some arms in each panel; an arm looks the same in all of them."""
     panels = {text: tuple(name for name in names if name in arms) for text, names in panels.items()}
     panels = {text: names for text, names in panels.items() if len(names) > 1}
-    shown = list(dict.fromkeys(name for names in panels.values() for name in names))
-    style = {
-        name: {"color": COLORS[i % len(COLORS)], "linestyle": LINES[i // len(COLORS) % len(LINES)]}
-        for i, name in enumerate(shown)
-    }
+    style = styles(name for names in panels.values() for name in names)
     figure, axes = plt.subplots(
         1, len(panels), figsize=(4.6 * len(panels), 4), sharey=True, layout="constrained", squeeze=False
     )
     for ax, (text, names) in zip(axes[0], panels.items(), strict=True):
         for name in names:
-            ax.plot(np.array(arms[name]["loss_median"], float), label=name, linewidth=1.2, **style[name])
+            ax.plot(np.array(arms[name]["loss_median"], float), label=name, **style[name])
         ax.set(title=text, xlabel="step", yscale="log")
         ax.grid(alpha=0.2)
         ax.legend(fontsize=7)

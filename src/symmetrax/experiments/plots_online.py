@@ -6,8 +6,10 @@ from typing import Any
 import matplotlib.ticker
 import numpy as np
 
+from symmetrax.experiments._styles import AMBER, BLACK, BLUE, GRAY, GREEN, ORANGE, PINK
 from symmetrax.experiments.plots import _write, plt
-from symmetrax.experiments.plots_teleport import COLORS
+
+COLORS = (BLACK, GRAY, ORANGE, BLUE, GREEN, PINK, AMBER)
 
 MARKS = {"newton": "o", "saddle-free": "s", "shifted": "^"}
 

@@ -5,14 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from symmetrax.experiments._styles import styles
 from symmetrax.experiments.plots import _write, plt
 
-#: One color for each arm, over all pictures; Okabe and Ito's, safe for color-blind readers.
+#: One color for each arm.
 COLORS = {
-    "vanilla": "#0072B2",
-    "teleport": "#D55E00",
-    "crest": "#009E73",
-    "crest-near": "#CC79A7",
+    name: style["color"] for name, style in styles(("vanilla", "teleport", "crest", "crest-near")).items()
 }
 #: At most so many points are drawn in a cloud.
 DRAWN = 3000

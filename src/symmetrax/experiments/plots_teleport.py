@@ -7,11 +7,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from symmetrax.experiments import plots
+from symmetrax.experiments._styles import styles
 
-#: Okabe and Ito's colors and five dashes: told apart in this order within a panel.
-COLORS = ("#000000", "#999999", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-DASHES = ("-", "--", "-", "-.", "-", "--", ":", "-.")
-
+#: Losses above so many times the first are outside of the picture.
+HIGHEST = 30.0
 #: What the loss is drawn against: a name, and the key of its values in an arm.
 AXES = {"steps": None, "gradient evaluations": "evaluations_curve", "microseconds per run": "seconds_curve"}
 
@@ -27,10 +26,11 @@ def budgets(
     figure, grid = plt.subplots(
         len(rows), len(AXES), figsize=(15, 4 * len(rows)), sharey="row", layout="constrained", squeeze=False
     )
+    style = styles(arm for drawn in rows.values() for arm in drawn)
     for row, (name, drawn) in zip(grid, rows.items(), strict=True):
         for ax, (axis, key) in zip(row, AXES.items(), strict=True):
-            for i, arm in enumerate(drawn):
-                _curve(ax, arm, arms[arm], key, i)
+            for arm in drawn:
+                _curve(ax, arm, arms[arm], key, style[arm])
             ax.set(xlabel=axis, yscale="log")
             ax.grid(alpha=0.2)
         _limit(row[0], [arms[n] for n in drawn])
@@ -41,14 +41,14 @@ def budgets(
     return plots._write(figure, path)
 
 
-def _curve(ax: Any, name: str, arm: dict[str, Any], key: str | None, place: int) -> None:
+def _curve(ax: Any, name: str, arm: dict[str, Any], key: str | None, style: dict[str, Any]) -> None:
     low, middle, high = (np.array(arm[f"loss_{q}"], float) for q in ("q25", "median", "q75"))
     along = np.arange(len(middle)) if key is None else np.array(arm[key])
     if key == "seconds_curve":
         along = 1e6 * along
-    color = COLORS[place % len(COLORS)]
-    ax.plot(along, middle, label=name, color=color, linestyle=DASHES[place % len(DASHES)])
-    ax.fill_between(along, low, high, color=color, alpha=0.1, linewidth=0)
+    ends = "" if middle[-1] < HIGHEST * middle[0] else " (diverges)"
+    ax.plot(along, middle, label=name + ends, **style)
+    ax.fill_between(along, low, high, color=style["color"], alpha=0.1, linewidth=0)
 
 
 def _limit(ax: Any, arms: list[dict[str, Any]]) -> None:
@@ -56,4 +56,4 @@ def _limit(ax: Any, arms: list[dict[str, Any]]) -> None:
     medians = np.concatenate([np.array(arm["loss_median"], float) for arm in arms])
     start = float(medians[0])
     least = np.min(medians, initial=start, where=medians > 0)
-    ax.set_ylim(max(least / 5, 1e-12 * start), 30 * start)
+    ax.set_ylim(max(least / 5, 1e-12 * start), HIGHEST * start)

@@ -19,6 +19,8 @@ VECTORS = {
 TRUE_LENGTH: dict[str, Any] = {"angles": "xy", "scale_units": "xy", "scale": 1}
 #: What is good for the claims and what is not: turning to the short axis, and to the long one.
 SHORT, LONG = "#0072B2", "#D55E00"
+#: Where updates of the angle start, and what they are: the true ones and the printed ones.
+ARROWS = (("at", "arrows"), ("outer.at", "printed"))
 
 
 def newton(path: pathlib.Path, data: pathlib.Path) -> pathlib.Path:
@@ -125,14 +127,16 @@ def _arrows(ax: Any, arrays: dict[str, np.ndarray], name: str) -> None:
     ax.plot(*arrays["level"].T, color="black", linewidth=0.8)
     ax.plot(*arrays["outer"].T, color="#999999", linewidth=0.5)
     for short, color in ((True, SHORT), (False, LONG)):
-        for base, kind, width in (("at", "arrows", 0.007), ("outer.at", "printed", 0.003)):
+        for (base, kind), width in zip(ARROWS, (0.007, 0.003), strict=True):
             here = arrays[f"{name}.{kind}.short"] == short
             arrows = (*arrays[base][here].T, *arrays[f"{name}.{kind}"][here].T)
             ax.quiver(*arrows, color=color, width=width, zorder=3, **TRUE_LENGTH)
     ax.plot(*arrays["half_way"].T, "o", color="black", markersize=4, zorder=4)
     part, largest = float(arrays[f"{name}.part"]), float(arrays[f"{name}.largest"])
     ax.set_title(f"rate {part:g} / ($\\lambda_1 + \\lambda_2$): largest step {largest:.3f} f", fontsize=11)
-    ax.set(aspect="equal", xlim=(-2.7, 2.7), ylim=(-1.9, 1.9))
+    tips = [arrays[base] + arrays[f"{name}.{kind}"] for base, kind in ARROWS]
+    reach = 1.03 * np.max(np.abs(np.concatenate([arrays["outer"], *tips])), axis=0)
+    ax.set(aspect="equal", xlim=(-reach[0], reach[0]), ylim=(-reach[1], reach[1]))
     if name == "below":
         line = matplotlib.lines.Line2D
         handles = [
@@ -150,7 +154,7 @@ def _arrows(ax: Any, arrays: dict[str, np.ndarray], name: str) -> None:
             ),
             line([], [], color="#cccccc", marker=">", linestyle="-", markersize=3, label="rotation field"),
         ]
-        ax.legend(handles=handles, fontsize=8, loc="upper left")
+        ax.legend(handles=handles, fontsize=8, loc="upper left", framealpha=0.9)
 
 
 def _updates(ax: Any, arrays: dict[str, np.ndarray]) -> None:

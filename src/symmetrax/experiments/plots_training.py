@@ -6,18 +6,11 @@ from typing import Any
 import matplotlib.ticker
 import numpy as np
 
+from symmetrax.experiments._styles import styles
 from symmetrax.experiments.plots import _write, plt
 
-#: Arms of the panels of one optimizer, and how they are drawn.
-LINES: dict[str, dict[str, Any]] = {
-    "none": {"color": "#000000"},
-    "reset": {"color": "#000000", "linestyle": ":"},
-    "action-reset": {"color": "#D55E00"},
-    "action-keep": {"color": "#D55E00", "linestyle": ":"},
-    "exact-carry": {"color": "#0072B2"},
-    "none-tuned": {"color": "#999999"},
-    "exact-tuned": {"color": "#56B4E9", "linestyle": "--"},
-}
+#: Arms of the panels of one optimizer.
+ARMS = ("none", "reset", "action-reset", "action-keep", "exact-carry", "none-tuned", "exact-tuned")
 
 
 def optimizers(path: pathlib.Path, groups: dict[str, Any], data: str) -> pathlib.Path:
@@ -30,7 +23,7 @@ def optimizers(path: pathlib.Path, groups: dict[str, Any], data: str) -> pathlib
     )
     for ax, name in zip(axes.flat, names, strict=False):
         arms = groups[name]["arms"]
-        for label, style in LINES.items():
+        for label, style in styles(ARMS).items():
             ax.plot(np.array(arms[label]["loss_median"], float), label=label, **style)
         ax.set(title=name.removeprefix(f"{data}-"), xlabel="epoch", yscale="log")
         ax.grid(alpha=0.2)
@@ -147,12 +140,11 @@ def correlations(path: pathlib.Path, table: dict[str, dict[str, Any]]) -> pathli
 def windows(path: pathlib.Path, rates: Any, finals: dict[str, Any], target: float) -> pathlib.Path:
     """Final training loss against the learning rate, gradient descent on the left, Adam on the right."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
-    colors = ("#000000", "#999999", "#D55E00", "#E69F00", "#0072B2", "#56B4E9")
     for ax, title in zip(axes, ("gradient descent", "Adam"), strict=True):
         names = [name for name in finals if name.startswith("adam") == (title == "Adam")]
-        for name, color in zip(names, colors, strict=False):
+        for name, style in styles(names).items():
             median = np.median(np.where(np.isfinite(finals[name]), finals[name], np.inf), axis=0)
-            ax.plot(rates, np.minimum(median, 10.0), label=name, color=color)
+            ax.plot(rates, np.minimum(median, 10.0), label=name, **style)
         ax.axhline(target, color="black", linewidth=0.6, linestyle=":")
         ax.set(xscale="log", yscale="log", xlabel="learning rate", title=title)
         ax.grid(alpha=0.2)

@@ -5,20 +5,21 @@ from typing import Any
 
 import numpy as np
 
+from symmetrax.experiments._styles import styles
 from symmetrax.experiments.plots import _write, plt
 
-#: How arms are drawn, in all panels.
-STYLES: dict[str, dict[str, Any]] = {
-    "update": {"color": "#0072B2", "marker": "o"},
-    "update-tele": {"color": "#D55E00", "marker": "o"},
-    "update-tele-random": {"color": "#E69F00", "marker": "o", "linestyle": ":"},
-    "lr": {"color": "#56B4E9", "marker": "s"},
-    "lr-tele": {"color": "#CC79A7", "marker": "s"},
-    "lr-absolute": {"color": "#56B4E9", "marker": "s", "linestyle": ":"},
-    "sgd": {"color": "#999999", "marker": "x"},
-    "sgd-there": {"color": "#999999", "marker": "x", "linestyle": ":"},
-    "adam": {"color": "#000000", "marker": "x"},
-    "adam-there": {"color": "#000000", "marker": "x", "linestyle": ":"},
+#: Arms of the panels, and the marks of their kinds.
+MARKS = {
+    "update": "o",
+    "update-tele": "o",
+    "update-tele-random": "o",
+    "lr": "s",
+    "lr-tele": "s",
+    "lr-absolute": "s",
+    "sgd": "x",
+    "sgd-there": "x",
+    "adam": "x",
+    "adam-there": "x",
 }
 TITLES = {"widths": "widths", "depths": "depths", "data": "other images"}
 #: Ratios are cut here.
@@ -33,12 +34,12 @@ def losses(path: pathlib.Path, groups: dict[str, Any]) -> pathlib.Path:
         1, len(panels), figsize=(4.3 * len(panels) + 1, 4), sharey=True, layout="constrained", squeeze=False
     )
     for ax, (kind, names) in zip(axes[0], panels.items(), strict=True):
-        for arm, style in STYLES.items():
+        for arm, style in styles(MARKS).items():
             if all(arm in groups[name]["arms"] for name in names):
                 values = [float(groups[name]["arms"][arm]["final_train_median"]) for name in names]
                 start = float(groups[names[0]]["arms"][arm]["loss_median"][0])
                 capped = [value if value < 10 * start else np.nan for value in values]
-                ax.plot(range(len(names)), capped, label=arm, markersize=4, **style)
+                ax.plot(range(len(names)), capped, label=arm, marker=MARKS[arm], markersize=4, **style)
         ax.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=8)
         ax.set(title=TITLES[kind], yscale="log")
         ax.grid(alpha=0.2)
