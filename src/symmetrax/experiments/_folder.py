@@ -101,7 +101,7 @@ class RunFolder:
     def withdraw(self) -> None:
         """Delete the folder if it holds nothing but its config: a run that was refused leaves nothing."""
         if [path.name for path in self.path.iterdir() if path.name[0] != "."] == ["config.json"]:
-            shutil.rmtree(self.path)
+            shutil.rmtree(os.path.realpath(self.path))
 
     def drop_checkpoints(self) -> None:
         """Delete the checkpoints of training, which a complete run does not need."""
