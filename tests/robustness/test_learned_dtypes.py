@@ -108,7 +108,11 @@ def one_step(transform, loss):
     return step
 
 
-@pytest.mark.parametrize("name", TRANSFORMS)
+OFTEN = ("whole-lstm", "orbit-lstm", "rnnprop", "step", "together", "online-map", "online-network")
+NAMES = [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in TRANSFORMS]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_no_leaf_of_updates_or_state_changes_its_type(name):
     """Whatever the precision, under every promotion rule, by types alone: nothing is compiled."""
     setting, make = TRANSFORMS[name]

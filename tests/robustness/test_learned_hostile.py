@@ -149,7 +149,11 @@ def check(name, count, seed=0):
     return stayed
 
 
-@pytest.mark.parametrize("name", [*PLANE, *NETWORK])
+OFTEN = ("whole-lstm", "orbit-derivative", "orbit-first", "online", "rnnprop", "step", "pairs", "together")
+NAMES = [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in PLANE | NETWORK]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_no_number_is_lost_silently(name):
     stayed = check(name, 400)
     assert np.mean(stayed) < 0.6

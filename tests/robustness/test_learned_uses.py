@@ -30,12 +30,17 @@ ANY = {
 }
 
 
+def some(*names, of):
+    """These names, and all others `of` which in the long version."""
+    return [name if name in names else pytest.param(name, marks=pytest.mark.slow) for name in of]
+
+
 def mlp():
     """17 parameters: weights of shapes (3, 2) and (2, 3), biases of 3 and 2."""
     return eqx.nn.MLP(2, 2, 3, 1, key=OTHER)
 
 
-@pytest.mark.parametrize("name", ANY)
+@pytest.mark.parametrize("name", some("coordinatewise", "step", of=ANY))
 def test_parameters_may_be_modules_that_can_be_called(name):
     params, static = eqx.partition(mlp(), eqx.is_inexact_array)
     assert callable(params)
@@ -72,7 +77,7 @@ def test_the_step_may_be_a_function_whatever_the_parameters():
     del params
 
 
-@pytest.mark.parametrize("name", [*ANY, "online"])
+@pytest.mark.parametrize("name", some("coordinatewise", "online", of=[*ANY, "online"]))
 def test_leaves_that_are_no_floats_stay_and_python_floats_move(name):
     w = {"w1": jnp.ones((3, 2)), "w2": jnp.ones((2, 3)), "b": jnp.ones(4)}
     params = {
@@ -170,7 +175,10 @@ def transforms_of_a_perceptron(symmetry):
     }
 
 
-@pytest.mark.parametrize("name", transforms_of_a_perceptron(perceptron()[2]))
+DONATED = ("whole", "first", "gru", "together", "rnnprop", "step", "pairs", "online")
+
+
+@pytest.mark.parametrize("name", some("whole", "together", "online", of=DONATED))
 def test_states_can_be_donated_and_nothing_compiles_twice(name):
     params, loss, symmetry = perceptron()
     transform = transforms_of_a_perceptron(symmetry)[name]
@@ -197,7 +205,7 @@ SPLITS = ({"w1": ("d", None), "w2": (None, "d")}, {"w1": (None, None), "w2": ("d
 
 
 @pytest.mark.parametrize("axes", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("name", ["whole", "coordinatewise", "rnnprop", "step", "orbit"])
+@pytest.mark.parametrize("name", some("coordinatewise", "step", of=ANY))
 def test_updates_lie_on_the_devices_as_the_parameters_do(name, axes):
     params, loss, _ = perceptron()
     params = {"w1": params["w1"], "w2": params["w2"]}
@@ -270,7 +278,7 @@ class Still(sx.AbstractLearnedOptimizer):
         return {"emits": ["algebra"]}
 
 
-@pytest.mark.parametrize("name", [*ANY, "online"])
+@pytest.mark.parametrize("name", some("orbit", "step", "online", of=[*ANY, "online"]))
 def test_a_gradient_that_is_no_number_costs_one_step_and_nothing_else(name):
     params = jnp.linspace(0.5, 2.0, 17)
     online = lambda: sx.online_teleported(optax.adam(0.1), sx.QuadraticForm(jnp.eye(17)), 0.0, guard=None)  # noqa: E731
@@ -287,7 +295,7 @@ def test_a_gradient_that_is_no_number_costs_one_step_and_nothing_else(name):
         assert there[1].refused == 0
 
 
-@pytest.mark.parametrize("name", ANY)
+@pytest.mark.parametrize("name", some("orbit", "step", of=ANY))
 def test_weights_have_finite_derivatives_through_steps_that_are_not_made(name):
     params = jnp.linspace(0.5, 2.0, 17)
 
