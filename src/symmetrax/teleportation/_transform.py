@@ -14,6 +14,7 @@ from symmetrax._tree import select
 from symmetrax.discovery._found import Discovery
 from symmetrax.discovery._plan import GROUPS
 from symmetrax.symmetry._base import AbstractLieSymmetry
+from symmetrax.symmetry._network import NetworkSymmetry
 from symmetrax.teleportation._guard import NOT_MEASURED, REFUSALS
 from symmetrax.teleportation._levelset import AbstractPointSearch
 from symmetrax.teleportation._objectives import Objective, squared_gradient_norm
@@ -156,11 +157,10 @@ def teleported(
         groups = groups_carried(state, params, inner) if auto and transport == "carry" else GROUPS
         found = None if auto is None else discovered(auto, params, batch, groups)
         chosen, nowhere = along(found)
-        if chosen is not None and chosen.linear:
+        if transport == "carry" and isinstance(chosen, NetworkSymmetry):
+            # What cannot be carried is known before the first step.
             still = chosen.identity()
-            jax.eval_shape(lambda w: chosen.act(still, w), eqx.filter(params, eqx.is_inexact_array))
-            if transport == "carry":  # what cannot be carried is known before the first step
-                jax.eval_shape(lambda state: carry(state, chosen, still, params, inner=inner), state)
+            eqx.filter_eval_shape(lambda state: carry(state, chosen, still, params, inner=inner), state)
         return TeleportedState(
             count=jnp.zeros((), int),
             inner=state,

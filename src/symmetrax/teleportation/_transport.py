@@ -181,7 +181,10 @@ def _moves(
 
         def moved(tree: PyTree) -> PyTree:
             filled = jax.tree.map(
-                lambda x, w: jnp.zeros_like(w) if _is_hidden(x) else x, tree, params, is_leaf=_is_hidden
+                lambda x, w: jax.tree.map(jnp.zeros_like, w) if _is_hidden(x) else x,
+                tree,
+                params,
+                is_leaf=_is_hidden,
             )
             return jax.tree.map(
                 lambda x, y: x if _is_hidden(x) else y, tree, move(filled), is_leaf=_is_hidden
