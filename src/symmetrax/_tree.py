@@ -1,4 +1,8 @@
-"""Pytree algebra that optax does not have: norms with a derivative at zero, and tests for finiteness."""
+"""Pytree algebra that optax does not have: norms of every dtype and size, and tests for finiteness.
+
+Norms and pairings are those of the real vector of all entries, the two parts of a complex number being two
+entries, and they are summed in single precision at least: squares of float16 overflow at 256.
+"""
 
 from collections.abc import Collection
 
@@ -6,19 +10,117 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, PyTree
 
 
+def widened(x: Array) -> Array:
+    """`x` in single precision at least: half floats and integers are converted, complex stays complex."""
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        return x.astype(float)
+    return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
+
+
+def squares(x: Array) -> Float[Array, "..."]:
+    """|x|^2, entry by entry."""
+    x = widened(x)
+    if jnp.iscomplexobj(x):
+        return jnp.square(x.real) + jnp.square(x.imag)
+    return jnp.square(x)
+
+
 def squared_norm(tree: PyTree) -> Float[Array, ""]:
-    """Sum of the squares of all entries."""
-    return jnp.asarray(sum((jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)), start=0.0))
+    """Sum of the squares |x|^2 of all entries."""
+    return total([jnp.sum(squares(x)) for x in jax.tree.leaves(tree)])
+
+
+def pairing(left: PyTree, right: PyTree) -> Float[Array, ""]:
+    """Sum of the products of all entries; the real part of conj(left) * right where they are complex."""
+
+    def product(x: Array, y: Array) -> Array:
+        x, y = widened(x), widened(y)
+        if jnp.iscomplexobj(x) or jnp.iscomplexobj(y):
+            return jnp.sum(x.real * y.real + x.imag * y.imag)
+        return jnp.sum(x * y)
+
+    return total([product(x, y) for x, y in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)])
+
+
+def total(numbers: list[Float[Array, ""]]) -> Float[Array, ""]:
+    """The sum of scalars, in the widest of their precisions."""
+    kind = max(
+        (x.dtype for x in numbers), key=lambda dtype: jnp.finfo(dtype).bits, default=jnp.dtype("float32")
+    )
+    return sum((x.astype(kind) for x in numbers), start=jnp.zeros((), kind))
+
+
+def magnitude(tree: PyTree) -> Float[Array, ""]:
+    """A power of two near the largest entry, by which you divide before squaring: exact, and a constant.
+
+    1 where all entries are zero, and where one is infinite or NaN.
+    """
+    leaves = [jnp.abs(part) for x in jax.tree.leaves(jax.lax.stop_gradient(tree)) for part in _parts(x)]
+    kind = total([jnp.zeros((), x.dtype) for x in leaves]).dtype
+    largest = [jnp.max(x, initial=0.0).astype(kind) for x in leaves] or [jnp.zeros((), kind)]
+    biggest = jnp.max(jnp.stack(largest))
+    usable = (biggest > 0) & jnp.isfinite(biggest)
+    _, exponent = jnp.frexp(jnp.where(usable, biggest, 1.0))
+    return jnp.ldexp(jnp.ones((), kind), exponent - 1)
+
+
+def _parts(x: Array) -> tuple[Array, ...]:
+    x = widened(x)
+    return (x.real, x.imag) if jnp.iscomplexobj(x) else (x,)
+
+
+def scaled(tree: PyTree, scale: Float[Array, ""]) -> PyTree:
+    """`tree` divided by `scale`, in single precision at least."""
+    return jax.tree.map(lambda x: widened(x) / scale.astype(widened(x).dtype), tree)
+
+
+def replicated(x: Array) -> Array:
+    """`x` whole on every device, where the mesh has explicit axes: for what is small, or cannot be split."""
+    sharding = jax.typeof(x).sharding
+    if all(axis is None for axis in sharding.spec):
+        return x
+    return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec()))
 
 
 def safe_norm(tree: PyTree) -> Float[Array, ""]:
-    """Euclidean norm of all entries, whose derivative at the zero tree is zero instead of NaN."""
-    square = squared_norm(tree)
+    """Euclidean norm of all entries, of any size; its derivative at the zero tree is zero instead of NaN."""
+    scale = magnitude(tree)
+    square = squared_norm(scaled(tree, scale))
     zero = square == 0  # NaN is not zero
-    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, square)))
+    return jnp.where(zero, 0.0, scale * jnp.sqrt(jnp.where(zero, 1.0, square)))
+
+
+def conjugate(tree: PyTree) -> PyTree:
+    """The direction of steepest ascent from a gradient of JAX, and back; real arrays stay as they are.
+
+    For complex parameters `jax.grad` returns the conjugate of that direction.
+    """
+    return jax.tree.map(lambda x: jnp.conj(x) if jnp.iscomplexobj(x) else x, tree)
+
+
+def times(scale: Float[Array, ""], tree: PyTree) -> PyTree:
+    """scale * tree, computed in single precision at least and returned as `tree` is."""
+
+    def product(x: Array) -> Array:
+        wide = widened(x)
+        return (scale.astype(wide.real.dtype) * wide).astype(x.dtype)
+
+    return jax.tree.map(product, tree)
+
+
+def shift(params: PyTree, scale: Float[Array, ""] | float, direction: PyTree) -> PyTree:
+    """params + scale * direction, computed in single precision at least and returned as `params` are."""
+
+    def moved(w: Array, d: Array) -> Array:
+        wide = widened(w)
+        return (wide + jnp.asarray(scale, wide.real.dtype) * d.astype(wide.dtype)).astype(w.dtype)
+
+    return jax.tree.map(moved, params, direction)
 
 
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
@@ -35,7 +137,7 @@ def select(condition: Bool[Array, ""], yes: PyTree, no: PyTree) -> PyTree:
 def relative(difference: PyTree, reference: PyTree) -> Float[Array, ""]:
     """Norm of `difference` over the norm of `reference`; 0 when both vanish."""
     top, bottom = safe_norm(difference), safe_norm(reference)
-    return jnp.where(top == 0, 0.0, top / jnp.where(bottom == 0, 1e-30, bottom))
+    return jnp.where(top == 0, 0.0, top / jnp.where(bottom == 0, 1e-30, bottom).astype(top.dtype))
 
 
 def leaf_name(path: tuple) -> str:

@@ -12,7 +12,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from symmetrax._tree import squared_norm
+from symmetrax._tree import magnitude, replicated, scaled, squared_norm, squares, total, widened
 from symmetrax.symmetry._groups import AbstractGroup, NonzeroDiagonal, PositiveDiagonal
 from symmetrax.symmetry._matrix_groups import GeneralLinear, ScaledRotation
 from symmetrax.symmetry._network import NetworkSymmetry, apply
@@ -39,7 +39,8 @@ class Block(eqx.Module):
 class Energies(eqx.Module):
     """||act(a, tree)||^2, or ||act(dual(a), tree)||^2 with `dual`, as a function of a = exp(coordinates).
 
-    Compact groups do not change it: `spaces` are the others.
+    Compact groups do not change it: `spaces` are the others. All sums are those of the tree divided by
+    `scale`, a power of two near its largest entry, so that no square overflows or vanishes.
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> params = {"w1": jnp.array([[3.0, 4.0]]), "w2": jnp.array([[2.0]])}
@@ -50,6 +51,7 @@ class Energies(eqx.Module):
     """
 
     symmetry: NetworkSymmetry
+    scale: Float[Array, ""]
     constant: Float[Array, ""]
     blocks: tuple[Block, ...]
     dual: bool = eqx.field(static=True)
@@ -57,6 +59,8 @@ class Energies(eqx.Module):
     @classmethod
     def of(cls, symmetry: NetworkSymmetry, tree: PyTree, *, dual: bool) -> "Energies":
         """Reduce a tree: a gradient (`dual=True`), or parameters."""
+        numbers = eqx.filter(tree, eqx.is_inexact_array)
+        scale = magnitude(numbers)
         blocks: list[Block] = []
         constants: list[Array] = []
 
@@ -65,11 +69,11 @@ class Energies(eqx.Module):
             if stretching:
                 blocks.append(_reduce(symmetry, x, stretching))
             else:
-                constants.append(jnp.sum(jnp.square(x)))
+                constants.append(squared_norm(x))
             return jnp.zeros_like(x)
 
-        untouched = eqx.filter(symmetry.visit(tree, collect), eqx.is_inexact_array)
-        return cls(symmetry, sum(constants, start=squared_norm(untouched)), tuple(blocks), dual)
+        untouched = symmetry.visit(scaled(numbers, scale), collect)
+        return cls(symmetry, scale, total([squared_norm(untouched), *constants]), tuple(blocks), dual)
 
     @property
     def spaces(self) -> tuple[str, ...]:
@@ -82,17 +86,21 @@ class Energies(eqx.Module):
         return any(len(block.touches) > 1 for block in self.blocks)
 
     def __call__(self, coordinates: Float[Array, " k"]) -> Float[Array, ""]:
-        parts, total = self.symmetry.split(coordinates), self.constant
+        return self.relative(coordinates) * self.scale * self.scale
+
+    def relative(self, coordinates: Float[Array, " k"]) -> Float[Array, ""]:
+        """The squared norm in units of `scale`^2, which is finite where the norm itself is."""
+        parts, terms = self.symmetry.split(coordinates), [self.constant]
         for block in self.blocks:
             if block.kind == "gram":
                 (touch,) = block.touches
                 matrix = self._matrix(touch, parts[touch.word.name])
                 moved = jnp.matmul(matrix, block.array, precision="highest")
-                total += jnp.sum(moved * matrix)
+                terms.append(jnp.sum(moved * matrix))
             else:
                 array = self._moved(block, block.touches, parts)
-                total += jnp.sum(array if block.kind == "squares" else jnp.square(array))
-        return total
+                terms.append(jnp.sum(array if block.kind == "squares" else squares(array)))
+        return total(terms)
 
     def share(self, space: str, parts: dict[str, Array]) -> Iterator[tuple[Touch, float, Array]]:
         """What `space` acts on when the others are at `parts`: touches, exponents, squares or Gram matrices.
@@ -157,7 +165,8 @@ def _reduce(symmetry: NetworkSymmetry, x: Array, touches: tuple[Touch, ...]) -> 
             t.axis for t, group in zip(touches, groups, strict=True) if isinstance(group, ScaledRotation)
         }
         free = tuple(axis for axis in range(x.ndim) if axis not in kept)
-        return Block("squares", jnp.sum(jnp.square(x), axis=free, keepdims=True), touches)
+        return Block("squares", replicated(jnp.sum(squares(x), axis=free, keepdims=True)), touches)
+    x = replicated(x)
     if len(touches) == 1 and isinstance(groups[0], GeneralLinear):
         return Block("gram", _gram(x, touches[0]), touches)
     return Block("whole", x, touches)
@@ -169,18 +178,20 @@ def _unfold(kind: Kind, group: AbstractGroup, array: Array, touch: Touch) -> Arr
         return array
     if isinstance(group, GeneralLinear):
         return _gram(array, touch)
-    squares = array if kind == "squares" else jnp.square(array)
+    energy = array if kind == "squares" else squares(array)
     if isinstance(group, ScaledRotation):
-        squares = jnp.sum(squares, axis=touch.axis, keepdims=True)
+        energy = jnp.sum(energy, axis=touch.axis, keepdims=True)
     axes = (*touch.indices, touch.axis)
-    front = jnp.moveaxis(squares, axes, range(len(axes)))
+    front = jnp.moveaxis(energy, axes, range(len(axes)))
     return jnp.sum(front.reshape(*front.shape[: len(axes)], -1), axis=-1)
 
 
 def _gram(x: Array, touch: Touch) -> Array:
     axes = (*touch.indices, touch.axis)
-    front = jnp.moveaxis(x, axes, range(len(axes)))
+    front = jnp.moveaxis(widened(x), axes, range(len(axes)))
     flat = front.reshape(*front.shape[: len(axes)], -1)
+    if jnp.iscomplexobj(flat):  # a real matrix multiplies the two parts alike
+        flat = jnp.concatenate([flat.real, flat.imag], axis=-1)
     return jnp.einsum("...ir,...jr->...ij", flat, flat, precision="highest")
 
 

@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float, Key, PyTree
 
 from symmetrax._keys import check_key
-from symmetrax._tree import safe_norm, squared_norm
+from symmetrax._tree import conjugate, pairing, safe_norm, shift, squared_norm, times
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.teleportation._objectives import AbstractObjective
 
@@ -44,15 +44,15 @@ class GuaranteedDecrease(AbstractObjective):
         return 3.0
 
     def __call__(self, value_fn: Callable, params: PyTree) -> Float[Array, ""]:
-        gradient = jax.grad(value_fn)(params)
+        gradient = conjugate(jax.grad(value_fn)(params))
         # In units of the norm, which drop out: ||g||^4 would not fit into single precision.
         norm = jax.lax.stop_gradient(safe_norm(gradient))
         norm = jnp.where(norm == 0, 1.0, norm)
-        direction = optax.tree.scale(1 / norm, gradient)
+        direction = times(1 / norm, gradient)
         _, curved = jax.jvp(jax.grad(value_fn), (params,), (direction,))
         square = squared_norm(direction)
-        bending = jnp.maximum(optax.tree.vdot(direction, curved), self.floor * square)
-        return jnp.square(norm * square) / jnp.where(square == 0, 1.0, bending)
+        bending = jnp.maximum(pairing(direction, conjugate(curved)), self.floor * square)
+        return norm * (norm * jnp.square(square) / jnp.where(square == 0, 1.0, bending))
 
 
 class Sharpness(AbstractObjective):
@@ -98,8 +98,8 @@ class Sharpness(AbstractObjective):
         @jax.checkpoint
         def around(key):
             drawn = optax.tree.random_like(key, params)
-            unit = optax.tree.scale(1 / safe_norm(drawn), drawn)
-            return jnp.mean(jax.vmap(lambda r: value_fn(optax.tree.add_scale(params, r, unit)))(signed))
+            unit = times(1 / safe_norm(drawn), drawn)
+            return jnp.mean(jax.vmap(lambda r: value_fn(shift(params, r, unit)))(signed))
 
         return jnp.mean(jax.lax.map(around, jax.random.split(self.key, self.directions)))
 
@@ -169,8 +169,8 @@ def curvature(curve: Callable[[Array], PyTree], t: Float[Array, ""]) -> Float[Ar
     speed = safe_norm(v)
     still = speed == 0
     speed = jnp.where(still, 1.0, speed)
-    along = optax.tree.scale(1 / speed, v)
-    across = optax.tree.sub(a, optax.tree.scale(optax.tree.vdot(along, a), along))
+    along = times(1 / speed, v)
+    across = shift(a, -pairing(along, a), along)
     return jnp.where(still, 0.0, safe_norm(across) / jnp.square(speed))
 
 

@@ -4,14 +4,16 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Inexact
+
+from symmetrax._tree import magnitude, pairing, replicated, safe_norm, widened
 
 # Odd polynomials a s + b s^3 + c s^5 of singular values in (0, 1.2). The first raises small ones 3.4-fold
 # and keeps the others between 0.68 and 1.14; the second takes those to 1 and cubes the error each time.
 GROW, SETTLE = (3.4445, -4.7750, 2.0315), (1.875, -1.25, 0.375)
 
 
-def nuclear_norm(matrix: Float[Array, "m n"]) -> Float[Array, ""]:
+def nuclear_norm(matrix: Inexact[Array, "m n"]) -> Float[Array, ""]:
     """Sum of the singular values of `matrix` = U S V': its product with its polar factor U V'.
 
     The polar factor comes from a Newton-Schulz iteration, which needs neither LAPACK nor gaps between
@@ -25,23 +27,23 @@ def nuclear_norm(matrix: Float[Array, "m n"]) -> Float[Array, ""]:
     >>> round(float(nuclear_norm(jnp.array([[3.0, 0.0], [0.0, -4.0]]))), 5)
     7.0
     """
-    matrix = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
+    matrix = replicated(widened(matrix))
     return _pair(matrix, _polar(matrix))
 
 
 @jax.custom_jvp
-def _pair(matrix: Float[Array, "m n"], factor: Float[Array, "m n"]) -> Float[Array, ""]:
-    return jnp.sum(matrix * factor)
+def _pair(matrix: Inexact[Array, "m n"], factor: Inexact[Array, "m n"]) -> Float[Array, ""]:
+    return pairing(factor, matrix)
 
 
 @_pair.defjvp
 def _pair_jvp(primals, tangents):
     # The polar factor maximizes the sum among matrices of spectral norm 1: its own derivative adds nothing.
     matrix, factor = primals
-    return _pair(matrix, factor), jnp.sum(tangents[0] * factor)
+    return _pair(matrix, factor), pairing(factor, tangents[0])
 
 
-def _polar(matrix: Float[Array, "m n"]) -> Float[Array, "m n"]:
+def _polar(matrix: Inexact[Array, "m n"]) -> Inexact[Array, "m n"]:
     """U V' of the singular value decomposition, restricted to the range of `matrix`."""
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     precision = float(jnp.finfo(matrix.dtype).eps)
@@ -50,12 +52,12 @@ def _polar(matrix: Float[Array, "m n"]) -> Float[Array, "m n"]:
 
     def sharpen(x, coefficients):
         a, b, c = coefficients
-        gram = jnp.matmul(x, x.T, precision="highest")
+        gram = jnp.matmul(x, x.conj().T, precision="highest")
         mixed = b * gram + c * jnp.matmul(gram, gram, precision="highest")
         return a * x + jnp.matmul(mixed, x, precision="highest"), None
 
-    # In two divisions, so that squares neither overflow nor vanish. The factor does not depend on the scale.
-    for size in (lambda x: jnp.max(jnp.abs(x), initial=0), lambda x: jnp.sqrt(jnp.sum(jnp.square(x)))):
+    # In two divisions, so that the norm cannot overflow. The factor does not depend on the scale.
+    for size in (magnitude, safe_norm):
         scale = jax.lax.stop_gradient(size(wide))
         wide = wide / jnp.where(scale == 0, 1, scale)
     factor, _ = jax.lax.scan(sharpen, wide, rounds)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from symmetrax._tree import safe_norm, squared_norm
+from symmetrax._tree import conjugate, safe_norm, squared_norm, total, widened
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.teleportation._nuclear import nuclear_norm
 
@@ -111,7 +111,7 @@ class GradientNorm(AbstractGradientObjective):
         if self.metric == "squared":
             return squared_norm(gradient)
         size = _magnitude if self.metric == "l1" else _spectral_dual
-        return sum((jnp.sum(size(x)) for x in jax.tree.leaves(gradient)), start=jnp.zeros(()))
+        return total([jnp.sum(size(widened(x))) for x in jax.tree.leaves(gradient)])
 
 
 #: ||grad value_fn(params)||^2: what teleportation raises in arXiv:2205.10637, and the default everywhere.
@@ -229,7 +229,7 @@ def orbit_derivative(
     (1,)
     """
     gradient = jax.grad(value_fn)(params)
-    _, curved = jax.jvp(jax.grad(value_fn), (params,), (gradient,))
+    _, curved = jax.jvp(jax.grad(value_fn), (params,), (conjugate(gradient),))
     _, transposed = jax.vjp(lambda xi: symmetry.act(symmetry.exp(xi), params, batch), symmetry.zero())
     (derivative,) = transposed(jax.tree.map(lambda x: 2 * x, curved))
     return jnp.asarray(derivative)
@@ -294,23 +294,23 @@ def slopes(along: Callable[[Array], Float[Array, ""]], zero: Float[Array, "..."]
         )
         return first, relative - first**2
 
-    along(zero)  # first, so that what `along` may keep is not from within the derivatives
     directions = jnp.eye(zero.size, dtype=zero.dtype).reshape(zero.size, *zero.shape)
     first, second = jax.vmap(both)(directions)
     return Slopes(first.reshape(zero.shape), second.reshape(zero.shape))
 
 
-def _spectral_dual(leaf: Float[Array, "..."]) -> Float[Array, ""]:
+def _spectral_dual(leaf: Array) -> Float[Array, ""]:
     """The nuclear norm of a matrix, the Euclidean norm of anything smaller."""
     return nuclear_norm(leaf.reshape(len(leaf), -1)) if leaf.ndim > 1 else safe_norm(leaf)
 
 
-def _magnitude(x: Float[Array, "..."]) -> Float[Array, "..."]:
+def _magnitude(x: Array) -> Float[Array, "..."]:
     """|x| with derivative 0 at 0, where that of `jnp.abs` is 1."""
-    return x * jnp.sign(x)
+    zero = x == 0
+    return jnp.where(zero, 0.0, jnp.abs(jnp.where(zero, 1.0, x)))
 
 
-def _off_zero(x: Float[Array, "..."]) -> Float[Array, "..."]:
+def _off_zero(x: Array) -> Array:
     """`x`, where it is zero so small a number that its square still has a root's derivative."""
     return x + jnp.where(x == 0, jnp.finfo(x.dtype).tiny ** 0.4, 0).astype(x.dtype)
 
