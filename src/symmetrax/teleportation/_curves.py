@@ -44,8 +44,9 @@ class CurvatureStep(AbstractSearch):
         curve = orbit_germ(orbit.symmetry, direction, orbit.params, orbit.batch)
         start = jnp.zeros((), zero.dtype)
         _, slope = jax.jvp(lambda t: curvature(curve, t), (start,), (jnp.ones_like(start),))
-        step = self.rate * (-slope if self.down else slope)
-        return jnp.clip(step, -self.bound, self.bound) * direction
+        rate, bound = jnp.asarray(self.rate, zero.dtype), jnp.asarray(self.bound, zero.dtype)
+        step = (rate * (-slope if self.down else slope)).astype(zero.dtype)
+        return jnp.clip(step, -bound, bound) * direction
 
     def evaluations(self, symmetry: AbstractLieSymmetry) -> int:
         return 1

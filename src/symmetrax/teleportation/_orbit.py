@@ -1,12 +1,13 @@
 """The orbit of a point, as searches see it."""
 
 from collections.abc import Callable
-from functools import cached_property
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
+from symmetrax._tree import total, widened
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.symmetry._network import NetworkSymmetry
 from symmetrax.teleportation._energies import Energies
@@ -29,7 +30,9 @@ class Orbit:
     Where one gradient tells the gradients of the whole orbit (an exact linear symmetry, an objective of the
     gradient alone) it is taken once, or not at all if `gradient` is given; squared norms are reduced to row
     and column sums as well, so that a search costs next to nothing. Elsewhere every value is measured at the
-    point. `count` numbers the teleports of an optimizer, for searches that draw at random.
+    point. `count` numbers the teleports of an optimizer, for searches that draw at random. All that an orbit
+    keeps is computed when you make it, so that a search may evaluate it anywhere: inside and outside of
+    loops, conditions and derivatives.
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> task = sx.booth()
@@ -50,7 +53,21 @@ class Orbit:
     ):
         self.value_fn, self.params, self.symmetry, self.batch = value_fn, params, symmetry, batch
         self.objective, self.count = objective, count
-        self._known_gradient = gradient
+        self._measure = None
+        if symmetry.linear and isinstance(objective, AbstractGradientObjective):
+            self._measure = objective.measure
+        #: The gradient at `params`, if it is given or was needed.
+        self.known_gradient = gradient
+        if self._measure is not None:
+            self.known_gradient = self.gradient
+        #: The objective up to its sign, as a squared norm along the orbit, if it is one.
+        self.energies: Energies | None = None
+        if isinstance(symmetry, NetworkSymmetry) and squared_quantity(objective) is not None:
+            dual = squared_quantity(objective) == "gradient"
+            self.energies = Energies.of(symmetry, self.known_gradient if dual else params, dual=dual)
+        self._shortcut = None
+        if isinstance(objective, AbstractOrbitObjective):
+            self._shortcut = objective.along(symmetry, params, batch)
 
     def __call__(self, coordinates: Float[Array, "..."]) -> Float[Array, ""]:
         if self._shortcut is not None:
@@ -58,36 +75,26 @@ class Orbit:
         if self.energies is not None:
             return self.sign * self.energies(coordinates)
         element = self.symmetry.exp(coordinates)
-        if self.symmetry.linear and isinstance(self.objective, AbstractGradientObjective):
-            there = self.symmetry.pull(element, self.params, self.gradient, self.batch)
-            return self.objective.measure(there)
+        if self._measure is not None:
+            return self._measure(self.symmetry.pull(element, self.params, self.known_gradient, self.batch))
         return self.objective(self.value_fn, self.symmetry.act(element, self.params, self.batch))
+
+    def relative(self, coordinates: Float[Array, "..."]) -> Float[Array, ""]:
+        """The objective up to a positive factor, for searches that only compare: finite where it can be."""
+        if self.energies is not None:
+            return self.sign * self.energies.relative(coordinates)
+        return self(coordinates)
 
     def zero(self) -> Float[Array, "..."]:
         """The coordinates of the identity, in the precision of the parameters."""
-        dtypes = [leaf.dtype for leaf in jax.tree.leaves(self.params) if hasattr(leaf, "dtype")]
-        return self.symmetry.zero().astype(jnp.promote_types(jnp.result_type(*dtypes), jnp.float32))
+        numbers = jax.tree.leaves(eqx.filter(self.params, eqx.is_inexact_array))
+        kind = total([jnp.zeros((), widened(leaf).real.dtype) for leaf in numbers]).dtype
+        return self.symmetry.zero().astype(kind)
 
-    @cached_property
+    @property
     def gradient(self) -> PyTree:
-        """The gradient of the loss at `params`."""
-        return jax.grad(self.value_fn)(self.params) if self._known_gradient is None else self._known_gradient
-
-    @cached_property
-    def energies(self) -> Energies | None:
-        """The objective up to its sign, as a squared norm along the orbit, if it is one."""
-        if not isinstance(self.symmetry, NetworkSymmetry) or _squared(self.objective) is None:
-            return None
-        if _squared(self.objective) == "gradient":
-            return Energies.of(self.symmetry, self.gradient, dual=True)
-        return Energies.of(self.symmetry, self.params, dual=False)
-
-    @cached_property
-    def _shortcut(self) -> Callable[[Array], Array] | None:
-        """The objective's own way along this orbit, if it has one."""
-        if not isinstance(self.objective, AbstractOrbitObjective):
-            return None
-        return self.objective.along(self.symmetry, self.params, self.batch)
+        """The gradient of the loss at `params`: computed at every call, unless it is known."""
+        return jax.grad(self.value_fn)(self.params) if self.known_gradient is None else self.known_gradient
 
     @property
     def sign(self) -> int:
@@ -104,14 +111,14 @@ def price(
     >>> price(sx.booth().symmetry(), sx.GradientNorm(), 30, known=False)
     30.0
     """
-    if _squared(objective) == "params" and isinstance(symmetry, NetworkSymmetry):
+    if squared_quantity(objective) == "params" and isinstance(symmetry, NetworkSymmetry):
         return 0.0
     if symmetry.linear and isinstance(objective, AbstractGradientObjective):
         return 0.0 if known or not evaluations else 1.0
     return float(evaluations * cost_of(objective))
 
 
-def _squared(objective: Objective) -> str | None:
+def squared_quantity(objective: Objective) -> str | None:
     """Of what the objective is plus or minus the squared norm: "gradient", "params", or nothing."""
     inner = objective.objective if isinstance(objective, Lower | LowerGradient) else objective
     if isinstance(inner, GradientNorm) and inner.metric == "squared":

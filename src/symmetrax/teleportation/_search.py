@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from symmetrax._keys import check_key
-from symmetrax._tree import safe_norm
+from symmetrax._tree import safe_norm, select
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.symmetry._maps import Affine
 from symmetrax.symmetry._pullback import Pullback
@@ -42,10 +42,11 @@ class Ascent(AbstractSearch):
     """`steps` steps of gradient ascent from the identity: xi <- xi + rate * d objective / d xi.
 
     Ten steps are the published choice. Ascent is local and its best `rate` scales with the loss: Booth's
-    function wants 1e-3. With `normalized` every step has length `rate` instead, whatever the scale. On groups
-    that are not compact the coordinates stay within `bound` (see `bounded`): the gradient norm has no largest
-    value there. Source: algorithm 1 of arXiv:2205.10637, without its mistake of returning the coordinates
-    from before the last step.
+    function wants 1e-3. With `normalized` every step has length `rate` instead, whatever the scale. With
+    `monotone` a step that would not raise the objective is not taken, and the next one is half as long: the
+    search never ends lower than it began. On groups that are not compact the coordinates stay within `bound`
+    (see `bounded`): the gradient norm has no largest value there. Source: algorithm 1 of arXiv:2205.10637,
+    without its mistake of returning the coordinates from before the last step.
 
     >>> Ascent(steps=5).evaluations(None)
     15
@@ -55,18 +56,40 @@ class Ascent(AbstractSearch):
     rate: float | Float[Array, ""] = 1e-3
     bound: float | Float[Array, ""] = 1.0
     normalized: bool = eqx.field(static=True, default=False)
+    monotone: bool = eqx.field(static=True, default=False)
 
     def __call__(self, orbit):
-        def climb(xi, _):
-            step = jax.grad(orbit)(xi)
-            if self.normalized:
-                step = step / jnp.maximum(safe_norm(step), jnp.finfo(step.dtype).tiny)
-            return orbit.symmetry.bounded(xi + self.rate * step, self.bound), None
+        zero = orbit.zero()
+        rate, bound = jnp.asarray(self.rate, zero.dtype), jnp.asarray(self.bound, zero.dtype)
+        # Only a step whose length follows from the slope needs the objective in its own units.
+        objective = orbit.relative if self.normalized else orbit
 
-        return jax.lax.scan(climb, orbit.zero(), None, length=self.steps)[0]
+        def ahead(xi, rate, slope):
+            if self.normalized:
+                length = safe_norm(slope)
+                slope = slope / jnp.where(length > 0, length, 1.0)
+            return orbit.symmetry.bounded(xi + rate * slope, bound).astype(zero.dtype)
+
+        def climb(xi, _):
+            return ahead(xi, rate, jax.grad(objective)(xi)), None
+
+        def climb_or_halve(state, _):
+            xi, value, slope, rate = state
+            there = ahead(xi, rate, slope)
+            found, turned = jax.value_and_grad(objective)(there)
+            rose = (found > value) & jnp.all(jnp.isfinite(turned))
+            return (
+                *select(rose, (there, found, turned), (xi, value, slope)),
+                jnp.where(rose, rate, rate / 2),
+            ), None
+
+        if not self.monotone:
+            return jax.lax.scan(climb, zero, None, length=self.steps)[0]
+        start = (zero, *jax.value_and_grad(objective)(zero), rate)
+        return jax.lax.scan(climb_or_halve, start, None, length=self.steps)[0][0]
 
     def evaluations(self, symmetry) -> int:
-        return DERIVATIVE * self.steps
+        return DERIVATIVE * (self.steps + self.monotone)
 
 
 class Random(AbstractSearch):
@@ -92,9 +115,11 @@ class Random(AbstractSearch):
         keys = jax.random.split(jax.random.fold_in(self.key, orbit.count), self.samples)
         zero = orbit.zero()
 
+        scale, bound = jnp.asarray(self.scale, zero.dtype), jnp.asarray(self.bound, zero.dtype)
+
         def draw(key):
-            drawn = self.scale * jax.random.normal(key, zero.shape, zero.dtype)
-            return orbit.symmetry.bounded(drawn, self.bound)
+            drawn = scale * jax.random.normal(key, zero.shape, zero.dtype)
+            return orbit.symmetry.bounded(drawn, bound)
 
         return draw(keys[0]) if self.samples == 1 else best(orbit, jax.vmap(draw)(keys))
 
@@ -117,9 +142,10 @@ class Grid(AbstractSearch):
         zero = orbit.zero()
         if zero.size > 3:
             raise ValueError(f"A grid over {zero.size} algebra coordinates has no end; use Ascent or Random.")
-        ticks = [self.bound * jnp.linspace(-1.0, 1.0, self.points)] * zero.size
+        bound = jnp.asarray(self.bound, zero.dtype)
+        ticks = [bound * jnp.linspace(-1.0, 1.0, self.points, dtype=zero.dtype)] * zero.size
         nodes = jnp.stack([axis.ravel() for axis in jnp.meshgrid(*ticks)], axis=-1)
-        return best(orbit, nodes.reshape(-1, *zero.shape).astype(zero.dtype))
+        return best(orbit, nodes.reshape(-1, *zero.shape))
 
     def evaluations(self, symmetry) -> int:
         return self.points ** symmetry.zero().size
@@ -147,14 +173,14 @@ class Scan(AbstractSearch):
             )
 
         def value(angle):
-            # NaN would win every argmax; an angle without a finite objective is never the best.
-            found = orbit(angle[None])
-            return jnp.where(jnp.isfinite(found), found, -jnp.inf)
+            return _comparable(orbit.relative(angle[None]))
 
         width = 2 * jnp.pi / self.points
-        angles = jnp.arange(self.points) * width - jnp.pi
-        best = angles[jnp.argmax(jax.lax.map(value, angles))]
-        return _golden(value, best - width, best + width, self.refinements)[None]
+        angles = jnp.arange(self.points, dtype=orbit.zero().dtype) * width - jnp.pi
+        values = jax.lax.map(value, angles)
+        best = angles[jnp.argmax(values)]
+        found = _golden(value, best - width, best + width, self.refinements)
+        return jnp.where(jnp.any(jnp.isfinite(values)), found, 0.0)[None]
 
     def evaluations(self, symmetry) -> int:
         return self.points + self.refinements + 2
@@ -186,7 +212,7 @@ class Oracle(AbstractSearch):
         steep = 0.5 * jnp.arctan2(2 * jnp.sum(row * other), jnp.sum(row * row) - jnp.sum(other * other))
         angle = steep - jnp.arctan2(u[1], u[0])
         # The eigenvector has two ends; go to the nearer one.
-        return (angle - jnp.pi * jnp.round(angle / jnp.pi))[None]
+        return (angle - jnp.pi * jnp.round(angle / jnp.pi))[None].astype(orbit.zero().dtype)
 
     def evaluations(self, symmetry) -> int:
         return 0 if _has_closed_form(symmetry) else self.scan.evaluations(symmetry)
@@ -215,20 +241,21 @@ class Crest(AbstractSearch):
                 f"Crest looks for an angle: it needs one algebra coordinate, got shape {zero.shape}. "
                 "Use Ascent for larger groups."
             )
-        return slopes(orbit, zero).crest
+        return slopes(orbit.relative, zero).crest
 
     def evaluations(self, symmetry) -> int:
         return 4
 
 
 def best(orbit: Orbit, candidates: Float[Array, "n ..."]) -> Float[Array, "..."]:
-    """The candidate with the largest objective; one without a finite objective never wins."""
+    """The candidate with the largest objective; the identity if none has a finite one."""
+    values = jax.lax.map(lambda xi: _comparable(orbit.relative(xi)), candidates)
+    return jnp.where(jnp.any(jnp.isfinite(values)), candidates[jnp.argmax(values)], 0.0)
 
-    def value(xi):
-        found = orbit(xi)
-        return jnp.where(jnp.isfinite(found), found, -jnp.inf)
 
-    return candidates[jnp.argmax(jax.lax.map(value, candidates))]
+def _comparable(value: Float[Array, ""]) -> Float[Array, ""]:
+    """NaN would win every argmax: without a finite objective a candidate is never the best."""
+    return jnp.where(jnp.isfinite(value), value, -jnp.inf)
 
 
 def _has_closed_form(symmetry: Any) -> bool:
