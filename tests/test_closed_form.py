@@ -311,9 +311,8 @@ def test_one_gradient_serves_a_search_of_any_length(deep):
 
     loss_of.defvjp(forward, backward)
     for search in (sx.Ascent(25, 0.01), sx.ClosedForm(bound=0.3), sx.Random(jax.random.key(0), samples=9)):
-        orbit = sx.Orbit(loss_of, params, symmetry)
         counted["gradients"] = 0
-        search(orbit)
+        search(sx.Orbit(loss_of, params, symmetry))
         assert counted["gradients"] == 1
         _, info = sx.teleport(lambda w, _: loss_of(w), params, symmetry, search=search)
         assert info.evaluations == 1
@@ -364,3 +363,152 @@ def test_the_sign_of_the_matrix_is_a_search_without_lapack():
             return sx.teleport(loss, w, symmetry, objective=goal, search=sx.ClosedForm())[0]
 
         assert "custom_call" not in jax.jit(run).lower(params).as_text()
+
+
+def dead(params):
+    """The second unit of the first layer has no outgoing weights, the first of the second one never fires."""
+    return params | {"w2": params["w2"].at[:, 1].set(0.0), "b2": params["b2"].at[0].set(-100.0)}
+
+
+@pytest.mark.parametrize("degree", [1, 2])
+@pytest.mark.parametrize("objective", ["gradient", "down", "params"])
+def test_derivatives_through_a_search_are_finite_where_an_energy_is_zero_and_equal_differences(
+    deep, objective, degree, central_differences
+):
+    """A loss of the point where a teleport leads, by the directions in which dead units stay dead."""
+    params, symmetry, batch = deep
+    if degree == 2:  # exponents other than one: the least norm is found by halving
+        symmetry = symmetry.with_legs({k: v.replace("*", "*^2") for k, v in symmetry.legs.items()})
+    goal = {"gradient": sx.GradientNorm(), "down": sx.lower(sx.GradientNorm()), "params": sx.SmallNorm()}[
+        objective
+    ]
+    params = dead(params)
+    names = ("w1", "b1", "w3")
+    weights = {name: normal(seed, *leaf.shape) for seed, (name, leaf) in enumerate(params.items())}
+
+    @jax.jit
+    def measured(shift):
+        moved = {**params}
+        ends = np.cumsum([0, *(params[name].size for name in names)])
+        for name, low, high in zip(names, ends, ends[1:], strict=False):
+            moved[name] = params[name] + shift[low:high].reshape(params[name].shape)
+        orbit = sx.Orbit(lambda w: relu_net(w, batch), moved, symmetry, objective=goal)
+        there = symmetry.act(symmetry.exp(sx.ClosedForm(bound=2.0)(orbit)), moved)
+        return sum(jnp.sum(weights[name] * there[name]) for name in there)
+
+    at = jnp.zeros(sum(params[name].size for name in names))
+    slope = jax.grad(measured)(at)
+    assert np.all(np.isfinite(slope))
+    assert np.any(slope != 0)
+    np.testing.assert_allclose(slope, central_differences(measured, at), rtol=1e-5, atol=1e-6)
+    everything = jax.grad(
+        lambda p: sum(
+            map(
+                jnp.sum,
+                jax.tree.leaves(
+                    sx.teleport(
+                        relu_net, p, symmetry, batch, objective=goal, search=sx.ClosedForm(), guard=None
+                    )[0]
+                ),
+            )
+        )
+    )(params)
+    assert all(np.all(np.isfinite(leaf)) for leaf in everything.values())
+
+
+def test_derivatives_through_matrices_are_finite_where_a_side_is_zero(adapter):
+    params, symmetry, loss = adapter
+    for objective in (sx.SmallNorm(), sx.lower(sx.GradientNorm()), sx.GradientNorm()):
+        for gone in ("A", "B"):
+            point = params | {gone: jnp.zeros_like(params[gone])}
+            options = {"objective": objective, "search": sx.ClosedForm(), "guard": None}
+
+            def end(p):
+                return jnp.sum(sx.teleport(loss, p, symmetry, **options)[0]["A"])  # noqa: B023
+
+            slope = jax.grad(end)(point)
+            assert all(np.all(np.isfinite(leaf)) for leaf in slope.values())
+
+
+@pytest.mark.parametrize("kind", ["scaling", "matrix"])
+@pytest.mark.parametrize("size", [1e-25, 1e-12, 1e12, 1e30])
+def test_the_best_point_does_not_depend_on_the_scale_of_the_numbers(deep, adapter, kind, size):
+    """Squares of these numbers overflow or vanish in single precision."""
+    params, symmetry = (deep if kind == "scaling" else adapter)[:2]
+    for objective in (sx.SmallNorm(), sx.GradientNorm(), sx.lower(sx.GradientNorm())):
+
+        def found(scale):
+            tree = {name: jnp.asarray(scale * leaf, jnp.float32) for name, leaf in params.items()}
+            loss = lambda w: sum(jnp.sum(leaf) for leaf in jax.tree.leaves(w))  # noqa: E731
+            orbit = sx.Orbit(loss, tree, symmetry, objective=objective, gradient=tree)  # noqa: B023
+            return [
+                np.asarray(search(orbit))
+                for search in (
+                    sx.ClosedForm(bound=0.7),
+                    sx.Ascent(3, 0.1, normalized=True, monotone=True),
+                    sx.Random(jax.random.key(0), samples=5),
+                )
+            ]
+
+        for one, other in zip(found(1.0), found(size), strict=True):
+            assert np.all(np.isfinite(other))
+            assert np.any(other != 0)
+            np.testing.assert_allclose(other, one, atol=2e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_floats_find_what_single_precision_finds(deep, dtype):
+    params, symmetry, _ = deep
+    short = {name: jnp.asarray(300 * leaf, dtype) for name, leaf in params.items()}
+    single = {name: leaf.astype(jnp.float32) for name, leaf in short.items()}
+    found = [
+        sx.ClosedForm()(sx.Orbit(None, tree, symmetry, objective=sx.SmallNorm())) for tree in (short, single)
+    ]
+    np.testing.assert_allclose(*found, rtol=1e-6)
+    assert found[0].dtype == jnp.float32
+
+
+def test_complex_parameters_have_the_energies_of_their_parts(deep, adapter):
+    for params, symmetry in (deep[:2], adapter[:2]):
+        tree = {name: leaf + 1j * normal(9, *leaf.shape) for name, leaf in params.items()}
+        for dual in (False, True):
+            energies = Energies.of(symmetry, tree, dual=dual)
+            xi = 0.5 * normal(8, *symmetry.algebra)
+            element = symmetry.exp(xi)
+            moved = symmetry.act(symmetry.dual(element) if dual else element, tree)
+            assert gap(energies(xi), sum(np.sum(np.abs(x) ** 2) for x in moved.values())) < 1e-12
+
+
+def test_the_default_is_the_closed_form_where_there_is_one(deep, adapter):
+    params, symmetry, batch = deep
+    for objective in (sx.GradientNorm(), sx.SmallNorm(), sx.lower(sx.GradientNorm())):
+        _, info = sx.teleport(relu_net, params, symmetry, batch, objective=objective)
+        _, same = sx.teleport(
+            relu_net, params, symmetry, batch, objective=objective, search=sx.ClosedForm(0.5)
+        )
+        assert jnp.array_equal(info.algebra, same.algebra)
+        assert not info.negligible
+    _, info = sx.teleport(adapter[2], *adapter[:2])
+    assert float(info.after) > 1.2 * float(info.before)
+
+
+@pytest.mark.parametrize("factor", [1e-12, 1.0, 1e12])
+def test_elsewhere_the_default_climbs_whatever_the_scale_of_the_loss(deep, factor):
+    params, symmetry, batch = deep
+    loss = lambda p, b: factor * relu_net(p, b)  # noqa: E731
+    for objective in (sx.GradientNorm("l1"), sx.GradientNorm("nuclear")):
+        _, info = sx.teleport(loss, params, symmetry, batch, objective=objective, guard=None)
+        assert float(info.after) > 1.1 * float(info.before)
+        assert not info.negligible
+        assert info.evaluations == 1
+
+
+def test_a_group_that_acts_twice_on_an_array_is_climbed(float64):
+    params = {"q": normal(1, 3, 5), "m": normal(2, 3, 3), "k": normal(3, 3, 5)}
+    symmetry = sx.NetworkSymmetry(
+        {"h": sx.PositiveDiagonal(3)}, {"q": "h _", "m": "h* h*", "k": "h _"}, params
+    )
+    loss = lambda p, _: jnp.sum(jnp.einsum("ai,ab,bj->ij", p["q"], p["m"], p["k"]) ** 2)  # noqa: E731
+    _, info = sx.teleport(loss, params, symmetry)
+    assert float(info.after) > 1.2 * float(info.before)
+    assert info.refused == 0

@@ -5,9 +5,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from symmetrax._tree import total
+from symmetrax.symmetry._base import AbstractLieSymmetry
+from symmetrax.symmetry._legs import Concatenated, Merged, Node, Plain, Word, parse
 from symmetrax.symmetry._matrix_groups import GeneralLinear, ScaledRotation, product
-from symmetrax.teleportation._energies import SCALINGS, Energies
-from symmetrax.teleportation._search import AbstractSearch, Orbit
+from symmetrax.symmetry._network import NetworkSymmetry
+from symmetrax.teleportation._energies import SCALINGS, Energies, stretches
+from symmetrax.teleportation._objectives import Objective
+from symmetrax.teleportation._orbit import Orbit, squared_quantity
+from symmetrax.teleportation._search import AbstractSearch
 
 
 class ClosedForm(AbstractSearch):
@@ -86,30 +92,71 @@ class ClosedForm(AbstractSearch):
         return logs
 
     def _largest(self, shares: list[tuple[float, Array]], shape: tuple[int, ...]) -> Array:
-        def norm(t):
-            return sum((squares * jnp.exp(2 * exponent * t) for exponent, squares in shares), start=0.0)
+        """At an end of the box; a unit without energy stays where it is."""
+        up, down = (self._norm(shares, side * self._ends(shares, shape)) for side in (1, -1))
+        ends = self._ends(shares, shape)
+        return jnp.where((up == 0) & (down == 0), 0.0, jnp.where(up >= down, ends, -ends))
 
-        return jnp.where(norm(self.bound) >= norm(-self.bound), self.bound, -self.bound) * jnp.ones(shape)
+    def _ends(self, shares: list[tuple[float, Array]], shape: tuple[int, ...]) -> Array:
+        return jnp.full(shape, self.bound, _kind(shares))
+
+    def _norm(self, shares: list[tuple[float, Array]], t: Array) -> Array:
+        terms = (square * jnp.exp(2 * exponent * t) for exponent, square in shares)
+        return sum(terms, start=jnp.zeros_like(t))
 
     def _least(self, shares: list[tuple[float, Array]], shape: tuple[int, ...]) -> Array:
         """Where the derivative, which only rises, changes its sign: in closed form, or by halving the box."""
+        ends = self._ends(shares, shape)
         if all(abs(exponent) == 1 for exponent, _ in shares):
             up, down = (_total(shares, sign, shape) for sign in (1, -1))
-            tiny = jnp.finfo(up.dtype).tiny
-            ratio = jnp.where((up == 0) & (down == 0), 1.0, jnp.maximum(down, tiny) / jnp.maximum(up, tiny))
-            return jnp.clip(jnp.log(ratio) / 4, -self.bound, self.bound)
+            both = (up > 0) & (down > 0)
+            # Where one side is zero the norm falls for ever towards the other: to the end of the box.
+            there = (jnp.log(jnp.where(both, down, 1.0)) - jnp.log(jnp.where(both, up, 1.0))) / 4
+            return jnp.where(both, jnp.clip(there, -ends, ends), ends * (jnp.sign(down) - jnp.sign(up)))
+
+        def slope(t, shares):
+            return self._norm([(exponent, exponent * square) for exponent, square in shares], t)
 
         def halve(_, ends):
             low, high = ends
             middle = (low + high) / 2
-            slope = sum(
-                (e * squares * jnp.exp(2 * e * middle) for e, squares in shares), start=jnp.zeros(shape)
-            )
-            return jnp.where(slope > 0, low, middle), jnp.where(slope > 0, middle, high)
+            rising = slope(middle, constants) > 0
+            return jnp.where(rising, low, middle), jnp.where(rising, middle, high)
 
-        ends = (jnp.full(shape, -1.0) * self.bound, jnp.full(shape, 1.0) * self.bound)
-        low, high = jax.lax.fori_loop(0, 60, halve, ends)
-        return (low + high) / 2
+        constants = [(exponent, jax.lax.stop_gradient(square)) for exponent, square in shares]
+        low, high = jax.lax.fori_loop(0, 60, halve, (-ends, ends))
+        middle = (low + high) / 2
+        # One Newton step moves the root by a rounding error, and has the derivative that halving has not.
+        _, bend = jax.jvp(lambda t: slope(t, constants), (middle,), (jnp.ones_like(middle),))
+        newton = middle - slope(middle, shares) / jnp.where(bend > 0, bend, 1.0)
+        return jnp.where(bend > 0, jnp.clip(newton, -ends, ends), 0.0)
+
+
+def has_closed_form(symmetry: AbstractLieSymmetry, objective: Objective) -> bool:
+    """Whether `ClosedForm` serves this symmetry and this objective.
+
+    >>> import symmetrax as sx
+    >>> has_closed_form(sx.booth().symmetry(), sx.GradientNorm())
+    False
+    """
+    if not isinstance(symmetry, NetworkSymmetry) or squared_quantity(objective) is None:
+        return False
+    known = (GeneralLinear, *SCALINGS)
+    stretching = {name for name, group in symmetry.spaces.items() if stretches(group)}
+    return all(isinstance(symmetry.spaces[name], known) for name in stretching) and not any(
+        _occurrences(node, name) > 1
+        for text in symmetry.legs.values()
+        for node in [Merged(parse(text))]
+        for name in stretching
+    )
+
+
+def _occurrences(node: Node, name: str) -> int:
+    """On how many axes of one block of an array a space acts."""
+    if isinstance(node, Word | Plain):
+        return int(isinstance(node, Word) and node.name == name)
+    counts = [_occurrences(part, name) for part in node.parts]
+    return max(counts) if isinstance(node, Concatenated) else sum(counts)
 
 
 def matrix_sign(matrix: Float[Array, "... n n"]) -> Float[Array, "... n n"]:
@@ -122,6 +169,8 @@ def matrix_sign(matrix: Float[Array, "... n n"]) -> Float[Array, "... n n"]:
     [[0. 1.]
      [1. 0.]]
     """
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(matrix), axis=(-1, -2), keepdims=True))
+    matrix = matrix / jnp.where(largest > 0, largest, 1.0)
     square = jnp.sum(matrix**2, axis=(-1, -2), keepdims=True)
     x = matrix / jnp.sqrt(jnp.where(square == 0, 1.0, square))
 
@@ -139,13 +188,16 @@ def matrix_sign(matrix: Float[Array, "... n n"]) -> Float[Array, "... n n"]:
 def _log_mean(up: Array, down: Array, ridge: float) -> Array:
     """log of the N that makes tr(N up) + tr(N^-1 down) least: of the geometric mean up^-1 # down."""
     size = up.shape[-1]
-    eye = jnp.eye(size, dtype=up.dtype)
+    eye = jnp.broadcast_to(jnp.eye(size, dtype=up.dtype), up.shape)
 
-    def regular(matrix):
-        mean = jnp.trace(matrix, axis1=-1, axis2=-2)[..., None, None] / size
-        return matrix + jnp.where(mean == 0, 1.0, ridge * mean) * eye
+    means = [jnp.trace(matrix, axis1=-1, axis2=-2)[..., None, None] / size for matrix in (up, down)]
 
-    p, q = regular(up), regular(down)
+    def regular(matrix, mean, other):
+        """Where a whole matrix is zero the other one says what is small."""
+        mean = jnp.where(mean > 0, mean, other)
+        return matrix + jnp.where(mean > 0, ridge * mean, 1.0) * eye
+
+    p, q = regular(up, *means), regular(down, *means[::-1])
     scales = [jnp.sqrt(jnp.sum(m**2, axis=(-1, -2), keepdims=True)) for m in (p, q)]
     mean, _ = _mean_and_inverse(q / scales[1], p / scales[0])
     shift = jnp.log(scales[1] / scales[0]) / 2
@@ -155,9 +207,11 @@ def _log_mean(up: Array, down: Array, ridge: float) -> Array:
 def _mean_and_inverse(y: Array, z: Array, steps: int = 45) -> tuple[Array, Array]:
     """z^-1 # y and its inverse, by coupled Newton-Schulz steps from symmetric y and z of norm at most 1."""
 
+    eye = jnp.broadcast_to(jnp.eye(y.shape[-1], dtype=y.dtype), y.shape)
+
     def step(_, pair):
         y, z = pair
-        middle = 1.5 * jnp.eye(y.shape[-1], dtype=y.dtype) - 0.5 * product(z, y)
+        middle = 1.5 * eye - 0.5 * product(z, y)
         return _symmetric(product(y, middle)), _symmetric(product(middle, z))
 
     return jax.lax.fori_loop(0, steps, step, (y, z))
@@ -165,12 +219,12 @@ def _mean_and_inverse(y: Array, z: Array, steps: int = 45) -> tuple[Array, Array
 
 def _logarithm(matrix: Array, roots: int = 7, terms: int = 18) -> Array:
     """log of symmetric positive matrices: square roots until they are near the identity, then a series."""
-    eye = jnp.eye(matrix.shape[-1], dtype=matrix.dtype)
+    eye = jnp.broadcast_to(jnp.eye(matrix.shape[-1], dtype=matrix.dtype), matrix.shape)
     scale = jnp.sqrt(jnp.sum(matrix**2, axis=(-1, -2), keepdims=True))
 
     def root(_, x):
         size = jnp.sqrt(jnp.sum(x**2, axis=(-1, -2), keepdims=True))
-        found, _ = _mean_and_inverse(x / size, jnp.broadcast_to(eye, x.shape))
+        found, _ = _mean_and_inverse(x / size, eye)
         return found * jnp.sqrt(size)
 
     rest = jax.lax.fori_loop(0, roots, root, matrix / scale) - eye
@@ -185,7 +239,13 @@ def _symmetric(a: Array) -> Array:
 
 
 def _total(shares: list[tuple[float, Array]], sign: int, shape: tuple[int, ...]) -> Array:
-    return sum((square for exponent, square in shares if exponent * sign > 0), start=jnp.zeros(shape))
+    there = (square for exponent, square in shares if exponent * sign > 0)
+    return sum(there, start=jnp.zeros(shape, _kind(shares)))
+
+
+def _kind(shares: list[tuple[float, Array]]) -> jnp.dtype:
+    """The precision that energies are summed in."""
+    return total([jnp.zeros((), square.dtype) for _, square in shares]).dtype
 
 
 def _placed(square: Array, touch, lengths: tuple[int, ...]) -> Array:
@@ -194,4 +254,5 @@ def _placed(square: Array, touch, lengths: tuple[int, ...]) -> Array:
     if index is None:
         return square
     taken = index if isinstance(index, int) else slice(*index)
-    return jnp.zeros((*lengths, *square.shape[len(lengths) - isinstance(index, int) :])).at[taken].add(square)
+    rest = square.shape[len(lengths) - isinstance(index, int) :]
+    return jnp.zeros((*lengths, *rest), square.dtype).at[taken].add(square)
