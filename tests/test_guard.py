@@ -266,3 +266,124 @@ def test_shortened_jumps_have_the_derivative_of_a_constant_share(float64):
     expected = jax.jacobian(lambda xi: symmetry.act(symmetry.exp(share * xi), x))(xi)
     assert float(share[0]) < 1
     np.testing.assert_allclose(slope, expected, rtol=1e-10)
+
+
+def perceptron(depth, activation, kind):
+    """A loss of a perceptron without output bias, and the scalings of its units."""
+    sizes = [5] + [12] * depth + [3]
+    like = {f"w{k}": np.zeros((sizes[k + 1], sizes[k]), np.float32) for k in range(depth + 1)}
+    like |= {f"b{k}": np.zeros(sizes[k + 1], np.float32) for k in range(depth)}
+
+    def loss(params, batch):
+        x, y = batch
+        x = x.astype(params["w0"].dtype)
+        for k in range(depth):
+            x = activation(x @ params[f"w{k}"].T + params[f"b{k}"])
+        out = (x @ params[f"w{depth}"].T).astype(jnp.float32)
+        if kind == "squares":
+            return jnp.mean((out - y) ** 2)
+        return jnp.mean(jax.nn.logsumexp(out, axis=1) - jnp.sum(out * y, axis=1))
+
+    names = [f"w{k}" for k in range(depth + 1)]
+    return loss, like, sx.mlp_symmetry(like, names, [f"b{k}" for k in range(depth)])
+
+
+def rescalings(depth, activation, kind, dtype, size, count, known=True):
+    """Defects and codes that the default guard finds for random scalings, log scales up to `size`."""
+    loss, like, symmetry = perceptron(depth, activation, kind)
+    rng = np.random.default_rng(0)
+
+    @jax.jit
+    def judged(params, batch, xi):
+        value_fn = lambda w: loss(w, batch)  # noqa: E731
+        gradient = jax.grad(value_fn)(params) if known else None
+        found = jump(
+            symmetry,
+            symmetry.exp(xi),
+            params,
+            guard=sx.Guard(jump=np.inf),
+            value_fn=value_fn,
+            gradient=gradient,
+        )
+        return found.defect, found.refused
+
+    rows = []
+    for _ in range(count):
+        params = {
+            name: rng.normal(size=leaf.shape) * (leaf.shape[-1] / 2) ** -0.5 for name, leaf in like.items()
+        }
+        params = {name: jnp.asarray(leaf, dtype) for name, leaf in params.items()}
+        batch = (
+            jnp.asarray(rng.normal(size=(16, 5)), jnp.float32),
+            jnp.asarray(rng.random((16, 3)), jnp.float32),
+        )
+        xi = jnp.asarray(size * rng.uniform(-1, 1, symmetry.algebra), jnp.float32)
+        rows.append(judged(params, batch, xi))
+    return np.array(rows, float).T
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("depth", [1, 5])
+def test_exact_rescalings_are_accepted_in_every_precision(dtype, depth):
+    for known in (True, False):
+        defects, codes = rescalings(depth, jax.nn.relu, "squares", dtype, 1.0, 30, known)
+        assert np.all(codes == 0), (defects, codes)
+
+
+@pytest.mark.parametrize("kind", ["squares", "entropy"])
+def test_scalings_of_a_gelu_network_are_refused_as_soon_as_rounding_is_exceeded(kind):
+    seen = 0
+    for size in (1e-3, 1e-2, 1e-1):
+        defects, codes = rescalings(1, jax.nn.gelu, kind, "float32", size, 30)
+        wrong = defects > 1e-5
+        assert np.all(codes[wrong] == NOT_INVARIANT), (defects, codes)
+        seen += np.sum(wrong & (defects < 3e-4))
+    assert seen > 20
+
+
+def test_the_tolerance_knows_mixed_precision():
+    """Products in bfloat16 of float32 parameters: a rescaling is exact to bfloat16."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(8, 4)), jnp.float32)
+    w = {
+        name: jnp.asarray(rng.normal(size=shape), jnp.float32)
+        for name, shape in (("w1", (3, 4)), ("w2", (2, 3)))
+    }
+
+    def loss(params, batch):
+        short = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+        hidden = jax.nn.relu(batch.astype(jnp.bfloat16) @ short["w1"].T)
+        return jnp.sum((hidden @ short["w2"].T).astype(jnp.float32) ** 2)
+
+    symmetry = sx.mlp_symmetry(w, ["w1", "w2"])
+    found = [sx.teleport(loss, w, symmetry, x, search=Turn(angle))[1] for angle in (0.1, 0.3, -0.7)]
+    assert max(float(info.defect) for info in found) > 1e-4
+    assert all(info.refused == 0 for info in found)
+
+
+def test_a_tolerance_that_you_give_is_the_one_that_counts():
+    loss, like, symmetry = perceptron(1, jax.nn.gelu, "squares")
+    rng = np.random.default_rng(0)
+    params = {name: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32) for name, leaf in like.items()}
+    batch = jnp.asarray(rng.normal(size=(16, 5)), jnp.float32), jnp.ones((16, 3))
+    for tolerance, code in ((10.0, 0), (jnp.array(10.0), 0), (1e-9, NOT_INVARIANT), (None, NOT_INVARIANT)):
+        guard = sx.Guard(tolerance=tolerance, jump=np.inf)
+        _, info = sx.teleport(loss, params, symmetry, batch, search=Turn(0.3), guard=guard)
+        assert info.refused == code, (tolerance, info)
+
+
+def test_where_an_action_is_not_linear_the_loss_may_move_by_a_thousandth():
+    task, x = sx.booth(), jnp.array(POINT)
+    nearly = sx.Pullback(sx.Affine(task.map.matrix * (1 + 1e-4 * jnp.eye(2)), task.map.offset))
+    _, info = sx.teleport(task.loss, x, nearly, search=Turn(0.1), guard=sx.Guard(jump=np.inf))
+    assert 1e-6 < info.defect < 1e-3
+    assert info.refused == 0
+
+
+def test_lengths_of_large_and_of_half_floats_are_finite():
+    guard = sx.Guard(jump=np.inf, relative=0.5)
+    assert float(guard.longest(jnp.full(4, 1e30))) == pytest.approx(1e30)
+    assert float(guard.longest(jnp.full(4, 6e4, jnp.float16))) == pytest.approx(6e4, rel=1e-3)
+    assert float(guard.longest(jnp.full(4, 3e30 + 4e30j))) == pytest.approx(5e30)
+    defect, code = sx.Guard(jump=1e31).judge(jnp.full(4, 1e30), jnp.array(1e30), jnp.array(1e30))
+    assert (float(defect), int(code)) == (0.0, 0)

@@ -200,7 +200,7 @@ def recipe(
         teleports = np.zeros(steps, bool)
         teleports[[] if off else [t for t in on if t < steps]] = True
         teleports = jnp.asarray(teleports)
-    guard = Guard() if arm.guarded else None
+    guard = Guard(tolerance=1e-3) if arm.guarded else None
     return Recipe(teleports, guard, arm.meta_order if training else 1)
 
 

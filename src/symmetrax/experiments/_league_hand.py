@@ -75,7 +75,7 @@ def crest_polyak(hyper: Hyper, task: AbstractTask) -> optax.GradientTransformati
     >>> bool(trace.loss[4] < 1e-6)
     True
     """
-    guard = Guard(jump=math.inf, relative=hyper["momentum"], shorten=True)
+    guard = Guard(jump=math.inf, tolerance=1e-3, relative=hyper["momentum"], shorten=True)
     return teleported(polyak(hyper, task), symmetry_of(task), search=Crest(), guard=guard)
 
 

@@ -92,7 +92,7 @@ class OnlineArm(eqx.Module):
         key: Key[Array, ""],
     ) -> optax.GradientTransformationExtraArgs:
         inner = optax.chain(optax.trace(hyper["momentum"]), optax.scale_by_learning_rate(hyper["rate"]))
-        guard = Guard() if self.guarded else None
+        guard = Guard(tolerance=1e-3) if self.guarded else None
         if self.kind == "plain":
             return optax.with_extra_args_support(inner)
         if self.kind == "online":

@@ -148,7 +148,9 @@ def how(variant: Variant, steps: int) -> Recipe:
     >>> how(VARIANTS["crest"], 5).order
     'teleport-first'
     """
-    guard = None if variant.near is None else Guard(jump=math.inf, relative=variant.near, shorten=True)
+    guard = None
+    if variant.near is not None:
+        guard = Guard(jump=math.inf, tolerance=1e-3, relative=variant.near, shorten=True)
     return Recipe.at(range(steps), steps, guard=guard, order=variant.order)
 
 

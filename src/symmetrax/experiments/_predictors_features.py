@@ -63,7 +63,7 @@ def features(task: Any, params: Float[Array, "2"]) -> dict[str, Float[Array, ""]
         "angle": jnp.abs(angle[0]),
         "loss": jnp.log(jnp.maximum(task.loss(params), _TINY)),
     }
-    near = Guard(jump=math.inf, relative=REACH)
+    near = Guard(jump=math.inf, tolerance=1e-3, relative=REACH)
     for end, guard in (("", None), ("_near", near)):
         gain = teleport_gain(
             task.loss, params, symmetry, jax.random.key(0), samples=ANGLES, bound=math.pi, guard=guard

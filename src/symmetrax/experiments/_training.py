@@ -105,7 +105,7 @@ class Move(eqx.Module):
     search: AbstractSearch
     batch: int = eqx.field(static=True)
     objective: Callable[..., Objective] = Gradient()
-    guard: Guard = Guard(jump=jnp.inf)
+    guard: Guard = Guard(jump=jnp.inf, tolerance=1e-3)
 
     def price(self, minibatch: int) -> float:
         """Gradients of one teleport, each counted as gradients on a minibatch of this size."""

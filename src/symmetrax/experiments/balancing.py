@@ -26,6 +26,7 @@ from symmetrax.experiments._streams import Streams
 from symmetrax.tasks._data import Images, digits
 from symmetrax.tasks._supervised import Classification
 from symmetrax.teleportation._closed_form import ClosedForm
+from symmetrax.teleportation._guard import Guard
 from symmetrax.teleportation._landscape import SmallNorm
 from symmetrax.teleportation._objectives import GradientNorm, Objective, lower
 from symmetrax.teleportation._transform import TeleportedState, teleported
@@ -194,6 +195,7 @@ def _train(task, optimizer, objective, steps, keys, rates, due, sigma, bound):
             objective=OBJECTIVES[objective],
             search=ClosedForm(bound),
             schedule=due,
+            guard=Guard(jump=jnp.inf, tolerance=1e-3),
             transport="carry",
         )
         before = task.loss(params, train)
@@ -296,7 +298,12 @@ def _checks(task, key: Key[Array, ""], sigma, bound) -> dict[str, Array]:
 
     def balanced(params):
         from_here = teleported(
-            optax.sgd(0.0), symmetry, objective=SmallNorm(), search=ClosedForm(bound), schedule={0}
+            optax.sgd(0.0),
+            symmetry,
+            objective=SmallNorm(),
+            search=ClosedForm(bound),
+            schedule={0},
+            guard=Guard(jump=jnp.inf, tolerance=1e-3),
         )
         value_fn = lambda w: task.loss(w, train)  # noqa: E731
         updates, _ = from_here.update(

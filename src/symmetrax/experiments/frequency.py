@@ -114,7 +114,7 @@ def arm(family: str, every: int | None, settings: Config) -> LearnedArm:
         return dataclasses.replace(found, name=name, recipe=Recipe.at(times, steps, guard=found.recipe.guard))
     make = Build.of(WholeLSTM, size=2, algebra=1, width=settings.plane_width)
     # The bound on jumps is what the badly conditioned family needs; the other's teleports are of any length.
-    guard = Guard() if family.startswith("rosenbrock") else Guard(jump=np.inf)
+    guard = Guard(jump=3.0 if family.startswith("rosenbrock") else np.inf, tolerance=1e-3)
     recipe = Recipe.at(times, steps, guard=guard)
     return LearnedArm(name, make, recipe, _outer(settings.plane_rate), make_family(family))
 

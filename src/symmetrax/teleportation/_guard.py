@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from symmetrax._tree import all_finite, safe_norm, select
+from symmetrax._tree import all_finite, safe_norm, select, widened
 from symmetrax.symmetry._base import AbstractLieSymmetry, AbstractSymmetry
+from symmetrax.teleportation._rounding import LOOSE, MOST, rounding
 
 #: Why a teleport was refused, by code; 0 is "not refused".
 REFUSALS = (
@@ -36,7 +37,10 @@ class Guard(eqx.Module):
     """Conditions under which a teleport is refused and the parameters stay where they are.
 
     A jump from w to v is refused when v or its loss is not finite, when it is too long, or when
-    |loss(v) - loss(w)| > `tolerance` * max(|loss(w)|, `floor`). Too long is
+    |loss(v) - loss(w)| > `tolerance` * max(|loss(w)|, `floor`). If you give no `tolerance`, it is 1e-3 for
+    actions that are not linear, and what rounding explains for those that are: an exact symmetry of this kind
+    moves the loss by no more. That depends on the numbers that the loss computes with, float32 or shorter
+    ones, and on how sensitive it is to them (see `rounding`); about 1e-5 in float32. Too long is
 
         ||v - w|| > min(`jump`, `relative` * (||w|| + ||u||)),
 
@@ -52,7 +56,7 @@ class Guard(eqx.Module):
     """
 
     jump: float | Float[Array, ""] = 3.0
-    tolerance: float | Float[Array, ""] = 1e-3
+    tolerance: float | Float[Array, ""] | None = None
     floor: float | Float[Array, ""] = 1e-6
     relative: float | Float[Array, ""] = math.inf
     shorten: bool = eqx.field(static=True, default=False)
@@ -66,9 +70,9 @@ class Guard(eqx.Module):
     def longest(self, params: PyTree, step: PyTree = None) -> Float[Array, ""]:
         """The length that a jump from `params` may have, after this step."""
         scale = safe_norm(params) + (0.0 if step is None else safe_norm(step))
+        longest, relative = jnp.asarray(self.jump, scale.dtype), jnp.asarray(self.relative, scale.dtype)
         # An infinite bound stays one where all lengths are zero.
-        relative = jnp.where(jnp.isinf(self.relative), jnp.inf, self.relative * scale)
-        return jnp.minimum(self.jump, relative)
+        return jnp.minimum(longest, jnp.where(jnp.isinf(relative), jnp.inf, relative * scale))
 
     def judge(
         self,
@@ -76,16 +80,25 @@ class Guard(eqx.Module):
         here: Float[Array, ""],
         there: Float[Array, ""],
         longest: Float[Array, ""] | None = None,
+        rounding: Float[Array, ""] | None = None,
     ) -> tuple[Float[Array, ""], Int[Array, ""]]:
         """Relative defect of the loss, and a code of `REFUSALS`, for a jump from loss `here` to `there`.
 
-        `longest` is what `longest` says of the place; by default it is `jump`.
+        `longest` is what `longest` says of the place; by default it is `jump`. `rounding` is the change of
+        the loss that rounding explains, the bound where the guard has no tolerance of its own; by default
+        that is a part 1e-3.
         """
-        defect = jnp.abs(there - here) / jnp.maximum(jnp.abs(here), self.floor)
+        here, there = widened(here), widened(there)
+        size = jnp.maximum(jnp.abs(here), jnp.asarray(self.floor, here.dtype))
+        defect = jnp.abs(there - here) / size
         finite = all_finite(displacement) & jnp.isfinite(there)
         long = safe_norm(displacement) > (self.jump if longest is None else longest)
-        moved = ~(defect <= self.tolerance)
-        return defect, jnp.select([~finite, long, moved], [1, 2, 3], 0)
+        if self.tolerance is not None:
+            most = jnp.asarray(self.tolerance, defect.dtype)
+        else:
+            most = LOOSE if rounding is None else jnp.minimum(rounding.astype(defect.dtype) / size, MOST)
+        moved = ~(defect <= most)
+        return defect, jnp.select([~finite, long, moved], [1, 2, 3], 0).astype(int)
 
 
 class Jump(NamedTuple):
@@ -116,7 +129,8 @@ def land(
         return Jump(displacement, jnp.array(NOT_MEASURED), jnp.array(0))
     trial = jax.lax.stop_gradient(displacement)
     here, there = value_fn(params), value_fn(optax.tree.add(params, trial))
-    defect, refused = guard.judge(trial, here, jnp.maximum(there, here), guard.longest(params))
+    most = rounding(value_fn, params, trial, here, linear=False)
+    defect, refused = guard.judge(trial, here, jnp.maximum(there, here), guard.longest(params), most)
     taken = select(refused == 0, displacement, optax.tree.zeros_like(displacement))
     return Jump(taken, jax.lax.stop_gradient(defect), refused)
 
@@ -131,6 +145,7 @@ def jump(
     value_fn: Callable[[PyTree], Float[Array, ""]] | None = None,
     retreat: PyTree = None,
     step: PyTree = None,
+    gradient: PyTree = None,
 ) -> Jump:
     """Move `params` by `element`, unless `guard` refuses.
 
@@ -140,10 +155,13 @@ def jump(
     identity, and at `retreat` if given, a point known to be harmless, instead of `params`.
 
     **Arguments:** `value_fn(params)` is the loss, needed with a guard. `step` is the one that was taken just
-    before, if any, which is part of the scale of the guard's lengths.
+    before, if any, which is part of the scale of the guard's lengths. `gradient` is the one at `params`, if
+    it is known: it tells the guard how far rounding can move the loss.
     """
     still = symmetry.identity()
-    return _jump(symmetry, lambda a: a, element, still, params, batch, guard, value_fn, retreat, step)
+    return _jump(
+        symmetry, lambda a: a, element, still, params, batch, guard, value_fn, retreat, step, gradient
+    )
 
 
 def jump_by(
@@ -157,10 +175,11 @@ def jump_by(
     value_fn: Callable[[PyTree], Float[Array, ""]] | None = None,
     retreat: PyTree = None,
     step: PyTree = None,
+    gradient: PyTree = None,
 ) -> Jump:
     """`jump` by the element `exp(coordinates)`, whose derivative may be infinite where it is refused."""
     still = jnp.zeros_like(coordinates)
-    return _jump(symmetry, exp, coordinates, still, params, batch, guard, value_fn, retreat, step)
+    return _jump(symmetry, exp, coordinates, still, params, batch, guard, value_fn, retreat, step, gradient)
 
 
 def shortened(
@@ -198,7 +217,7 @@ def shortened(
     return jnp.where(left, 1.0, share) * coordinates
 
 
-def _jump(symmetry, element, place, still, params, batch, guard, value_fn, retreat, step) -> Jump:
+def _jump(symmetry, element, place, still, params, batch, guard, value_fn, retreat, step, gradient) -> Jump:
     """Jump by `element(place)`, which is the identity where `place` is `still`."""
 
     def displace(place: PyTree, params: PyTree) -> PyTree:
@@ -213,10 +232,12 @@ def _jump(symmetry, element, place, still, params, batch, guard, value_fn, retre
             "A guarded teleport compares losses: pass value_fn=..., a function from params to the loss, "
             "as an extra argument of `update` (optax's own name), or guard=None to jump unchecked."
         )
-    place_, params_ = jax.lax.stop_gradient((place, params))
+    place_, params_, gradient_ = jax.lax.stop_gradient((place, params, gradient))
     trial = displace(place_, params_)
     longest = guard.longest(params_, jax.lax.stop_gradient(step))
-    defect, refused = guard.judge(trial, value_fn(params_), value_fn(optax.tree.add(params_, trial)), longest)
+    here, there = value_fn(params_), value_fn(optax.tree.add(params_, trial))
+    most = rounding(value_fn, params_, trial, here, gradient_, linear=symmetry.linear)
+    defect, refused = guard.judge(trial, here, there, longest, most)
     accepted = refused == 0
     safe = select(accepted, place, still)
     if retreat is not None:

@@ -17,6 +17,7 @@ from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.teleportation._guard import Guard
 from symmetrax.teleportation._objectives import Objective, squared_gradient_norm
 from symmetrax.teleportation._orbit import Orbit, price
+from symmetrax.teleportation._rounding import rounding
 from symmetrax.teleportation._teleport import GuardChoice, check_search, settled_guard
 
 
@@ -106,18 +107,19 @@ def teleport_gain(
 def _probed(value_fn, numbers, symmetry, key, batch, objective, samples, bound, chosen) -> Gain:
     orbit = Orbit(value_fn, numbers, symmetry, batch, objective)
     zero = orbit.zero()
+    bound = jnp.asarray(bound, zero.dtype)
     drawn = bound * jax.random.normal(key, (samples, *zero.shape), zero.dtype)
     here = value_fn(numbers)
-    at_params = orbit(zero)  # first, so that what the orbit keeps is not from within the loop
 
     def at(xi: Array) -> tuple[Array, Array]:
         xi = symmetry.bounded(xi, bound)
-        return orbit(xi), _accepted(chosen, symmetry, xi, numbers, batch, value_fn, here)
+        known = orbit.known_gradient
+        return orbit(xi), _accepted(chosen, symmetry, xi, numbers, batch, value_fn, here, known)
 
     values, accepted = jax.lax.map(at, drawn)
     kept = jnp.where(accepted & jnp.isfinite(values), values, jnp.nan)
     return Gain(
-        here=at_params,
+        here=orbit(zero),
         median=jnp.nanmedian(kept),
         largest=jnp.nanmax(kept),
         accepted=jnp.mean(jnp.isfinite(kept)),
@@ -127,10 +129,11 @@ def _probed(value_fn, numbers, symmetry, key, batch, objective, samples, bound, 
     )
 
 
-def _accepted(guard: Guard | None, symmetry, xi, params, batch, value_fn, here) -> Bool[Array, ""]:
+def _accepted(guard: Guard | None, symmetry, xi, params, batch, value_fn, here, gradient) -> Bool[Array, ""]:
     """Whether a guard would let the element exp(xi) be taken."""
     if guard is None:
         return jnp.array(True)
     displacement = symmetry.displacement(symmetry.exp(xi), params, batch)
     there = value_fn(optax.tree.add(params, displacement))
-    return guard.judge(displacement, here, there, guard.longest(params))[1] == 0
+    most = rounding(value_fn, params, displacement, here, gradient, linear=symmetry.linear)
+    return guard.judge(displacement, here, there, guard.longest(params), most)[1] == 0
