@@ -7,10 +7,21 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from symmetrax._tree import all_finite, check_finite, select, squared_norm
+from symmetrax._tree import (
+    all_finite,
+    check_finite,
+    conjugate,
+    pairing,
+    scaled,
+    select,
+    shift,
+    squared_norm,
+    times,
+    total,
+    widened,
+)
 
 # The line search: the part of the predicted rise that must be achieved, and the part from which the next step
 # may be longer. A Newton step back to the level set is at most a quarter as long as the trial's own step, and
@@ -87,7 +98,7 @@ class LevelSet(AbstractPointSearch):
     `radius` long, until log ||g|| rises by half of what <p, d> predicts, at a feasible point: a trial that
     left the level set is first brought back by Newton steps along its gradient. So ||g|| never falls, f never
     exceeds f(w0) + `tolerance` |f(w0)| (up to the rounding of f), and trials that are not finite are only
-    shorter steps. Derivatives see a constant jump.
+    shorter steps. Leaves that are not arrays of floats stay as they are. Derivatives see a constant jump.
 
     The search is local: it can stop far below the maximum on the level set, as it does on Rosenbrock's
     function. That maximum may not even exist: the gradients of deep networks can be unbounded on a level set,
@@ -126,36 +137,44 @@ class LevelSet(AbstractPointSearch):
         return 3 + self.steps * (self.backtracks + 2)
 
     def __call__(self, value_fn, params, batch=None) -> Arrival:
-        check_finite(params, "teleport from")
-        start = jax.lax.stop_gradient(params)
-        kind = jnp.zeros(()).dtype
+        numbers, rest = eqx.partition(params, eqx.is_inexact_array)
+        check_finite(numbers, "teleport from")
+        start = jax.lax.stop_gradient(numbers)
+
+        def loss(w):
+            return value_fn(eqx.combine(w, rest))
 
         def measure(w):
-            value, gradient = jax.value_and_grad(value_fn)(w)
-            return jnp.asarray(value, kind), gradient, squared_norm(gradient)
+            value, slope = jax.value_and_grad(loss)(w)
+            gradient = jax.tree.map(widened, conjugate(slope))
+            return widened(value), gradient, squared_norm(gradient)
 
         def uphill(w, gradient, square):
             """The gradient of log ||gradient||: one Hessian-vector product."""
-            curved = jax.jvp(jax.grad(value_fn), (w,), (gradient,))[1]
-            return jax.tree.map(lambda q: q / jnp.where(square > 0, square, 1.0), curved)
+            tangent = jax.tree.map(lambda g, x: g.astype(x.dtype), gradient, w)
+            curved = jax.jvp(jax.grad(loss), (w,), (tangent,))[1]
+            return scaled(conjugate(curved), jnp.where(square > 0, square, 1.0))
 
         value0, gradient0, square0 = measure(start)
+        kind = total([value0, square0]).dtype
+        value0, square0, radius = (jnp.asarray(x, kind) for x in (value0, square0, self.radius))
         p0 = uphill(start, gradient0, square0)
-        lean0 = squared_norm(p0)
-        bound = value0 + self.tolerance * jnp.abs(value0)
+        lean0 = squared_norm(p0).astype(kind)
+        tolerance = jnp.asarray(self.tolerance, kind)
+        bound = value0 + tolerance * jnp.abs(value0)
 
         def aim(w, value, gradient, square, p, reach) -> _Walk:
             """Solve the linear program at an accepted point, and start a line search there."""
             norm = jnp.where(square > 0, square, 1.0)
-            along, lean = jnp.asarray(optax.tree.vdot(p, gradient)), squared_norm(p)
+            along, lean = pairing(p, gradient).astype(kind), squared_norm(p).astype(kind)
             slack = jnp.maximum(value0 - value, 0.0)
             multiplier = jnp.maximum(reach * along - slack, 0.0) / norm
-            whole = jax.tree.map(lambda u, g: reach * u - multiplier * g, p, gradient)
-            length = jnp.sqrt(squared_norm(whole))
-            cap = jnp.where(length > self.radius, self.radius / jnp.where(length > 0, length, 1.0), 1.0)
-            direction = jax.tree.map(lambda d: cap * d, whole)
+            whole = shift(times(reach, p), -multiplier, gradient)
+            length = jnp.sqrt(squared_norm(whole)).astype(kind)
+            cap = jnp.where(length > radius, radius / jnp.where(length > 0, length, 1.0), 1.0)
+            direction = times(cap, whole)
             m = jnp.maximum(along, 0.0) / norm
-            off = squared_norm(jax.tree.map(lambda u, g: u - m * g, p, gradient))
+            off = squared_norm(shift(p, -m, gradient)).astype(kind)
             most = jnp.maximum(lean, lean0)
             residual = jnp.maximum(off / jnp.where(most > 0, most, 1.0), m * slack)
             sound = jnp.isfinite(residual) & jnp.isfinite(length) & jnp.isfinite(square) & (square > 0)
@@ -166,20 +185,21 @@ class LevelSet(AbstractPointSearch):
                 square=square,
                 reach=reach * cap,
                 direction=direction,
-                slope=jnp.asarray(optax.tree.vdot(p, direction)),
+                slope=pairing(p, direction).astype(kind),
                 residual=jnp.where(sound, residual, jnp.inf),
-                trial=_shift(w, 1.0, direction),
+                trial=shift(w, 1.0, direction),
                 scale=jnp.ones((), kind),
                 excess=jnp.array(jnp.inf, kind),
                 tries=jnp.array(self.backtracks),
                 steps=jnp.array(0),
                 evaluations=jnp.array(3),
-                going=sound & (residual > self.tolerance),
+                going=sound & (residual > tolerance),
             )
 
         def turn(walk: _Walk) -> _Walk:
             """Look at one trial; accept it, correct it, or halve the step."""
             value, gradient, square = measure(walk.trial)
+            value, square = value.astype(kind), square.astype(kind)
             gain = 0.5 * (jnp.log(square) - jnp.log(walk.square))
             predicted = walk.scale * walk.slope
             finite = jnp.isfinite(value) & jnp.isfinite(gain) & all_finite(gradient)
@@ -198,12 +218,13 @@ class LevelSet(AbstractPointSearch):
             def again():
                 excess = value - value0
                 back = excess / jnp.where(square > 0, square, 1.0)
-                near = back**2 * square <= (NEAR * walk.scale) ** 2 * squared_norm(walk.direction)
+                length = squared_norm(walk.direction).astype(kind)
+                near = back**2 * square <= (NEAR * walk.scale) ** 2 * length
                 correct = finite & (value > bound) & near & (excess <= SHRINK * walk.excess)
                 scale = jnp.where(correct, walk.scale, walk.scale / 2)
-                shorter = _shift(walk.params, scale, walk.direction)
+                shorter = shift(walk.params, scale, walk.direction)
                 return walk._replace(
-                    trial=select(correct, _shift(walk.trial, -back, gradient), shorter),
+                    trial=select(correct, shift(walk.trial, -back, gradient), shorter),
                     scale=scale,
                     tries=walk.tries - 1,
                     excess=jnp.where(correct, excess, jnp.inf),
@@ -213,10 +234,12 @@ class LevelSet(AbstractPointSearch):
 
             return jax.lax.cond(accepted, onward, again)
 
-        reach0 = self.radius / jnp.sqrt(jnp.where(lean0 > 0, lean0, 1.0))
+        reach0 = radius / jnp.sqrt(jnp.where(lean0 > 0, lean0, 1.0))
         walk = aim(start, value0, gradient0, square0, p0, jnp.asarray(reach0, kind))
         walk = jax.lax.while_loop(lambda walk: walk.going, turn, walk)
-        return arrive(params, walk.params, walk.residual, walk.evaluations, walk.residual <= self.tolerance)
+        converged = walk.residual <= tolerance
+        arrival = arrive(numbers, walk.params, walk.residual, walk.evaluations, converged)
+        return arrival._replace(params=eqx.combine(arrival.params, rest))
 
 
 def arrive(params: PyTree, there: PyTree, residual, evaluations, converged) -> Arrival:
@@ -235,8 +258,3 @@ def _land(params: Array, there: Array) -> Array:
 @_land.defjvp
 def _land_jvp(primals, tangents):
     return primals[1], tangents[0]
-
-
-def _shift(params: PyTree, scale: Float[Array, ""] | float, direction: PyTree) -> PyTree:
-    """params + scale * direction, in the precision of `params`."""
-    return jax.tree.map(lambda w, d: (w + scale * d).astype(w.dtype), params, direction)

@@ -13,12 +13,16 @@ from jaxtyping import Array, Float, PyTree
 from symmetrax._tree import (
     all_finite,
     check_finite,
+    conjugate,
     known_name,
     leaf_names,
     relative,
     safe_norm,
     select,
+    shift,
     squared_norm,
+    times,
+    widened,
 )
 from symmetrax.teleportation._levelset import AbstractPointSearch, Arrival, arrive
 
@@ -87,12 +91,16 @@ class NullSpace(AbstractPointSearch):
         return 3 * self.steps + 1
 
     def __call__(self, value_fn, params, batch=None) -> Arrival:
-        check_finite(params, "teleport from")
-        start = jax.lax.stop_gradient(params)
-        layers = self._layers(start, jax.lax.stop_gradient(self.inputs(start, batch)))
+        numbers, rest = eqx.partition(params, eqx.is_inexact_array)
+        check_finite(numbers, "teleport from")
+        start = jax.lax.stop_gradient(numbers)
+        layers = self._layers(start, jax.lax.stop_gradient(self.inputs(eqx.combine(start, rest), batch)))
         names = leaf_names(start)
         weights = {name: layer.weights for name, layer in layers.items()}
         size = safe_norm(weights)
+
+        def slope(w):
+            return jax.grad(lambda w: value_fn(eqx.combine(w, rest)))(w)
 
         def at(jump):
             leaves, structure = jax.tree.flatten(start)
@@ -102,36 +110,37 @@ class NullSpace(AbstractPointSearch):
             return jax.tree.unflatten(structure, leaves)
 
         def keep(jump, gradient, best, largest):
-            square = squared_norm(gradient)
+            square = squared_norm(gradient).astype(largest.dtype)
             better = (square > largest) & jnp.isfinite(square) & all_finite(jump)
             return select(better, jump, best), jnp.where(better, square, largest)
 
         def climb(state, _):
             jump, *best = state
             w = at(jump)
-            gradient = jax.grad(value_fn)(w)
+            gradient = slope(w)
             best = keep(jump, gradient, *best)
-            curved = jax.tree.leaves(jax.jvp(jax.grad(value_fn), (w,), (gradient,))[1])
-            curved = dict(zip(names, curved, strict=True))
+            curved = conjugate(jax.jvp(slope, (w,), (conjugate(gradient),))[1])
+            curved = dict(zip(names, jax.tree.leaves(curved), strict=True))
             derivative = {n: self._unfold(curved[n], x.weights.shape[1]) for n, x in layers.items()}
             free = {n: x.project(derivative[n]) for n, x in layers.items()}
             length, noise = safe_norm(free), NOISE * _eps(free) * safe_norm(derivative)
-            rate = self.rate * size / jnp.where(length > 0, length, 1.0) if self.normalize else self.rate
-            rate = jnp.where(length > noise, rate, 0.0)
-            jump = jax.tree.map(lambda j, d: (j + rate * d).astype(j.dtype), jump, free)
+            rate, most = (jnp.asarray(x, length.dtype) for x in (self.rate, self.max_norm))
+            rate = rate * size / jnp.where(length > 0, length, 1.0) if self.normalize else rate
+            jump = shift(jump, jnp.where(length > noise, rate, 0.0), free)
             far = safe_norm(jump)
-            cap = jnp.where(far > self.max_norm, self.max_norm / jnp.where(far > 0, far, 1.0), 1.0)
-            return (jax.tree.map(lambda j: (cap * j).astype(j.dtype), jump), *best), best[1]
+            cap = jnp.where(far > most, most / jnp.where(far > 0, far, 1.0), 1.0)
+            return (times(cap, jump), *best), best[1]
 
         still = jax.tree.map(jnp.zeros_like, weights)
-        first = (still, still, jnp.array(-jnp.inf))
+        first = (still, still, jnp.array(-jnp.inf, size.dtype))
         (jump, *best), largest = jax.lax.scan(climb, first, None, length=self.steps)
-        jump, square = keep(jump, jax.grad(value_fn)(at(jump)), *best)
+        jump, square = keep(jump, slope(at(jump)), *best)
         rose = square > largest[0] * (1 + NOISE * _eps(jump))  # NaN and -inf, from a bad start, are no rise
         jump = select(rose, jump, still)
         changes = [relative(x.outputs(jump[n]), x.outputs(x.weights)) for n, x in layers.items()]
         residual = jnp.where(rose, jnp.max(jnp.stack(changes)), 0.0)
-        return arrive(params, select(rose, at(jump), start), residual, self.evaluations(), rose)
+        arrival = arrive(numbers, select(rose, at(jump), start), residual, self.evaluations(), rose)
+        return arrival._replace(params=eqx.combine(arrival.params, rest))
 
     def _layers(self, params: PyTree, inputs: dict[str, Array]) -> "dict[str, _Layer]":
         """Weights and spans of the layers named, after checking that they fit."""
@@ -215,17 +224,19 @@ class _Layer(NamedTuple):
         """The part of a derivative (out, d) that no input meets: zeros if there is no room."""
         free = derivative.astype(self.basis.dtype)
         for _ in range(2):  # the rounding errors of the first are relative to what it took away
-            free = free - _product(_product(free, self.basis.T), self.basis)
+            free = free - _product(_product(free, self.basis.T), self.basis.conj())
         return jnp.where(self.room, free, 0.0)
 
     def outputs(self, weights: Array) -> Array:
         """The layer's outputs (n, out)."""
-        return _product(self.inputs, weights.T)
+        return _product(self.inputs, weights.astype(self.inputs.dtype).T)
 
 
 def _layer(weights: Array, rows: Array, energy: Array | float) -> _Layer:
     """The span to keep: leading right singular vectors with that part of the energy; the others are zero."""
-    rows = rows.astype(jnp.promote_types(weights.dtype, jnp.float32))
+    if jnp.iscomplexobj(rows) and not jnp.iscomplexobj(weights):  # a real weight meets both parts alike
+        rows = jnp.concatenate([rows.real, rows.imag])
+    rows = rows.astype(widened(weights).dtype)
     n, d = rows.shape
     _, values, basis = jnp.linalg.svd(jnp.linalg.qr(rows, mode="r") if n > d else rows, full_matrices=False)
     rank = values > jnp.finfo(rows.dtype).eps * max(n, d) * values[0]
@@ -248,7 +259,7 @@ def _widths(shape: tuple[int, ...], layout: Layout) -> list[int]:
 
 
 def _eps(tree: PyTree) -> float:
-    return float(jnp.finfo(jnp.result_type(*jax.tree.leaves(tree))).eps)
+    return max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(tree))
 
 
 def _check_layout(layout: str) -> None:
