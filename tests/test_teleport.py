@@ -1,5 +1,7 @@
 """Where teleports go, against closed forms and brute-force scans in NumPy."""
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -259,3 +261,152 @@ def test_the_crest_needs_one_angle():
     task = sx.generalized_booth(np.eye(3))
     with pytest.raises(ValueError, match=r"needs one algebra coordinate, got shape \(3,\)"):
         sx.teleport(task.loss, jnp.ones(3), task.symmetry(), search=sx.Crest())
+
+
+class Everywhere(sx.AbstractSearch):
+    """Looks at the orbit inside of a loop, of a condition and of a derivative, and outside, in any order."""
+
+    inside_first: bool
+
+    def __call__(self, orbit):
+        zero = orbit.zero()
+
+        def step(xi, _):
+            return xi + 0.01 * jax.grad(orbit)(xi) / (1 + orbit(xi)), None
+
+        first = zero if self.inside_first else zero * orbit(zero)
+        xi, _ = jax.lax.scan(step, first, None, length=3)
+        return jax.lax.cond(orbit(xi) > orbit(zero), lambda: xi * jnp.sign(orbit(xi)), lambda: zero)
+
+    def evaluations(self, symmetry):
+        return 20
+
+
+def searches():
+    key = jax.random.key(0)
+    return {
+        "default": None,
+        "ascent": sx.Ascent(2, 1e-4),
+        "monotone": sx.Ascent(2, 0.1, normalized=True, monotone=True),
+        "random": sx.Random(key, samples=3),
+        "grid": sx.Grid(points=3),
+        "scan": sx.Scan(8, 3),
+        "crest": sx.Crest(),
+        "oracle": sx.Oracle(),
+        "curvature": sx.CurvatureStep(key),
+        "own": Everywhere(True),
+        "own, outside first": Everywhere(False),
+    }
+
+
+@pytest.mark.parametrize("name", searches())
+def test_searches_may_look_anywhere_and_obey_the_strict_modes_of_jax(name):
+    task, x = sx.booth(), jnp.array([5.0, -5.0])
+    with jax.checking_leaks(), jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        there, info = jax.jit(lambda x: sx.teleport(task.loss, x, task.symmetry(), search=searches()[name]))(
+            x
+        )
+    assert info.refused in (0, 2)
+    assert np.all(np.isfinite(there))
+
+
+@pytest.mark.parametrize(
+    "name", ["default", "ascent", "monotone", "random", "curvature", "own", "own, outside first"]
+)
+def test_an_orbit_of_a_network_may_be_looked_at_anywhere(name):
+    params = {"w1": jnp.ones((3, 2)), "w2": jnp.ones((2, 3))}
+    symmetry = sx.mlp_symmetry(params, ["w1", "w2"])
+    loss = lambda w, x: jnp.sum((x @ w["w1"].T @ w["w2"].T) ** 2)  # noqa: E731
+    with jax.checking_leaks(), jax.numpy_dtype_promotion("strict"):
+        _, info = jax.jit(
+            lambda w: sx.teleport(loss, w, symmetry, jnp.ones((4, 2)), search=searches()[name])
+        )(params)
+    assert info.refused == 0
+
+
+def test_a_search_that_finds_nothing_finite_stays_where_it_is():
+    for search in (sx.Scan(8, 3), sx.Grid(points=3), sx.Random(jax.random.key(0), samples=3)):
+        orbit = sx.Orbit(
+            sx.booth().loss, jnp.ones(2), sx.booth().symmetry(), objective=lambda f, w: f(w) * jnp.nan
+        )
+        assert np.array_equal(search(orbit), [0.0])
+
+
+def test_a_monotone_ascent_never_ends_lower_than_it_began():
+    task = sx.booth()
+    for seed in range(5):
+        x = 3 * jax.random.normal(jax.random.key(seed), (2,))
+        for rate in (0.01, 0.3, 3.0):
+            search = sx.Ascent(6, rate, normalized=True, monotone=True)
+            _, info = sx.teleport(task.loss, x, task.symmetry(), search=search, guard=None)
+            assert info.after >= info.before * (1 - 1e-5)
+    best = sx.teleport(task.loss, x, task.symmetry(), search=sx.Oracle(), guard=None)[0]
+    _, info = sx.teleport(task.loss, best, task.symmetry(), search=search, guard=None)
+    assert info.negligible
+
+
+def test_a_teleport_that_does_next_to_nothing_says_so():
+    task, x = sx.booth(), jnp.array([5.0, -5.0])
+    assert sx.teleport(task.loss, x, task.symmetry(), search=sx.Ascent(1, 1e-9))[1].negligible
+    assert not sx.teleport(task.loss, x, task.symmetry())[1].negligible
+    refused = sx.teleport(task.loss, x, task.symmetry(), search=sx.Oracle(), guard=sx.Guard(jump=1e-3))[1]
+    assert refused.refused == 2
+    assert refused.negligible
+
+
+@pytest.mark.parametrize("name", searches())
+def test_single_precision_stays_single_under_x64(name):
+    with jax.enable_x64(True):
+        task, x = sx.booth(), jnp.array([5.0, -5.0], jnp.float32)
+        search = searches()[name]
+        if hasattr(search, "rate"):
+            search = dataclasses.replace(
+                search, rate=jnp.asarray(search.rate), bound=jnp.asarray(search.bound)
+            )
+        there, _ = jax.jit(lambda x: sx.teleport(task.loss, x, task.symmetry(), search=search))(x)
+        orbit = sx.Orbit(task.loss, x, task.symmetry())
+        found = orbit.zero() if search is None else search(orbit)
+    assert there.dtype == found.dtype == jnp.float32
+
+
+def test_complex_parameters_climb_as_their_real_parts_do():
+    """A loss of complex numbers, and the same one of their parts."""
+    z = {"w1": jnp.array([[1 + 2j, -1j], [0.5, 2 - 1j]]), "w2": jnp.array([[1j, 3.0], [1 - 1j, 1.0]])}
+    symmetry = sx.mlp_symmetry(z, ["w1", "w2"])
+    parts = {name: jnp.stack([leaf.real, leaf.imag]) for name, leaf in z.items()}
+    real = sx.NetworkSymmetry(
+        symmetry.spaces, {name: "_ " + text for name, text in symmetry.legs.items()}, parts
+    )
+    x = jnp.array([[1.0, 2.0], [-1.0, 0.5], [0.3, 1.0]])
+    loss = lambda w, _: jnp.sum(jnp.abs(x @ w["w1"].T @ w["w2"].T - 1) ** 2)  # noqa: E731
+    whole = lambda p: {name: leaf[0] + 1j * leaf[1] for name, leaf in p.items()}  # noqa: E731
+    both = [(loss, z, symmetry), (lambda p, b: loss(whole(p), b), parts, real)]
+    key = jax.random.key(0)
+    objectives = [sx.GradientNorm(), sx.SmallNorm(), sx.lower(sx.GradientNorm()), sx.GuaranteedDecrease()]
+    for objective in objectives:
+        for search in (sx.ClosedForm(), sx.Ascent(3, 0.1, normalized=True), sx.Random(key, samples=4)):
+            if isinstance(search, sx.ClosedForm) and isinstance(objective, sx.GuaranteedDecrease):
+                continue
+            one, other = (sx.teleport(*row, objective=objective, search=search) for row in both)
+            np.testing.assert_allclose(one[1].algebra, other[1].algebra, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(one[1].after, other[1].after, rtol=1e-4)
+            assert one[1].refused == other[1].refused == 0
+    slopes = [sx.orbit_derivative(lambda w: row[0](w, None), *row[1:]) for row in both]  # noqa: B023
+    np.testing.assert_allclose(*slopes, rtol=1e-4)
+    for search in (sx.LevelSet(steps=3), sx.NullSpace(lambda p, _: {"w2": (x @ p["w1"].T)[:1]}, steps=3)):
+        there, info = sx.teleport(loss, z, search=search)
+        assert info.refused == 0
+        assert info.after > info.before
+        assert jnp.iscomplexobj(there["w1"])
+    level = [sx.teleport(*row[:2], search=sx.LevelSet(steps=3))[0] for row in both]
+    np.testing.assert_allclose(level[0]["w1"].imag, level[1]["w1"][1], rtol=1e-3, atol=1e-3)
+
+
+def test_searches_without_a_group_leave_integers_and_booleans_alone():
+    params = {"w": jnp.array([[1.0, 2.0]]), "steps": jnp.array([3]), "mask": jnp.array([True, False])}
+    loss = lambda w: jnp.sum((w["w"] ** 2 + 1) * w["mask"]) + 0.0 * w["steps"][0]  # noqa: E731
+    for search in (sx.LevelSet(steps=2), sx.NullSpace(lambda p, _: {"w": jnp.array([[1.0, 0.0]])}, steps=2)):
+        found = jax.jit(lambda p: search(loss, p))(params)  # noqa: B023
+        assert np.array_equal(found.params["steps"], [3])
+        assert found.params["mask"].dtype == bool
+        assert np.all(np.isfinite(found.params["w"]))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from symmetrax._extras import explained
 from symmetrax._programs import once, opened
@@ -18,6 +18,7 @@ from symmetrax.discovery._found import Discovery
 from symmetrax.discovery._plan import GROUPS
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.symmetry._groups import AbstractGroup
+from symmetrax.teleportation._closed_form import ClosedForm, has_closed_form
 from symmetrax.teleportation._guard import Guard, jump, land, shortened
 from symmetrax.teleportation._levelset import AbstractPointSearch
 from symmetrax.teleportation._objectives import Objective, squared_gradient_norm
@@ -26,6 +27,12 @@ from symmetrax.teleportation._search import AbstractSearch, Ascent
 
 #: A symmetry, None for searches that need none, or "auto": to be found.
 SymmetryChoice = AbstractLieSymmetry | None | Literal["auto"]
+
+#: How far the default search goes: no scale changes by more than exp(BOUND), whatever the scale of the loss.
+BOUND = 0.5
+
+#: A relative change of the objective below which a teleport says that it did next to nothing.
+NEGLIGIBLE = 1e-3
 
 #: A guard, None to jump unchecked, or "default": see `default_guard`.
 GuardChoice = Guard | None | Literal["default"]
@@ -38,6 +45,8 @@ class Teleport(NamedTuple):
     change of the loss (-1 without a guard: not measured); `refused` a code of `symmetrax.REFUSALS`;
     `evaluations` the gradients of the loss that the search spends, known before it runs. `before`, `after`
     and the guard's two losses are not counted. `found` is what `symmetry="auto"` found, else None.
+    `negligible` says that the objective changed by less than a part 1e-3, if at all: the teleport did next to
+    nothing.
 
     >>> Teleport._fields[:3]
     ('before', 'after', 'algebra')
@@ -50,6 +59,7 @@ class Teleport(NamedTuple):
     refused: Int[Array, ""]
     evaluations: float
     found: Discovery | None = None
+    negligible: Bool[Array, ""] | bool = False
 
 
 def teleport(
@@ -66,11 +76,14 @@ def teleport(
 
     **Arguments:** `loss(params, batch)` returns a scalar; leaves of `params` that are not arrays of floats
     stay as they are. `objective(value_fn, params)` is what to raise, the squared gradient norm by default;
-    `search` says how (default `Ascent()`); `LevelSet` and `NullSpace` need no `symmetry`. `guard` refuses bad
+    `search` says how: by default `ClosedForm(bound=0.5)` where it serves the symmetry and the objective, so
+    that no scale changes by more than exp(0.5), else ten steps of `Ascent(normalized=True, monotone=True)`,
+    each of length 0.1 in the algebra; `LevelSet` and `NullSpace` need no `symmetry`. `guard` refuses bad
     jumps, `guard=None` takes them all; by default it is a `Guard()`, without the bound on the jump's length
-    where the symmetry is exact and linear. With `symmetry="auto"` the symmetries of the loss are found first,
-    outside compiled code (see `find_symmetries`; what it costs is not in `evaluations`), and all exact ones
-    but rotations are used together. Raises ValueError when concrete `params` are not finite.
+    where the symmetry is exact and linear, else one that shortens jumps that are too long. With
+    `symmetry="auto"` the symmetries of the loss are found first, outside compiled code (see
+    `find_symmetries`; what it costs is not in `evaluations`), and all exact ones but rotations are used
+    together. Raises ValueError when concrete `params` are not finite.
 
     **Returns** the new parameters, unchanged if the guard refused, and a `Teleport` record.
 
@@ -114,6 +127,7 @@ def teleport(
         refused=trip.refused,
         evaluations=search_price(symmetry, objective, search, known=False),
         found=found,
+        negligible=jnp.abs(after - before) <= NEGLIGIBLE * jnp.abs(before),
     )
     return eqx.combine(there, rest), info
 
@@ -179,24 +193,35 @@ def travel(
     count: Int[Array, ""] | int = 0,
 ) -> Trip:
     """Search, judge, jump; see `teleport`. `gradient` is the one at `params`, if it is known."""
-    search = check_search(symmetry, search)
+    search = check_search(symmetry, search, objective)
     guard = settled_guard(guard, symmetry)
     if isinstance(search, AbstractPointSearch):
         displacement = optax.tree.sub(search(value_fn, params, batch).params, params)
         jumped = land(displacement, params, guard=guard, value_fn=value_fn)
         return Trip(jumped.displacement, None, jnp.zeros(0), jumped.defect, jumped.refused)
     assert symmetry is not None  # check_search saw to it
-    xi = search(Orbit(value_fn, params, symmetry, batch, objective, gradient, count))
+    orbit = Orbit(value_fn, params, symmetry, batch, objective, gradient, count)
+    xi = search(orbit)
     xi = shortened(symmetry, symmetry.exp, xi, params, batch, guard=guard)
     element = symmetry.exp(xi)
-    jumped = jump(symmetry, element, params, batch, guard=guard, value_fn=value_fn)
+    known = orbit.known_gradient
+    jumped = jump(symmetry, element, params, batch, guard=guard, value_fn=value_fn, gradient=known)
     return Trip(jumped.displacement, element, xi, jumped.defect, jumped.refused)
 
 
 def check_search(
-    symmetry: AbstractLieSymmetry | None, search: AbstractSearch | AbstractPointSearch | None
+    symmetry: AbstractLieSymmetry | None,
+    search: AbstractSearch | AbstractPointSearch | None,
+    objective: Objective = squared_gradient_norm,
 ) -> AbstractSearch | AbstractPointSearch:
-    """The search, by default an ascent. Raises ValueError if it has nothing to search in."""
+    """The search; by default the closed form where there is one, else an ascent whose steps have no scale.
+
+    Raises ValueError if it has nothing to search in.
+
+    >>> import symmetrax as sx
+    >>> check_search(sx.booth().symmetry(), None)
+    Ascent(steps=10, rate=0.1, bound=0.5, normalized=True, monotone=True)
+    """
     if isinstance(search, AbstractPointSearch):
         return search
     if symmetry is None:
@@ -209,7 +234,11 @@ def check_search(
             f"{type(symmetry).__name__} has no continuous part to search in: its groups are discrete. "
             "Move by symmetry.act(symmetry.sample(key), params) instead."
         )
-    return Ascent() if search is None else search
+    if search is not None:
+        return search
+    if has_closed_form(symmetry, objective):
+        return ClosedForm(bound=BOUND)
+    return Ascent(rate=BOUND / 5, bound=BOUND, normalized=True, monotone=True)
 
 
 def search_price(
@@ -220,7 +249,7 @@ def search_price(
     known: bool,
 ) -> float:
     """Gradients of the loss that a search costs at most, known before it runs."""
-    search = check_search(symmetry, search)
+    search = check_search(symmetry, search, objective)
     if isinstance(search, AbstractPointSearch):
         return float(search.evaluations())
     assert symmetry is not None  # check_search saw to it
@@ -228,7 +257,7 @@ def search_price(
 
 
 def default_guard(symmetry: AbstractLieSymmetry | None) -> Guard:
-    """`Guard()`, without its bound on the jump where lengths do not matter.
+    """`Guard()`, without its bound on the jump where lengths do not matter; else it shortens long jumps.
 
     An exact linear action keeps the loss to rounding at any length, and its searches are bounded in the
     algebra; pullbacks through steep maps are what the bound is for.
@@ -238,7 +267,7 @@ def default_guard(symmetry: AbstractLieSymmetry | None) -> Guard:
     3.0
     """
     linear = symmetry is None or symmetry.linear
-    return Guard(jump=jnp.inf) if linear else Guard()
+    return Guard(jump=jnp.inf) if linear else Guard(shorten=True)
 
 
 def settled_guard(guard: GuardChoice, symmetry: AbstractLieSymmetry | None) -> Guard | None:
