@@ -77,7 +77,9 @@ class Orbit:
         element = self.symmetry.exp(coordinates)
         if self._measure is not None:
             return self._measure(self.symmetry.pull(element, self.params, self.known_gradient, self.batch))
-        return self.objective(self.value_fn, self.symmetry.act(element, self.params, self.batch))
+        there = self.symmetry.act(element, self.params, self.batch)
+        there = jax.tree.map(lambda v, w: v.astype(w.dtype) if hasattr(w, "dtype") else v, there, self.params)
+        return self.objective(self.value_fn, there)
 
     def relative(self, coordinates: Float[Array, "..."]) -> Float[Array, ""]:
         """The objective up to a positive factor, for searches that only compare: finite where it can be."""

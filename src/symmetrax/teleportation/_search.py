@@ -241,7 +241,7 @@ class Crest(AbstractSearch):
                 f"Crest looks for an angle: it needs one algebra coordinate, got shape {zero.shape}. "
                 "Use Ascent for larger groups."
             )
-        return slopes(orbit.relative, zero).crest
+        return slopes(orbit.relative, zero).crest.astype(zero.dtype)
 
     def evaluations(self, symmetry) -> int:
         return 4
