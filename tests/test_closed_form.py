@@ -378,7 +378,7 @@ def test_derivatives_through_a_search_are_finite_where_an_energy_is_zero_and_equ
     """A loss of the point where a teleport leads, by the directions in which dead units stay dead."""
     params, symmetry, batch = deep
     if degree == 2:  # exponents other than one: the least norm is found by halving
-        symmetry = symmetry.with_legs({k: v.replace("*", "*^2") for k, v in symmetry.legs.items()})
+        symmetry = symmetry.with_legs({k: v.replace("*", "^-2") for k, v in symmetry.legs.items()})
     goal = {"gradient": sx.GradientNorm(), "down": sx.lower(sx.GradientNorm()), "params": sx.SmallNorm()}[
         objective
     ]
