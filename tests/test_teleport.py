@@ -354,7 +354,7 @@ def test_a_teleport_that_does_next_to_nothing_says_so():
     assert refused.negligible
 
 
-@pytest.mark.parametrize("name", searches())
+@pytest.mark.parametrize("name", ["default", "ascent", "monotone", "random", "grid", "scan", "oracle"])
 def test_single_precision_stays_single_under_x64(name):
     with jax.enable_x64(True):
         task, x = sx.booth(), jnp.array([5.0, -5.0], jnp.float32)
@@ -367,39 +367,6 @@ def test_single_precision_stays_single_under_x64(name):
         orbit = sx.Orbit(task.loss, x, task.symmetry())
         found = orbit.zero() if search is None else search(orbit)
     assert there.dtype == found.dtype == jnp.float32
-
-
-def test_complex_parameters_climb_as_their_real_parts_do():
-    """A loss of complex numbers, and the same one of their parts."""
-    z = {"w1": jnp.array([[1 + 2j, -1j], [0.5, 2 - 1j]]), "w2": jnp.array([[1j, 3.0], [1 - 1j, 1.0]])}
-    symmetry = sx.mlp_symmetry(z, ["w1", "w2"])
-    parts = {name: jnp.stack([leaf.real, leaf.imag]) for name, leaf in z.items()}
-    real = sx.NetworkSymmetry(
-        symmetry.spaces, {name: "_ " + text for name, text in symmetry.legs.items()}, parts
-    )
-    x = jnp.array([[1.0, 2.0], [-1.0, 0.5], [0.3, 1.0]])
-    loss = lambda w, _: jnp.sum(jnp.abs(x @ w["w1"].T @ w["w2"].T - 1) ** 2)  # noqa: E731
-    whole = lambda p: {name: leaf[0] + 1j * leaf[1] for name, leaf in p.items()}  # noqa: E731
-    both = [(loss, z, symmetry), (lambda p, b: loss(whole(p), b), parts, real)]
-    key = jax.random.key(0)
-    objectives = [sx.GradientNorm(), sx.SmallNorm(), sx.lower(sx.GradientNorm()), sx.GuaranteedDecrease()]
-    for objective in objectives:
-        for search in (sx.ClosedForm(), sx.Ascent(3, 0.1, normalized=True), sx.Random(key, samples=4)):
-            if isinstance(search, sx.ClosedForm) and isinstance(objective, sx.GuaranteedDecrease):
-                continue
-            one, other = (sx.teleport(*row, objective=objective, search=search) for row in both)
-            np.testing.assert_allclose(one[1].algebra, other[1].algebra, rtol=1e-4, atol=1e-5)
-            np.testing.assert_allclose(one[1].after, other[1].after, rtol=1e-4)
-            assert one[1].refused == other[1].refused == 0
-    slopes = [sx.orbit_derivative(lambda w: row[0](w, None), *row[1:]) for row in both]  # noqa: B023
-    np.testing.assert_allclose(*slopes, rtol=1e-4)
-    for search in (sx.LevelSet(steps=3), sx.NullSpace(lambda p, _: {"w2": (x @ p["w1"].T)[:1]}, steps=3)):
-        there, info = sx.teleport(loss, z, search=search)
-        assert info.refused == 0
-        assert info.after > info.before
-        assert jnp.iscomplexobj(there["w1"])
-    level = [sx.teleport(*row[:2], search=sx.LevelSet(steps=3))[0] for row in both]
-    np.testing.assert_allclose(level[0]["w1"].imag, level[1]["w1"][1], rtol=1e-3, atol=1e-3)
 
 
 def test_searches_without_a_group_leave_integers_and_booleans_alone():
