@@ -255,7 +255,7 @@ REFUSED = [
     # artifacts
     *(
         words(f"evaluate {path} --family booth")
-        for path in ("nowhere.safetensors", "full", "/dev/null", "/proc/self/mem", "file", LONG, "nul\0l")
+        for path in ("nowhere.safetensors", "full", "/dev/null", "/proc/self/mem", "file", LONG)
     ),
     *(
         words(f"evaluate {name}.safetensors --family booth")
@@ -320,7 +320,7 @@ REFUSED = [
 VECTORS = [pytest.param(v, marks=[pytest.mark.slow] if i % 3 else []) for i, v in enumerate(REFUSED)]
 
 
-@pytest.mark.parametrize("arguments", VECTORS, ids=lambda a: " ".join(a)[:60].replace("\0", "0"))
+@pytest.mark.parametrize("arguments", VECTORS, ids=lambda a: " ".join(a)[:60])
 def test_bad_input_is_told_in_one_line_and_nothing_is_written(arguments, place, capsys):
     before = everything(place)
     code, out, err = tell(arguments, capsys)
