@@ -166,7 +166,8 @@ def usage(recipe: Recipe) -> dict[str, Any]:
     'inf'
     """
     guard = recipe.guard
-    bounds = {} if guard is None else {name: str(float(getattr(guard, name))) for name in BOUNDS}
+    given = {} if guard is None else {name: getattr(guard, name) for name in BOUNDS}
+    bounds = {name: str(float(bound)) for name, bound in given.items() if bound is not None}
     return {
         "order": recipe.order,
         "transport": recipe.transport,
