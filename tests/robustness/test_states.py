@@ -26,7 +26,6 @@ ARGUMENTS = {
     "adagrad": {"eps": 1e-30},
     "fromage": {},
     "lbfgs": {"linesearch": None},
-    "noisy_sgd": {"key": 0},
     "polyak_sgd": {"max_learning_rate": 0.1},
     "sgd": {"momentum": 0.9},
     "rprop": {},
@@ -62,7 +61,7 @@ CARRIED = {
         "lamb",
         "lbfgs",
     ),
-    *("lion", "nadam", "nadamw", "noisy_sgd", "radam"),
+    *("lion", "nadam", "nadamw", "radam"),
     *("optimistic_gradient_descent", "rmsprop", "sgd", "sign_sgd", "yogi", "signum", "fromage"),
     *("scale_by_madgrad", "acprop", "ademamix", "adopt", "madgrad", "muon", "simplified_ademamix"),
     *(

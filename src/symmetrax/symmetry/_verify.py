@@ -186,7 +186,7 @@ def verify(
         found = sorted({str(getattr(leaf, "dtype", type(leaf).__name__)) for leaf in jax.tree.leaves(params)})
         raise TypeError(f"verify perturbs the floating-point arrays of `params`; it has none, only {found}.")
     if tolerance is None:
-        value = jax.eval_shape(lambda w: loss(eqx.combine(w, rest), batch), numbers)
+        value = jax.eval_shape(lambda w: explained(loss, eqx.combine(w, rest), batch), numbers)
         tolerance = _default_tolerance(*leaves, value)
     laws = _Laws(loss, outputs, symmetry, rest, batch, fresh)
     found = [laws.trial(k, numbers, spread) for k in jax.random.split(key, trials)]
