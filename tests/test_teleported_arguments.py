@@ -39,7 +39,7 @@ NO_SCHEDULES = [
 ]
 
 
-@pytest.mark.parametrize("schedule", NO_SCHEDULES, ids=repr)
+@pytest.mark.parametrize("schedule", NO_SCHEDULES)
 def test_what_is_no_schedule_is_refused_where_it_is_given(schedule, unchecked):
     network = sx.WholeLSTM(2, algebra=1, width=2, key=jax.random.key(0))
     with pytest.raises(ValueError, match=r"`schedule` must be .*got"):
@@ -234,9 +234,7 @@ def test_leaves_that_are_no_floats_stay_where_they_are(search, transport):
         assert int(state.refused) == 0
 
 
-@pytest.mark.parametrize(
-    "schedule", [None, sx.every(2), sx.Plateau(patience=1), {0}, jnp.array([True])], ids=repr
-)
+@pytest.mark.parametrize("schedule", [None, sx.every(2), sx.Plateau(patience=1), {0}, jnp.array([True])])
 @pytest.mark.parametrize("search", [sx.Oracle(), sx.LevelSet(steps=1)], ids=repr)
 def test_the_state_keeps_its_types_and_has_no_empty_arrays(schedule, search):
     """Weak types too: a second type is a second program, and a carry that `lax.scan` refuses."""

@@ -143,7 +143,7 @@ class Certifier:
             value, gradient = self._loss.gradient(trial.leaves | there, trial.batch)
             carried = trial.gradient | self._moved(symmetry, symmetry.dual(element), trial.gradient)
             changes[trial.fresh].append(self._loss.apart(value, trial.value))
-            lengths = trial.lengths | {path: _norm([carried[path]]) for path in there}
+            lengths = {**trial.lengths, **{path: _norm([carried[path]]) for path in there}}
             for path, least in self._rounding(lengths).items():
                 gap = _norm([gradient[path] - carried[path]])
                 residuals[path].append(0.0 if gap == 0 else gap / max(lengths[path], least))
