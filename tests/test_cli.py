@@ -345,7 +345,7 @@ def model(tmp_path, monkeypatch):
 def test_discover_prints_cost_table_and_code_and_writes_json(model, capsys):
     main(["discover", "mymodel:relu", "--double", "--json", "found.json", "--heads", "1"])
     printed = capsys.readouterr().out
-    assert printed.startswith("Evaluations of the loss: 3 checks, 18 gradients at generic points")
+    assert printed.startswith("Evaluations of the loss: 3 checks, 16 gradients at generic points")
     assert "s0: PositiveDiagonal(4)  exact" in printed
     assert "s0 = sx.NetworkSymmetry(" in printed
     assert "'w': 's0* _'," in printed

@@ -62,7 +62,12 @@ def tangents(symmetry, params):
             1
         ]
         columns = jax.vmap(along, out_axes=-1)(jnp.eye(*symmetry.algebra))
-        matrix = np.concatenate([np.asarray(x).reshape(-1, x.shape[-1]) for x in jax.tree.leaves(columns)])
+        matrix = np.concatenate(
+            [
+                np.reshape(x, (w.size, x.shape[-1]))
+                for x, w in zip(*map(jax.tree.leaves, (columns, params)), strict=True)
+            ]
+        )
     lengths = np.linalg.norm(matrix, axis=0)
     matrix = matrix[:, lengths > 0] / lengths[lengths > 0]
     left, values, _ = np.linalg.svd(matrix, full_matrices=False)

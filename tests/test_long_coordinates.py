@@ -76,7 +76,7 @@ def test_what_long_coordinates_cost_stays_a_branch_under_vmap():
 @pytest.mark.parametrize("signs", [(-1, -1, -1), (1, 1, -1)])
 def test_maps_that_keep_a_form_keep_it_or_are_not_finite(dtype, signs):
     form = sx.QuadraticForm(jnp.diag(jnp.array([1.0, 2.0, 3.0]) * jnp.array(signs)).astype(dtype))
-    exp = jax.jit(form.exp)
+    exp = jax.jit(lambda at: form.exp(at))
     for length in LENGTHS:
         m = np.asarray(exp(coordinates(form, length, dtype)), float)
         if not np.all(np.isfinite(m)):

@@ -122,7 +122,9 @@ def test_a_sweep_over_schedules_compiles_once():
     def final(schedule):
         nonlocal traces
         traces += 1
-        optimizer = sx.teleported(optax.sgd(0.08), sx.booth().symmetry(), schedule=schedule, guard=None)
+        optimizer = sx.teleported(
+            optax.sgd(0.08), sx.booth().symmetry(), search=sx.Ascent(), schedule=schedule, guard=None
+        )
         return sx.unroll(optimizer, sx.booth(start=START), jax.random.key(0), 10).loss[-1]
 
     finals = [final(jnp.arange(10) == t) for t in (3, 5)]
@@ -182,7 +184,9 @@ def test_it_works_under_jit_with_parameters_in_a_tree():
     def loss(params):
         return sx.booth().loss(jnp.stack([params["x"], params["y"]]))
 
-    optimizer = sx.teleported(optax.sgd(0.08), Pair(sx.booth().map), schedule={5}, guard=None)
+    optimizer = sx.teleported(
+        optax.sgd(0.08), Pair(sx.booth().map), search=sx.Ascent(), schedule={5}, guard=None
+    )
 
     @jax.jit
     def step(params, state):
