@@ -462,7 +462,8 @@ def test_half_floats_find_what_single_precision_finds(deep, dtype):
     short = {name: jnp.asarray(300 * leaf, dtype) for name, leaf in params.items()}
     single = {name: leaf.astype(jnp.float32) for name, leaf in short.items()}
     found = [
-        sx.ClosedForm()(sx.Orbit(None, tree, symmetry, objective=sx.SmallNorm())) for tree in (short, single)
+        sx.ClosedForm()(sx.Orbit(lambda w: jnp.zeros(()), tree, symmetry, objective=sx.SmallNorm()))
+        for tree in (short, single)
     ]
     np.testing.assert_allclose(*found, rtol=1e-6)
     assert found[0].dtype == jnp.float32

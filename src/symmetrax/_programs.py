@@ -160,7 +160,9 @@ def _traced(tracer: Any, numbers: PyTree) -> Any:
         traced = tracer.trace(numbers)
     except LOOKS_AT_VALUES:
         return None
-    return None if any(isinstance(x, Tracer) for x in traced.jaxpr.consts) else traced
+    # Values of an outer derivative that the function closes over are constants, or inputs beside its own.
+    own = len(traced.jaxpr.jaxpr.invars) == len(jax.tree.leaves(numbers))
+    return traced if own and not any(isinstance(x, Tracer) for x in traced.jaxpr.consts) else None
 
 
 def _run(tracer: Any, numbers: PyTree, plainly: Callable[[], Any]) -> Any:
