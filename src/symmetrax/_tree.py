@@ -66,7 +66,9 @@ def magnitude(tree: PyTree) -> Float[Array, ""]:
     biggest = jnp.max(jnp.stack(largest))
     usable = (biggest > 0) & jnp.isfinite(biggest)
     _, exponent = jnp.frexp(jnp.where(usable, biggest, 1.0))
-    return jnp.ldexp(jnp.ones((), kind), exponent - 1)
+    # Compilers multiply by reciprocals, and those of the largest floats are flushed to zero.
+    most = jnp.finfo(kind).maxexp - 28
+    return jnp.ldexp(jnp.ones((), kind), jnp.clip(exponent - 1, -most, most))
 
 
 def _parts(x: Array) -> tuple[Array, ...]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
-from symmetrax._tree import safe_norm
+from symmetrax._tree import squared_norm
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.teleportation._objectives import Slopes
 
@@ -135,8 +135,9 @@ class Length(NamedTuple):
         size = largest_entry(tree)
         some = ~(size <= jnp.finfo(size.dtype).tiny)  # so that NaN is some
         unit = jnp.where(some, size, 1.0)
-        part = safe_norm(jax.tree.map(lambda x: x / unit, tree))
-        return cls(unit, jnp.where(some, part, 1.0), some)
+        # Not a norm that scales by itself: two divisors in a row are multiplied first, and overflow.
+        square = squared_norm(jax.tree.map(lambda x: x / unit, tree))
+        return cls(unit, jnp.sqrt(jnp.where(some, square, 1.0)), some)
 
     def log(self, least: float) -> Float[Array, ""]:
         """The logarithm, that of `least` for what is shorter, with a derivative at zero.
