@@ -135,13 +135,15 @@ class Certifier:
         ((name, group),) = symmetry.spaces.items()
         for trial, drawn in zip(self._trials, self._elements(group), strict=True):
             element = {name: drawn}
-            there = self._moved(symmetry, element, trial.leaves)
-            before = {path: np.asarray(trial.leaves[path]) for path in there}
+            touched = {path: np.asarray(trial.leaves[path]) for path in symmetry.legs}
+            there = DenseAction(symmetry, element).act(touched, symmetry)
             if trial.spread:  # zeros stay where they are
-                steps = _norm(there[path] - before[path] for path in there)
-                moves.append(steps / max(_norm(before.values()), 1e-300))
+                steps = _norm(there[path] - touched[path] for path in there)
+                moves.append(steps / max(_norm(touched.values()), 1e-300))
             value, gradient = self._loss.gradient(trial.leaves | there, trial.batch)
-            carried = trial.gradient | self._moved(symmetry, symmetry.dual(element), trial.gradient)
+            slopes = {path: np.asarray(trial.gradient[path]) for path in symmetry.legs}
+            carried = symmetry.visit(slopes, DenseAction(symmetry, symmetry.dual(element)))
+            carried = trial.gradient | carried
             changes[trial.fresh].append(self._loss.apart(value, trial.value))
             lengths = {**trial.lengths, **{path: _norm([carried[path]]) for path in there}}
             for path, least in self._rounding(lengths).items():
@@ -176,11 +178,6 @@ class Certifier:
             drawn = jax.vmap(group.sample)(jax.random.split(self._key, len(self._trials)))
             self._drawn[key] = [jax.tree.map(lambda x, k=k: x[k], drawn) for k in range(len(self._trials))]
         return self._drawn[key]
-
-    @staticmethod
-    def _moved(symmetry: NetworkSymmetry, element: Any, leaves: Leaves) -> Leaves:
-        touched = {path: np.asarray(leaves[path]) for path in symmetry.legs}
-        return symmetry.visit(touched, DenseAction(symmetry, element))
 
 
 def _norm(leaves: Any) -> float:

@@ -164,7 +164,8 @@ class UnitSums(NamedTuple):
 def unit_sums(symmetry: NetworkSymmetry, params: PyTree, gradient: PyTree) -> dict[str, UnitSums]:
     """For every space of positive scalings, sums of squares and products by unit, in one pass.
 
-    The derivative along each unit's scaling needs no second backward pass: an exact symmetry moves the
+    `params` are what the scales multiply: parameters plus the offsets of their legs, if there are any. The
+    derivative along each unit's scaling needs no second backward pass: an exact symmetry moves the
     gradient by known factors. Source: the gradient law in section 2 of arXiv:2205.10637.
 
     >>> import symmetrax as sx
@@ -214,7 +215,7 @@ def unit_features(
     >>> print([f"{slope:.3f}" for slope in slopes])
     ['-0.724', '0.000']
     """
-    sums = unit_sums(symmetry, _scaled(params), _scaled(gradient))
+    sums = unit_sums(symmetry, _scaled(symmetry.shifted(params)), _scaled(gradient))
     units = sum(one.steep.size for one in sums.values())
     steep = jnp.sum(jnp.stack([jnp.sum(one.steep) for one in sums.values()])) / units
     return jnp.concatenate([_layer(one, steep) for one in sums.values()], axis=1)

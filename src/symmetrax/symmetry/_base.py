@@ -47,7 +47,8 @@ class AbstractSymmetry(eqx.Module):
     True
     """
 
-    #: Whether `act` is linear in the parameters: then one gradient gives the gradient on the whole orbit.
+    #: Whether `act` is linear in the parameters, up to constants: then one gradient gives the gradient on the
+    #: whole orbit.
     linear: eqx.AbstractClassVar[bool]
 
     @property

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array
 
 from symmetrax.symmetry._groups import AbstractGroup, Permutation
-from symmetrax.symmetry._legs import Word
+from symmetrax.symmetry._legs import Word, offset_of
 from symmetrax.symmetry._matrix_groups import GeneralLinear, ScaledRotation
 from symmetrax.symmetry._network import NetworkSymmetry, along, element_for
 from symmetrax.symmetry._walk import Touch
@@ -24,6 +24,13 @@ class DenseAction:
         for touch in touches:
             moved = along(touch, moved, lambda flat, word=touch.word: self.multiply(word, flat))
         return moved.astype(x.dtype)
+
+    def act(self, points: dict[str, np.ndarray], symmetry: NetworkSymmetry) -> dict[str, np.ndarray]:
+        """Points moved by the element, offsets and all, on the legs of `symmetry`."""
+        moved = symmetry.visit(symmetry.shifted(points), self)
+        return {
+            path: (moved[path] - offset_of(symmetry.legs[path])).astype(x.dtype) for path, x in points.items()
+        }
 
     def multiply(self, word: Word, x: np.ndarray) -> np.ndarray:
         """What a word does to `x` of shape (indices, size, rest)."""

@@ -10,7 +10,18 @@ from jaxtyping import Array, Key, PyTree
 
 from symmetrax._tree import leaf_names
 from symmetrax.symmetry._dense import DenseAction
-from symmetrax.symmetry._legs import Both, Concatenated, Merged, Node, Plain, Word, parse, words
+from symmetrax.symmetry._legs import (
+    Both,
+    Concatenated,
+    Merged,
+    Node,
+    Plain,
+    Word,
+    offset_of,
+    parse,
+    words,
+    written,
+)
 from symmetrax.symmetry._network import NetworkSymmetry
 from symmetrax.symmetry._walk import index_lengths, node_size
 
@@ -63,7 +74,7 @@ def suspects(
         for legs, suspect in _edits(symmetry, name, {path: leaf.shape for path, leaf in leaves.items()}):
             path = suspect.path
             try:
-                there = symmetry.with_legs({path: legs}).visit({path: np.asarray(leaves[path])}, actor)
+                there = actor.act({path: np.asarray(leaves[path])}, symmetry.with_legs({path: legs}))
             except ValueError:
                 continue  # the edit does not fit the array
             if change(jax.tree.unflatten(structure, (moved | there).values())) <= tolerance:
@@ -89,8 +100,11 @@ def _edits(
                 if known or not (here or there) or (alone and here and not there):
                     continue
                 seen.add(editor.compared(candidate))
-                edited = " ".join(map(str, (*nodes[:axis], candidate, *nodes[axis + 1 :])))
+                edited = written((*nodes[:axis], candidate, *nodes[axis + 1 :]), offset_of(text))
                 yield edited, Suspect(path, axis, str(node), str(candidate))
+        if len(shape) == 1 and space in _names(nodes[0]):  # a gain may enter as 1 + w, or as w
+            edited = written(nodes, 0.0 if offset_of(text) else 1.0)
+            yield edited, Suspect(path, 0, written(nodes, offset_of(text)), edited)
 
 
 def _names(node: Node) -> set[str]:

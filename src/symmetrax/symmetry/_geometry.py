@@ -85,7 +85,8 @@ def conserved(symmetry: NetworkSymmetry, params: PyTree) -> dict[str, Array]:
     dW/dt = -grad the moments sum(+- W W') over the legs of a space stay: row energies minus column energies
     for scalings, Gram matrices of plain legs minus those of starred ones for general linear groups, energies
     of pairs for scaled rotations. Words with an index, `h[0]` or `h[1:]`, count for the elements that they
-    name. Gradient descent with step size eta drifts by O(eta^2) a step, a teleport jumps; groups of rotations
+    name; with an offset, `h - 1`, they are moments of the array plus 1. Gradient descent with step size eta
+    drifts by O(eta^2) a step, a teleport jumps; groups of rotations
     keep antisymmetric moments of gradients, not of parameters, and are left out. Of complex arrays the
     moments are the real parts of W W^H. They are accumulated in float32 at least; one that is too large for
     its dtype is infinite.
@@ -102,7 +103,7 @@ def conserved(symmetry: NetworkSymmetry, params: PyTree) -> dict[str, Array]:
 
 def _conserved(symmetry: NetworkSymmetry, params: PyTree) -> dict[str, Array]:
     found: dict[str, Array] = {}
-    for name, blocks in _blocks(symmetry, params).items():
+    for name, blocks in _blocks(symmetry, symmetry.shifted(params)).items():
         group = symmetry.spaces[name]
         if group.compact:
             continue
@@ -195,7 +196,7 @@ def _placed(part: Array, touch: Touch, group: AbstractGroup) -> Array:
 def _column_lengths(symmetry: NetworkSymmetry, params: PyTree) -> Float[Array, " k"]:
     """About how far each coordinate of the algebra moves the parameters, in units of the coordinate."""
     lengths: dict[str, Array] = {}
-    for name, blocks in _blocks(symmetry, params).items():
+    for name, blocks in _blocks(symmetry, symmetry.shifted(params)).items():
         group = symmetry.spaces[name]
         if 0 in group.algebra:  # a discrete group has no coordinates
             continue

@@ -3,12 +3,14 @@
 A leg has one word per axis: `h` (transforms with g), `h*` (with g^-T), `h^2` (with a power), `_` or a number
 (nothing acts), `(h _ qk)` (a merged axis, first name slowest), `q+k*+v` (a concatenated axis), `g*&u*` (two
 commuting spaces on one axis), `h[0]`, `h[1:]` (a fixed element, or a slice, along the group's first index).
-Precedence: `&` before `+` before the blank.
+Precedence: `&` before `+` before the blank. A leg may end in an offset, `h - 1`: the array plus 1 is what
+transforms with g, as a gain is that enters as 1 + w.
 """
 
 import dataclasses
 import functools
 import re
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -76,17 +78,42 @@ _TOKEN = re.compile(
 )
 
 
+#: What a leg ends in if it has an offset; the minus of a power, `h^-2`, is none.
+_OFFSET = re.compile(r"(?<=[\w)\]*])\s*-\s*(?P<offset>-?\d+(?:\.\d+)?)\s*$")
+
+
+def offset_of(text: str) -> float:
+    """What the group acts on is the array plus this: 1 for a gain that enters as 1 + w, as a rule 0.
+
+    >>> offset_of("_ h - 1"), offset_of("_ h^-2")
+    (1.0, 0.0)
+    """
+    match = _OFFSET.search(text)
+    return float(match["offset"]) if match else 0.0
+
+
+def written(nodes: Iterable["Node | str"], offset: float = 0.0) -> str:
+    """The leg with these axes and this offset.
+
+    >>> written(parse("_ h-1"), offset_of("_ h-1"))
+    '_ h - 1'
+    """
+    text = " ".join(map(str, nodes))
+    return f"{text} - {np.format_float_positional(offset, trim='-')}" if offset else text
+
+
 @functools.lru_cache(maxsize=4096)
 def parse(text: str) -> tuple[Node, ...]:
-    """The axes of a leg. Raises ValueError for what is not one, pointing at the place.
+    """The axes of a leg, without its offset. Raises ValueError for what is not one, pointing at the place.
 
     >>> [str(node) for node in parse("(h qk*) _")]
     ['(h qk*)', '_']
     """
+    end = match.start() if (match := _OFFSET.search(text)) else len(text)
     tokens: list[tuple[str, re.Match]] = []
     position = 0
-    while position < len(text):
-        match = _TOKEN.match(text, position)
+    while position < end:
+        match = _TOKEN.match(text, position, end)
         if match is None or match.end() == position:
             raise ValueError(f"Cannot read the leg {text!r} at {text[position:]!r}.")
         kind = next(kind for kind in ("join", "blank", "open", "close", "plain", "name") if match[kind])

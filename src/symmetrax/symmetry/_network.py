@@ -17,8 +17,19 @@ from symmetrax._keys import check_key
 from symmetrax._text import near_match
 from symmetrax._tree import leaf_names
 from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition
-from symmetrax.symmetry._groups import AbstractGroup
-from symmetrax.symmetry._legs import Both, Concatenated, Merged, Node, Plain, Word, parse, words
+from symmetrax.symmetry._groups import AbstractGroup, Permutation
+from symmetrax.symmetry._legs import (
+    Both,
+    Concatenated,
+    Merged,
+    Node,
+    Plain,
+    Word,
+    offset_of,
+    parse,
+    words,
+    written,
+)
 from symmetrax.symmetry._sharding import split_like
 from symmetrax.symmetry._walk import Touch, Visit, check_commuting, index_lengths, walk
 
@@ -29,7 +40,8 @@ class NetworkSymmetry(AbstractLieSymmetry):
     `spaces` names the hidden spaces and gives each a group. `legs` says, for every array that touches one,
     what happens to each of its axes: a word per axis, einops-like. `h` transforms with g, `h*` with g^-T,
     `_` not at all; `(h _)` is a merged axis, `a+b` a concatenated one, `h^2` a power. So for a hidden layer
-    w2 relu(w1 x + b1) the legs are w1 "h _", b1 "h", w2 "_ h*", and the group is `PositiveDiagonal`.
+    w2 relu(w1 x + b1) the legs are w1 "h _", b1 "h", w2 "_ h*", and the group is `PositiveDiagonal`. A leg
+    may end in an offset: for a gain w that enters as 1 + w it is "h - 1", since 1 + w transforms with g.
 
     Arrays are named by their path, `layers.0.weight`, in any pytree: dicts, equinox modules, states of flax.
     `{i}` in paths, words and spaces makes one copy for every array that matches. Arrays without a leg, and
@@ -40,9 +52,9 @@ class NetworkSymmetry(AbstractLieSymmetry):
     is not its space's size, a space without a leg.
 
     An element is a dict from spaces to elements of their groups. The algebra has one coordinate vector, of
-    shape (k,), the groups' coordinates one after another; discrete groups have none. The action is linear, so
-    one gradient gives the gradient on the whole orbit: at `act(a, w)` it is `act(dual(a), gradient)`. It is
-    computed in float32 at least and returned in each array's own dtype.
+    shape (k,), the groups' coordinates one after another; discrete groups have none. The action is linear, up
+    to the constants that offsets bring, so one gradient gives the gradient on the whole orbit: at `act(a, w)`
+    it is `pull(a, w, gradient)`. It is computed in float32 at least and returned in each array's own dtype.
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> params = {"w1": jnp.ones((4, 3)), "b1": jnp.ones(4), "w2": jnp.ones((2, 4))}
@@ -110,26 +122,22 @@ class NetworkSymmetry(AbstractLieSymmetry):
         return jnp.concatenate([jnp.ravel(parts.get(name, zero)) for name, zero in zeros.items()])
 
     def act(self, a: dict[str, Any], params: PyTree, batch: PyTree = None) -> PyTree:
-        def move(leg: str, leaf: Array, a: dict[str, Any]) -> Array:
-            def block(x: Array, touches: tuple[Touch, ...]) -> Array:
-                moved = x
-                for touch in touches:
-                    moved = apply(self.spaces[touch.word.name], a[touch.word.name], moved, touch)
-                return moved.astype(x.dtype)
+        def move(leg: str, w: Array, a: dict[str, Any]) -> Array:
+            if not (offset := offset_of(leg)):
+                return self._linear(leg, w, a)
+            wide = w.astype(jnp.promote_types(w.dtype, jnp.float32))
+            origin = jnp.full_like(wide, offset)
+            # A (w + c) - c in an order in which the identity rounds nothing off a small w.
+            moved = self._linear(leg, wide, a) + (self._linear(leg, origin, a) - origin)
+            return moved.astype(w.dtype)
 
-            return walk(leg, leaf, self.spaces, block)
-
-        def placed(leg: str, leaf: Any) -> Array:
-            leaf = jnp.asarray(leaf)
-            return split_like(leaf, partial(move, leg), leaf, a)
-
-        return self._each(params, placed)
+        return self._placed(a, params, move)
 
     def push(self, a: dict[str, Any], params: PyTree, tangent: PyTree, batch: PyTree = None) -> PyTree:
-        return self.act(a, tangent)
+        return self._placed(a, tangent, self._linear)
 
     def pull(self, a: dict[str, Any], params: PyTree, cotangent: PyTree, batch: PyTree = None) -> PyTree:
-        return self.act(self.dual(a), cotangent)
+        return self._placed(self.dual(a), cotangent, self._linear)
 
     def pull_squared(self, a: dict[str, Any], squares: PyTree) -> PyTree:
         """Squares of gradients (entry by entry) at `params`, carried to `act(a, params)`.
@@ -140,7 +148,42 @@ class NetworkSymmetry(AbstractLieSymmetry):
 
     def push_squared(self, a: dict[str, Any], squares: PyTree) -> PyTree:
         """Squares of displacements (entry by entry), carried to `act(a, params)`; see `pull_squared`."""
-        return self.act({name: group.squared(a[name]) for name, group in self.spaces.items()}, squares)
+        squared = {name: group.squared(a[name]) for name, group in self.spaces.items()}
+        return self._placed(squared, squares, self._linear)
+
+    def shifted(self, params: PyTree) -> PyTree:
+        """Parameters plus the offsets of their legs, in float32 at least: what the groups act on linearly."""
+
+        def shift(leg: str, w: Any) -> Any:
+            offset = offset_of(leg)
+            return w.astype(jnp.promote_types(w.dtype, jnp.float32)) + offset if offset else w
+
+        return self._each(params, shift)
+
+    @property
+    def has_offsets(self) -> bool:
+        """Whether the action is linear up to constants only."""
+        return any(map(offset_of, self.legs.values()))
+
+    def _linear(self, leg: str, x: Array, a: dict[str, Any]) -> Array:
+        """The linear part of the action on one array: what moves tangents, and with duals gradients."""
+
+        def block(x: Array, touches: tuple[Touch, ...]) -> Array:
+            moved = x
+            for touch in touches:
+                moved = apply(self.spaces[touch.word.name], a[touch.word.name], moved, touch)
+            return moved.astype(x.dtype)
+
+        return walk(leg, x, self.spaces, block)
+
+    def _placed(self, a: dict[str, Any], tree: PyTree, move: Callable[[str, Array, Any], Array]) -> PyTree:
+        """`move(leg, array, a)` for every array with a leg, split over devices as the array is."""
+
+        def placed(leg: str, leaf: Any) -> Array:
+            leaf = jnp.asarray(leaf)
+            return split_like(leaf, partial(move, leg), leaf, a)
+
+        return self._each(tree, placed)
 
     def holds(self, params: PyTree, batch: PyTree = None) -> Precondition:
         """Always: names and sizes were checked when it was made; the loss is measured by `verify`."""
@@ -152,6 +195,7 @@ class NetworkSymmetry(AbstractLieSymmetry):
     def visit(self, tree: PyTree, visit: Visit) -> PyTree:
         """Call `visit(block, touches)` on the blocks of every array with a leg, and put them together.
 
+        Offsets play no part: visit `shifted(params)` for what the groups act on linearly.
         Raises ValueError, naming it, if an array with a leg is not in the tree, or has another shape.
         """
         return self._each(tree, lambda leg, leaf: walk(leg, leaf, self.spaces, visit))
@@ -432,7 +476,7 @@ def _without(text: str, dropped: set[str], groups: Mapping[str, AbstractGroup]) 
         left = blank(node)
         return left if words(left) else Plain()  # an index stays: another axis may need it
 
-    return " ".join(str(axis(node)) for node in nodes)
+    return written(map(axis, nodes), offset_of(text))
 
 
 def _renamed(text: str, names: Mapping[str, str]) -> str:
@@ -449,7 +493,7 @@ def _renamed(text: str, names: Mapping[str, str]) -> str:
             case Merged(parts) | Concatenated(parts):
                 return type(node)(tuple(rename(part) for part in parts))
 
-    return " ".join(str(rename(node)) for node in parse(text))
+    return written(map(rename, parse(text)), offset_of(text))
 
 
 def _join_axes(one: Node, other: Node) -> Node:
@@ -472,9 +516,22 @@ def _both(path: str, first: str | None, second: str | None, spaces: Mapping[str,
     ones, others = parse(first), parse(second)
     if len(ones) != len(others):
         raise ValueError(f"{path}: the legs {first!r} and {second!r} differ in their number of axes.")
+    # Permutations keep constants, and so act alike with any offset.
+    offsets = {offset_of(text) for text in (first, second) if not _permutes(text, spaces)} or {0.0}
+    if len(offsets) > 1:
+        raise ValueError(
+            f"{path}: the legs {first!r} and {second!r} have other offsets: together they would be no action."
+        )
     try:
-        text = " ".join(str(_join_axes(one, other)) for one, other in zip(ones, others, strict=True))
+        nodes = [_join_axes(one, other) for one, other in zip(ones, others, strict=True)]
+        text = written(nodes, *offsets)
         check_commuting(text, spaces)
     except ValueError as error:
         raise ValueError(f"{path}: {error}.") from None
     return text
+
+
+def _permutes(text: str, spaces: Mapping[str, AbstractGroup]) -> bool:
+    """Whether only permutations act in a leg."""
+    acting = [spaces[word.name] for word in _all_words(text) if word.name in spaces]
+    return all(isinstance(group, Permutation) for group in acting)

@@ -12,7 +12,7 @@ from symmetrax.symmetry._matrix_groups import GeneralLinear, ScaledRotation, pro
 from symmetrax.symmetry._network import NetworkSymmetry
 from symmetrax.teleportation._energies import SCALINGS, Energies, stretches
 from symmetrax.teleportation._objectives import Objective
-from symmetrax.teleportation._orbit import Orbit, squared_quantity
+from symmetrax.teleportation._orbit import Orbit, reducible
 from symmetrax.teleportation._search import AbstractSearch
 
 
@@ -53,7 +53,8 @@ class ClosedForm(AbstractSearch):
         if energies is None:
             raise ValueError(
                 "ClosedForm knows squared norms on the orbit of a NetworkSymmetry: the objective must be "
-                "GradientNorm(), SmallNorm() or `lower` of one, and the symmetry a NetworkSymmetry. Use "
+                "GradientNorm(), SmallNorm() or `lower` of one, and the symmetry a NetworkSymmetry (for "
+                "SmallNorm() without offsets in its legs). Use "
                 f"Ascent() for {orbit.objective} and {type(orbit.symmetry).__name__}."
             )
         symmetry, largest = energies.symmetry, orbit.sign > 0
@@ -139,7 +140,7 @@ def has_closed_form(symmetry: AbstractLieSymmetry, objective: Objective) -> bool
     >>> has_closed_form(sx.booth().symmetry(), sx.GradientNorm())
     False
     """
-    if not isinstance(symmetry, NetworkSymmetry) or squared_quantity(objective) is None:
+    if not isinstance(symmetry, NetworkSymmetry) or reducible(symmetry, objective) is None:
         return False
     known = (GeneralLinear, *SCALINGS)
     stretching = {name for name, group in symmetry.spaces.items() if stretches(group)}

@@ -62,8 +62,9 @@ class Orbit:
             self.known_gradient = self.gradient
         #: The objective up to its sign, as a squared norm along the orbit, if it is one.
         self.energies: Energies | None = None
-        if isinstance(symmetry, NetworkSymmetry) and squared_quantity(objective) is not None:
-            dual = squared_quantity(objective) == "gradient"
+        quantity = reducible(symmetry, objective)
+        if isinstance(symmetry, NetworkSymmetry) and quantity is not None:
+            dual = quantity == "gradient"
             self.energies = Energies.of(symmetry, self.known_gradient if dual else params, dual=dual)
         self._shortcut = None
         if isinstance(objective, AbstractOrbitObjective):
@@ -118,6 +119,17 @@ def price(
     if symmetry.linear and isinstance(objective, AbstractGradientObjective):
         return 0.0 if known or not evaluations else 1.0
     return float(evaluations * cost_of(objective))
+
+
+def reducible(symmetry: AbstractLieSymmetry, objective: Objective) -> str | None:
+    """`squared_quantity`, if `Energies` know it along the orbits of this symmetry.
+
+    Gradients move linearly, and so do parameters, unless legs have offsets.
+    """
+    quantity = squared_quantity(objective)
+    if not isinstance(symmetry, NetworkSymmetry) or (quantity == "params" and symmetry.has_offsets):
+        return None
+    return quantity
 
 
 def squared_quantity(objective: Objective) -> str | None:

@@ -1,0 +1,318 @@
+"""Legs with offsets: gains that enter as 1 + w, whose action is linear about minus the offset."""
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+import pytest
+
+import symmetrax as sx
+from symmetrax.learned._neurons import FEATURES, unit_features
+from symmetrax.symmetry._legs import offset_of, parse, written
+from symmetrax.teleportation._closed_form import has_closed_form
+from symmetrax.teleportation._transport import carry
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+KEY = jax.random.key(0)
+WIDTH = 4
+LEGS = {"gain": "h - 1", "up": "_ h*"}
+
+
+def draw(seed, dtype=float):
+    rng = np.random.default_rng(seed)
+    shapes = {"embed": (WIDTH, 3), "gain": (WIDTH,), "up": (5, WIDTH), "down": (2, 5)}
+    return {name: jnp.asarray(0.5 * rng.normal(size=shape), dtype) for name, shape in shapes.items()}
+
+
+def normalized(x):
+    return x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True))
+
+
+def block(params, x, gain):
+    return jnp.tanh(normalized(x @ params["embed"].T) * gain @ params["up"].T) @ params["down"].T
+
+
+def loss(params, x):
+    """A small block as Gemma has them."""
+    return jnp.mean(block(params, x, 1 + params["gain"]) ** 2)
+
+
+def plain_loss(params, x):
+    """The same with one plus the gain as a parameter."""
+    return jnp.mean(block(params, x, params["gain"]) ** 2)
+
+
+def plus_one(params):
+    return params | {"gain": params["gain"] + 1}
+
+
+def minus_one(params):
+    return params | {"gain": params["gain"] - 1}
+
+
+def data(dtype=float):
+    return jnp.asarray(np.random.default_rng(9).normal(size=(6, 3)), dtype)
+
+
+def symmetry_of(group=sx.PositiveDiagonal, legs=LEGS):
+    return sx.NetworkSymmetry({"h": group(WIDTH)}, legs, like=draw(0))
+
+
+def plain_of(symmetry):
+    """The symmetry that acts on arrays which have the offset in them."""
+    return symmetry.with_legs({path: written(parse(text)) for path, text in symmetry.legs.items()})
+
+
+def check_close(found, wanted, atol=1e-12):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-11, atol=atol), found, wanted)
+
+
+# The notation.
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "offset"),
+    [
+        ("h - 1", "h - 1", 1.0),
+        ("h-1", "h - 1", 1.0),
+        ("_ h* -0.5", "_ h* - 0.5", 0.5),
+        ("(n h) _ - 2", "(n h) _ - 2", 2.0),
+        ("h^-2", "h^-2", 0.0),
+        ("h^-2-1", "h^-2 - 1", 1.0),
+        ("h[-1]", "h[-1]", 0.0),
+        ("h[-1] - 1", "h[-1] - 1", 1.0),
+        ("h - -1", "h - -1", -1.0),
+        ("h - 0", "h", 0.0),
+        ("a+b", "a+b", 0.0),
+    ],
+)
+def test_an_offset_is_read_and_written(text, said, offset):
+    assert offset_of(text) == offset
+    assert written(parse(text), offset_of(text)) == said
+
+
+@pytest.mark.parametrize("text", ["h - x", "(h - 1) _", "h -", "- 1", "h - 1 _", "h - 1 - 1", "1 - h"])
+def test_an_offset_stands_at_the_end_of_a_leg(text):
+    with pytest.raises(ValueError, match="leg"):
+        sx.NetworkSymmetry({"h": sx.PositiveDiagonal(WIDTH)}, {"gain": text}, like=draw(0))
+
+
+def test_parts_and_sums_of_a_symmetry_keep_the_offset():
+    params = {"layers": [draw(0), draw(1)]}
+    legs = {"layers.{i}.gain": "h{i} - 1", "layers.{i}.up": "_ h{i}*"}
+    symmetry = sx.NetworkSymmetry({"h{i}": sx.PositiveDiagonal(WIDTH)}, legs, like=params)
+    assert symmetry.legs["layers.1.gain"] == "h1 - 1"
+    assert symmetry.only("h1").legs == {"layers.1.gain": "h1 - 1", "layers.1.up": "_ h1*"}
+    assert symmetry.renamed({"h0": "a"}).legs["layers.0.gain"] == "a - 1"
+    part = {"layers": [{"gain": params["layers"][0]["gain"]}]}
+    assert symmetry.within(part).legs == {"layers.0.gain": "h0 - 1"}
+    assert "h1 - 1" in str(symmetry)
+
+    signs = sx.NetworkSymmetry({"s": sx.SignDiagonal(WIDTH)}, {"gain": "s - 1", "up": "_ s"}, like=draw(0))
+    both = symmetry_of() | signs
+    assert both.legs == {"gain": "h&s - 1", "up": "_ h*&s"}
+    assert both.only("s").legs == signs.legs
+
+
+def test_other_offsets_on_one_array_are_no_action():
+    others = sx.NetworkSymmetry({"s": sx.SignDiagonal(WIDTH)}, {"gain": "s"}, like=draw(0))
+    with pytest.raises(ValueError, match="other offsets"):
+        _ = symmetry_of() | others
+    wide = {"w": jnp.ones((3, WIDTH))}
+    rows = sx.NetworkSymmetry({"p": sx.Permutation(3)}, {"w": "p _"}, like=wide)
+    scales = sx.NetworkSymmetry({"h": sx.PositiveDiagonal(WIDTH)}, {"w": "_ h - 1"}, like=wide)
+    assert (rows | scales).legs == {"w": "p h - 1"}
+    assert (scales | rows).legs == {"w": "p h - 1"}
+
+
+# The action.
+
+GROUPS = {
+    "scales": (sx.PositiveDiagonal, LEGS),
+    "any scales": (sx.NonzeroDiagonal, LEGS),
+    "signs": (sx.SignDiagonal, {"gain": "h - 1", "up": "_ h"}),
+    "powers": (sx.PositiveDiagonal, {"gain": "h^2 - 1", "up": "_ h^-2"}),
+    "dual": (sx.PositiveDiagonal, {"gain": "h* - 1", "up": "_ h"}),
+}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+@hypothesis.given(seed=st.integers(0, 1000))
+@hypothesis.settings(max_examples=3)
+def test_the_laws_hold(name, seed, float64):
+    symmetry, w, x = symmetry_of(*GROUPS[name]), draw(seed), data()
+    a, b = (symmetry.sample(jax.random.key(seed + k)) for k in (0, 1))
+    there = symmetry.act(a, w)
+    assert abs(loss(there, x) / loss(w, x) - 1) <= 1e-12
+    check_close(there, minus_one(plain_of(symmetry).act(a, plus_one(w))))
+    check_close(symmetry.act(symmetry.compose(a, b), w), symmetry.act(a, symmetry.act(b, w)))
+    check_close(symmetry.act(symmetry.inverse(a), there), w)
+    check_close(symmetry.act(symmetry.identity(), w), w, atol=0)
+    gradient = jax.grad(loss)(w, x)
+    check_close(jax.grad(loss)(there, x), symmetry.pull(a, w, gradient))
+    tangent = draw(seed + 2)
+    check_close(symmetry.push(a, w, tangent), jax.jvp(lambda w: symmetry.act(a, w), (w,), (tangent,))[1])
+    squares = symmetry.pull_squared(a, jax.tree.map(jnp.square, gradient))
+    check_close(squares, jax.tree.map(jnp.square, jax.grad(loss)(there, x)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_identity_moves_no_small_gain(dtype):
+    """Which 1 + w - 1 would round away."""
+    w = {name: jnp.asarray(1e-4 * x, dtype) for name, x in draw(0).items()}
+    symmetry = symmetry_of()
+    there = symmetry.act(symmetry.identity(), w)
+    assert all(np.array_equal(there[name], w[name]) and there[name].dtype == dtype for name in w)
+    moved = symmetry.act({"h": jnp.full(WIDTH, 2.0)}, w)["gain"]
+    np.testing.assert_allclose(
+        moved.astype(float), 2 * w["gain"].astype(float) + 1, rtol=float(jnp.finfo(dtype).eps)
+    )
+
+
+def test_a_permutation_with_an_offset_is_one_without():
+    legs = {"gain": "h - 1", "up": "_ h"}
+    a = {"h": jnp.array([2, 0, 3, 1])}
+    w = draw(0, np.float32)
+    found = symmetry_of(sx.Permutation, legs).act(a, w)
+    wanted = plain_of(symmetry_of(sx.Permutation, legs)).act(a, w)
+    assert all(np.array_equal(found[name], wanted[name]) for name in w)
+
+
+def test_an_offset_counts_for_a_whole_stack_and_for_untouched_parts_of_none(float64):
+    w = {"gains": np.random.default_rng(0).normal(size=(2, 3, 6))}
+    groups = {"h": sx.PositiveDiagonal(4, per={"layer": 2})}
+    symmetry = sx.NetworkSymmetry(groups, {"gains": "layer _ h+2 - 1"}, like=w)
+    a = symmetry.sample(KEY)
+    wanted = w["gains"].copy()
+    wanted[..., :4] = np.asarray(a["h"])[:, None] * (wanted[..., :4] + 1) - 1
+    np.testing.assert_allclose(symmetry.act(a, w)["gains"], wanted, rtol=1e-12, atol=1e-12)
+    assert np.array_equal(symmetry.act(a, w)["gains"][..., 4:], w["gains"][..., 4:])
+
+
+# What rests on it.
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_verify_says_exact(dtype, float64):
+    w, x = draw(0, dtype), data(dtype)
+    assert sx.verify(loss, w, symmetry_of(), KEY, x).outcome == "exact"
+
+
+def test_verify_names_an_offset_that_is_missing_and_one_too_many():
+    w, x = draw(0), data()
+    for value, symmetry, wrong, right in (
+        (loss, plain_of(symmetry_of()), "h", "h - 1"),
+        (plain_loss, symmetry_of(), "h - 1", "h"),
+    ):
+        report = sx.verify(value, w, symmetry, KEY, x)
+        assert report.outcome == "wrong"
+        assert ("gain", wrong, right) in [(one.path, one.wrong, one.right) for one in report.suspects]
+
+
+@pytest.mark.parametrize("search", [sx.ClosedForm(0.4), sx.Ascent(4)], ids=["closed form", "ascent"])
+def test_a_teleport_goes_where_the_network_without_offset_goes(search, float64):
+    w, x = draw(0), data()
+    there, info = sx.teleport(loss, w, symmetry_of(), x, search=search)
+    wanted, known = sx.teleport(plain_loss, plus_one(w), plain_of(symmetry_of()), x, search=search)
+    check_close(there, minus_one(wanted))
+    assert int(info.refused) == 0
+    assert info.evaluations == known.evaluations == 1
+    np.testing.assert_allclose(info.after, known.after, rtol=1e-10)
+    gradient = jax.grad(loss)(there, x)
+    np.testing.assert_allclose(info.after, sum(jnp.sum(g**2) for g in gradient.values()), rtol=1e-10)
+
+
+def test_moments_are_carried_as_a_replay_has_them(float64):
+    """Moments know nothing of offsets, and averages of parameters do."""
+    w, scales = draw(0), np.array([0.5, 2.0, 3.0, 1.5])
+    symmetry, element = symmetry_of(), {"h": jnp.asarray(scales)}
+    there = symmetry.act(element, w)
+
+    def replayed(optimizer, start, history):
+        state = optimizer.init(start)
+        for gradient in history:
+            _, state = optimizer.update(gradient, state, start)
+        return state
+
+    history = [draw(seed) for seed in (3, 4, 5)]
+    moved = [g | {"gain": g["gain"] / scales, "up": g["up"] * scales} for g in history]
+    adam = optax.adam(0.1)
+    check_close(carry(replayed(adam, w, history), symmetry, element, w), replayed(adam, there, moved))
+    start = optax.contrib.madgrad(0.1).init(w)
+    check_close(optax.tree.get(carry(start, symmetry, element, w), "x0"), there)
+
+
+def test_a_teleported_run_is_the_one_without_offset(float64):
+    """Adam sees gradients alone, so both runs are one, apart by the constant."""
+    x, runs = data(), []
+    for value, symmetry, start in (
+        (loss, symmetry_of(), draw(0)),
+        (plain_loss, plain_of(symmetry_of()), plus_one(draw(0))),
+    ):
+        transform = sx.teleported(
+            optax.adam(1e-2), symmetry, schedule=[1], search=sx.ClosedForm(0.3), transport="carry"
+        )
+        w, state = start, transform.init(start)
+        for _ in range(3):
+            updates, state = transform.update(
+                jax.grad(value)(w, x), state, w, value_fn=lambda w, value=value: value(w, x)
+            )
+            w = optax.apply_updates(w, updates)
+        runs.append(w)
+    check_close(runs[0], minus_one(runs[1]), atol=1e-10)
+
+
+def test_small_norm_is_the_norm_of_the_parameters(float64):
+    w, x, symmetry = draw(0), data(), symmetry_of()
+    orbit = sx.Orbit(lambda w: loss(w, x), w, symmetry, objective=sx.SmallNorm())
+    xi = 0.3 * jnp.arange(WIDTH)
+    there = symmetry.act(symmetry.exp(xi), w)
+    np.testing.assert_allclose(orbit(xi), -sum(np.sum(np.square(v)) for v in there.values()), rtol=1e-12)
+    assert not has_closed_form(symmetry, sx.SmallNorm())
+    assert has_closed_form(symmetry, sx.GradientNorm())
+    with pytest.raises(ValueError, match="without offsets"):
+        sx.teleport(loss, w, symmetry, x, objective=sx.SmallNorm(), search=sx.ClosedForm())
+    moved, info = sx.teleport(loss, w, symmetry, x, objective=sx.SmallNorm())
+    assert info.after > info.before
+    assert abs(loss(moved, x) / loss(w, x) - 1) <= 1e-10
+
+
+def test_gradient_flow_conserves_the_moments_of_what_transforms(float64):
+    symmetry, w, x = symmetry_of(), draw(0), data()
+    before = sx.conserved(symmetry, w)["h"]
+    np.testing.assert_allclose(before, (w["gain"] + 1) ** 2 - np.sum(w["up"] ** 2, axis=0), rtol=1e-12)
+
+    def velocity(w):
+        return jax.tree.map(jnp.negative, jax.grad(loss)(w, x))
+
+    def slope(w):
+        return jax.jvp(lambda w: sx.conserved(symmetry, w)["h"], (w,), (velocity(w),))[1]
+
+    assert np.max(np.abs(slope(w))) <= 1e-12
+    plain = plain_of(symmetry)
+    assert np.max(np.abs(jax.jvp(lambda w: sx.conserved(plain, w)["h"], (w,), (velocity(w),))[1])) > 1e-4
+
+
+def test_the_orbit_is_where_updates_have_no_effect(float64):
+    symmetry, w, x = symmetry_of(), draw(0), data()
+    xi = jnp.linspace(-0.5, 0.5, WIDTH)
+    curve = sx.orbit_curve(symmetry, xi, w, points=4)
+    np.testing.assert_allclose(jax.vmap(lambda w: loss(w, x))(curve), loss(w, x), rtol=1e-12)
+    along = jax.jvp(lambda xi: symmetry.act(symmetry.exp(xi), w), (symmetry.zero(),), (xi,))[1]
+    rest = sx.horizontal(symmetry, w, along)
+    assert max(np.max(np.abs(v)) for v in rest.values()) <= 1e-10
+    gradient = jax.grad(loss)(w, x)
+    check_close(sx.horizontal(symmetry, w, gradient), gradient, atol=1e-10)
+
+
+def test_units_look_as_they_do_without_an_offset(float64):
+    w, x = draw(0), data()
+    found = unit_features(symmetry_of(), w, jax.grad(loss)(w, x))
+    wanted = unit_features(plain_of(symmetry_of()), plus_one(w), jax.grad(plain_loss)(plus_one(w), x))
+    assert len(FEATURES) == len(found)
+    # Both are divided by the largest entry of all parameters, which cancels but for tiny constants.
+    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-8)
