@@ -1,5 +1,7 @@
 """Legs with offsets: gains that enter as 1 + w, whose action is linear about minus the offset."""
 
+import re
+
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -316,3 +318,65 @@ def test_units_look_as_they_do_without_an_offset(float64):
     assert len(FEATURES) == len(found)
     # Both are divided by the largest entry of all parameters, which cancels but for tiny constants.
     np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-8)
+
+
+# Discovery.
+
+
+def found_in(value, w):
+    """Legs and outcomes of what is found, by the kind of group, without the numbers of spaces."""
+    x = data()
+    found = sx.find_symmetries(
+        lambda w: value(w, x), w, KEY, groups=[sx.PositiveDiagonal, sx.SignDiagonal, sx.Permutation]
+    )
+    assert not found.rejected
+    return [
+        (
+            type(one.group),
+            {path: re.sub(r"(?<=[a-z])\d+", "", text) for path, text in one.symmetry.legs.items()},
+        )
+        for one in found.exact
+    ]
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_gains_that_enter_as_one_plus_w_are_found(dtype, request):
+    if dtype is np.float64:
+        request.getfixturevalue("float64")
+    found = found_in(loss, draw(0, dtype))
+    assert (sx.PositiveDiagonal, {"gain": "s - 1", "up": "_ s*"}) in found
+    assert (sx.SignDiagonal, {"gain": "e - 1", "up": "_ e"}) in found
+    assert (sx.Permutation, {"embed": "p _", "gain": "p", "up": "_ p"}) in found
+
+
+def test_a_gain_of_zeros_is_no_obstacle():
+    found = found_in(loss, draw(0) | {"gain": jnp.zeros(WIDTH)})
+    assert (sx.PositiveDiagonal, {"gain": "s - 1", "up": "_ s*"}) in found
+
+
+def test_plain_gains_and_biases_have_no_offset():
+    found = found_in(plain_loss, draw(0))
+    assert (sx.PositiveDiagonal, {"gain": "s", "up": "_ s*"}) in found
+    assert not any("-" in text for _, legs in found for text in legs.values())
+
+    def two_biases(w, x):
+        """Of which a constant may go from one to the other, which is no scaling."""
+        return jnp.mean(jnp.tanh(x @ w["embed"].T + w["gain"] + w["bias"]) @ w["up"].T)
+
+    found = found_in(two_biases, draw(0) | {"bias": draw(1)["gain"]})
+    assert not any("-" in text for _, legs in found for text in legs.values())
+
+
+def test_stacked_gains_beside_biases_and_other_constants_are_found():
+    def stacked(w, x):
+        h = x @ w["embed"].T
+        for layer in range(2):
+            inside = normalized(h) * (0.5 + w["gains"][layer]) + w["biases"][layer]
+            h = h + jnp.tanh(inside @ w["ups"][layer].T) @ w["downs"][layer].T
+        return jnp.mean(h**2)
+
+    rng = np.random.default_rng(0)
+    shapes = {"embed": (4, 3), "gains": (2, 4), "biases": (2, 4), "ups": (2, 5, 4), "downs": (2, 4, 5)}
+    found = found_in(stacked, {k: jnp.asarray(rng.normal(size=shape)) for k, shape in shapes.items()})
+    legs = {"biases": "h s", "gains": "h s - 0.5", "ups": "h _ s*"}
+    assert (sx.PositiveDiagonal, legs) in found

@@ -57,7 +57,8 @@ def chains(space: Space) -> Iterator[Chain]:
         site.path for site in sites if len(site.shape) > 2 and sum(s.path == site.path for s in sites) == 2
     }
     if not both or any(
-        site.copies > 1 or abs(leg.power) != 1 for site, leg in zip(sites, space.legs, strict=True)
+        site.copies > 1 or site.shift or abs(leg.power) != 1
+        for site, leg in zip(sites, space.legs, strict=True)
     ):
         return
     depth = next(site.shape[0] for site in sites if site.path in both)

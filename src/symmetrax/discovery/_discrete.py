@@ -220,7 +220,7 @@ def signs(
     asked: list[Space] = []
     for base in sorted(bases, key=lambda base: -len(base.legs)):
         sites = [leg.site for leg in base.legs]
-        if base.group.size < 2 or any(base.shape == s.shape and base.axes <= s.axes for s in asked):
+        if base.group.size < 2 or any(base.shape == s.shape and base.touched <= s.touched for s in asked):
             continue
         asked.append(base)
         atoms = _atoms(sites)

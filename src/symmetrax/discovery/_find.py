@@ -20,7 +20,7 @@ from symmetrax.discovery._discrete import (
 )
 from symmetrax.discovery._double import DOUBLE
 from symmetrax.discovery._found import Discovery, Found
-from symmetrax.discovery._lie import Look, centred_rotations, matrix_groups, scales
+from symmetrax.discovery._lie import Look, centred_rotations, matrix_groups, scales, shifted_scales
 from symmetrax.discovery._moments import Products, points_needed, rows
 from symmetrax.discovery._places import Place
 from symmetrax.discovery._plan import GROUPS, MATRICES, MOST_BLOCKS, Plan
@@ -149,6 +149,7 @@ class _Search:
         if PositiveDiagonal in wanted:
             known = self.spaces, self.nearly
             self.take(scales(self.measured, self.live, self.threshold, self.rng, *known))
+            self.take(shifted_scales(self.measured, self.live, self.threshold, self.rng, self.spaces))
         if Permutation in wanted:
             asked = set(permutation_shapes(self.live, blocks))
             shapes = permutation_shapes(self.live, self.blocks())

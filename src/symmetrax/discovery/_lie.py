@@ -17,7 +17,7 @@ from symmetrax.discovery._points import Measured
 from symmetrax.discovery._relations import NEARLY, Relation, charges, relations
 from symmetrax.discovery._sites import Shape, Site
 from symmetrax.discovery._spaces import Leg, Space, implied, together, with_per
-from symmetrax.symmetry._groups import PositiveDiagonal
+from symmetrax.symmetry._groups import Permutation, PositiveDiagonal, SignDiagonal
 from symmetrax.symmetry._matrix_groups import GeneralLinear, Orthogonal, ScaledRotation
 
 #: Directions without a mean that are compared.
@@ -166,18 +166,10 @@ def scales(
     nearly: Sequence[Space],
 ) -> Iterator[tuple[Look, list[list[Space]]]]:
     """Candidates for positive scalings, with their charges; many scales first, one for whole arrays last."""
-    taken = measured.products
-    at = [place for place in places if place in taken]
-    lookup = {(place.path, place.axis, place.lead): place for place in at}
+    at = [place for place in places if place in measured.products]
     for shape in scale_shapes(at):
         sites = scale_sites(shape, at)
-        rows = _scale_rows(shape, len(sites), len(next(iter(taken.values()))), rng)
-        parts = []
-        for site in sites:
-            place = lookup[site.path, site.axis, site.lead]
-            terms = taken[place][:, :, site.positions].sum(axis=-1).reshape(len(taken[place]), -1)
-            part = site.positions.size / site.length / terms.shape[1]  # of the array's products, in each row
-            parts.append((terms[rows], np.sqrt(part * measured.sizes[site.path][rows[0]].sum())))
+        parts = _products(measured, sites, _scale_rows(measured, shape, len(sites), rng))
         group = with_per(PositiveDiagonal, shape)
         given = (implied(sites, group, spaces) for spaces in (known, nearly))
         found, nearest = relations(stacked(parts), tolerance, *given)
@@ -189,10 +181,95 @@ def scales(
         yield Look("scales", shape, len(sites), len(found), nearest), spaces
 
 
+def shifted_scales(
+    measured: Measured,
+    places: Sequence[Place],
+    tolerance: float,
+    rng: np.random.Generator,
+    known: Sequence[Space],
+) -> Iterator[tuple[Look, list[list[Space]]]]:
+    """Candidates for scales of vectors plus a constant: gains that enter as 1 + w.
+
+    Where w + c scales, gradient times w and c times the gradient are one term of a relation: with the
+    gradients as columns of their own, the coefficients tell c. Asked where vectors have no scales so far.
+    """
+    at = [place for place in places if place in measured.products]
+    for shape in scale_shapes(at):
+        sites = scale_sites(shape, at)
+        taken = {
+            leg.site.path
+            for space in known
+            if not isinstance(space.group, Permutation | SignDiagonal)
+            for leg in space.legs
+        }
+        lone = [
+            k
+            for k, site in enumerate(sites)
+            if site.path not in taken and site.copies == 1 and site.whole and _place(site) in measured.slopes
+        ]
+        rows = _scale_rows(measured, shape, len(sites) + len(lone), rng)
+        if not lone or len(rows[0]) < len(sites) + len(lone) + 4:
+            continue
+        slopes = [_units(measured.slopes[_place(sites[k])], sites[k])[rows] for k in lone]
+        slopes = [(slope, float(np.linalg.norm(slope))) for slope in slopes]
+        given = [
+            np.append(r, np.zeros(len(lone)))
+            for r in implied(sites, with_per(PositiveDiagonal, shape), known)
+        ]
+        # Translations, as of two biases that are added, are relations between gradients alone.
+        given += [
+            np.append(np.zeros(len(sites)), relation.coefficients)
+            for relation in relations(stacked(slopes), tolerance)[0]
+        ]
+        columns = stacked([*_products(measured, sites, rows), *slopes])
+        found, nearest = relations(columns, tolerance, given)
+        spaces = [
+            [space]
+            for relation in found
+            if relation.inside <= tolerance and (space := _shifted(relation, sites, lone, shape))
+        ]
+        yield Look("scales of vectors plus constants", shape, len(sites), len(spaces), nearest), spaces
+
+
+def _shifted(relation: Relation, sites: Sequence[Site], lone: Sequence[int], shape: Shape) -> Space | None:
+    """The scales that a relation between products and gradients tells of, if it has constants."""
+    products, slopes = np.split(relation.coefficients, [len(sites)])
+    constants = {k: slope for k, slope in zip(lone, slopes, strict=True) if slope}
+    if not constants or any(products[k] == 0 for k in constants):
+        return None
+    powers, legs = charges(products), []
+    for k, site in enumerate(sites):
+        if products[k]:
+            shift = round(float(constants.get(k, 0.0) / products[k]), 6)
+            legs.append(Leg(dataclasses.replace(site, shift=shift), float(powers[k])))
+    return Space(with_per(PositiveDiagonal, shape), tuple(legs), (relation.inside, relation.outside))
+
+
 def _scale_rows(
-    shape: Shape, sites: int, points: int, rng: np.random.Generator
+    measured: Measured, shape: Shape, columns: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Points and units that make enough rows for so many columns."""
-    units = int(np.prod(shape[0])) * shape[1]
-    chosen = rng.permutation(points * units)[: max(3 * sites + 16, 64)]
+    units, points = int(np.prod(shape[0])) * shape[1], len(next(iter(measured.products.values())))
+    chosen = rng.permutation(points * units)[: max(3 * columns + 16, 64)]
     return np.divmod(np.sort(chosen), units)
+
+
+def _products(
+    measured: Measured, sites: Sequence[Site], rows: tuple[np.ndarray, np.ndarray]
+) -> list[tuple[np.ndarray, float]]:
+    """Gradient times parameter by unit, at some points and units, and the length of what is unrelated."""
+    parts = []
+    for site in sites:
+        terms = _units(measured.products[_place(site)], site)
+        part = site.positions.size / site.length / terms.shape[1]  # of the array's products, in each row
+        parts.append((terms[rows], np.sqrt(part * measured.sizes[site.path][rows[0]].sum())))
+    return parts
+
+
+def _place(site: Site) -> Place:
+    return Place(site.path, site.shape, site.axis, site.lead)
+
+
+def _units(terms: np.ndarray, site: Site) -> np.ndarray:
+    """Sums over the copies of each unit, (points, units), of terms along an axis."""
+    return terms[:, :, site.positions].sum(axis=-1).reshape(len(terms), -1)

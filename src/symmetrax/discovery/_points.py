@@ -281,13 +281,15 @@ class Measured:
     """Gradients at generic points: all of them at the first few, products with the parameters at all.
 
     `products` has for every place the sums of gradient times parameter over all other axes, of shape (points,
-    indices, length); `sizes` the squared length of such products for every array, of shape (points,). `idle`
-    arrays do not change the loss; `steep` ones do, but have no gradient.
+    indices, length); `sizes` the squared length of such products for every array, of shape (points,);
+    `slopes` the gradients where there are no other axes, those of vectors, in the shape of their products.
+    `idle` arrays do not change the loss; `steep` ones do, but have no gradient.
     """
 
     points: list[Point]
     products: dict[Place, np.ndarray]
     sizes: dict[str, np.ndarray]
+    slopes: dict[Place, np.ndarray]
     idle: tuple[str, ...]
     steep: tuple[str, ...]
 
@@ -301,7 +303,9 @@ def measure(
     """
     kept: list[Point] = []
     listed = [p for p in places if p.length * int(np.prod(p.leads)) <= MOST_SCALES]
+    vectors = [p for p in listed if p.length * int(np.prod(p.leads)) == int(np.prod(p.shape))]
     products: list[list[np.ndarray]] = []
+    slopes: list[list[np.ndarray]] = []
     lengths: list[np.ndarray] = []
     values: list[float] = []
     leaves: Leaves = {}
@@ -316,13 +320,15 @@ def measure(
             kept.append(Point(leaves, gradient))
         values.append(value)
         products.append([_along(place, product[place.path]) for place in listed])
+        slopes.append([_along(place, np.real(gradient[place.path])) for place in vectors])
         lengths.append(sizes)
     varies = float(np.median(np.abs(np.array(values) - loss.start)))
     loss.variation = varies if varies > 0 else 1.0
     idle, steep = _without_gradient(loss, leaves, values[-1], np.sqrt(np.max(lengths, axis=0)), rng)
     by_place = {place: np.stack([row[k] for row in products]) for k, place in enumerate(listed)}
     by_path = dict(zip(loss.leaves, np.transpose(lengths), strict=True))
-    return Measured(kept, by_place, by_path, idle, steep)
+    by_vector = {place: np.stack([row[k] for row in slopes]) for k, place in enumerate(vectors)}
+    return Measured(kept, by_place, by_path, by_vector, idle, steep)
 
 
 def more_points(loss: Loss, rng: np.random.Generator, count: int) -> list[Point]:

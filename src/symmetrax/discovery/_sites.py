@@ -22,7 +22,8 @@ class Site:
     a block, after `offset` plain entries, lie `second`, `size`, `third` and `tail`, the first slowest;
     `first`, `second` and `third` are indices of the group; along `repeats` and `tail` one element acts many
     times: `(kv _ f z)` is first=kv, repeats, second=f, size=z. Other array axes may be indices too: `lead`
-    has each with the length that counts, the slowest part of the axis if it is less than the whole.
+    has each with the length that counts, the slowest part of the axis if it is less than the whole. What acts
+    is linear in the array plus `shift`.
     """
 
     path: str
@@ -38,6 +39,7 @@ class Site:
     second: int = 1
     third: int = 1
     tail: int = 1
+    shift: float = 0.0
 
     @property
     def per(self) -> tuple[int, ...]:
@@ -144,7 +146,9 @@ class Site:
     def flipped(self, x: np.ndarray, units: np.ndarray, copies: Sequence[int] | None) -> np.ndarray:
         """The array with the signs of some units' slices changed, at the first value of every index."""
         every = (slice(None),) * len(self.lead)
-        return self.change(x, units, lambda corner: -corner[(*every, self._at(units, copies))], copies)
+        return self.change(
+            x, units, lambda corner: -corner[(*every, self._at(units, copies))] - 2 * self.shift, copies
+        )
 
     def gather(self, x: np.ndarray, blocks: np.ndarray, units: np.ndarray) -> np.ndarray:
         """Slices of the array at some values of the indices and some units: (blocks, units, all the rest)."""

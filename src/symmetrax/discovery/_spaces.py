@@ -8,6 +8,7 @@ import numpy as np
 
 from symmetrax.discovery._sites import Shape, Site, carried
 from symmetrax.symmetry._groups import AbstractGroup, Permutation, PositiveDiagonal, SignDiagonal
+from symmetrax.symmetry._legs import written
 from symmetrax.symmetry._matrix_groups import GeneralLinear, Orthogonal, ScaledRotation
 
 #: Letters of spaces by group, and of the group's indices, in legs.
@@ -39,6 +40,11 @@ class Space:
     @property
     def shape(self) -> Shape:
         return self.group.lengths, self.group.size
+
+    @property
+    def touched(self) -> frozenset[tuple[str, int, float]]:
+        """The axes that it touches, with the shifts of what it acts on."""
+        return frozenset((leg.site.path, leg.site.axis, leg.site.shift) for leg in self.legs)
 
     @property
     def axes(self) -> frozenset[tuple[str, int]]:
@@ -89,7 +95,10 @@ def leg_text(legs: Sequence[Leg], name: str, indices: Sequence[str]) -> str:
             for (lead, length), index in zip(leg.site.lead, indices, strict=False):
                 words[lead] = index if length == leg.site.shape[lead] else f"({index} _)"
         words[axis] = _axis_text(here, name, indices)
-    return " ".join(words)
+    shifts = {leg.site.shift for leg in legs}
+    if len(shifts) > 1:
+        raise ValueError("an array has several offsets")
+    return written(words, *shifts)
 
 
 def _axis_text(legs: Sequence[Leg], name: str, indices: Sequence[str]) -> str:
@@ -272,6 +281,9 @@ def _functions(
     bigs: Sequence[tuple[Site, AbstractGroup]], smalls: Sequence[Site], small: AbstractGroup
 ) -> list[np.ndarray] | None:
     """How a small space's coordinates on one axis follow from those of each of some others, or None."""
+    shifts = {site.shift for site in (*smalls, *(site for site, _ in bigs))}
+    if len(shifts) > 1 and not isinstance(small, Permutation):  # which keep constants
+        return None
     matrices = not isinstance(small, PositiveDiagonal | SignDiagonal)
     way = carried([site for site, _ in bigs], smalls, matrices=matrices) if bigs else None
     if way is None:
