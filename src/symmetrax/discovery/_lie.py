@@ -191,7 +191,8 @@ def shifted_scales(
     """Candidates for scales of vectors plus a constant: gains that enter as 1 + w.
 
     Where w + c scales, gradient times w and c times the gradient are one term of a relation: with the
-    gradients as columns of their own, the coefficients tell c. Asked where vectors have no scales so far.
+    gradients as columns of their own, the coefficients tell c. Asked where vectors have no scales so far, and
+    answered where c is a multiple of 1/2: a small constant is told as the defect of plain scales.
     """
     at = [place for place in places if place in measured.products]
     for shape in scale_shapes(at):
@@ -240,7 +241,10 @@ def _shifted(relation: Relation, sites: Sequence[Site], lone: Sequence[int], sha
     powers, legs = charges(products), []
     for k, site in enumerate(sites):
         if products[k]:
-            shift = round(float(constants.get(k, 0.0) / products[k]), 6)
+            exact = float(constants.get(k, 0.0) / products[k])
+            shift = round(2 * exact) / 2
+            if abs(shift - exact) > 1e-5 or (k in constants and not shift):
+                return None  # a defect of the scales, and no constant that a model was given
             legs.append(Leg(dataclasses.replace(site, shift=shift), float(powers[k])))
     return Space(with_per(PositiveDiagonal, shape), tuple(legs), (relation.inside, relation.outside))
 
