@@ -153,7 +153,7 @@ def makers(optimizer: optax.GradientTransformation) -> set[str]:
             case types.MethodType():
                 left.extend((part.__func__, getattr(part.__self__, "__dict__", {})))
             case types.FunctionType():
-                if part.__module__.startswith("optax"):
+                if (part.__module__ or "").startswith("optax"):
                     found.add(part.__qualname__.split(".")[0])
                 left.append(getattr(part, "__wrapped__", None))
                 left.extend(cell.cell_contents for cell in part.__closure__ or () if _is_filled(cell))
