@@ -220,7 +220,7 @@ def check_search(
 
     >>> import symmetrax as sx
     >>> check_search(sx.booth().symmetry(), None)
-    Ascent(steps=10, rate=0.1, bound=0.5, normalized=True, monotone=True)
+    Ascent(rate=0.1, bound=0.5, normalized=True, monotone=True)
     """
     if isinstance(search, AbstractPointSearch):
         return search
