@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 
-def widened(x: Array) -> Array:
+def widened(x: ArrayLike) -> Array:
     """`x` in single precision at least: half floats and integers are converted, complex stays complex."""
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.inexact):
@@ -22,7 +22,7 @@ def widened(x: Array) -> Array:
     return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
 
 
-def squares(x: Array) -> Float[Array, "..."]:
+def squares(x: ArrayLike) -> Float[Array, "..."]:
     """|x|^2, entry by entry."""
     x = widened(x)
     if jnp.iscomplexobj(x):
@@ -71,7 +71,7 @@ def magnitude(tree: PyTree) -> Float[Array, ""]:
     return jnp.ldexp(jnp.ones((), kind), jnp.clip(exponent - 1, -most, most))
 
 
-def _parts(x: Array) -> tuple[Array, ...]:
+def _parts(x: ArrayLike) -> tuple[Array, ...]:
     x = widened(x)
     return (x.real, x.imag) if jnp.iscomplexobj(x) else (x,)
 
