@@ -139,14 +139,15 @@ def outcomes(name, count, seed=0):
 
 
 def check(name, count, seed=0):
-    _, (updates, refused, states) = outcomes(name, count, seed)
+    """Asserts that all numbers are finite; returns the tasks, and which of their steps were no steps."""
+    tasks, (updates, refused, states) = outcomes(name, count, seed)
     flat = np.concatenate([np.reshape(u, (count, STEPS, -1)) for u in jax.tree.leaves(updates)], axis=-1)
     assert np.all(np.isfinite(flat))
     stayed = np.asarray(refused) == NO_STEP
     assert np.all(flat[stayed] == 0)
     for leaf in jax.tree.leaves(getattr(states, "memory", ())):
         assert np.all(np.isfinite(leaf))
-    return stayed
+    return tasks, stayed
 
 
 OFTEN = ("whole-lstm", "orbit-derivative", "orbit-first", "online", "rnnprop", "step", "pairs", "together")
@@ -155,8 +156,29 @@ NAMES = [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) f
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_number_is_lost_silently(name):
-    stayed = check(name, 400)
-    assert np.mean(stayed) < 0.6
+    tasks, stayed = check(name, 400)
+    # Refusing everything would be finite too: where nothing is extreme, the first step is taken.
+    ordinary = plane_ordinary(*tasks) if name in PLANE else network_ordinary(*tasks)
+    assert np.sum(ordinary) > 15
+    assert not np.any(stayed[ordinary, 0])
+
+
+def plane_ordinary(matrix, offset, x, given, own):
+    """Tasks with a regular map and a point of usual size whose first gradient fits the loss."""
+    values = np.linalg.svd(np.float64(matrix), compute_uv=False)
+    regular = (values[:, 0] < 1e3) & (values[:, 1] > 1e-2)
+    return regular & usual(x, largest=1e3) & (own[:, 0] | usual(given[:, 0], least=1e-6, largest=1e6))
+
+
+def network_ordinary(params, given, own):
+    known = own[:, 0] | np.all([usual(x[:, 0], least=1e-6, largest=1e6) for x in given.values()], axis=0)
+    return np.all([usual(x, largest=1e3) for x in params.values()], axis=0) & known
+
+
+def usual(x, largest, least=0.0):
+    """For each task, whether its largest entry lies in these bounds."""
+    size = np.max(np.abs(np.reshape(x, (len(x), -1))), axis=1)
+    return (size >= least) & (size <= largest)
 
 
 @pytest.mark.slow

@@ -331,3 +331,36 @@ def test_coordinates_that_a_symmetry_does_not_have_cannot_be_learned():
     discrete = sx.NetworkSymmetry({"h": sx.Permutation(4)}, {"w1": "h _", "w2": "_ h"}, like=perceptron()[0])
     with pytest.raises(ValueError, match="NetworkSymmetry has none: its groups are discrete"):
         sx.online_teleported(optax.sgd(0.1), discrete, 0.1)
+
+
+COUNTING = {
+    "learned": lambda s: sx.WholeLSTM(2, algebra=1, width=4, key=KEY).transform(s, schedule=(1, 2, 3)),
+    "first": lambda s: sx.OrbitLSTM(2, algebra=1, width=4, key=KEY).transform(
+        s, schedule=(1, 2, 3), order="teleport-first"
+    ),
+    "online": lambda s: sx.online_teleported(
+        optax.sgd(1e-3), s, 0.01, schedule=(1, 2, 3), start=jnp.array([0.1])
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COUNTING)
+def test_states_count_teleports_and_lost_steps_by_their_outcome(name):
+    """Teleports at steps 1 to 3: accepted, refused because another loss is told, no step at a NaN."""
+    task = sx.booth()
+    transform = COUNTING[name](task.symmetry())
+    x = jnp.array([5.0, -5.0])
+    state = transform.init(x)
+    seen = []
+    for number in range(5):
+        value, gradient = jax.value_and_grad(task.loss)(x)
+        gradient = jnp.full(2, jnp.nan) if number == 3 else gradient
+        told = (lambda x: x[0] ** 3) if number == 2 else task.loss
+        updates, state = transform.update(gradient, state, x, value=value, value_fn=told)
+        x = x + updates
+        seen.append(int(state.refused))
+    assert seen[0] == seen[4] == 0
+    assert seen[2] not in (0, NO_STEP)
+    assert seen[3] == NO_STEP
+    expected = np.bincount(seen[1:4], minlength=len(sx.REFUSALS))
+    assert state.outcomes.tolist() == expected.tolist()

@@ -21,7 +21,7 @@ from symmetrax.learned._features import Info, Move, ordinary
 from symmetrax.learned._leap import Gate, Leap, Transport, leap_from
 from symmetrax.learned._numbers import as_before, at_precision, check_whole, hold, settled_state
 from symmetrax.symmetry._base import AbstractLieSymmetry
-from symmetrax.teleportation._guard import NO_STEP, NOT_MEASURED, Guard
+from symmetrax.teleportation._guard import NO_STEP, NOT_MEASURED, REFUSALS, Guard
 from symmetrax.teleportation._objectives import orbit_derivative, slopes
 from symmetrax.teleportation._orbit import Orbit
 from symmetrax.teleportation._schedule import Schedule, due, settled
@@ -45,10 +45,12 @@ class LearnedState(NamedTuple):
     `defect` and `refused` tell of the last teleport, `step_size`, `momentum` and `gate` what the network
     emitted (-1 if it does not); read them with `optax.tree.get(state, "refused")`. Where what the network is
     shown, or the step that comes of it, is infinite or NaN, the update is zero, memory and last step stay as
-    they were, and `refused` is the code of `symmetrax.REFUSALS` that says so. No leaf changes its type.
+    they were, and `refused` is the code of `symmetrax.REFUSALS` that says so. `outcomes[code]` counts the
+    teleports that ended with each code, outcomes[0] those that were accepted, and the steps that were none.
+    No leaf changes its type.
 
-    >>> LearnedState._fields
-    ('count', 'memory', 'previous', 'algebra', 'defect', 'refused', 'step_size', 'momentum', 'gate')
+    >>> LearnedState._fields[:7]
+    ('count', 'memory', 'previous', 'algebra', 'defect', 'refused', 'outcomes')
     """
 
     count: Int[Array, ""]
@@ -57,6 +59,7 @@ class LearnedState(NamedTuple):
     algebra: Float[Array, "..."]
     defect: Float[Array, ""]
     refused: Int[Array, ""]
+    outcomes: Int[Array, " codes"]
     step_size: Float[Array, ""]
     momentum: Float[Array, ""]
     gate: Float[Array, ""]
@@ -191,6 +194,7 @@ def _transformation(network, symmetry, schedule, guard, meta_order, transport, a
             algebra=jnp.zeros(()) if symmetry is None else symmetry.zero(),
             defect=jnp.array(NOT_MEASURED),
             refused=jnp.array(0),
+            outcomes=jnp.zeros(len(REFUSALS), int),
             step_size=jnp.array(NOT_EMITTED),
             momentum=jnp.array(NOT_EMITTED),
             gate=jnp.array(NOT_EMITTED),
@@ -226,6 +230,7 @@ def _transformation(network, symmetry, schedule, guard, meta_order, transport, a
             algebra=jnp.zeros_like(state.algebra),
             defect=jnp.full_like(state.defect, NOT_MEASURED),
             refused=jnp.full_like(state.refused, NO_STEP),
+            outcomes=state.outcomes.at[NO_STEP].add(1),
         )
         displacement = select(made, displacement, optax.tree.zeros_like(displacement))
         return held.updates(displacement, updates), select(made, after, stayed)
@@ -275,11 +280,13 @@ def _transformation(network, symmetry, schedule, guard, meta_order, transport, a
 
 def _told(state: LearnedState, leap: Leap, previous: PyTree) -> LearnedState:
     """The state that tells of a teleport."""
+    counted = state.outcomes.at[leap.jump.refused].add(leap.due.astype(state.outcomes.dtype))
     return state._replace(
         previous=previous,
         algebra=leap.algebra,
         defect=jnp.where(leap.due, leap.jump.defect, NOT_MEASURED),
         refused=jnp.where(leap.due, leap.jump.refused, 0),
+        outcomes=counted,
     )
 
 

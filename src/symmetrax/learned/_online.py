@@ -13,7 +13,7 @@ from symmetrax._tree import all_finite, select
 from symmetrax.learned._leap import unless
 from symmetrax.learned._numbers import as_before, check_whole, hold, own, settled_state
 from symmetrax.symmetry._base import AbstractLieSymmetry
-from symmetrax.teleportation._guard import NO_STEP, NOT_MEASURED, Guard, Jump, jump, shortened
+from symmetrax.teleportation._guard import NO_STEP, NOT_MEASURED, REFUSALS, Guard, Jump, jump, shortened
 from symmetrax.teleportation._schedule import Schedule, due, settled
 from symmetrax.teleportation._teleport import GuardChoice, settled_guard
 
@@ -38,10 +38,12 @@ class OnlineState(NamedTuple):
     their own optimizer; `defect` and `refused` are as in `symmetrax.Teleport`; `unlearned` counts the steps
     whose slope was not finite, after which the coordinates stayed. Read them with
     `optax.tree.get(state, "algebra")`. Where the step is infinite or NaN, nothing moves, the inner state
-    stays as it was, and `refused` is the code of `symmetrax.REFUSALS` that says so. No leaf changes its type.
+    stays as it was, and `refused` is the code of `symmetrax.REFUSALS` that says so. `outcomes[code]` counts
+    the teleports that ended with each code, outcomes[0] those that were accepted, and the steps that were
+    none. No leaf changes its type.
 
     >>> OnlineState._fields
-    ('count', 'inner', 'algebra', 'meta', 'last', 'defect', 'refused', 'unlearned')
+    ('count', 'inner', 'algebra', 'meta', 'last', 'defect', 'refused', 'outcomes', 'unlearned')
     """
 
     count: Int[Array, ""]
@@ -51,6 +53,7 @@ class OnlineState(NamedTuple):
     last: LastStep
     defect: Float[Array, ""]
     refused: Int[Array, ""]
+    outcomes: Int[Array, " codes"]
     unlearned: Int[Array, ""]
 
 
@@ -147,6 +150,7 @@ def online_teleported(
                 last=LastStep(held.numbers, optax.tree.zeros_like(held.numbers), state, jnp.array(False)),
                 defect=jnp.array(NOT_MEASURED, held.dtype),
                 refused=jnp.array(0),
+                outcomes=jnp.zeros(len(REFUSALS), int),
                 unlearned=jnp.array(0),
             )
         )
@@ -183,6 +187,7 @@ def online_teleported(
         )
         displacement = held.gradient(displacement)
         made = held.lands(displacement)
+        refused = jnp.where(made, jnp.where(moves, jumped.refused, 0), NO_STEP)
         jumps = (jumped.refused == 0) & (made | ~all_finite(gradient))
         after = OnlineState(
             count=state.count + 1,
@@ -191,7 +196,8 @@ def online_teleported(
             meta=meta,
             last=LastStep(held.numbers, held.outside(gradient), state.inner, moves & made),
             defect=jnp.where(moves & made, jumped.defect, NOT_MEASURED),
-            refused=jnp.where(made, jnp.where(moves, jumped.refused, 0), NO_STEP),
+            refused=refused,
+            outcomes=state.outcomes.at[refused].add((moves | ~made).astype(state.outcomes.dtype)),
             unlearned=state.unlearned + failed.astype(state.unlearned.dtype),
         )
         displacement = select(made, displacement, optax.tree.zeros_like(displacement))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 import numpy as np
-from jaxtyping import Array, Bool, Float, Key, PyTree
+from jaxtyping import Array, Bool, Float, Inexact, Key, PyTree
 
 from symmetrax._keys import check_key
 from symmetrax._tree import known_name, leaf_names, relative
@@ -193,7 +193,7 @@ class ActivationGL(AbstractLieSymmetry):
     def check(self, params: PyTree) -> None:
         jax.eval_shape(self._read, named_shapes(params))
 
-    def outputs(self, params: PyTree, batch: PyTree) -> Float[Array, "samples outputs"]:
+    def outputs(self, params: PyTree, batch: PyTree) -> Inexact[Array, "samples outputs"]:
         """What the network computes on the batch."""
         layers, x = self.opened(params, batch)
         with jax.default_matmul_precision("highest"):
@@ -228,7 +228,7 @@ class ActivationGL(AbstractLieSymmetry):
         signal = with_one(x, layers[0]) @ layers[0].T
         return [a[0][0] @ layers[0], *self.refitted(a, signal, layers[1:])]
 
-    def refitted(self, a: Element, signal: Float[Array, "n k"], layers: list[Array]) -> list[Array]:
+    def refitted(self, a: Element, signal: Inexact[Array, "n k"], layers: list[Array]) -> list[Array]:
         """The weights after the first layer, moved by the "output" form, from the first layer's `signal`.
 
         `signal` is what that layer computes on the batch before the action, samples as rows: all that the
@@ -265,24 +265,27 @@ class ActivationGL(AbstractLieSymmetry):
             moved.append(weight)
         return [*moved, _after(layers[-1], a[-1][1])]
 
-    def _fit(self, x: Float[Array, "n p"], y: Float[Array, "n q"]) -> Float[Array, "p q"]:
+    def _fit(self, x: Inexact[Array, "n p"], y: Inexact[Array, "n q"]) -> Inexact[Array, "p q"]:
         """The smallest matrix w with the least ||x w - y||, that is x^+ y."""
         n, p = x.shape
+        adjoint = jnp.conj(x.T)
         if self.solver == "svd":
             return jnp.linalg.pinv(x) @ y
         if n == p:
             return inverse(x) @ y
         if self.solver == "gram":
+            # Of complex matrices JAX 0.10 transposes the Cholesky factor wrongly in reverse mode.
+            kind = "her" if jnp.iscomplexobj(x) else "pos"
             if n < p:
-                return x.T @ jsl.solve(x @ x.T, y, assume_a="pos")
-            return jsl.solve(x.T @ x, x.T @ y, assume_a="pos")
+                return adjoint @ jsl.solve(x @ adjoint, y, assume_a=kind)
+            return jsl.solve(adjoint @ x, adjoint @ y, assume_a=kind)
         if n < p:
-            q, r = jnp.linalg.qr(x.T)
-            return q @ jsl.solve_triangular(r, y, trans="T")
+            q, r = jnp.linalg.qr(adjoint)
+            return q @ jsl.solve_triangular(r, y, trans="C")
         q, r = jnp.linalg.qr(x)
-        return jsl.solve_triangular(r, q.T @ y)
+        return jsl.solve_triangular(r, jnp.conj(q.T) @ y)
 
-    def _undo(self, features: Float[Array, "..."]) -> Float[Array, "..."]:
+    def _undo(self, features: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
         return cast(Callable, self.inverse_activation)(features)
 
     def _seen(self, layers: list[Array], x: Array) -> list[Array]:
@@ -304,7 +307,7 @@ class ActivationGL(AbstractLieSymmetry):
             raise ValueError(f"{self.weights[0]} takes {expected} features, the inputs have shape {x.shape}.")
         return layers, x
 
-    def _inputs(self, batch: PyTree) -> Float[Array, "samples features"]:
+    def _inputs(self, batch: PyTree) -> Inexact[Array, "samples features"]:
         if batch is None:
             raise ValueError("ActivationGL depends on the data: pass the batch on which the loss is to stay.")
         first = batch[0] if isinstance(batch, tuple) else batch
@@ -316,7 +319,7 @@ class ActivationGL(AbstractLieSymmetry):
             )
         return jnp.asarray(x, jnp.result_type(x, float))
 
-    def _read(self, params: PyTree) -> list[Float[Array, "out in"]]:
+    def _read(self, params: PyTree) -> list[Inexact[Array, "out in"]]:
         """The weights of each layer, with the bias as last column if there is one."""
         biases = self._biases
         leaves = _named(params, (*self.weights, *(name for name in biases if name is not None)))
@@ -362,14 +365,14 @@ def _named(params: PyTree, names: Sequence[str]) -> dict[str, Array]:
     return {name: jnp.asarray(leaves[known[name]]) for name in names}
 
 
-def with_one(x: Float[Array, "n p"], weight: Float[Array, "q r"]) -> Float[Array, "n r"]:
+def with_one(x: Inexact[Array, "n p"], weight: Inexact[Array, "q r"]) -> Inexact[Array, "n r"]:
     """Features as `weight` takes them: with a one after them if its last column is a bias."""
     if x.shape[1] == weight.shape[1] - 1:
         return jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1)
     return x
 
 
-def _after(weight: Float[Array, "q r"], dual: Float[Array, "p p"]) -> Float[Array, "q r"]:
+def _after(weight: Inexact[Array, "q r"], dual: Inexact[Array, "p p"]) -> Inexact[Array, "q r"]:
     """`weight` times g^-1, which leaves a bias in the last column alone."""
     p = dual.shape[0]
     return jnp.concatenate([weight[:, :p] @ dual.T, weight[:, p:]], axis=1)
@@ -383,7 +386,7 @@ def _well_conditioned(key: Key[Array, ""], size: int) -> tuple[Array, Array]:
         return (q * stretch) @ r, (q / stretch) @ r
 
 
-def _lost_rank(x: Float[Array, "n p"]) -> Bool[Array, ""]:
+def _lost_rank(x: Inexact[Array, "n p"]) -> Bool[Array, ""]:
     values = jnp.linalg.svdvals(x)
     return ~(values[-1] > values[0] * max(x.shape) * jnp.finfo(x.dtype).eps)  # written so that NaN has none
 

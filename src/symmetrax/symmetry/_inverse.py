@@ -2,11 +2,11 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Inexact
 
 
 @jax.custom_jvp
-def inverse(x: Float[Array, "n n"]) -> Float[Array, "n n"]:
+def inverse(x: Inexact[Array, "n n"]) -> Inexact[Array, "n n"]:
     """x^-1 by Gauss-Jordan elimination with partial pivoting; infinite or NaN for a singular matrix.
 
     For the small matrices of hidden units it is as fast as LAPACK, whose calls XLA spreads over its threads

@@ -4,7 +4,7 @@ from abc import abstractmethod
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Inexact
 
 from symmetrax.symmetry._matrix_groups import matvec
 
@@ -24,11 +24,11 @@ class AbstractMap(eqx.Module):
         """The dimension n."""
 
     @abstractmethod
-    def __call__(self, x: Float[Array, " n"]) -> Float[Array, " n"]:
+    def __call__(self, x: Inexact[Array, " n"]) -> Inexact[Array, " n"]:
         """The image of `x`."""
 
     @abstractmethod
-    def inverse(self, u: Float[Array, " n"]) -> Float[Array, " n"]:
+    def inverse(self, u: Inexact[Array, " n"]) -> Inexact[Array, " n"]:
         """The point whose image is `u`."""
 
 
@@ -49,10 +49,10 @@ class Affine(AbstractMap):
     def size(self) -> int:
         return self.offset.shape[0]
 
-    def __call__(self, x: Float[Array, " n"]) -> Float[Array, " n"]:
+    def __call__(self, x: Inexact[Array, " n"]) -> Inexact[Array, " n"]:
         return matvec(self.matrix, x) + self.offset
 
-    def inverse(self, u: Float[Array, " n"]) -> Float[Array, " n"]:
+    def inverse(self, u: Inexact[Array, " n"]) -> Inexact[Array, " n"]:
         if self.size != 2:
             return jnp.linalg.solve(self.matrix, u - self.offset)
         (a, b), (c, d) = self.matrix
@@ -82,15 +82,15 @@ class Triangular(AbstractMap):
     def size(self) -> int:
         return 2
 
-    def __call__(self, x: Float[Array, "2"]) -> Float[Array, "2"]:
+    def __call__(self, x: Inexact[Array, "2"]) -> Inexact[Array, "2"]:
         return jnp.stack([polynomial(self.c, x[0]) * x[1] + polynomial(self.d, x[0]), self.a * x[0] + self.b])
 
-    def inverse(self, u: Float[Array, "2"]) -> Float[Array, "2"]:
+    def inverse(self, u: Inexact[Array, "2"]) -> Inexact[Array, "2"]:
         x = (u[1] - self.b) / self.a
         return jnp.stack([x, (u[0] - polynomial(self.d, x)) / polynomial(self.c, x)])
 
 
-def polynomial(coefficients: Float[Array, " k"], x: Float[Array, ""]) -> Float[Array, ""]:
+def polynomial(coefficients: Inexact[Array, " k"], x: Inexact[Array, ""]) -> Inexact[Array, ""]:
     """The polynomial at x by Horner's rule, unrolled: `jnp.polyval` loops, which does not fuse."""
     value = coefficients[0]
     for coefficient in coefficients[1:]:

@@ -6,7 +6,7 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Inexact
 
 from symmetrax.symmetry._exponentials import (
     REACH,
@@ -307,7 +307,7 @@ class GeneralLinear(AbstractGroup):
         return jnp.matmul(a[0], x, precision="highest")
 
 
-def matvec(matrix: Float[Array, "m n"], x: Float[Array, " n"]) -> Float[Array, " m"]:
+def matvec(matrix: Float[Array, "m n"], x: Inexact[Array, " n"]) -> Inexact[Array, " m"]:
     """A small matrix times a vector, as products and sums: it fuses where a tiny dot would not."""
     if matrix.shape == (2, 2):
         (p, q), (r, t) = matrix

@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Inexact, Key, PyTree
 
 from symmetrax._keys import check_key
 from symmetrax._tree import relative
@@ -66,14 +66,14 @@ class Pullback(AbstractLieSymmetry):
     def bounded(self, coordinates: Float[Array, " k"], bound) -> Float[Array, " k"]:
         return self.group.bounded(coordinates, bound)
 
-    def act(self, a: Float[Array, "n n"], params: Float[Array, " n"], batch=None) -> Float[Array, " n"]:
+    def act(self, a: Float[Array, "n n"], params: Inexact[Array, " n"], batch=None) -> Inexact[Array, " n"]:
         return self.map.inverse(matvec(a, self.map(params)))
 
     def check(self, params: PyTree) -> None:
         if type(self).act is Pullback.act:  # a subclass may act on what it likes
             check_vector(self, params, self.map.size)
 
-    def holds(self, params: Float[Array, " n"], batch=None) -> Precondition:
+    def holds(self, params: Inexact[Array, " n"], batch=None) -> Precondition:
         residual = relative(self.map.inverse(self.map(params)) - params, params)
         tolerance = jnp.sqrt(jnp.finfo(params.dtype).eps)
         # Written so that a NaN residual does not hold.

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Inexact, Key, PyTree
 
 from symmetrax._keys import check_key
 from symmetrax._matrices import regular, symmetric
@@ -105,16 +105,16 @@ class QuadraticForm(AbstractLieSymmetry):
     def zero(self) -> Float[Array, " k"]:
         return jnp.zeros(self.algebra, self.matrix.dtype)
 
-    def act(self, a: Float[Array, "n n"], params: Float[Array, " n"], batch=None) -> Float[Array, " n"]:
+    def act(self, a: Float[Array, "n n"], params: Inexact[Array, " n"], batch=None) -> Inexact[Array, " n"]:
         return self.unroot @ (a @ (self.root @ params))
 
-    def pull(self, a, params, cotangent, batch=None) -> Float[Array, " n"]:
+    def pull(self, a, params, cotangent, batch=None) -> Inexact[Array, " n"]:
         return self.root @ (self.inverse(a).T @ (self.unroot @ cotangent))
 
     def check(self, params: PyTree) -> None:
         check_vector(self, params, self.size)
 
-    def holds(self, params: Float[Array, " n"], batch=None) -> Precondition:
+    def holds(self, params: Inexact[Array, " n"], batch=None) -> Precondition:
         sizes = jnp.abs(self.values)
         residual = jnp.finfo(self.matrix.dtype).eps * jnp.max(sizes) / jnp.min(sizes)
         return Precondition(jnp.where(regular(self.values), 0, 1), residual)
