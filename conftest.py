@@ -6,6 +6,7 @@ import pathlib
 
 import jax
 import pytest
+import tests.typechecker  # noqa: F401  (jaxtyping's import hook imports no more than `tests`)
 from _pytest.doctest import DoctestModule, DoctestTextfile
 
 #: Memory maps of a process from which on compiled programs are dropped; Linux allows 65,530.

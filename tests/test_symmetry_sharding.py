@@ -45,7 +45,7 @@ def test_split_arrays_move_as_whole_ones_and_stay_split(group, axis):
         assert all(x.sharding == placed[name].sharding for tree in found for name, x in tree.items())
 
 
-@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("axis", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_split_arrays_are_projected_measured_matched_and_verified(axis):
     symmetry, params = network(sx.GeneralLinear)
     placed = split(params, axis)

@@ -169,8 +169,7 @@ def _run(tracer: Any, numbers: PyTree, plainly: Callable[[], Any]) -> Any:
     traced = _traced(tracer, numbers)
     if traced is None:
         return plainly()
-    program = _program(_Trace(traced.jaxpr.jaxpr))
-    results = program(traced.jaxpr.consts, *jax.tree.leaves(numbers))
+    results = _program_of(traced.jaxpr.jaxpr)(traced.jaxpr.consts, *jax.tree.leaves(numbers))
     return _whole(jax.tree.unflatten(jax.tree.structure(traced.out_info), results))
 
 
@@ -186,6 +185,12 @@ class _Trace:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Trace) and self.key == other.key
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _program_of(jaxpr: Jaxpr) -> Callable:
+    # A function that is called again has the same trace: reading it anew would take longer than running it.
+    return _program(_Trace(jaxpr))
 
 
 @functools.lru_cache(maxsize=KEPT)

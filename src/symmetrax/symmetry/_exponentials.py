@@ -1,10 +1,12 @@
 """Matrix exponentials from products alone.
 
-No LAPACK call, which can hang inside a compiled program beside large products on few cores.
+No LAPACK call, which can hang inside a compiled program beside large products on few cores. What has loops
+or branches is compiled as a whole: outside of compiled code each call would compile its branches anew.
 """
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +16,11 @@ from jaxtyping import Array, Bool, Float, PyTree
 REACH = 20.0
 
 
+@partial(jax.jit, static_argnames="size", inline=True)
 def isometry(
-    generator: Callable[[Array], Array],
-    coordinates: Float[Array, "... k"],
-    form: Float[Array, "n n"] | None = None,
+    coordinates: Float[Array, "... k"], size: int, form: Float[Array, "n n"] | None = None
 ) -> Float[Array, "... n n"]:
-    """exp of generator(coordinates), matrices form @ S with S skew, no longer than their coordinates.
+    """exp of `skew` matrices of this size, or with a form of form @ skew.
 
     Right for every finite length, as far as the rounding of coordinates leaves angles certain. Each squaring
     doubles what the result M lacks in orthogonality, M' M = I, or with a form in M' form M = form, so that a
@@ -30,10 +31,20 @@ def isometry(
     def double(matrix: Array) -> Array:
         return _restored(product(matrix, matrix), form)
 
-    near = exponential(generator(parts))
+    generator = skew(parts, size)
+    near = exponential(generator if form is None else product(form, generator))
     return _doubled(near, halvings[..., None], double)
 
 
+def skew(coordinates: Float[Array, "... k"], size: int) -> Float[Array, "... n n"]:
+    """The skew matrices whose entries above the diagonal are minus the coordinates, row by row."""
+    row, column = jnp.triu_indices(size, 1)
+    upper = jnp.zeros((*coordinates.shape[:-1], size, size), coordinates.dtype)
+    upper = upper.at[..., row, column].set(coordinates)
+    return jnp.swapaxes(upper, -1, -2) - upper
+
+
+@partial(jax.jit, inline=True)
 def exponential_pair_or_nan(
     matrix: Float[Array, "... n n"],
 ) -> tuple[Float[Array, "... n n"], Float[Array, "... n n"]]:

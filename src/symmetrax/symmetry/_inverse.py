@@ -1,5 +1,7 @@
 """The inverse of a matrix without LAPACK, safe on any number of devices and cheap to differentiate."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
@@ -19,6 +21,18 @@ def inverse(x: Inexact[Array, "n n"]) -> Inexact[Array, "n n"]:
     [[0.   0.25]
      [0.5  0.  ]]
     """
+    return _eliminated(x)
+
+
+@inverse.defjvp
+def _inverse_jvp(primals, tangents):
+    y = inverse(*primals)
+    return y, -(y @ tangents[0] @ y)
+
+
+@partial(jax.jit, inline=True)
+def _eliminated(x: Inexact[Array, "n n"]) -> Inexact[Array, "n n"]:
+    """The inverse. Compiled: outside of compiled code the loop would be compiled anew at every call."""
     n = x.shape[0]
     rows = jnp.arange(n)
 
@@ -33,9 +47,3 @@ def inverse(x: Inexact[Array, "n n"]) -> Inexact[Array, "n n"]:
 
     augmented = jnp.concatenate([x, jnp.eye(n, dtype=x.dtype)], axis=1)
     return jax.lax.fori_loop(0, n, column, augmented)[:, n:]
-
-
-@inverse.defjvp
-def _inverse_jvp(primals, tangents):
-    y = inverse(*primals)
-    return y, -(y @ tangents[0] @ y)

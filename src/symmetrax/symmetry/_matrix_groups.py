@@ -320,7 +320,7 @@ def _rotation(coordinates: Float[Array, "... k"], size: int) -> Float[Array, "..
     if size == 2:
         c, s = jnp.cos(coordinates[..., 0]), jnp.sin(coordinates[..., 0])
         return jnp.stack([jnp.stack([c, -s], axis=-1), jnp.stack([s, c], axis=-1)], axis=-2)
-    return isometry(lambda parts: skew(parts, size), coordinates)
+    return isometry(coordinates, size)
 
 
 def shortened(coordinates: Float[Array, "... k"], size: int) -> Float[Array, "... k"]:
@@ -337,11 +337,3 @@ def shortened(coordinates: Float[Array, "... k"], size: int) -> Float[Array, "..
     longer = square * largest**2 > 1
     length = largest * jnp.sqrt(jnp.where(longer, square, 1.0))
     return jnp.where(longer, coordinates / length, coordinates)
-
-
-def skew(coordinates: Float[Array, "... k"], size: int) -> Float[Array, "... n n"]:
-    """The skew matrices whose entries above the diagonal are minus the coordinates, row by row."""
-    row, column = jnp.triu_indices(size, 1)
-    upper = jnp.zeros((*coordinates.shape[:-1], size, size), coordinates.dtype)
-    upper = upper.at[..., row, column].set(coordinates)
-    return jnp.swapaxes(upper, -1, -2) - upper

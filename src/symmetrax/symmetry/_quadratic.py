@@ -9,7 +9,8 @@ from jaxtyping import Array, Float, Inexact, Key, PyTree
 from symmetrax._keys import check_key
 from symmetrax._matrices import regular, symmetric
 from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition, check_vector
-from symmetrax.symmetry._matrix_groups import isometry, product, shortened, skew
+from symmetrax.symmetry._exponentials import isometry, product, skew
+from symmetrax.symmetry._matrix_groups import shortened
 
 
 class QuadraticForm(AbstractLieSymmetry):
@@ -86,9 +87,7 @@ class QuadraticForm(AbstractLieSymmetry):
     def exp(self, coordinates: Float[Array, " k"]) -> Float[Array, "n n"]:
         coordinates = coordinates.astype(self.matrix.dtype)
         if self.size > 2:
-            return isometry(
-                lambda parts: product(self.signature, skew(parts, self.size)), coordinates, self.signature
-            )
+            return isometry(coordinates, self.size, self.signature)
         # The square of the generator is -det J times that of the coordinate.
         t, quarter = coordinates[0], skew(jnp.ones_like(coordinates), 2)
         definite = jnp.linalg.det(self.signature) > 0
