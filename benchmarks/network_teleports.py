@@ -19,7 +19,7 @@ import symmetrax as sx
 from timing import in_turns, row
 
 SIZES, SAMPLES, STEPS = (784, 16, 10, 10), 200, 10
-NETWORK, WEIGHTS = sx.Perceptron(SIZES, slope=0.1, bias=False), ("w1", "w2", "w3")
+NETWORK, WEIGHTS = sx.MLP(SIZES, slope=0.1, bias=False), ("w1", "w2", "w3")
 
 
 def of_outputs(outputs: jax.Array, batch: Any) -> jax.Array:

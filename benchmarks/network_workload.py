@@ -36,7 +36,7 @@ def make_workload(width: int, tasks: int) -> Workload:
     emitted = {"rate": "step_size", "step": "update"}
     networks = []
     for key, heads in zip(jax.random.split(jax.random.key(0), len(ARMS[width])), ARMS[width], strict=True):
-        network = sx.WholeLSTM(
+        network = sx.FlatGradientLSTM(
             2 * SIZE**2,
             emits=[emitted[name] for name in heads if name in emitted],
             algebra=heads.get("algebra", 0),
@@ -51,9 +51,9 @@ def make_workload(width: int, tasks: int) -> Workload:
         networks.append(network)
     dims = (SIZE, SIZE, SIZE)
     family = sx.RegressionFamily("benchmark", dims, samples=SIZE, start="gaussian", action="preimage")
-    recipe = sx.Recipe(teleports=jnp.ones(UNROLL, bool), guard=None)
+    recipe = sx.UpdateRule(teleports=jnp.ones(UNROLL, bool), guard=None)
     estimator = sx.TruncatedBPTT(family, recipe, UNROLL, UNROLL, tasks)
-    joined = sx.Together(tuple(networks))
+    joined = sx.Joint(tuple(networks))
     crew = jax.jit(lambda network: estimator.init(network, jax.random.key(1), None))(joined)
     return Workload(estimator, joined, crew)
 

@@ -37,7 +37,7 @@ def named_weights(core: Any, heads: dict[str, Any]) -> dict[str, np.ndarray]:
     return {name: np.asarray(value) for name, value in named.items()}
 
 
-def with_weights(network: sx.WholeLSTM, weights: dict[str, np.ndarray]) -> sx.WholeLSTM:
+def with_weights(network: sx.FlatGradientLSTM, weights: dict[str, np.ndarray]) -> sx.FlatGradientLSTM:
     """Our network with torch's weights."""
 
     def leaves(network: Any) -> list:

@@ -37,7 +37,7 @@ class NoCore(eqx.Module):
         return state / (1 + jnp.square(x[:1])), state
 
 
-def bare(network: sx.WholeLSTM) -> sx.WholeLSTM:
+def bare(network: sx.FlatGradientLSTM) -> sx.FlatGradientLSTM:
     """The network without its core."""
     return eqx.tree_at(lambda n: n.core, network, NoCore())
 
@@ -64,9 +64,13 @@ def measure(family_name: str, batch: int, quick: bool) -> list[dict[str, Any]]:
     """The rows of one family and batch."""
     family = sx.make_family(family_name)
     lstm = {
-        algebra: sx.WholeLSTM(2, algebra=algebra, width=WIDTH, key=jax.random.key(0)) for algebra in (0, 1)
+        algebra: sx.FlatGradientLSTM(2, algebra=algebra, width=WIDTH, key=jax.random.key(0))
+        for algebra in (0, 1)
     }
-    plain, free, guarded = sx.Recipe(), *(sx.Recipe(jnp.ones(STEPS, bool), g) for g in (None, sx.Guard()))
+    plain, free, guarded = (
+        sx.UpdateRule(),
+        *(sx.UpdateRule(jnp.ones(STEPS, bool), g) for g in (None, sx.Guard())),
+    )
     arms: dict[str, tuple[Any, Callable]] = {
         "plain": (lstm[0], plain),
         "learned": (lstm[1], free),

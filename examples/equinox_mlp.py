@@ -29,7 +29,7 @@ def main(steps=100):
         optax.sgd(0.02, momentum=0.9),
         symmetry,
         search=sx.ClosedForm(bound=0.1),
-        schedule=sx.every(10),
+        schedule=sx.every_n_steps(10),
         transport="carry",
     )
     params, static = eqx.partition(model, eqx.is_inexact_array)

@@ -32,7 +32,7 @@ def main():
     steep, info = sx.teleport(loss, params, symmetry, batch, search=sx.ClosedForm(bound=1.0))
     print(f"squared gradient norm {info.before:.1f} -> {info.after:.1f} for {info.evaluations:g} gradient")
     balanced, less = sx.teleport(
-        loss, params, symmetry, batch, objective=sx.SmallNorm(), search=sx.ClosedForm(bound=5.0)
+        loss, params, symmetry, batch, objective=sx.NegativeParameterNorm(), search=sx.ClosedForm(bound=5.0)
     )
     print(f"squared norm of the parameters {-less.before:.1f} -> {-less.after:.1f}")
     return loss(params, batch), loss(steep, batch), loss(balanced, batch), info, less

@@ -165,7 +165,7 @@ def test_gradients_are_pulled_along(form):
     @jax.jit
     def both(a, params):
         there = jax.grad(loss)(symmetry.act(a, params, batch), batch)
-        return there, symmetry.pull(a, params, jax.grad(loss)(params, batch), batch)
+        return there, symmetry.transport_gradient(a, params, jax.grad(loss)(params, batch), batch)
 
     for seed in range(3):
         there, pulled = both(symmetry.exp(coordinates(symmetry, 0.3, seed)), params)

@@ -21,11 +21,13 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 KEY = jax.random.key(0)
 # Made where they are used, since drawing their weights compiles programs.
 NETWORKS = {
-    "vanilla": lambda: sx.WholeLSTM(2, width=6, key=KEY),
-    "teleporting": lambda: sx.WholeLSTM(3, algebra=3, width=5, depth=1, inputs=("previous",), key=KEY),
-    "orbit": lambda: sx.WholeLSTM(2, algebra=1, width=4, inputs=("iterate", "orbit_derivative"), key=KEY),
-    "gru": lambda: sx.WholeGRU(2, algebra=1, width=5, key=KEY),
-    "mlp": lambda: sx.WholeMLP(2, emits=("step_size",), width=5, key=KEY),
+    "vanilla": lambda: sx.FlatGradientLSTM(2, width=6, key=KEY),
+    "teleporting": lambda: sx.FlatGradientLSTM(3, algebra=3, width=5, depth=1, inputs=("previous",), key=KEY),
+    "orbit": lambda: sx.FlatGradientLSTM(
+        2, algebra=1, width=4, inputs=("iterate", "orbit_derivative"), key=KEY
+    ),
+    "gru": lambda: sx.FlatGradientGRU(2, algebra=1, width=5, key=KEY),
+    "mlp": lambda: sx.FlatGradientMLP(2, emits=("step_size",), width=5, key=KEY),
     "along the orbit": lambda: sx.OrbitLSTM(2, algebra=1, sees=("slopes", "best"), width=5, key=KEY),
     "coordinatewise": lambda: sx.CoordinatewiseLSTM(width=7, scale=0.1, key=KEY),
 }
@@ -49,10 +51,10 @@ class Tiny(sx.AbstractLearnedOptimizer):
 
     def propose(self, info, memory):
         memory = self.squash(self.weight[0] * memory + self.weight[1] * jnp.sum(info.gradient))
-        return sx.Move(update=-self.rate * memory * info.gradient), memory
+        return sx.Proposal(update=-self.rate * memory * info.gradient), memory
 
     def example(self):
-        return sx.Info(jnp.ones(2), jnp.zeros(2), jnp.zeros(2), None, None)
+        return sx.Observation(jnp.ones(2), jnp.zeros(2), jnp.zeros(2), None, None)
 
     def config(self):
         return {"rate": self.rate}
@@ -281,7 +283,7 @@ def test_an_array_too_many_is_refused(saved):
 
 
 def test_an_artifact_of_the_first_format_is_refused(saved):
-    card = json.dumps({"format": 1, "kind": "whole-lstm"})
+    card = json.dumps({"format": 1, "kind": "flat-gradient-lstm"})
     saved.write_bytes(safetensors.numpy.save({"weights.head.bias": np.ones(2)}, {"card": card}))
     assert "has no checksum" in refused(saved)
 
@@ -328,7 +330,7 @@ def test_an_own_optimizer_comes_back_if_its_class_is_given(tmp_path):
 
 
 def test_own_optimizers_may_be_joined_with_others(tmp_path):
-    network = sx.Together((Tiny(key=KEY), sx.Together((sx.PerNeuronLSTM(width=3, depth=1, key=KEY),))))
+    network = sx.Joint((Tiny(key=KEY), sx.Joint((sx.PerNeuronLSTM(width=3, depth=1, key=KEY),))))
     path = sx.save(network, tmp_path / "joined.safetensors")
     assert eqx.tree_equal(sx.load(path, classes=(Tiny,))[0], network)
     assert "classes=[Tiny]" in refused(path)
@@ -349,10 +351,12 @@ def test_a_file_cannot_have_anything_imported(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("unchecked")
 def test_an_own_class_needs_a_kind_of_its_own(tmp_path):
-    class Mine(sx.WholeLSTM):
+    class Mine(sx.FlatGradientLSTM):
         pass
 
-    with pytest.raises(sx.ArtifactError, match="Mine has the kind 'whole-lstm', which is that of WholeLSTM"):
+    with pytest.raises(
+        sx.ArtifactError, match="Mine has the kind 'whole-lstm', which is that of FlatGradientLSTM"
+    ):
         sx.save(Mine(2, key=KEY), tmp_path / "x.safetensors")
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="Mine has the kind 'whole-lstm'"):
@@ -396,7 +400,7 @@ def nested(depth):
 def joined(count):
     def change(card, arrays):
         part = {"kind": card["kind"], **card["config"]}
-        card["kind"], card["config"] = "together", {"networks": [part] * count}
+        card["kind"], card["config"] = "joint", {"networks": [part] * count}
 
     return change
 
@@ -411,7 +415,7 @@ HOSTILE = {
     "no training": lambda card, arrays: card.pop("training"),
     "training is a list": lambda card, arrays: card.update(training=[]),
     "licence is a number": lambda card, arrays: card.update(licence=1),
-    "classes is a list": lambda card, arrays: card.update(classes=["whole-lstm"]),
+    "classes is a list": lambda card, arrays: card.update(classes=["flat-gradient-lstm"]),
     "format is true": lambda card, arrays: card.update(format=[2]),
     "a kind of a million letters": lambda card, arrays: card.update(kind="x" * 10**6),
     "a kind of many lines": lambda card, arrays: card.update(kind="\n" * 100),
@@ -431,8 +435,8 @@ HOSTILE = {
     "emits is nested": lambda card, arrays: card["config"].update(emits=[["update"]]),
     "joined 4,000 times": joined(4000),
     "joined no times": joined(0),
-    "joined with text": lambda card, arrays: card.update(kind="together", config={"networks": ["x"]}),
-    "joined with nothing": lambda card, arrays: card.update(kind="together", config={}),
+    "joined with text": lambda card, arrays: card.update(kind="joint", config={"networks": ["x"]}),
+    "joined with nothing": lambda card, arrays: card.update(kind="joint", config={}),
     "step misshapen": lambda card, arrays: arrays.update({"recorded.step0.update": np.ones((2, 2))}),
     "step empty": lambda card, arrays: arrays.update({"recorded.step0.update": np.ones(0, np.float32)}),
     "gradient misshapen": lambda card, arrays: arrays.update({"recorded.gradient": np.ones((), np.float32)}),
@@ -450,7 +454,7 @@ def test_a_hostile_card_is_refused_in_one_line(saved, change):
 
 
 def test_joined_networks_are_bounded_even_where_all_are_there(tmp_path):
-    many = sx.Together(tuple(Tiny(key=KEY) for _ in range(101)))
+    many = sx.Joint(tuple(Tiny(key=KEY) for _ in range(101)))
     with pytest.raises(sx.ArtifactError, match="joins 101 networks; a file joins at most 100"):
         sx.save(many, tmp_path / "many.safetensors")
 

@@ -24,11 +24,11 @@ class Interruption(Exception):
 
 
 def network(key, width=6):
-    return sx.WholeLSTM(2, algebra=1, width=width, depth=1, key=key)
+    return sx.FlatGradientLSTM(2, algebra=1, width=width, depth=1, key=key)
 
 
 def estimator(family="ellipse-random", unroll=5, guard=sx.Guard()):  # noqa: B008 (a frozen module)
-    recipe = sx.Recipe(teleports=jnp.ones(10, bool), guard=guard)
+    recipe = sx.UpdateRule(teleports=jnp.ones(10, bool), guard=guard)
     return sx.TruncatedBPTT(sx.make_family(family), recipe, steps=10, unroll=unroll, tasks=2)
 
 
@@ -194,7 +194,7 @@ def test_an_edited_count_is_refused(checkpoint):
 class Keyed(eqx.Module):
     """A recipe that holds typed keys, as those of an estimator with a random search do."""
 
-    recipe: sx.Recipe
+    recipe: sx.UpdateRule
     search: sx.Random
 
     def __call__(self, network, task):
@@ -206,7 +206,7 @@ def test_typed_keys_in_estimator_and_outer_state_survive(tmp_path):
     path = tmp_path / "run.safetensors"
 
     def it(key):
-        make = Keyed(sx.Recipe(), sx.Random(key))
+        make = Keyed(sx.UpdateRule(), sx.Random(key))
         return sx.TruncatedBPTT(sx.make_family("ellipse-random"), make, steps=4, unroll=2, tasks=2)
 
     outer = optax.noisy_sgd(1e-2, key=jax.random.key(3, impl="rbg"))

@@ -130,10 +130,10 @@ def test_a_part_that_is_done_is_not_repeated(ran, monkeypatch):
 
 
 def test_an_adjusted_network_is_its_control():
-    network = sx.WholeLSTM(
+    network = sx.FlatGradientLSTM(
         2, emits=("step_size", "momentum"), algebra=2, rates=(0.1, 1.0), width=4, key=jax.random.key(0)
     )
-    info = sx.Info(jnp.ones(2), jnp.ones(2), jnp.zeros(2), None, jax.random.key(0))
+    info = sx.Observation(jnp.ones(2), jnp.ones(2), jnp.zeros(2), None, jax.random.key(0))
     own, _ = network.propose(info, network.memory(jnp.ones(2)))
     one, no = jnp.array(1.0), jnp.array(False)
     plain = Adjusted(network, share=one, random=no, held=no, step_size=0 * one, momentum=0 * one)
@@ -181,7 +181,7 @@ def test_arms_of_one_kind_start_from_one_network_for_the_step():
     family, size = image_family("digits", (4,), 16), Size(width=4)
     for name in ("lr", "update"):
         one, two = (trained_arm(arm, family, size).make(jax.random.key(3)) for arm in (name, f"{name}-tele"))
-        assert sx.Together is type(one) is type(two)
+        assert sx.Joint is type(one) is type(two)
         # The leaves of the first network come first, and the other arm has no more.
         pairs = zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=False)
         assert all(np.array_equal(a, b) for a, b in pairs)

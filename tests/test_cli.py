@@ -168,7 +168,7 @@ def test_a_folder_of_another_config_is_refused_and_untouched(capsys, tmp_path):
 
 @pytest.fixture
 def artifact(tmp_path):
-    network = sx.WholeLSTM(2, algebra=1, width=4, key=jax.random.key(0))
+    network = sx.FlatGradientLSTM(2, algebra=1, width=4, key=jax.random.key(0))
     return sx.save(network, tmp_path / "it.safetensors", training={"family": "booth", "guarded": False})
 
 
@@ -194,7 +194,7 @@ def test_evaluate_takes_a_family_of_ones_own_and_joined_networks(model, capsys):
     """The per-neuron network needs the symmetry of each task, and teleports."""
     (model / "mymodel.py").write_text(FAMILY)
     first, second = jax.random.split(jax.random.key(0))
-    network = sx.Together(
+    network = sx.Joint(
         (sx.CoordinatewiseLSTM(width=3, key=first), sx.PerNeuronLSTM(width=3, depth=1, key=second))
     )
     use = {"guard": {"jump": "inf"}, "order": "step-first"}
@@ -218,8 +218,8 @@ def test_a_family_is_an_object_or_a_function_that_makes_one(model):
 
 def test_evaluate_follows_a_card_to_the_letter():
     """The same steps teleport, under the same guard, in the same order."""
-    network = sx.WholeLSTM(2, algebra=1, width=3, depth=1, key=jax.random.key(0))
-    recipe = sx.Recipe(guard=sx.Guard(jump=np.inf, relative=0.5, shorten=True), order="teleport-first")
+    network = sx.FlatGradientLSTM(2, algebra=1, width=3, depth=1, key=jax.random.key(0))
+    recipe = sx.UpdateRule(guard=sx.Guard(jump=np.inf, relative=0.5, shorten=True), order="teleport-first")
     for schedule in ([1, 3], [False, True, False, True]):
         card = json.loads(json.dumps({"schedule": schedule, "use": evaluation.usage(recipe)}))
         found = evaluation._recipe(network, card, 4, sx.booth())
@@ -227,7 +227,7 @@ def test_evaluate_follows_a_card_to_the_letter():
         assert (found.guard, found.order, found.transport) == (recipe.guard, recipe.order, recipe.transport)
         assert found.gate == "hard"
     assert evaluation._recipe(network, {"guarded": False}, 4, sx.booth()).guard is None
-    plain = sx.WholeLSTM(2, width=3, depth=1, key=jax.random.key(0))
+    plain = sx.FlatGradientLSTM(2, width=3, depth=1, key=jax.random.key(0))
     assert evaluation._recipe(plain, {"schedule": [0]}, 4, sx.booth()).teleports is None
 
 

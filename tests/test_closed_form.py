@@ -118,9 +118,9 @@ def test_the_largest_gradient_norm_in_a_box_is_the_best_of_all_corners(deep):
 def test_the_least_norm_is_what_a_minimizer_finds(deep, objective):
     params, symmetry, batch = deep
     if objective == "gradient":
-        truth, goal = gradient_norm(relu_net, symmetry, params, batch), sx.lower(sx.GradientNorm())
+        truth, goal = gradient_norm(relu_net, symmetry, params, batch), sx.negate(sx.GradientNorm())
     else:
-        goal = sx.SmallNorm()
+        goal = sx.NegativeParameterNorm()
         truth = jax.jit(lambda xi: -goal(None, symmetry.act(symmetry.exp(xi), params)))
     found = scipy.optimize.minimize(
         truth, np.zeros(5), jac=jax.grad(truth), method="BFGS", options={"gtol": 1e-12}
@@ -138,7 +138,7 @@ def test_balancing_gives_equal_norms_of_what_goes_in_and_what_goes_out():
     symmetry = sx.mlp_symmetry(params, ["w1", "w2"])
     loss = lambda w, _: jnp.sum((w["w2"] @ w["w1"]) ** 2)  # noqa: E731
     there, info = sx.teleport(
-        loss, params, symmetry, objective=sx.SmallNorm(), search=sx.ClosedForm(bound=9.0)
+        loss, params, symmetry, objective=sx.NegativeParameterNorm(), search=sx.ClosedForm(bound=9.0)
     )
     p, q = np.sum(params["w1"] ** 2, axis=1), np.sum(params["w2"] ** 2, axis=0)
     np.testing.assert_allclose(np.exp(4 * info.algebra), q / p, rtol=1e-10)  # s^4 = q / p
@@ -156,7 +156,7 @@ def test_squared_relu_has_its_best_scale_though_there_is_no_formula():
         truth, np.zeros(2), jac=jax.grad(truth), method="BFGS", options={"gtol": 1e-12}
     )
     _, info = sx.teleport(
-        loss, params, symmetry, objective=sx.lower(sx.GradientNorm()), search=sx.ClosedForm(bound=3.0)
+        loss, params, symmetry, objective=sx.negate(sx.GradientNorm()), search=sx.ClosedForm(bound=3.0)
     )
     assert gap(-info.after, low.fun) < 1e-10
     _, info = sx.teleport(loss, params, symmetry, search=sx.ClosedForm(bound=0.5))
@@ -193,7 +193,7 @@ def test_the_largest_norm_over_matrices_beats_every_other_in_the_ball(adapter):
 def test_the_least_norm_over_matrices_is_the_nuclear_norm_of_the_product(adapter):
     """Gauge-invariant: 2 ||G_B G_A||_*, from any starting point of the orbit."""
     params, symmetry, loss = adapter
-    goal, search = sx.lower(sx.GradientNorm()), sx.ClosedForm(bound=8.0, ridge=0.0)
+    goal, search = sx.negate(sx.GradientNorm()), sx.ClosedForm(bound=8.0, ridge=0.0)
     for seed in (0, 1):
         start = symmetry.act(symmetry.sample(jax.random.key(seed)), params)
         _, info = sx.teleport(loss, start, symmetry, objective=goal, search=search)
@@ -222,7 +222,7 @@ def test_directions_without_a_gradient_stay_within_the_bound():
     low_rank = sx.low_rank_symmetry(pair, "A", "B")
     product = lambda w, _: jnp.sum(w["B"] @ w["A"])  # noqa: E731
     for loss, tree, group in ((flat, params, symmetry), (product, pair, low_rank)):
-        for goal in (sx.GradientNorm(), sx.lower(sx.GradientNorm()), sx.SmallNorm()):
+        for goal in (sx.GradientNorm(), sx.negate(sx.GradientNorm()), sx.NegativeParameterNorm()):
             there, info = sx.teleport(loss, tree, group, objective=goal, search=sx.ClosedForm(bound=2.0))
             assert int(info.refused) == 0
             assert all(np.all(np.isfinite(leaf)) for leaf in there.values())
@@ -357,7 +357,7 @@ def test_the_sign_of_the_matrix_is_a_search_without_lapack():
     """Linear algebra libraries can hang inside compiled programs on few cores: nothing here may call one."""
     params = {"A": normal(1, 3, 6), "B": normal(2, 5, 3)}
     symmetry = sx.low_rank_symmetry(params, "A", "B")
-    for goal in (sx.GradientNorm(), sx.lower(sx.GradientNorm())):
+    for goal in (sx.GradientNorm(), sx.negate(sx.GradientNorm())):
 
         def run(w, goal=goal):
             loss = lambda v, _: jnp.sum((v["B"] @ v["A"]) ** 2)  # noqa: E731
@@ -380,9 +380,11 @@ def test_derivatives_through_a_search_are_finite_where_an_energy_is_zero_and_equ
     params, symmetry, batch = deep
     if degree == 2:  # exponents other than one: the least norm is found by halving
         symmetry = symmetry.with_legs({k: v.replace("*", "^-2") for k, v in symmetry.legs.items()})
-    goal = {"gradient": sx.GradientNorm(), "down": sx.lower(sx.GradientNorm()), "params": sx.SmallNorm()}[
-        objective
-    ]
+    goal = {
+        "gradient": sx.GradientNorm(),
+        "down": sx.negate(sx.GradientNorm()),
+        "params": sx.NegativeParameterNorm(),
+    }[objective]
     params = dead(params)
     names = ("w1", "b1", "w3")
     weights = {name: normal(seed, *leaf.shape) for seed, (name, leaf) in enumerate(params.items())}
@@ -419,7 +421,7 @@ def test_derivatives_through_a_search_are_finite_where_an_energy_is_zero_and_equ
 
 def test_derivatives_through_matrices_are_finite_where_a_side_is_zero(adapter):
     params, symmetry, loss = adapter
-    for objective in (sx.SmallNorm(), sx.lower(sx.GradientNorm()), sx.GradientNorm()):
+    for objective in (sx.NegativeParameterNorm(), sx.negate(sx.GradientNorm()), sx.GradientNorm()):
         for gone in ("A", "B"):
             point = params | {gone: jnp.zeros_like(params[gone])}
             options = {"objective": objective, "search": sx.ClosedForm(), "guard": None}
@@ -444,7 +446,11 @@ def found_by_all(tree, symmetry, objective):
     return [search(orbit) for search in searches]
 
 
-OBJECTIVES = {"small": sx.SmallNorm(), "steep": sx.GradientNorm(), "flat": sx.lower(sx.GradientNorm())}
+OBJECTIVES = {
+    "small": sx.NegativeParameterNorm(),
+    "steep": sx.GradientNorm(),
+    "flat": sx.negate(sx.GradientNorm()),
+}
 
 
 @pytest.mark.parametrize("kind", ["scaling", "matrix"])
@@ -471,7 +477,9 @@ def test_half_floats_find_what_single_precision_finds(deep, dtype):
     short = {name: jnp.asarray(300 * leaf, dtype) for name, leaf in params.items()}
     single = {name: leaf.astype(jnp.float32) for name, leaf in short.items()}
     found = [
-        sx.ClosedForm()(sx.Orbit(lambda w: jnp.zeros(()), tree, symmetry, objective=sx.SmallNorm()))
+        sx.ClosedForm()(
+            sx.Orbit(lambda w: jnp.zeros(()), tree, symmetry, objective=sx.NegativeParameterNorm())
+        )
         for tree in (short, single)
     ]
     np.testing.assert_allclose(*found, rtol=1e-6)
@@ -491,7 +499,7 @@ def test_complex_parameters_have_the_energies_of_their_parts(deep, adapter):
 
 def test_the_default_is_the_closed_form_where_there_is_one(deep, adapter):
     params, symmetry, batch = deep
-    for objective in (sx.GradientNorm(), sx.SmallNorm(), sx.lower(sx.GradientNorm())):
+    for objective in (sx.GradientNorm(), sx.NegativeParameterNorm(), sx.negate(sx.GradientNorm())):
         _, info = sx.teleport(relu_net, params, symmetry, batch, objective=objective)
         _, same = sx.teleport(
             relu_net, params, symmetry, batch, objective=objective, search=sx.ClosedForm(0.5)

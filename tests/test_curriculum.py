@@ -33,7 +33,7 @@ def make(key):
 
 
 def estimator(steps):
-    return Counting(sx.make_family("booth"), sx.Recipe(), steps=steps, unroll=2)
+    return Counting(sx.make_family("booth"), sx.UpdateRule(), steps=steps, unroll=2)
 
 
 def train(worth, seeds=1, patience=3, key=KEY, horizons=HORIZONS, **options):
@@ -153,14 +153,14 @@ def test_a_finished_stage_is_not_trained_again(tmp_path, whole):
 
 def test_a_small_real_curriculum_learns():
     """On one ellipse: training on 8 steps gets more out of them than training on 4 did."""
-    family, recipe = sx.make_family("ellipse-fixed"), sx.Recipe()
+    family, recipe = sx.make_family("ellipse-fixed"), sx.UpdateRule()
 
     def validate(network, steps):
         trace = sx.unroll_many(recipe, network, family, jax.random.key(7), steps=steps, tasks=16)
         return jnp.median(trace.loss[-1])
 
     trained = sx.curriculum_train(
-        lambda key: sx.WholeLSTM(2, width=6, depth=1, key=key),
+        lambda key: sx.FlatGradientLSTM(2, width=6, depth=1, key=key),
         lambda steps: sx.TruncatedBPTT(family, recipe, steps=steps, unroll=4, tasks=16),
         optax.adam(3e-2),
         KEY,

@@ -13,13 +13,16 @@ KEY = jax.random.key(0)
 STEPS = 6
 
 NETWORKS = {
-    "update": (sx.WholeLSTM(2, width=6, key=KEY), sx.Recipe()),
-    "teleports": (sx.WholeLSTM(2, algebra=1, width=6, key=KEY), sx.Recipe.at([1, 2, 4], STEPS)),
+    "update": (sx.FlatGradientLSTM(2, width=6, key=KEY), sx.UpdateRule()),
+    "teleports": (sx.FlatGradientLSTM(2, algebra=1, width=6, key=KEY), sx.UpdateRule.at([1, 2, 4], STEPS)),
     "momentum": (
-        sx.WholeLSTM(2, emits=("step_size", "momentum"), algebra=1, width=6, key=KEY),
-        sx.Recipe.at(range(STEPS), STEPS, transport="carry"),
+        sx.FlatGradientLSTM(2, emits=("step_size", "momentum"), algebra=1, width=6, key=KEY),
+        sx.UpdateRule.at(range(STEPS), STEPS, transport="carry"),
     ),
-    "orbit": (sx.OrbitLSTM(2, algebra=1, width=6, key=KEY), sx.Recipe.at(range(STEPS), STEPS, gate="hard")),
+    "orbit": (
+        sx.OrbitLSTM(2, algebra=1, width=6, key=KEY),
+        sx.UpdateRule.at(range(STEPS), STEPS, gate="hard"),
+    ),
 }
 
 
@@ -50,7 +53,7 @@ def test_asking_the_network_by_hand_makes_its_trajectory(name):
 def test_many_environments_step_at_once():
     environment = sx.Environment(sx.booth())
     states = jax.vmap(environment.reset)(jax.random.split(KEY, 5))
-    moves = sx.Move(update=-0.01 * jax.vmap(environment.observe)(states).gradient)
+    moves = sx.Proposal(update=-0.01 * jax.vmap(environment.observe)(states).gradient)
     after, cost = jax.vmap(environment.step)(states, moves)
     assert cost.shape == (5,)
     assert jnp.all(after.value < states.value)
@@ -59,4 +62,4 @@ def test_many_environments_step_at_once():
 def test_a_move_without_a_step_is_refused():
     environment = sx.Environment(sx.booth())
     with pytest.raises(ValueError, match="emits no step"):
-        environment.step(environment.reset(KEY), sx.Move(algebra=jnp.zeros(1)))
+        environment.step(environment.reset(KEY), sx.Proposal(algebra=jnp.zeros(1)))

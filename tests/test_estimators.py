@@ -21,7 +21,7 @@ init = eqx.filter_jit(lambda estimator, network: estimator.init(network, KEY, No
 
 def estimator(tasks=3, recipe=None, ratio=0.5, family="ellipse-random", **options):
     if recipe is None:
-        recipe = sx.Recipe(teleports=jnp.ones(2 * UNROLL, bool), guard=None, meta_order=2)
+        recipe = sx.UpdateRule(teleports=jnp.ones(2 * UNROLL, bool), guard=None, meta_order=2)
     family = sx.make_family(family)
     return sx.TruncatedBPTT(
         family, recipe, steps=2 * UNROLL, unroll=UNROLL, tasks=tasks, ratio=ratio, **options
@@ -29,7 +29,7 @@ def estimator(tasks=3, recipe=None, ratio=0.5, family="ellipse-random", **option
 
 
 def small(width=3, depth=1):
-    return sx.WholeLSTM(2, algebra=1, width=width, depth=depth, key=KEY)
+    return sx.FlatGradientLSTM(2, algebra=1, width=width, depth=depth, key=KEY)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.5, 0.9, 1.0, 1.5])
@@ -134,7 +134,7 @@ def test_every_update_and_teleport_of_a_window_reaches_its_losses(float64, invar
 
 def test_a_batch_of_tasks_gives_the_mean_of_single_gradients():
     """To 1e-5: the tasks of a crew one by one, as crews without a task axis."""
-    it, network = estimator(tasks=5, recipe=sx.Recipe(teleports=jnp.ones(6, bool), guard=None)), small(8)
+    it, network = estimator(tasks=5, recipe=sx.UpdateRule(teleports=jnp.ones(6, bool), guard=None)), small(8)
     carry = init(it, network)
     for _ in range(2):
         alone = [step(it, network, jax.tree.map(lambda x, i=i: x[..., i], carry)) for i in range(5)]
@@ -161,7 +161,7 @@ def test_windows_that_do_not_fit_are_an_error_with_the_numbers(numbers):
     steps, unroll, tasks = numbers
     message = f"must divide `steps`, got steps={steps}, unroll={unroll}, tasks={tasks}"
     with pytest.raises(ValueError, match=message):
-        sx.TruncatedBPTT(sx.make_family("booth"), sx.Recipe(), steps=steps, unroll=unroll, tasks=tasks)
+        sx.TruncatedBPTT(sx.make_family("booth"), sx.UpdateRule(), steps=steps, unroll=unroll, tasks=tasks)
 
 
 @pytest.mark.parametrize("tasks", [1, 3])

@@ -100,8 +100,10 @@ def test_a_pair_that_diverges_is_left_out():
 
 def test_it_trains_a_network():
     family = sx.make_family("ellipse-fixed")
-    it = sx.PES(family, sx.Recipe(), steps=20, unroll=5, tasks=8, pairs=16, sigma=0.02)
-    trained = sx.meta_train(lambda key: sx.WholeLSTM(2, width=8, key=key), it, optax.adam(1e-2), KEY, runs=60)
+    it = sx.PES(family, sx.UpdateRule(), steps=20, unroll=5, tasks=8, pairs=16, sigma=0.02)
+    trained = sx.meta_train(
+        lambda key: sx.FlatGradientLSTM(2, width=8, key=key), it, optax.adam(1e-2), KEY, runs=60
+    )
     assert trained.losses[0, -10:].mean() < 0.5 * trained.losses[0, :10].mean()
     assert trained.skipped.tolist() == [0]
 

@@ -13,7 +13,7 @@ from symmetrax._unroll import draw_many
 from symmetrax.experiments import plane, plots
 from symmetrax.experiments._arms import (
     RATES,
-    MakeWhole,
+    MakeFlatGradient,
     TrainedArm,
     TunedArm,
     adam,
@@ -151,7 +151,7 @@ def test_the_control_arms_differ_only_in_what_they_control(small):
     """Without teleports at test the network of `teleport` is a vanilla one; the random direction keeps the
     size of the angle."""
     key, family = jax.random.key(3), sx.make_family("ellipse-random")
-    network = MakeWhole(2, algebra=1, width=4)(key)
+    network = MakeFlatGradient(2, algebra=1, width=4)(key)
     arm = TrainedArm("teleport", "always")
     make = recipe(arm, (), 4, training=False)
     options = {"steps": 4, "tasks": 5, "watch": ("algebra",)}

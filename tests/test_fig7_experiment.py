@@ -186,7 +186,7 @@ def test_what_was_learned_leaves_out_the_first_step_and_what_diverged():
 
 
 def test_refused_teleports_are_counted_and_do_not_count_as_applied():
-    recipe = sx.Recipe.at((0, 2), 3, guard=sx.Guard())
+    recipe = sx.UpdateRule.at((0, 2), 3, guard=sx.Guard())
     told = {name: np.zeros((1, 2, 3)) for name in ("refused", "defect", "length")}
     told["refused"][0, 1, 2] = 3
     told["defect"][0, 0] = [1e-7, -1, 3e-7]
@@ -247,4 +247,4 @@ def test_settings_are_checked():
     assert isinstance(learned_arm("update", "gaussian", TINY, 4).outer, optax.GradientTransformation)
     assert learned_arm("coordinates-neurons", "gaussian", TINY, 4).family.action == "scaling"
     with pytest.raises(ValueError, match="outside the horizon"):
-        sx.Recipe.at((4,), 4)
+        sx.UpdateRule.at((4,), 4)

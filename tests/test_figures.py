@@ -43,9 +43,9 @@ def test_figure_3_is_learned(tmp_path):
 def test_figure_3_is_learned_without_an_lstm():
     """E25: the published budget with another core passes S01 (an MLP does in four seeds of five)."""
     family, streams = make_family("ellipse-fixed"), Streams.of(0, 5)
-    estimator = sx.TruncatedBPTT(family, sx.Recipe(), steps=20, unroll=5)
+    estimator = sx.TruncatedBPTT(family, sx.UpdateRule(), steps=20, unroll=5)
     trained = sx.meta_train(
-        lambda key: sx.WholeGRU(2, key=key),
+        lambda key: sx.FlatGradientGRU(2, key=key),
         estimator,
         optax.adam(4e-4),
         streams.train,
@@ -53,7 +53,7 @@ def test_figure_3_is_learned_without_an_lstm():
         seeds=5,
         chunk=100,
     )
-    trace, _ = evaluate(sx.Recipe(), trained.networks, family, streams.test, steps=12, tasks=200)
+    trace, _ = evaluate(sx.UpdateRule(), trained.networks, family, streams.test, steps=12, tasks=200)
     adam, _ = evaluate(
         lambda rate, task: optax.adam(rate), jnp.full(5, 0.5), family, streams.test, steps=12, tasks=200
     )

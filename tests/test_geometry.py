@@ -63,7 +63,7 @@ def test_a_horizontal_update_has_no_part_along_the_orbit(params, pair, net):
     )
     symmetry = sx.mlp_symmetry(tree, ["w1", "w2"], group=group)
     update = jax.tree.map(lambda x: normal(x.size, *x.shape), tree)
-    flat = sx.horizontal(symmetry, tree, update)
+    flat = sx.project_horizontal(symmetry, tree, update)
     # The tangent space, column by column, by central differences of the action itself.
     step, columns = 1e-5, []
     for direction in np.eye(*symmetry.algebra):
@@ -75,18 +75,18 @@ def test_a_horizontal_update_has_no_part_along_the_orbit(params, pair, net):
     vector = np.concatenate([np.ravel(x) for x in jax.tree.leaves(flat)])
     q = np.linalg.qr(tangents.T)[0]
     assert np.linalg.norm(q.T @ vector) < 1e-8 * np.linalg.norm(vector)  # differences are good to 1e-10
-    again = sx.horizontal(symmetry, tree, flat)
+    again = sx.project_horizontal(symmetry, tree, flat)
     assert max(np.max(np.abs(again[k] - flat[k])) for k in flat) < 1e-12
     # A gradient has no such part: the loss does not change along the orbit.
     gradient = jax.grad(loss)(tree)
-    same = sx.horizontal(symmetry, tree, gradient)
+    same = sx.project_horizontal(symmetry, tree, gradient)
     assert max(np.max(np.abs(same[k] - gradient[k])) for k in gradient) < 1e-12
 
 
 def test_gradient_flow_conserves_the_moments_and_descent_drifts_with_the_square_of_its_step(params, pair):
     for loss, tree, group in ((relu_net, params, sx.PositiveDiagonal), (product, pair, sx.GeneralLinear)):
         symmetry = sx.mlp_symmetry(tree, ["w1", "w2"], group=group)
-        before = sx.conserved(symmetry, tree)["hidden1"]
+        before = sx.conserved_quantities(symmetry, tree)["hidden1"]
         if group is sx.GeneralLinear:
             by_hand = tree["w1"] @ tree["w1"].T - tree["w2"].T @ tree["w2"]
         else:
@@ -96,10 +96,10 @@ def test_gradient_flow_conserves_the_moments_and_descent_drifts_with_the_square_
         drifts = []
         for rate in (1e-3, 1e-4):
             moved = jax.tree.map(lambda w, g: w - rate * g, tree, gradient(tree))  # noqa: B023
-            drifts.append(np.max(np.abs(sx.conserved(symmetry, moved)["hidden1"] - before)))
+            drifts.append(np.max(np.abs(sx.conserved_quantities(symmetry, moved)["hidden1"] - before)))
         assert drifts[0] / drifts[1] == pytest.approx(100, rel=1e-3)  # one step: the square of the rate
         element = symmetry.sample(jax.random.key(1))
-        jumped = sx.conserved(symmetry, symmetry.act(element, tree))["hidden1"]
+        jumped = sx.conserved_quantities(symmetry, symmetry.act(element, tree))["hidden1"]
         assert np.max(np.abs(jumped - before)) > 0.1
 
 
@@ -109,7 +109,8 @@ def test_squared_relu_conserves_its_own_charge():
     symmetry = sx.mlp_symmetry(tree, ["w1", "w2"], degree=2)
     loss = lambda w: jnp.mean((jax.nn.relu(X @ w["w1"].T) ** 2 @ w["w2"].T - Y) ** 2)  # noqa: E731
     np.testing.assert_allclose(
-        sx.conserved(symmetry, tree)["hidden1"], np.sum(tree["w1"] ** 2, 1) - 2 * np.sum(tree["w2"] ** 2, 0)
+        sx.conserved_quantities(symmetry, tree)["hidden1"],
+        np.sum(tree["w1"] ** 2, 1) - 2 * np.sum(tree["w2"] ** 2, 0),
     )
     gradient = jax.grad(loss)(tree)
     rate = jnp.sum(tree["w1"] * gradient["w1"], 1) - 2 * jnp.sum(tree["w2"] * gradient["w2"], 0)
@@ -126,10 +127,10 @@ def test_a_permuted_copy_is_recovered_exactly():
     for symmetry, tree in ((mlp, deep), (swap, heads)):
         for seed in range(20):
             copy = symmetry.act(symmetry.sample(jax.random.key(seed)), tree)
-            back = symmetry.act(sx.match_units(symmetry, copy, tree), copy)
+            back = symmetry.act(sx.weight_matching(symmetry, copy, tree), copy)
             assert all(np.array_equal(back[name], tree[name]) for name in tree)
     noisy = jax.tree.map(lambda x: x + 0.05 * normal(77, *x.shape), copy)
-    near = swap.act(sx.match_units(swap, noisy, heads), noisy)
+    near = swap.act(sx.weight_matching(swap, noisy, heads), noisy)
     assert max(np.max(np.abs(near[name] - heads[name])) for name in heads) < 0.3
 
 
@@ -138,7 +139,7 @@ HEADS = {"q": (12, 5), "k": (12, 5), "v": (12, 5), "o": (5, 12)}
 
 def test_matching_units_needs_permutations(pair):
     with pytest.raises(ValueError, match="'hidden1' has the group PositiveDiagonal"):
-        sx.match_units(sx.mlp_symmetry(pair, ["w1", "w2"]), pair, pair)
+        sx.weight_matching(sx.mlp_symmetry(pair, ["w1", "w2"]), pair, pair)
 
 
 def test_a_step_from_the_balanced_point_does_not_depend_on_the_gauge():
@@ -146,7 +147,10 @@ def test_a_step_from_the_balanced_point_does_not_depend_on_the_gauge():
     pair = {"w1": normal(1, 2, 4), "w2": normal(3, 2, 2)}  # full rank, so that there is a least norm
     symmetry = sx.mlp_symmetry(pair, ["w1", "w2"], group=sx.GeneralLinear)
     balanced = sx.teleported(
-        optax.sgd(0.1), symmetry, objective=sx.SmallNorm(), search=sx.ClosedForm(bound=20.0, ridge=0.0)
+        optax.sgd(0.1),
+        symmetry,
+        objective=sx.NegativeParameterNorm(),
+        search=sx.ClosedForm(bound=20.0, ridge=0.0),
     )
 
     def products(optimizer):

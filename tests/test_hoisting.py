@@ -38,16 +38,18 @@ def nothing(monkeypatch):
 
 
 def estimator(tasks, meta_order=1, remat=False):
-    recipe = sx.Recipe(teleports=jnp.ones(UNROLL, bool), guard=None, meta_order=meta_order)
+    recipe = sx.UpdateRule(teleports=jnp.ones(UNROLL, bool), guard=None, meta_order=meta_order)
     family = sx.make_family("ellipse-random")
     return sx.TruncatedBPTT(family, recipe, steps=UNROLL, unroll=UNROLL, tasks=tasks, remat=remat)
 
 
 def network(key=KEY):
     """Two joined networks, one of them with two heads."""
-    rate = sx.WholeLSTM(2, emits=("step_size",), rates=(1e-2, 1e-1), width=3, depth=1, key=key)
-    turn = sx.WholeLSTM(2, emits=("momentum",), algebra=1, reach=0.5, width=3, key=jax.random.fold_in(key, 1))
-    return sx.Together((rate, turn))
+    rate = sx.FlatGradientLSTM(2, emits=("step_size",), rates=(1e-2, 1e-1), width=3, depth=1, key=key)
+    turn = sx.FlatGradientLSTM(
+        2, emits=("momentum",), algebra=1, reach=0.5, width=3, key=jax.random.fold_in(key, 1)
+    )
+    return sx.Joint((rate, turn))
 
 
 def found(it, network):
@@ -92,8 +94,8 @@ def regression(width, limit, monkeypatch):
     """`found` for a network over the 100 weights of a regression, in single precision."""
     monkeypatch.setattr(_products, "MOST_TASKS", limit)
     family = sx.RegressionFamily("small", dims=(5, 10, 5), samples=4, start="gaussian")
-    it = sx.TruncatedBPTT(family, sx.Recipe(), steps=UNROLL, unroll=UNROLL, tasks=2)
-    optimizer = sx.WholeLSTM(100, width=width, depth=1, key=KEY)
+    it = sx.TruncatedBPTT(family, sx.UpdateRule(), steps=UNROLL, unroll=UNROLL, tasks=2)
+    optimizer = sx.FlatGradientLSTM(100, width=width, depth=1, key=KEY)
     return optimizer, eqx.filter_jit(found)(it, optimizer)
 
 
@@ -111,9 +113,9 @@ def test_large_matrices_are_deferred_in_single_precision_too(monkeypatch):
 def test_a_pytree_that_says_nothing_of_its_products_defers_nothing(everything):
     assert deferrable({"w": jnp.ones((500, 500))}, ()) == []
     assert deferrable(sx.CoordinatewiseLSTM(key=KEY), ()) == []
-    shared = sx.PairLSTM((3, 3, 3, 3), shared=True, width=3, key=KEY)
+    shared = sx.LayerPairLSTM((3, 3, 3, 3), shared=True, width=3, key=KEY)
     assert deferrable(shared, ()) == []
-    assert len(deferrable(sx.PairLSTM((3, 3, 3, 3), width=3, key=KEY), ())) == 2 * (4 + 1)
+    assert len(deferrable(sx.LayerPairLSTM((3, 3, 3, 3), width=3, key=KEY), ())) == 2 * (4 + 1)
 
 
 def test_a_slot_receives_the_two_factors_of_the_weight_gradient(float64):
@@ -129,7 +131,7 @@ def test_a_slot_receives_the_two_factors_of_the_weight_gradient(float64):
     np.testing.assert_array_equal(out, g)
     np.testing.assert_array_equal(into, x)
 
-    core = sx.WholeLSTM(2, width=2, depth=1, key=KEY)
+    core = sx.FlatGradientLSTM(2, width=2, depth=1, key=KEY)
     places = [1]
     shapes = jax.tree.map(jnp.shape, empty_slots(core, places, 6, (7,)), is_leaf=eqx.is_array)
     assert shapes == [((6, 8, 7), (6, 2, 7))]
@@ -186,7 +188,7 @@ def test_a_small_reach_saves_products(norm, products):
 
 def test_a_bounded_head_makes_the_element_cheaper_and_no_different(float64):
     """`exp_within` is taken where a network promises a bound, and equals `exp`."""
-    symmetry = sx.Perceptron((4, 5, 3), slope=0.1, bias=False).invertible_symmetry("output")
+    symmetry = sx.MLP((4, 5, 3), slope=0.1, bias=False).invertible_symmetry("output")
     xi = jax.random.normal(KEY, symmetry.algebra)
     xi = 0.01 * xi / jnp.linalg.norm(xi)
     for found, expected in zip(
@@ -194,8 +196,8 @@ def test_a_bounded_head_makes_the_element_cheaper_and_no_different(float64):
     ):
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-15)
     assert network().algebra_bound == 0.5
-    assert sx.WholeLSTM(2, reach=1.0, emits=("update",), key=KEY).algebra_bound is None
-    assert sx.WholeLSTM(2, algebra=1, key=KEY).algebra_bound is None
+    assert sx.FlatGradientLSTM(2, reach=1.0, emits=("update",), key=KEY).algebra_bound is None
+    assert sx.FlatGradientLSTM(2, algebra=1, key=KEY).algebra_bound is None
 
 
 class Counting(sx.AbstractTask):

@@ -92,7 +92,7 @@ def test_nothing_is_left_along_the_orbit(case, dtype):
     """The least-squares projection, whether the tangents depend on each other or not."""
     with jax.enable_x64(dtype == "float64"):
         symmetry, shapes = CASES[case]()
-        project = eqx.filter_jit(sx.horizontal)
+        project = eqx.filter_jit(sx.project_horizontal)
         for seed in range(3):
             params, update = drawn(shapes, seed, dtype), drawn(shapes, seed + 50, dtype)
             if seed == 2:  # a dead unit
@@ -107,7 +107,7 @@ def test_nothing_is_left_along_the_orbit(case, dtype):
 def test_scales_of_parameters_and_updates_do_not_matter(case):
     symmetry, shapes = CASES[case]()
     params, update = drawn(shapes, 0, "float32"), drawn(shapes, 1, "float32")
-    project = eqx.filter_jit(sx.horizontal)
+    project = eqx.filter_jit(sx.project_horizontal)
     flat = project(symmetry, params, update)
     scaled = lambda tree, size: jax.tree.map(lambda x: x * size, tree)  # noqa: E731
     for size in (2.0**-66, 2.0**66):
@@ -126,7 +126,7 @@ def test_units_of_very_different_scales_are_projected_each():
     params, update = drawn(shapes, 0, "float32"), drawn(shapes, 1, "float32")
     scales = {"hidden1": 10.0 ** jnp.linspace(-15, 15, 5), "hidden2": 10.0 ** jnp.linspace(10, -10, 6)}
     params = symmetry.act({**symmetry.identity(), **scales}, params)
-    check(symmetry, params, update, sx.horizontal(symmetry, params, update), 1e-5)
+    check(symmetry, params, update, sx.project_horizontal(symmetry, params, update), 1e-5)
 
 
 def test_the_projection_is_mapped_and_differentiated(float64, central_differences):
@@ -137,15 +137,15 @@ def test_the_projection_is_mapped_and_differentiated(float64, central_difference
 
     @jax.jit
     def value(x):
-        return jnp.vdot(weights, jax.flatten_util.ravel_pytree(sx.horizontal(symmetry, *back(x)))[0])
+        return jnp.vdot(weights, jax.flatten_util.ravel_pytree(sx.project_horizontal(symmetry, *back(x)))[0])
 
     differences = central_differences(lambda x: np.atleast_1d(value(x)), np.asarray(pair))[0]
     np.testing.assert_allclose(jax.jit(jax.grad(value))(pair), differences, atol=1e-7)
     np.testing.assert_allclose(jax.jit(jax.jacfwd(value))(pair), differences, atol=1e-7)
     many = jax.tree.map(lambda x: jnp.stack([x, 2 * x + 1]), (params, update))
-    mapped = jax.vmap(lambda w, u: sx.horizontal(symmetry, w, u))(*many)
+    mapped = jax.vmap(lambda w, u: sx.project_horizontal(symmetry, w, u))(*many)
     for k in range(2):
-        alone = sx.horizontal(symmetry, *jax.tree.map(lambda x: x[k], many))  # noqa: B023
+        alone = sx.project_horizontal(symmetry, *jax.tree.map(lambda x: x[k], many))  # noqa: B023
         np.testing.assert_allclose(vector(jax.tree.map(lambda x: x[k], mapped)), vector(alone), atol=1e-11)  # noqa: B023
 
 
@@ -158,12 +158,14 @@ def test_complex_arrays_are_pairs_of_real_ones(float64):
         {"a": jnp.asarray(u), "b": jnp.asarray(v.T)},
     )
     symmetry = sx.NetworkSymmetry({"h": sx.PositiveDiagonal(3)}, {"a": "h _", "b": "_ h*"}, like=params)
-    flat = sx.horizontal(symmetry, params, update)
+    flat = sx.project_horizontal(symmetry, params, update)
     along = np.sum((np.conj(a) * u).real - (np.conj(b) * v).real, 1) / np.sum(abs(a) ** 2 + abs(b) ** 2, 1)
     np.testing.assert_allclose(flat["a"], u - along[:, None] * a, atol=1e-13)
     np.testing.assert_allclose(flat["b"], (v + along[:, None] * b).T, atol=1e-13)
     np.testing.assert_allclose(
-        sx.conserved(symmetry, params)["h"], np.sum(abs(a) ** 2, 1) - np.sum(abs(b) ** 2, 1), rtol=1e-13
+        sx.conserved_quantities(symmetry, params)["h"],
+        np.sum(abs(a) ** 2, 1) - np.sum(abs(b) ** 2, 1),
+        rtol=1e-13,
     )
     curve = sx.orbit_curve(symmetry, jnp.ones(3), params, points=3)
     np.testing.assert_allclose(curve["a"][1], np.exp(0.5) * a, rtol=1e-12)
@@ -173,25 +175,25 @@ def test_models_with_functions_in_them_and_filtered_updates_are_taken():
     model = eqx.nn.MLP(2, 2, 3, 1, activation=jax.nn.relu, key=jax.random.key(0))
     symmetry = sx.mlp_symmetry(model)
     grads = eqx.filter_grad(lambda m: jnp.sum(m(jnp.ones(2)) ** 2))(model)
-    flat = sx.horizontal(symmetry, model, grads)
+    flat = sx.project_horizontal(symmetry, model, grads)
     np.testing.assert_allclose(
         flat.layers[0].weight, grads.layers[0].weight, atol=1e-6
     )  # a gradient is across
     curve = sx.orbit_curve(symmetry, jnp.ones(symmetry.algebra), model, points=2)
     assert curve.activation is model.activation
     with pytest.raises(ValueError, match=r"weight is \(3, 2\) in the parameters and nothing in the update"):
-        sx.horizontal(symmetry, model, eqx.tree_at(lambda m: m.layers[0].weight, grads, None))
+        sx.project_horizontal(symmetry, model, eqx.tree_at(lambda m: m.layers[0].weight, grads, None))
 
 
 def test_low_precision_is_computed_in_single():
     symmetry, shapes = CASES["scalings"]()
     params, update = drawn(shapes, 0, "float16"), drawn(shapes, 1, "bfloat16")
-    flat = sx.horizontal(symmetry, params, update)
+    flat = sx.project_horizontal(symmetry, params, update)
     assert all(x.dtype == "bfloat16" for x in flat.values())
     check(symmetry, params, update, flat, 2 * float(jnp.finfo("bfloat16").eps))
     large = {name: x * 100 for name, x in params.items()}
-    exact = sx.conserved(symmetry, jax.tree.map(lambda x: x.astype("float32"), large))
-    for name, moment in sx.conserved(symmetry, large).items():
+    exact = sx.conserved_quantities(symmetry, jax.tree.map(lambda x: x.astype("float32"), large))
+    for name, moment in sx.conserved_quantities(symmetry, large).items():
         assert moment.dtype == "float32"
         np.testing.assert_array_equal(moment, exact[name])
 
@@ -202,11 +204,13 @@ def test_indexed_words_are_conserved_as_their_layers_written_apart_are():
     a, w, b = params["a"], params["w"], params["b"]
     rows, columns = (lambda x: np.sum(np.square(x), 1)), (lambda x: np.sum(np.square(x), 0))
     by_hand = [rows(a) - columns(w[0]), rows(w[0]) - columns(w[1]), rows(w[1]) - columns(b)]
-    np.testing.assert_allclose(sx.conserved(symmetry, params)["h"], by_hand, rtol=1e-5)
+    np.testing.assert_allclose(sx.conserved_quantities(symmetry, params)["h"], by_hand, rtol=1e-5)
 
 
 def test_moments_that_are_too_large_are_infinite_and_differences_of_equals_zero():
     symmetry = sx.mlp_symmetry({"w1": jnp.ones((3, 2)), "w2": jnp.ones((2, 3))}, ["w1", "w2"])
     w1 = jnp.array([[1e30, 1e30], [1e30, 2e30], [1.0, 2.0]])
-    found = sx.conserved(symmetry, {"w1": w1, "w2": jnp.array([[1e30, 1e30, 1.0], [1e30, 1e30, 1.0]])})
+    found = sx.conserved_quantities(
+        symmetry, {"w1": w1, "w2": jnp.array([[1e30, 1e30, 1.0], [1e30, 1e30, 1.0]])}
+    )
     assert found["hidden1"].tolist() == [0.0, np.inf, 3.0]

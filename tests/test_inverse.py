@@ -42,8 +42,8 @@ def test_the_last_axis_may_be_the_batch(matrices):
 def test_a_learned_teleport_never_calls_lapack():
     """Two programs that do, on two host devices, can wait for each other for ever."""
     family = sx.RegressionFamily("small", dims=(4, 4, 4), samples=4, action="preimage")
-    network = sx.PairLSTM((4, 4, 4), emits=("step_size",), reach=0.1, width=4, key=jax.random.key(0))
-    estimator = sx.TruncatedBPTT(family, sx.Recipe.at([0, 1], 2), 2, 2, tasks=3)
+    network = sx.LayerPairLSTM((4, 4, 4), emits=("step_size",), reach=0.1, width=4, key=jax.random.key(0))
+    estimator = sx.TruncatedBPTT(family, sx.UpdateRule.at([0, 1], 2), 2, 2, tasks=3)
     for form in ("preimage", "output"):
         estimator = dataclasses.replace(estimator, family=dataclasses.replace(family, action=form))
         carry = jax.eval_shape(lambda e=estimator: e.init(network, jax.random.key(1), None))

@@ -39,7 +39,7 @@ class Squeeze(sx.AbstractLieSymmetry):
     def act(self, a, params, batch=None):
         return params | {"s": params["s"] * jnp.concatenate([a, 1 / a])}
 
-    def pull(self, a, params, cotangent, batch=None):
+    def transport_gradient(self, a, params, cotangent, batch=None):
         return self.act(1 / a, cotangent)
 
     def holds(self, params, batch=None):

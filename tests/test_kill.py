@@ -20,10 +20,10 @@ CHILD = f"""
     import jax, jax.numpy as jnp, numpy as np, optax, symmetrax as sx
 
     folder = sys.argv[1]
-    recipe = sx.Recipe(teleports=jnp.arange(10) % 3 == 2)
+    recipe = sx.UpdateRule(teleports=jnp.arange(10) % 3 == 2)
     family = sx.make_family("ellipse-random")
     trained = sx.meta_train(
-        lambda key: sx.WholeLSTM(2, algebra=1, width=8, key=key),
+        lambda key: sx.FlatGradientLSTM(2, algebra=1, width=8, key=key),
         sx.TruncatedBPTT(family, recipe, steps=10, unroll=5, tasks=2),
         optax.adam(1e-2),
         jax.random.key(0),

@@ -77,7 +77,7 @@ def test_ascent_on_sharpness_and_mean_curvature_moves_them_both_ways():
         bending = sx.Curvature(symmetry, key, curves=2, batch=batch)
         found = {}
         for label, objective in (("sharpness", sharpness), ("curvature", bending)):
-            for way, goal in (("up", objective), ("down", sx.lower(objective))):
+            for way, goal in (("up", objective), ("down", sx.negate(objective))):
                 search = sx.Ascent(3, 0.01, normalized=True)
                 _, info = sx.teleport(loss, params, symmetry, batch, objective=goal, search=search)
                 found[label, way] = info.after - info.before

@@ -16,7 +16,7 @@ FULL = ("iterate", "previous", "orbit_derivative")
 
 
 def network(algebra=1, key=KEY, **options):
-    return sx.WholeLSTM(2, algebra=algebra, width=8, key=key, **options)
+    return sx.FlatGradientLSTM(2, algebra=algebra, width=8, key=key, **options)
 
 
 def turn(angle):

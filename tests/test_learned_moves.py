@@ -33,10 +33,10 @@ def small_family(**options):
 def algorithm_3(key, *, momentum=True, reach: float | None = 0.3):
     first, second = jax.random.split(key)
     emits = ("momentum",) if momentum else ()
-    return sx.Together(
+    return sx.Joint(
         (
-            sx.WholeLSTM(32, emits=("step_size",), rates=RATES, width=8, key=first),
-            sx.WholeLSTM(32, emits=emits, algebra=16, reach=reach, width=8, key=second),
+            sx.FlatGradientLSTM(32, emits=("step_size",), rates=RATES, width=8, key=first),
+            sx.FlatGradientLSTM(32, emits=emits, algebra=16, reach=reach, width=8, key=second),
         )
     )
 
@@ -58,7 +58,7 @@ def family():
 
 
 def recipe(times=(1, 3), **options):
-    return sx.Recipe.at(times, STEPS, guard=OPEN, **options)
+    return sx.UpdateRule.at(times, STEPS, guard=OPEN, **options)
 
 
 def by_hand(network, task, params, times, transport="keep", as_printed=False):
@@ -69,7 +69,7 @@ def by_hand(network, task, params, times, transport="keep", as_printed=False):
     symmetry, losses = task.symmetry(), []
     for t in range(STEPS):
         d = jax.grad(task.loss)(x)
-        move, memory = network.propose(sx.Info(d, x, v, None, None), memory)
+        move, memory = network.propose(sx.Observation(d, x, v, None, None), memory)
         v = jax.tree.map(lambda v, d, m=move: m.momentum * v - m.step_size * d, v, d)
         step = v
         if as_printed and t in times:
@@ -120,7 +120,7 @@ def test_no_momentum_is_the_arm_without_momentum(network, family):
 
 def test_the_identity_is_the_arm_without_teleports(network, family):
     still = run(Fixed(network, algebra=0.0), family, recipe())
-    never = run(network, family, sx.Recipe(None))
+    never = run(network, family, sx.UpdateRule(None))
     off = run(network, family, recipe(times=()))
     np.testing.assert_array_equal(still.loss, never.loss)
     np.testing.assert_array_equal(off.loss, never.loss)
@@ -146,7 +146,7 @@ def test_the_trace_tells_what_was_emitted(network, family):
 
 
 def test_teleports_keep_the_loss_or_are_refused(network, family):
-    guarded = sx.Recipe.at(range(STEPS), STEPS, guard=sx.Guard(jump=jnp.inf, tolerance=1e-4))
+    guarded = sx.UpdateRule.at(range(STEPS), STEPS, guard=sx.Guard(jump=jnp.inf, tolerance=1e-4))
     trace = run(network, family, guarded, watch=("defect", "refused"))
     defect, refused = (np.asarray(trace.watched[name][1:]) for name in ("defect", "refused"))
     assert np.all((defect <= 1e-4) | (refused == 3))
@@ -191,7 +191,7 @@ class Deficient(sx.RegressionFamily):
 def test_lost_rank_is_refused_and_training_goes_on(network, transport):
     family = Deficient("deficient", dims=(4, 4, 4), samples=4, action="preimage", always=False)
     strict = sx.Guard(jump=jnp.inf, tolerance=1e-3)
-    guarded = sx.Recipe.at(range(STEPS), STEPS, guard=strict, transport=transport)
+    guarded = sx.UpdateRule.at(range(STEPS), STEPS, guard=strict, transport=transport)
     if transport == "keep":
         lost = dataclasses.replace(family, always=True)
         refused = np.asarray(run(network, lost, guarded).watched["refused"])
@@ -205,7 +205,7 @@ def test_overflowing_elements_are_refused_and_training_goes_on(family):
         bias = cast(Any, network.networks[1]).algebra_head.bias
         return eqx.tree_at(lambda n: n.networks[1].algebra_head.bias, network, 200 * jnp.sign(bias))
 
-    guarded = sx.Recipe.at(range(STEPS), STEPS, guard=sx.Guard(jump=jnp.inf, tolerance=1e-3))
+    guarded = sx.UpdateRule.at(range(STEPS), STEPS, guard=sx.Guard(jump=jnp.inf, tolerance=1e-3))
     check_that_training_goes_on(make, family, guarded)
 
 
@@ -222,7 +222,7 @@ def check_that_training_goes_on(make, family, recipe):
 
 def test_batches_wider_than_the_layer_are_refused_and_training_goes_on(network):
     family = small_family(samples=9, action="output")
-    guarded = sx.Recipe.at(range(STEPS), STEPS, guard=sx.Guard(jump=jnp.inf, tolerance=1e-3))
+    guarded = sx.UpdateRule.at(range(STEPS), STEPS, guard=sx.Guard(jump=jnp.inf, tolerance=1e-3))
     trace = run(network, family, guarded)
     refused = np.asarray(trace.watched["refused"][1:])
     assert np.mean(refused == 3) > 0.5
@@ -233,7 +233,7 @@ def test_batches_wider_than_the_layer_are_refused_and_training_goes_on(network):
 def test_pairs_of_matrices_have_elements_of_their_own(shared):
     family = small_family(dims=(4, 4, 4, 4), action="output")
     key = jax.random.key(0)
-    network = sx.PairLSTM(
+    network = sx.LayerPairLSTM(
         (4,) * 4, shared=shared, emits=("step_size",), reach=0.01, fixed=True, width=6, key=key
     )
     assert len(network.cores) == (1 if shared else 2)
@@ -245,10 +245,10 @@ def test_pairs_of_matrices_have_elements_of_their_own(shared):
 
 def test_pairs_scale_networks_of_unequal_widths():
     family = sx.RegressionFamily("uneven", dims=(3, 5, 4, 2), samples=6)
-    network = sx.PairLSTM(
+    network = sx.LayerPairLSTM(
         (3, 5, 4, 2), group="scaling", emits=("step_size",), reach=0.5, width=6, key=jax.random.key(0)
     )
-    guarded = sx.Recipe.at([0, 2], STEPS, guard=sx.Guard(jump=jnp.inf))
+    guarded = sx.UpdateRule.at([0, 2], STEPS, guard=sx.Guard(jump=jnp.inf))
     trace = run(network, family, guarded, watch=("algebra", "refused", "defect"))
     assert np.asarray(trace.watched["algebra"]).shape == (STEPS + 1, 9, 3)
     assert np.all(np.asarray(trace.watched["refused"]) == 0)
@@ -256,16 +256,16 @@ def test_pairs_scale_networks_of_unequal_widths():
 
 def everything(key):
     """Networks with nothing in common in what they read."""
-    return sx.Together(
+    return sx.Joint(
         (
             sx.StepLSTM(emits=("step_size", "momentum"), width=4, key=key),
-            sx.Together((sx.PerNeuronLSTM(width=4, key=key),)),
+            sx.Joint((sx.PerNeuronLSTM(width=4, key=key),)),
         )
     )
 
 
 @pytest.mark.parametrize(
-    "make", [algorithm_3, lambda key: sx.PairLSTM((4, 4, 4), width=4, key=key), everything]
+    "make", [algorithm_3, lambda key: sx.LayerPairLSTM((4, 4, 4), width=4, key=key), everything]
 )
 def test_joined_networks_are_saved_and_loaded(make, tmp_path):
     network = make(jax.random.key(0))
@@ -290,51 +290,51 @@ def test_heads_are_bounded_and_smooth(float64):
 def test_bad_networks_are_refused(network, family, unchecked):
     key = jax.random.key(0)
     with pytest.raises(ValueError, match=r"Cannot emit \['step'\]; choose from update, step_size, momentum"):
-        sx.WholeLSTM(2, emits=("step",), key=key)
+        sx.FlatGradientLSTM(2, emits=("step",), key=key)
     with pytest.raises(ValueError, match="emits nothing"):
-        sx.WholeLSTM(2, emits=(), key=key)
+        sx.FlatGradientLSTM(2, emits=(), key=key)
     with pytest.raises(ValueError, match="0 < low < high, got"):
-        sx.WholeLSTM(2, rates=(1e-2, 1e-3), key=key)
+        sx.FlatGradientLSTM(2, rates=(1e-2, 1e-3), key=key)
     with pytest.raises(ValueError, match="pass it as reach"):
-        sx.WholeLSTM(2, algebra=1, fixed=True, key=key)
+        sx.FlatGradientLSTM(2, algebra=1, fixed=True, key=key)
     with pytest.raises(ValueError, match="must be positive, got -1"):
-        sx.WholeLSTM(2, algebra=1, reach=-1, key=key)
+        sx.FlatGradientLSTM(2, algebra=1, reach=-1, key=key)
     with pytest.raises(ValueError, match="which must have equal shapes"):
-        sx.PairLSTM((3, 4, 5, 2), shared=True, key=key)
+        sx.LayerPairLSTM((3, 4, 5, 2), shared=True, key=key)
     with pytest.raises(ValueError, match="at least one hidden layer"):
-        sx.PairLSTM((3, 4), key=key)
-    with pytest.raises(ValueError, match="Together joins networks, and got none"):
-        sx.Together(())
-    twice = sx.Together((sx.WholeLSTM(32, width=4, key=key), sx.WholeLSTM(32, width=4, key=key)))
+        sx.LayerPairLSTM((3, 4), key=key)
+    with pytest.raises(ValueError, match="Joint joins networks, and got none"):
+        sx.Joint(())
+    twice = sx.Joint((sx.FlatGradientLSTM(32, width=4, key=key), sx.FlatGradientLSTM(32, width=4, key=key)))
     with pytest.raises(ValueError, match="Two of the networks joined here emit update"):
-        run(twice, family, sx.Recipe(None))
+        run(twice, family, sx.UpdateRule(None))
     with pytest.raises(ValueError, match="emits no step"):
-        run(sx.WholeLSTM(32, emits=(), algebra=16, width=4, key=key), family, recipe())
+        run(sx.FlatGradientLSTM(32, emits=(), algebra=16, width=4, key=key), family, recipe())
     with pytest.raises(ValueError, match="this network emits none"):
         run(algorithm_3(key, momentum=False), family, recipe(as_printed=True))
     with pytest.raises(ValueError, match="emit only one of them"):
-        sx.WholeLSTM(2, emits=("update", "step_size"), key=key)
-    both = sx.Together((sx.WholeLSTM(32, width=4, key=key), network.networks[0]))
+        sx.FlatGradientLSTM(2, emits=("update", "step_size"), key=key)
+    both = sx.Joint((sx.FlatGradientLSTM(32, width=4, key=key), network.networks[0]))
     with pytest.raises(ValueError, match="emits an update and a step size"):
-        run(both, family, sx.Recipe(None))
+        run(both, family, sx.UpdateRule(None))
     with pytest.raises(ValueError, match="does not go with transport='carry'"):
         run(network, family, recipe(as_printed=True, transport="carry"))
     with pytest.raises(ValueError, match="`transport` must be one of keep, carry, reset, got 'zero'"):
         run(network, family, recipe(transport="zero"))
     with pytest.raises(ValueError, match=r"built for 32 parameters, got 98.*PerNeuronLSTM"):
-        run(network, sx.RegressionFamily("other", dims=(7, 7, 7), samples=7), sx.Recipe(None))
+        run(network, sx.RegressionFamily("other", dims=(7, 7, 7), samples=7), sx.UpdateRule(None))
     with pytest.raises(ValueError, match=r"built for matrices .* PerNeuronLSTM"):
-        run(sx.PairLSTM((5, 5, 5), emits=("step_size",), key=key), family, recipe())
+        run(sx.LayerPairLSTM((5, 5, 5), emits=("step_size",), key=key), family, recipe())
     with pytest.raises(ValueError, match=r"shape \(16,\), but the symmetry has \(4,\).*PerNeuronLSTM"):
         run(network, small_family(), recipe())
     with pytest.raises(ValueError, match="step 9, outside the horizon of 6 steps"):
-        sx.Recipe.at([1, 9], STEPS)
+        sx.UpdateRule.at([1, 9], STEPS)
     with pytest.raises(ValueError, match=r"counted from 0, .*got \(-1,\)"):
-        sx.Recipe.at([-1], STEPS)
+        sx.UpdateRule.at([-1], STEPS)
     outer = sx.each_network(optax.sgd(1.0))
-    with pytest.raises(ValueError, match="has 1, and the Together joins 2"):
+    with pytest.raises(ValueError, match="has 1, and the Joint joins 2"):
         outer.init(network)
-    with pytest.raises(ValueError, match="trains the networks of a Together, got WholeLSTM"):
+    with pytest.raises(ValueError, match="trains the networks of a Joint, got FlatGradientLSTM"):
         outer.init(network.networks[0])
     with pytest.raises(ValueError, match="has no inverse, its derivative vanishes below zero"):
         sx.RegressionFamily("relu", slope=0.0, action="preimage")

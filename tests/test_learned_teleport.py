@@ -18,7 +18,7 @@ KEY = jax.random.key(0)
 
 
 def network(algebra=1):
-    return sx.WholeLSTM(2, algebra=algebra, width=8, depth=1, key=KEY)
+    return sx.FlatGradientLSTM(2, algebra=algebra, width=8, depth=1, key=KEY)
 
 
 def without_angle(network):
@@ -75,7 +75,7 @@ def test_zero_angle_equals_vanilla_bit_for_bit(name, tasks):
     """S06: on random tasks, in single precision, batched or not, guarded or not."""
     updates, state = replay(plain, network(algebra=0), name, tasks)
     for guard in (None, sx.Guard()):
-        recipe = sx.Recipe(teleports=jnp.ones(6, bool), guard=guard)
+        recipe = sx.UpdateRule(teleports=jnp.ones(6, bool), guard=guard)
         found, after = replay(recipe, without_angle(network()), name, tasks)
         assert not jnp.any(after.algebra)
         assert eqx.tree_equal(after.memory, state.memory)
@@ -97,13 +97,13 @@ WHOLE_RUNS = """
     import equinox as eqx, jax, jax.numpy as jnp, numpy as np, symmetrax as sx
 
     key, run = jax.random.key(0), eqx.filter_jit(sx.unroll_many)
-    networks = [sx.WholeLSTM(2, algebra=k, width=8, key=key) for k in (0, 1)]
+    networks = [sx.FlatGradientLSTM(2, algebra=k, width=8, key=key) for k in (0, 1)]
     zeros = jax.tree.map(jnp.zeros_like, networks[1].algebra_head)
     networks[1] = eqx.tree_at(lambda n: n.algebra_head, networks[1], zeros)
     for name in ("ellipse-random", "rosenbrock-random"):
         family = sx.make_family(name)
         vanilla = run(lambda n, task: n.transform(), networks[0], family, key, 12, 7, points=True)
-        found = run(sx.Recipe(jnp.ones(12, bool)), networks[1], family, key, 12, 7, points=True)
+        found = run(sx.UpdateRule(jnp.ones(12, bool)), networks[1], family, key, 12, 7, points=True)
         print(eqx.tree_equal(found, vanilla))
 """
 
@@ -129,7 +129,7 @@ def test_a_schedule_teleports_at_its_steps_only():
     family, every, guard = "ellipse-random", jnp.ones(6, bool), sx.Guard(jump=100.0)
     vanilla, _ = replay(plain, network(algebra=0), family, 7)
     (never, _), (once, state), (always, _) = (
-        replay(sx.Recipe(teleports=steps, guard=guard), network(), family, 7)
+        replay(sx.UpdateRule(teleports=steps, guard=guard), network(), family, 7)
         for steps in (~every, jnp.arange(6) == 1, every)
     )
     default, _ = replay(lambda n, task: n.transform(task.symmetry(), guard=guard), network(), family, 7)
@@ -145,7 +145,7 @@ def test_a_schedule_teleports_at_its_steps_only():
 def test_a_refused_teleport_leaves_the_update():
     family = "rosenbrock-random"
     vanilla, _ = replay(plain, network(algebra=0), family, 7)
-    recipe = sx.Recipe(teleports=jnp.arange(6) >= 2, guard=sx.Guard(jump=jnp.array(1e-20)))
+    recipe = sx.UpdateRule(teleports=jnp.arange(6) >= 2, guard=sx.Guard(jump=jnp.array(1e-20)))
     refused, state = replay(recipe, network(), family, 7)
     assert jnp.array_equal(refused, vanilla)
     assert jnp.array_equal(state.previous, vanilla)
@@ -158,7 +158,7 @@ def test_a_refused_teleport_leaves_the_update():
 def test_an_accepted_teleport_keeps_the_loss_of_the_updated_point(float64, name):
     """S06: f(a.(x + u)) = f(x + u), in every family, wherever the guard lets it pass."""
     family, (drawn, points, gradients) = scenes.__wrapped__(name, 64)
-    recipe = sx.Recipe(teleports=jnp.ones(6, bool), guard=sx.Guard(jump=1e3, tolerance=1e-8))
+    recipe = sx.UpdateRule(teleports=jnp.ones(6, bool), guard=sx.Guard(jump=1e3, tolerance=1e-8))
     updates, state = _replay(recipe, network(), family, (drawn, points, gradients))
     at = jax.vmap(lambda d, x: jax.vmap(family.task(d).loss)(x), in_axes=-1, out_axes=-1)
     here, there = (eqx.filter_jit(at)(drawn, points + move) for move in (state.previous, updates))

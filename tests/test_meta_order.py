@@ -23,7 +23,7 @@ def everywhere(final, weights):
 def setting(inputs):
     """A small network as a vector, and its two steps from a fixed start on Rosenbrock's function."""
     task = sx.generalized_rosenbrock(1.0, -1.0, -2.0, [0.4, 0.0, 0.0], start=[0.5, -0.3])
-    network = sx.WholeLSTM(2, algebra=1, width=3, depth=2, inputs=inputs, key=jax.random.key(0))
+    network = sx.FlatGradientLSTM(2, algebra=1, width=3, depth=2, inputs=inputs, key=jax.random.key(0))
     weights, unravel = ravel_pytree(network)
 
     def transform(vector, order):

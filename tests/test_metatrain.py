@@ -20,23 +20,23 @@ OPTIMIZER = optax.adam(1e-2)
 
 
 def network(key):
-    return sx.WholeLSTM(2, algebra=1, width=8, depth=1, key=key)
+    return sx.FlatGradientLSTM(2, algebra=1, width=8, depth=1, key=key)
 
 
 def wide(key):
-    return sx.WholeLSTM(2, width=16, key=key)
+    return sx.FlatGradientLSTM(2, width=16, key=key)
 
 
 def gated(key):
-    return sx.WholeGRU(2, width=16, key=key)
+    return sx.FlatGradientGRU(2, width=16, key=key)
 
 
 def forgetful(key):
-    return sx.WholeMLP(2, width=16, key=key)
+    return sx.FlatGradientMLP(2, width=16, key=key)
 
 
 def estimator(recipe=None, family="ellipse-random", tasks=4, steps=10):
-    recipe = sx.Recipe(teleports=jnp.ones(10, bool), guard=None) if recipe is None else recipe
+    recipe = sx.UpdateRule(teleports=jnp.ones(10, bool), guard=None) if recipe is None else recipe
     return sx.TruncatedBPTT(sx.make_family(family), recipe, steps=steps, unroll=5, tasks=tasks)
 
 
@@ -57,14 +57,16 @@ def standing(network, task):
 @pytest.mark.parametrize("make", [wide, gated, forgetful])
 def test_training_lowers_the_meta_loss(make):
     """S01, small: vanilla on the fixed ellipse, 60 runs of 32 tasks; then on unseen tasks it optimizes."""
-    it = estimator(sx.Recipe(), "ellipse-fixed", tasks=32, steps=20)
+    it = estimator(sx.UpdateRule(), "ellipse-fixed", tasks=32, steps=20)
     trained = sx.meta_train(make, it, OPTIMIZER, KEY, runs=60, seeds=2, chunk=60)
     assert trained.losses.shape == (2, 60)
     assert np.all(trained.losses[:, -10:].mean(1) < 0.1 * trained.losses[:, :10].mean(1))
     assert np.all(trained.skipped == 0)
     for seed in range(2):
         learned = trained.network(seed)
-        trace = eqx.filter_jit(sx.unroll_many)(sx.Recipe(), learned, it.family, jax.random.key(9), 12, 200)
+        trace = eqx.filter_jit(sx.unroll_many)(
+            sx.UpdateRule(), learned, it.family, jax.random.key(9), 12, 200
+        )
         assert jnp.median(trace.loss[-1]) < 0.05 * jnp.median(trace.loss[0])
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import symmetrax as sx
-from symmetrax.learned._features import Info
+from symmetrax.learned._features import Observation
 from symmetrax.learned._networks import GRU, LSTM, MLP
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -117,8 +117,8 @@ def test_an_mlp_remembers_nothing():
 CORES = [
     LSTM(3, 25, 2, key=KEY),
     GRU(3, 25, 2, key=KEY),
-    sx.WholeLSTM(2, algebra=1, width=25, key=KEY),
-    sx.WholeGRU(2, algebra=1, width=25, key=KEY),
+    sx.FlatGradientLSTM(2, algebra=1, width=25, key=KEY),
+    sx.FlatGradientGRU(2, algebra=1, width=25, key=KEY),
 ]
 
 
@@ -144,7 +144,7 @@ def test_initial_weights_are_uniform_within_one_over_root_width(core):
 )
 def test_each_input_widens_the_core_by_its_size(inputs, algebra, width):
     """S05: iterate and previous update by the number of parameters, the derivative by the algebra's."""
-    network = sx.WholeLSTM(5, algebra=algebra, inputs=inputs, width=4, key=KEY)
+    network = sx.FlatGradientLSTM(5, algebra=algebra, inputs=inputs, width=4, key=KEY)
     assert network.core.cells[0].weight_ih.shape == (16, width)
     assert network.wants == (("orbit_derivative",) if "orbit_derivative" in inputs else ())
 
@@ -153,9 +153,9 @@ def test_each_input_widens_the_core_by_its_size(inputs, algebra, width):
 def test_inputs_are_read_in_one_order_however_they_are_named(order):
     """Gradient, iterate, previous update, orbit derivative."""
     names = ("iterate", "previous", "orbit_derivative")
-    network = sx.WholeLSTM(2, algebra=1, inputs=[names[i] for i in order], width=4, key=KEY)
+    network = sx.FlatGradientLSTM(2, algebra=1, inputs=[names[i] for i in order], width=4, key=KEY)
     g, x, u, slope = (np.arange(2.0) + 1, np.arange(2.0) - 3, np.arange(2.0) / 7, np.array([0.3]))
-    info = Info(*(jnp.asarray(v, jnp.float32) for v in (g, x, u, slope)), key=None)
+    info = Observation(*(jnp.asarray(v, jnp.float32) for v in (g, x, u, slope)), key=None)
     move, memory = network.propose(info, network.memory(jnp.zeros(2)))
     hidden, state = numpy_lstm(network.core, np.concatenate([g, x, u, slope]), zeros(network.core))
     np.testing.assert_allclose(move.update, linear(network.head, hidden), rtol=0, atol=1e-6)
@@ -164,12 +164,12 @@ def test_inputs_are_read_in_one_order_however_they_are_named(order):
 
 
 def test_vanilla_and_teleporting_networks_of_one_key_share_their_weights():
-    vanilla, teleporting = (sx.WholeLSTM(2, algebra=k, width=8, key=jax.random.key(3)) for k in (0, 1))
+    vanilla, teleporting = (sx.FlatGradientLSTM(2, algebra=k, width=8, key=jax.random.key(3)) for k in (0, 1))
     assert eqx.tree_equal(vanilla.core, teleporting.core)
     assert eqx.tree_equal(vanilla.head, teleporting.head)
     assert vanilla.algebra_head is None
     assert teleporting.algebra_head.weight.shape == (1, 8)
-    other = sx.WholeLSTM(2, width=8, key=jax.random.key(4))
+    other = sx.FlatGradientLSTM(2, width=8, key=jax.random.key(4))
     assert not jnp.any(other.core.cells[0].weight_ih == vanilla.core.cells[0].weight_ih)
 
 
@@ -242,15 +242,18 @@ def coordinatewise(gradients):
     ("make", "message"),
     [
         (
-            lambda: sx.WholeLSTM(2, inputs=("gradient",), key=KEY),
+            lambda: sx.FlatGradientLSTM(2, inputs=("gradient",), key=KEY),
             r"Unknown inputs \['gradient'\]; choose from",
         ),
-        (lambda: sx.WholeLSTM(2, width=0, key=KEY), "width=0"),
-        (lambda: sx.WholeLSTM(0, key=KEY), "size=0"),
-        (lambda: sx.WholeLSTM(2, algebra=-1, key=KEY), "algebra=-1"),
+        (lambda: sx.FlatGradientLSTM(2, width=0, key=KEY), "width=0"),
+        (lambda: sx.FlatGradientLSTM(0, key=KEY), "size=0"),
+        (lambda: sx.FlatGradientLSTM(2, algebra=-1, key=KEY), "algebra=-1"),
         (lambda: sx.CoordinatewiseLSTM(scale=0.0, key=KEY), "scale=0.0"),
         (lambda: sx.CoordinatewiseLSTM(depth=0, key=KEY), "depth=0"),
-        (lambda: sx.WholeLSTM(2, key=KEY).transform().init(jnp.zeros(3)), "built for 2 parameters, got 3"),
+        (
+            lambda: sx.FlatGradientLSTM(2, key=KEY).transform().init(jnp.zeros(3)),
+            "built for 2 parameters, got 3",
+        ),
     ],
 )
 def test_networks_that_cannot_be_say_why(make, message):

@@ -50,7 +50,7 @@ def neurons():
 
 
 def info(params, gradient, symmetry=None, previous=None):
-    return sx.Info(gradient, params, params if previous is None else previous, None, None, symmetry)
+    return sx.Observation(gradient, params, params if previous is None else previous, None, None, symmetry)
 
 
 # The per-neuron network.
@@ -207,7 +207,7 @@ def test_what_has_no_units_to_scale_is_refused():
     with pytest.raises(ValueError, match=r"positive reach, got width=20, depth=2, reach=-1\.0"):
         sx.PerNeuronLSTM(reach=-1.0, key=KEY)
     optimizer = network.transform(sx.mlp_symmetry(params), guard=None)
-    with pytest.raises(ValueError, match=r"emits no step.*Together"):
+    with pytest.raises(ValueError, match=r"emits no step.*Joint"):
         jax.eval_shape(optimizer.update, params, jax.eval_shape(optimizer.init, params), params)
 
 
@@ -215,7 +215,7 @@ def test_what_has_no_units_to_scale_is_refused():
 
 
 def test_tasks_as_the_last_axis_are_tasks_apart():
-    together = sx.Together((untame(neurons()), sx.StepLSTM(width=6, key=KEY)))
+    together = sx.Joint((untame(neurons()), sx.StepLSTM(width=6, key=KEY)))
     symmetry = perceptron(SIZES, 1)[1]
     single = [perceptron(SIZES, seed, np.float32)[0] for seed in (4, 5, 6)]
     stacked = jax.tree.map(lambda *x: np.stack(x, axis=-1), *single)
@@ -240,7 +240,7 @@ def test_tasks_as_the_last_axis_are_tasks_apart():
 def both(quick_compilation):
     first, second = jax.random.split(KEY)
     neurons = untame(sx.PerNeuronLSTM(width=4, key=second))
-    return sx.Together((sx.CoordinatewiseLSTM(width=4, key=first), neurons))
+    return sx.Joint((sx.CoordinatewiseLSTM(width=4, key=first), neurons))
 
 
 @pytest.mark.parametrize("widths", [(3,), (6, 2, 5)])
@@ -248,9 +248,9 @@ def test_one_optimizer_teleports_exactly_on_every_width_and_depth(both, widths):
     x, labels = normal(0, 7, 4, dtype=np.float32), np.arange(7) % 2
     images = Images(x, labels.astype(np.int32))
     task = sx.Classification(images, images, widths, 7, classes=2)
-    recipe = sx.Recipe.at((0, 2), 3, guard=sx.Guard(jump=jnp.inf))
+    recipe = sx.UpdateRule.at((0, 2), 3, guard=sx.Guard(jump=jnp.inf))
     run = jax.jit(lambda r, n: sx.unroll(r(n, task), task, KEY, 3, points=True))
-    trace, off = run(recipe, both), run(sx.Recipe.at((), 3, guard=recipe.guard), both)
+    trace, off = run(recipe, both), run(sx.UpdateRule.at((), 3, guard=recipe.guard), both)
     assert np.all(trace.watched["refused"] == 0)
     defect = trace.watched["defect"]
     np.testing.assert_array_equal(defect[:, None] >= 0, [[False], [True], [False], [True]])
@@ -260,7 +260,7 @@ def test_one_optimizer_teleports_exactly_on_every_width_and_depth(both, widths):
         moved = np.max(np.abs(trace.params[name][1] - off.params[name][1]))
         assert (moved > 1e-5) == (name != f"b{len(widths) + 1}")
     if len(widths) == 1:
-        alone = sx.unroll(sx.Recipe()(both.networks[0], task), task, KEY, 3, points=True)
+        alone = sx.unroll(sx.UpdateRule()(both.networks[0], task), task, KEY, 3, points=True)
         for name in off.params:
             np.testing.assert_allclose(off.params[name], alone.params[name], rtol=0, atol=1e-7)
 
@@ -271,7 +271,7 @@ def test_meta_training_teaches_both_networks(both):
         lambda b: b.networks[1].head, both, jax.tree.map(jnp.zeros_like, both.networks[1].head)
     )
     family = sx.RegressionFamily("small", dims=(4, 3, 2), samples=3, start="gaussian")
-    recipe = sx.Recipe.at((0, 2), 4, guard=None)
+    recipe = sx.UpdateRule.at((0, 2), 4, guard=None)
     estimator = sx.TruncatedBPTT(family, recipe, steps=4, unroll=2, tasks=2)
     outer = sx.each_network(optax.adam(1e-3), optax.adam(1e-2))
     trained = sx.meta_train(lambda key: fresh, estimator, outer, KEY, runs=2, chunk=2)

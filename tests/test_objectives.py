@@ -60,11 +60,11 @@ OBJECTIVES = {
     "nuclear": (sx.GradientNorm("nuclear"), 1),
     "decrease": (sx.GuaranteedDecrease(), 3),
     "floored": (sx.GuaranteedDecrease(floor=1e3), 3),
-    "after": (sx.AfterSteps(optax.adam(0.1), steps=3), 3 + 1 / 3),
+    "after": (sx.LookaheadLoss(optax.adam(0.1), steps=3), 3 + 1 / 3),
     "sharpness": (sx.Sharpness(KEY, directions=3, radii=(0.1, 0.4)), 4),
     "curvature": (sx.Curvature(SYMMETRY, KEY, curves=4), 0.5),
-    "small": (sx.SmallNorm(), 0),
-    "lower": (sx.lower(sx.GradientNorm()), 1),
+    "small": (sx.NegativeParameterNorm(), 0),
+    "lower": (sx.negate(sx.GradientNorm()), 1),
 }
 
 
@@ -272,7 +272,7 @@ def test_after_steps_is_a_loop_by_hand(float64):
         polyak: optax.polyak_sgd(max_learning_rate=10.0),
     }
     for by_hand, optimizer in optimizers.items():
-        found = jax.jit(lambda x, o=optimizer: sx.AfterSteps(o, steps=4)(f, x))(start)
+        found = jax.jit(lambda x, o=optimizer: sx.LookaheadLoss(o, steps=4)(f, x))(start)
         assert found == pytest.approx(-f(by_hand(start)), rel=1e-10)
 
 
@@ -281,11 +281,11 @@ def test_after_steps_survives_a_dead_input_and_steps_exactly(float64, central_di
     f = lambda x: jnp.sin(3 * x[0]) + x[0] ** 2 + 0 * x[1]  # noqa: E731
     x = np.array([0.3, 5.0])
     for optimizer in (optax.adam(0.1), optax.rmsprop(0.1)):
-        after = jax.jit(lambda x, o=optimizer: sx.AfterSteps(o, steps=3)(f, x))
+        after = jax.jit(lambda x, o=optimizer: sx.LookaheadLoss(o, steps=3)(f, x))
         slope = jax.jit(jax.grad(after))(x)
         np.testing.assert_allclose(slope, central_differences(after, x), rtol=1e-7, atol=1e-9)
         assert np.isfinite(jax.jvp(after, (x,), (np.ones(2),))[1])
-    signs = sx.AfterSteps(optax.sign_sgd(0.25), steps=2)
+    signs = sx.LookaheadLoss(optax.sign_sgd(0.25), steps=2)
     assert signs(lambda x: x[0] + jnp.where(x[1] == 5, 0.0, 9.0), jnp.asarray(x)) == pytest.approx(0.2)
 
 
@@ -380,17 +380,17 @@ def test_lower_turns_around_and_keeps_kind_and_cost():
     value_fn, params = network(np.float32)
     for objective, kind in (
         (sx.GradientNorm("l1"), sx.AbstractGradientObjective),
-        (sx.AfterSteps(optax.sgd(0.1), 2), sx.AbstractObjective),
+        (sx.LookaheadLoss(optax.sgd(0.1), 2), sx.AbstractObjective),
         (lambda value_fn, params: value_fn(params), sx.AbstractObjective),
     ):
-        below = sx.lower(objective)
+        below = sx.negate(objective)
         assert isinstance(below, kind)
         assert sx.cost_of(below) == sx.cost_of(objective)
         assert below(value_fn, params) == pytest.approx(-float(objective(value_fn, params)))
-        assert sx.lower(below)(value_fn, params) == pytest.approx(float(objective(value_fn, params)))
-    assert not isinstance(sx.lower(sx.SmallNorm()), sx.AbstractGradientObjective)
+        assert sx.negate(below)(value_fn, params) == pytest.approx(float(objective(value_fn, params)))
+    assert not isinstance(sx.negate(sx.NegativeParameterNorm()), sx.AbstractGradientObjective)
     gradient = jax.grad(value_fn)(params)
-    below = sx.lower(sx.squared_gradient_norm)
+    below = sx.negate(sx.squared_gradient_norm)
     assert isinstance(below, sx.AbstractGradientObjective)
     assert below.measure(gradient) == -sx.squared_gradient_norm(value_fn, params)
 
@@ -402,7 +402,7 @@ def test_small_norm_is_largest_where_layers_are_balanced(float64):
     balanced = jnp.log(np.sqrt(sizes[1] / sizes[0]))
 
     def on_orbit(xi):
-        return sx.SmallNorm()(value_fn, SYMMETRY.act(SYMMETRY.exp(xi), params))
+        return sx.NegativeParameterNorm()(value_fn, SYMMETRY.act(SYMMETRY.exp(xi), params))
 
     np.testing.assert_allclose(jax.grad(on_orbit)(balanced), 0, atol=1e-12)
     assert on_orbit(balanced) == pytest.approx(-2 * np.sum(sizes[0] * sizes[1]), rel=1e-12)
@@ -433,7 +433,7 @@ def test_objectives_say_what_they_need(unchecked):
     with pytest.raises(ValueError, match=r"floor > 0, got floor=0.0"):
         sx.GuaranteedDecrease(floor=0.0)
     with pytest.raises(ValueError, match="at least one step, got steps=0"):
-        sx.AfterSteps(optax.sgd(0.1), steps=0)
+        sx.LookaheadLoss(optax.sgd(0.1), steps=0)
     with pytest.raises(ValueError, match="at least one direction, got directions=0"):
         sx.Sharpness(KEY, directions=0)
     with pytest.raises(ValueError, match="at least one radius"):

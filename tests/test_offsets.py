@@ -155,9 +155,11 @@ def test_the_laws_hold(name, seed, float64):
     check_close(symmetry.act(symmetry.inverse(a), there), w)
     check_close(symmetry.act(symmetry.identity(), w), w, atol=0)
     gradient = jax.grad(loss)(w, x)
-    check_close(jax.grad(loss)(there, x), symmetry.pull(a, w, gradient))
+    check_close(jax.grad(loss)(there, x), symmetry.transport_gradient(a, w, gradient))
     tangent = draw(seed + 2)
-    check_close(symmetry.push(a, w, tangent), jax.jvp(lambda w: symmetry.act(a, w), (w,), (tangent,))[1])
+    check_close(
+        symmetry.transport_tangent(a, w, tangent), jax.jvp(lambda w: symmetry.act(a, w), (w,), (tangent,))[1]
+    )
     squares = symmetry.pull_squared(a, jax.tree.map(jnp.square, gradient))
     check_close(squares, jax.tree.map(jnp.square, jax.grad(loss)(there, x)))
 
@@ -270,33 +272,36 @@ def test_a_teleported_run_is_the_one_without_offset(float64):
 
 def test_small_norm_is_the_norm_of_the_parameters(float64):
     w, x, symmetry = draw(0), data(), symmetry_of()
-    orbit = sx.Orbit(lambda w: loss(w, x), w, symmetry, objective=sx.SmallNorm())
+    orbit = sx.Orbit(lambda w: loss(w, x), w, symmetry, objective=sx.NegativeParameterNorm())
     xi = 0.3 * jnp.arange(WIDTH)
     there = symmetry.act(symmetry.exp(xi), w)
     np.testing.assert_allclose(orbit(xi), -sum(np.sum(np.square(v)) for v in there.values()), rtol=1e-12)
-    assert not has_closed_form(symmetry, sx.SmallNorm())
+    assert not has_closed_form(symmetry, sx.NegativeParameterNorm())
     assert has_closed_form(symmetry, sx.GradientNorm())
     with pytest.raises(ValueError, match="without offsets"):
-        sx.teleport(loss, w, symmetry, x, objective=sx.SmallNorm(), search=sx.ClosedForm())
-    moved, info = sx.teleport(loss, w, symmetry, x, objective=sx.SmallNorm())
+        sx.teleport(loss, w, symmetry, x, objective=sx.NegativeParameterNorm(), search=sx.ClosedForm())
+    moved, info = sx.teleport(loss, w, symmetry, x, objective=sx.NegativeParameterNorm())
     assert info.after > info.before
     assert abs(loss(moved, x) / loss(w, x) - 1) <= 1e-10
 
 
 def test_gradient_flow_conserves_the_moments_of_what_transforms(float64):
     symmetry, w, x = symmetry_of(), draw(0), data()
-    before = sx.conserved(symmetry, w)["h"]
+    before = sx.conserved_quantities(symmetry, w)["h"]
     np.testing.assert_allclose(before, (w["gain"] + 1) ** 2 - np.sum(w["up"] ** 2, axis=0), rtol=1e-12)
 
     def velocity(w):
         return jax.tree.map(jnp.negative, jax.grad(loss)(w, x))
 
     def slope(w):
-        return jax.jvp(lambda w: sx.conserved(symmetry, w)["h"], (w,), (velocity(w),))[1]
+        return jax.jvp(lambda w: sx.conserved_quantities(symmetry, w)["h"], (w,), (velocity(w),))[1]
 
     assert np.max(np.abs(slope(w))) <= 1e-12
     plain = plain_of(symmetry)
-    assert np.max(np.abs(jax.jvp(lambda w: sx.conserved(plain, w)["h"], (w,), (velocity(w),))[1])) > 1e-4
+    assert (
+        np.max(np.abs(jax.jvp(lambda w: sx.conserved_quantities(plain, w)["h"], (w,), (velocity(w),))[1]))
+        > 1e-4
+    )
 
 
 def test_the_orbit_is_where_updates_have_no_effect(float64):
@@ -305,10 +310,10 @@ def test_the_orbit_is_where_updates_have_no_effect(float64):
     curve = sx.orbit_curve(symmetry, xi, w, points=4)
     np.testing.assert_allclose(jax.vmap(lambda w: loss(w, x))(curve), loss(w, x), rtol=1e-12)
     along = jax.jvp(lambda xi: symmetry.act(symmetry.exp(xi), w), (symmetry.zero(),), (xi,))[1]
-    rest = sx.horizontal(symmetry, w, along)
+    rest = sx.project_horizontal(symmetry, w, along)
     assert max(np.max(np.abs(v)) for v in rest.values()) <= 1e-10
     gradient = jax.grad(loss)(w, x)
-    check_close(sx.horizontal(symmetry, w, gradient), gradient, atol=1e-10)
+    check_close(sx.project_horizontal(symmetry, w, gradient), gradient, atol=1e-10)
 
 
 def test_units_look_as_they_do_without_an_offset(float64):

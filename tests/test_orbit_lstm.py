@@ -102,20 +102,20 @@ def test_the_crest_is_the_best_angle_of_a_quadratic(float64):
         task = sx.generalized_booth(entries[:2], entries[2])
         x, symmetry = jnp.asarray(entries[3]), task.symmetry()
         orbit = Orbit(task.loss, x, symmetry, gradient=jax.grad(task.loss)(x))
-        there = symmetry.act(symmetry.exp(slopes(orbit, orbit.zero()).crest), x)
+        there = symmetry.act(symmetry.exp(slopes(orbit, orbit.zero()).peak), x)
         steepest = 2 * np.linalg.norm(entries[:2], 2) * np.sqrt(task.loss(x))
         assert np.linalg.norm(jax.grad(task.loss)(there)) == pytest.approx(steepest, rel=1e-9)
 
 
 def test_a_network_that_emits_nothing_goes_to_the_crest_if_that_is_its_centre():
     task = sx.booth(start=[5.0, -5.0])
-    network = made(centre="crest", gated=False, reach=1.0)
+    network = made(centre="peak", gated=False, reach=1.0)
     head = jax.tree.map(jnp.zeros_like, network.algebra_head)
     network = eqx.tree_at(lambda n: n.algebra_head, network, head)
-    recipe = sx.Recipe.at([0], 1, guard=None, order="teleport-first")
+    recipe = sx.UpdateRule.at([0], 1, guard=None, order="teleport-first")
     trace = sx.unroll(recipe(network, task), task, KEY, 1, watch=("algebra",))
     orbit = Orbit(task.loss, jnp.array([5.0, -5.0]), task.symmetry())
-    np.testing.assert_allclose(trace.watched["algebra"][-1], slopes(orbit, orbit.zero()).crest, rtol=1e-5)
+    np.testing.assert_allclose(trace.watched["algebra"][-1], slopes(orbit, orbit.zero()).peak, rtol=1e-5)
     assert abs(float(trace.watched["algebra"][-1, 0])) <= network.algebra_bound
 
 
@@ -127,7 +127,7 @@ def test_nothing_depends_on_the_units_of_loss_and_parameters(float64, teleports)
     plain = sx.generalized_booth(matrix, offset, start=[2.0, 1.0])
     other = sx.generalized_booth(c * s * matrix, c * offset, start=[2.0 / s, 1.0 / s])
     network = made(algebra=1 if teleports else 0, orbit=1)
-    recipe = sx.Recipe.at(range(6), 6, guard=None) if teleports else sx.Recipe()
+    recipe = sx.UpdateRule.at(range(6), 6, guard=None) if teleports else sx.UpdateRule()
     runs = [sx.unroll(recipe(network, task), task, KEY, 6, points=True) for task in (plain, other)]
     np.testing.assert_allclose(runs[1].loss / c**2, runs[0].loss, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(runs[1].params * s, runs[0].params, rtol=1e-9, atol=1e-12)
@@ -141,7 +141,7 @@ def test_without_teleports_it_is_the_same_optimizer():
     task = sx.booth(start=[5.0, -5.0])
     runs = [
         sx.unroll(recipe(network, task), task, KEY, 5).loss
-        for network, recipe in ((vanilla, sx.Recipe()), (teleporting, sx.Recipe.at([], 5)))
+        for network, recipe in ((vanilla, sx.UpdateRule()), (teleporting, sx.UpdateRule.at([], 5)))
     ]
     assert np.array_equal(*runs)
 
@@ -167,7 +167,7 @@ def test_a_gate_is_smooth_in_training_and_hard_at_test(z, hard):
     task = sx.booth(start=[5.0, -5.0])
     algebra = {}
     for gate in ("soft", "hard"):
-        recipe = sx.Recipe.at([0], 1, guard=None, gate=gate)
+        recipe = sx.UpdateRule.at([0], 1, guard=None, gate=gate)
         trace = sx.unroll(recipe(gate_at(z), task), task, KEY, 1, watch=("algebra", "gate"))
         algebra[gate] = float(trace.watched["algebra"][-1, 0])
         p = float(trace.watched["gate"][-1])
@@ -180,7 +180,7 @@ def test_a_soft_gate_has_a_derivative_and_a_hard_one_none():
     task = sx.booth(start=[5.0, -5.0])
 
     def end(z, gate):
-        recipe = sx.Recipe.at([0], 2, guard=None, gate=gate)
+        recipe = sx.UpdateRule.at([0], 2, guard=None, gate=gate)
         return sx.unroll(recipe(gate_at(z), task), task, KEY, 2).loss[-1]
 
     assert jax.grad(end)(-0.2, "soft") != 0
@@ -194,10 +194,10 @@ def test_bad_uses_say_what_is_missing(unchecked):
         made(algebra=0)
     for options in (
         {"centre": "summit"},
-        {"centre": "crest", "sees": ("best",)},
-        {"centre": "crest", "orbit": 3},
+        {"centre": "peak", "sees": ("best",)},
+        {"centre": "peak", "orbit": 3},
     ):
-        with pytest.raises(ValueError, match=r'"crest" where the network sees "slopes" along each'):
+        with pytest.raises(ValueError, match=r'"peak" where the network sees "slopes" along each'):
             made(**options)
     with pytest.raises(ValueError, match="0 < low < high"):
         made(rates=(1.0, 0.5))
@@ -236,7 +236,7 @@ def test_it_learns_to_optimize_with_and_without_teleports():
     guard = sx.Guard(jump=jnp.inf, relative=1.0, shorten=True)
     medians = {}
     for algebra in (0, 1):
-        recipe = sx.Recipe(
+        recipe = sx.UpdateRule(
             jnp.ones(10, bool) if algebra else None, sx.Guard(jump=jnp.inf, relative=1.0, shorten=True)
         )
         estimator = sx.TruncatedBPTT(family, recipe, steps=10, unroll=10, tasks=64)
@@ -249,7 +249,7 @@ def test_it_learns_to_optimize_with_and_without_teleports():
             runs=120,
         )
         assert trained.losses[0, -20:].mean() < 0.5 * trained.losses[0, :20].mean()
-        hard = sx.Recipe(recipe.teleports, guard, gate="hard")
+        hard = sx.UpdateRule(recipe.teleports, guard, gate="hard")
         trace = sx.unroll_many(hard, trained.network(), family, jax.random.key(5), 10, 500)
         assert np.all(np.isfinite(trace.loss))
         medians[algebra] = float(jnp.median(trace.loss[-1]))

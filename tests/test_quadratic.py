@@ -28,10 +28,10 @@ def laws(n):
             "composed": (symmetry.act(symmetry.compose(g, h), x), symmetry.act(g, symmetry.act(h, x))),
             "undone": (symmetry.act(symmetry.inverse(g), there), x),
             "identity": (symmetry.act(symmetry.exp(symmetry.zero()), x), x),
-            "pulled": (symmetry.pull(g, x, 2 * matrix @ x), 2 * matrix @ there),
+            "pulled": (symmetry.transport_gradient(g, x, 2 * matrix @ x), 2 * matrix @ there),
             "carried": (
-                symmetry.pull(g, x, gradient),
-                super(sx.QuadraticForm, symmetry).pull(g, x, gradient),
+                symmetry.transport_gradient(g, x, gradient),
+                super(sx.QuadraticForm, symmetry).transport_gradient(g, x, gradient),
             ),
             "additive": (symmetry.compose(g, g), symmetry.exp(2 * a)),
         }

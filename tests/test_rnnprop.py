@@ -33,7 +33,7 @@ def proposed(network, gradients):
     """The updates for one gradient after the other."""
 
     def step(memory, gradient):
-        info = sx.Info(gradient, gradient, gradient, None, None)
+        info = sx.Observation(gradient, gradient, gradient, None, None)
         move, memory = network.propose(info, memory)
         return memory, move.update
 
@@ -153,7 +153,7 @@ def test_the_coordinatewise_lstm_reads_either(unchecked):
     assert clipped.contract()["reads"] == ["clipped_log_and_sign(gradient)"]
     assert clipped.config()["preprocessing"] == "clipped_log_and_sign"
     gradient = jnp.array([0.5, -0.02])
-    info = sx.Info(gradient, gradient, gradient, None, None)
+    info = sx.Observation(gradient, gradient, gradient, None, None)
     found, other = (it.propose(info, it.memory(gradient))[0].update for it in (clipped, usual))
     hidden, _ = clipped.core(sx.clipped_log_and_sign(gradient), clipped.memory(gradient))
     np.testing.assert_allclose(found, clipped.scale * clipped.head(hidden)[0], rtol=1e-6)

@@ -39,7 +39,7 @@ def train(curves, patience, runs=20, checkpoint=None, progress=None):
         row = jnp.argmin(jnp.abs(marks - network["seed"]))
         return table[row, (network["count"] / CHUNK - 1).astype(int)]
 
-    estimator = Counting(sx.make_family("booth"), sx.Recipe(), steps=1, unroll=1)
+    estimator = Counting(sx.make_family("booth"), sx.UpdateRule(), steps=1, unroll=1)
     stopping = None if patience is None else sx.EarlyStopping(validate, patience)
     return sx.meta_train(
         make,
@@ -120,7 +120,7 @@ def test_resumed_training_stops_where_an_uninterrupted_one_does(tmp_path, stop):
 
 
 def test_a_learned_optimizer_keeps_its_best_weights():
-    family, recipe = sx.make_family("ellipse-fixed"), sx.Recipe()
+    family, recipe = sx.make_family("ellipse-fixed"), sx.UpdateRule()
 
     def validate(network):
         unseen = sx.unroll_many(recipe, network, family, jax.random.key(7), steps=5, tasks=8)
@@ -128,7 +128,7 @@ def test_a_learned_optimizer_keeps_its_best_weights():
 
     estimator = sx.TruncatedBPTT(family, recipe, steps=5, unroll=5, tasks=4)
     trained = sx.meta_train(
-        lambda key: sx.WholeLSTM(2, width=6, depth=1, key=key),
+        lambda key: sx.FlatGradientLSTM(2, width=6, depth=1, key=key),
         estimator,
         optax.adam(0.3),  # so fast that it gets worse again
         jax.random.key(0),

@@ -82,7 +82,7 @@ def test_a_classifier_of_three_layers_is_that_of_numpy(float64, slope, bias, cen
 
 def test_weights_start_by_the_rule_of_he_for_the_slope():
     slope = 0.5
-    network = sx.Perceptron((9, 16, 12, 4), slope)
+    network = sx.MLP((9, 16, 12, 4), slope)
     params = jax.jit(jax.vmap(network.init))(jax.random.split(KEY, 2000))
     for name, inputs in {"w1": 9, "w2": 16, "w3": 12}.items():
         assert np.std(params[name]) == pytest.approx(np.sqrt(2 / (1 + slope**2) / inputs), rel=0.01)
@@ -97,7 +97,7 @@ def test_one_width_is_one_hidden_layer():
     one, several = (sx.Classification(*sets, widths, 8, 4) for widths in (6, (6,)))
     assert one.widths == (6,)
     assert one.width == 6
-    assert one.network == several.network == sx.Perceptron((9, 6, 4))
+    assert one.network == several.network == sx.MLP((9, 6, 4))
     assert {name: leaf.shape for name, leaf in jax.eval_shape(one.init, KEY).items()} == {
         "w1": (6, 9),
         "b1": (6,),
@@ -106,14 +106,14 @@ def test_one_width_is_one_hidden_layer():
     }
     family = sx.ImageFamily("mine", *sets, widths=(6, (6, 5)), slope=0.1, bias=False)
     assert family.shapes == (6, (6, 5))
-    assert family.task(()).network == sx.Perceptron((9, 6, 10), 0.1, bias=False)
-    assert family.task((), (6, 5)).network == sx.Perceptron((9, 6, 5, 10), 0.1, bias=False)
+    assert family.task(()).network == sx.MLP((9, 6, 10), 0.1, bias=False)
+    assert family.task((), (6, 5)).network == sx.MLP((9, 6, 5, 10), 0.1, bias=False)
 
 
 @pytest.mark.parametrize("sizes", [(3, 2), (3, 0, 2), (3,)])
 def test_a_network_needs_hidden_units(sizes):
     with pytest.raises(ValueError, match=r"at least one hidden layer.*got sizes=\(3"):
-        sx.Perceptron(sizes)
+        sx.MLP(sizes)
 
 
 def regression(key=KEY, **options):

@@ -72,7 +72,7 @@ def laws(task, key):
             "identity": gap(symmetry.act(symmetry.identity(), w), w, w),
             "composition": gap(symmetry.act(a, once), both, both),
             "inverse": gap(symmetry.act(symmetry.inverse(a), there), w, w),
-            "gradient": gap(symmetry.pull(a, w, jax.grad(task.loss)(w)), gradient, gradient),
+            "gradient": gap(symmetry.transport_gradient(a, w, jax.grad(task.loss)(w)), gradient, gradient),
         }
         visited = jnp.stack([w, there, once, both])
         return defects, jnp.max(jnp.linalg.cond(jax.vmap(jax.jacfwd(task.map))(visited)))
@@ -166,13 +166,15 @@ def test_rotations_conjugated_by_a_matrix_keep_its_quadratic():
 def test_push_and_pull_are_the_derivative_of_the_action_and_its_inverse_transpose(name, central_differences):
     task = TABLE[name][0]()
     symmetry, n = task.symmetry(), task.map.size
-    act, push, pull = (eqx.filter_jit(f) for f in (symmetry.act, symmetry.push, symmetry.pull))
+    act, transport_tangent, transport_gradient = (
+        eqx.filter_jit(f) for f in (symmetry.act, symmetry.transport_tangent, symmetry.transport_gradient)
+    )
     for seed in range(5):
         rng = np.random.default_rng(seed)
         a = symmetry.exp(jnp.asarray(rng.uniform(-0.5, 0.5, symmetry.algebra)))
         x, tangent, cotangent = 0.5 * rng.normal(size=(3, n))
         jacobian = central_differences(lambda w: act(a, w), x)  # noqa: B023
-        pushed, pulled = push(a, x, tangent), pull(a, x, cotangent)
+        pushed, pulled = transport_tangent(a, x, tangent), transport_gradient(a, x, cotangent)
         np.testing.assert_allclose(pushed, jacobian @ tangent, rtol=1e-6, atol=1e-6)
         np.testing.assert_allclose(jacobian.T @ pulled, cotangent, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(pulled @ pushed, cotangent @ tangent, rtol=1e-9, atol=1e-10)

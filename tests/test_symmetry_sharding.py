@@ -37,9 +37,11 @@ def network(group):
 def test_split_arrays_move_as_whole_ones_and_stay_split(group, axis):
     symmetry, params = network(group)
     element, placed = symmetry.sample(jax.random.key(0)), split(params, axis)
-    expected = symmetry.act(element, params), symmetry.pull(element, params, params)
-    eager = symmetry.act(element, placed), symmetry.pull(element, placed, placed)
-    compiled = jax.jit(lambda a, w: (symmetry.act(a, w), symmetry.pull(a, w, w)))(element, placed)
+    expected = symmetry.act(element, params), symmetry.transport_gradient(element, params, params)
+    eager = symmetry.act(element, placed), symmetry.transport_gradient(element, placed, placed)
+    compiled = jax.jit(lambda a, w: (symmetry.act(a, w), symmetry.transport_gradient(a, w, w)))(
+        element, placed
+    )
     for found in (eager, compiled):
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), found, expected)
         assert all(x.sharding == placed[name].sharding for tree in found for name, x in tree.items())
@@ -51,20 +53,22 @@ def test_split_arrays_are_projected_measured_matched_and_verified(axis):
     placed = split(params, axis)
     update = jax.tree.map(lambda x: jnp.cos(x), params)
     flat, expected = (
-        sx.horizontal(symmetry, placed, split(update, axis)),
-        sx.horizontal(symmetry, params, update),
+        sx.project_horizontal(symmetry, placed, split(update, axis)),
+        sx.project_horizontal(symmetry, params, update),
     )
     for name in params:
         np.testing.assert_allclose(flat[name], expected[name], atol=2e-5)
         assert flat[name].sharding == placed[name].sharding
-    moments = jax.jit(lambda w: sx.conserved(symmetry, w))(placed)
-    np.testing.assert_allclose(moments["h"], sx.conserved(symmetry, params)["h"], rtol=1e-4, atol=1e-5)
+    moments = jax.jit(lambda w: sx.conserved_quantities(symmetry, w))(placed)
+    np.testing.assert_allclose(
+        moments["h"], sx.conserved_quantities(symmetry, params)["h"], rtol=1e-4, atol=1e-5
+    )
     curve = sx.orbit_curve(symmetry, 0.1 * jnp.ones(symmetry.algebra), placed, points=2)
     np.testing.assert_allclose(curve["merged"][0], params["merged"], rtol=1e-6)
 
     swaps, params = network(sx.Permutation)
     element = swaps.sample(jax.random.key(1))
-    back = sx.match_units(swaps, swaps.act(element, split(params, axis)), split(params, axis))
+    back = sx.weight_matching(swaps, swaps.act(element, split(params, axis)), split(params, axis))
     np.testing.assert_array_equal(back["h"], swaps.inverse(element)["h"])
     loss = lambda w, _: sum(jnp.sum(jnp.abs(x) ** 3) for x in jax.tree.leaves(w))  # noqa: E731
     assert sx.verify(loss, split(params, axis), swaps, jax.random.key(2), trials=2).outcome == "exact"

@@ -84,7 +84,7 @@ def test_scan_finds_the_maximum_on_rosenbrock():
     x = v + 1
     gradient = np.stack([40 * x * u + 2 * v, -20 * u])  # of u^2 + v^2
     assert np.max(np.linalg.norm(gradient, axis=0)) == pytest.approx(8686.2, rel=1e-3)
-    for search in (sx.Scan(), sx.Oracle()):
+    for search in (sx.GoldenSection(), sx.Oracle()):
         there, info = travel(task, jnp.array([-1.0, -1.0]), search)
         assert np.sqrt(info.after) == pytest.approx(8686.2, rel=1e-3)
         assert np.sqrt(info.after) >= np.max(np.linalg.norm(gradient, axis=0)) * (1 - 1e-9)
@@ -94,7 +94,9 @@ def test_scan_finds_the_maximum_on_rosenbrock():
 def test_scan_agrees_with_the_closed_form():
     h, rng = random_affine(20, 1)
     x = rng.normal(size=(20, 2))
-    closed, scanned = (travel_all(search, h, x)[1].after for search in (sx.Oracle(), sx.Scan(64, 40)))
+    closed, scanned = (
+        travel_all(search, h, x)[1].after for search in (sx.Oracle(), sx.GoldenSection(64, 40))
+    )
     np.testing.assert_allclose(scanned, closed, rtol=1e-7)
 
 
@@ -156,7 +158,7 @@ def test_teleport_raises_any_objective():
         jnp.array([0.0, 1.0]),
         task.symmetry(),
         objective=lambda value_fn, x: x[0],
-        search=sx.Scan(),
+        search=sx.GoldenSection(),
         guard=None,
     )
     np.testing.assert_allclose(there, [2.0, 0.0], atol=1e-6)
@@ -168,7 +170,12 @@ def test_scan_passes_over_angles_without_a_finite_objective():
     task = sx.generalized_booth(np.eye(2))
     objective = lambda _, x: jnp.where(x[1] > 0, jnp.where(x[0] > 0, jnp.nan, jnp.inf), x[0])  # noqa: E731
     there, _ = sx.teleport(
-        task.loss, jnp.array([-1.0, 0.0]), task.symmetry(), objective=objective, search=sx.Scan(), guard=None
+        task.loss,
+        jnp.array([-1.0, 0.0]),
+        task.symmetry(),
+        objective=objective,
+        search=sx.GoldenSection(),
+        guard=None,
     )
     np.testing.assert_allclose(there, [1.0, 0.0], atol=0.03)
 
@@ -176,7 +183,7 @@ def test_scan_passes_over_angles_without_a_finite_objective():
 def test_scan_needs_a_circle():
     task = sx.generalized_booth(np.eye(3))
     with pytest.raises(ValueError, match=r"one algebra coordinate, got shape \(3,\).*Use Ascent"):
-        sx.teleport(task.loss, jnp.ones(3), task.symmetry(), search=sx.Scan())
+        sx.teleport(task.loss, jnp.ones(3), task.symmetry(), search=sx.GoldenSection())
     with pytest.raises(ValueError, match="Use Ascent"):
         sx.teleport(task.loss, jnp.ones(3), task.symmetry(), search=sx.Oracle())
 
@@ -194,9 +201,9 @@ def test_ascent_serves_larger_groups():
 def test_a_search_says_what_it_costs():
     line, curve = sx.booth().symmetry(), sx.rosenbrock().symmetry()
     assert sx.Ascent(steps=7).evaluations(line) == 21  # a derivative costs three values
-    assert sx.Scan(64, 20).evaluations(line) == 86
+    assert sx.GoldenSection(64, 20).evaluations(line) == 86
     assert sx.Oracle().evaluations(line) == 0
-    assert sx.Oracle(sx.Scan(64, 20)).evaluations(curve) == 86
+    assert sx.Oracle(sx.GoldenSection(64, 20)).evaluations(curve) == 86
     assert travel(sx.booth(), jnp.ones(2), sx.Ascent(steps=7))[1].evaluations == 21
 
 
@@ -231,11 +238,13 @@ def test_the_crest_of_a_quadratics_orbit_is_the_oracles_angle():
     """Exactly, from two derivatives at the point alone; both ends of the axis are as good."""
     h, rng = random_affine(100, 3)
     x = rng.normal(size=(100, 2))
-    (_, crest, before, after), (_, oracle, _, _) = (travel_all(s, h, x) for s in (sx.Crest(), sx.Oracle()))
-    np.testing.assert_allclose(crest.after, oracle.after, rtol=1e-8)
-    np.testing.assert_allclose(np.sin(crest.algebra - oracle.algebra), 0, atol=1e-6)
+    (_, peak, before, after), (_, oracle, _, _) = (
+        travel_all(s, h, x) for s in (sx.SinusoidPeak(), sx.Oracle())
+    )
+    np.testing.assert_allclose(peak.after, oracle.after, rtol=1e-8)
+    np.testing.assert_allclose(np.sin(peak.algebra - oracle.algebra), 0, atol=1e-6)
     np.testing.assert_allclose(after, before, rtol=1e-8)
-    assert sx.Crest().evaluations(sx.booth().symmetry()) == 4
+    assert sx.SinusoidPeak().evaluations(sx.booth().symmetry()) == 4
 
 
 def test_the_crest_and_polyaks_step_solve_random_rosenbrock_functions():
@@ -246,11 +255,11 @@ def test_the_crest_and_polyaks_step_solve_random_rosenbrock_functions():
     def polyak(f_min, task):
         return optax.chain(optax.polyak_sgd(max_learning_rate=1e6, f_min=f_min), optax.scale(2.0))
 
-    def crest(f_min, task):
-        return sx.teleported(polyak(f_min, task), task.symmetry(), search=sx.Crest(), guard=guard)
+    def peak(f_min, task):
+        return sx.teleported(polyak(f_min, task), task.symmetry(), search=sx.SinusoidPeak(), guard=guard)
 
     plain, moved = (
-        sx.unroll_many(make, 0.0, family, jax.random.key(0), 12, 200).loss[-1] for make in (polyak, crest)
+        sx.unroll_many(make, 0.0, family, jax.random.key(0), 12, 200).loss[-1] for make in (polyak, peak)
     )
     assert np.median(plain) > 1e-2
     assert np.median(moved) < 1e-9
@@ -260,7 +269,7 @@ def test_the_crest_and_polyaks_step_solve_random_rosenbrock_functions():
 def test_the_crest_needs_one_angle():
     task = sx.generalized_booth(np.eye(3))
     with pytest.raises(ValueError, match=r"needs one algebra coordinate, got shape \(3,\)"):
-        sx.teleport(task.loss, jnp.ones(3), task.symmetry(), search=sx.Crest())
+        sx.teleport(task.loss, jnp.ones(3), task.symmetry(), search=sx.SinusoidPeak())
 
 
 class Everywhere(sx.AbstractSearch):
@@ -290,8 +299,8 @@ def searches():
         "monotone": sx.Ascent(2, 0.1, normalized=True, monotone=True),
         "random": sx.Random(key, samples=3),
         "grid": sx.Grid(points=3),
-        "scan": sx.Scan(8, 3),
-        "crest": sx.Crest(),
+        "scan": sx.GoldenSection(8, 3),
+        "peak": sx.SinusoidPeak(),
         "oracle": sx.Oracle(),
         "curvature": sx.CurvatureStep(key),
         "own": Everywhere(True),
@@ -325,7 +334,7 @@ def test_an_orbit_of_a_network_may_be_looked_at_anywhere(name):
 
 
 def test_a_search_that_finds_nothing_finite_stays_where_it_is():
-    for search in (sx.Scan(8, 3), sx.Grid(points=3), sx.Random(jax.random.key(0), samples=3)):
+    for search in (sx.GoldenSection(8, 3), sx.Grid(points=3), sx.Random(jax.random.key(0), samples=3)):
         orbit = sx.Orbit(
             sx.booth().loss, jnp.ones(2), sx.booth().symmetry(), objective=lambda f, w: f(w) * jnp.nan
         )

@@ -42,12 +42,12 @@ def test_the_step_starts_where_the_teleport_leads(float64, name, transport):
     """Two steps by hand, with the gradient taken by autodiff at the point that the teleport reached."""
     task = tasks()[name]
     symmetry = task.symmetry()
-    environment = sx.Environment(task, sx.Recipe.at([1], 2, transport=transport, **FIRST))
+    environment = sx.Environment(task, sx.UpdateRule.at([1], 2, transport=transport, **FIRST))
     state = environment.reset(KEY)
     w, rate, beta = state.params, jnp.array(1e-3), jnp.array(0.7)
     xi = 0.3 * jax.random.normal(KEY, symmetry.algebra)
     for _ in range(2):
-        state, _ = environment.step(state, sx.Move(step_size=rate, momentum=beta, algebra=xi))
+        state, _ = environment.step(state, sx.Proposal(step_size=rate, momentum=beta, algebra=xi))
     v = jax.tree.map(lambda g: -rate * g, jax.grad(task.loss)(w))
     w = jax.tree.map(jnp.add, w, v)
     a = symmetry.exp(xi)
@@ -66,20 +66,20 @@ def test_the_step_starts_where_the_teleport_leads(float64, name, transport):
 @pytest.mark.parametrize("guard", [None, sx.Guard()])
 def test_no_teleport_is_the_optimizer_without_to_the_bit(guard):
     task = sx.rosenbrock(start=[1.5, -0.5])
-    network = sx.WholeLSTM(2, algebra=1, width=6, key=KEY)
+    network = sx.FlatGradientLSTM(2, algebra=1, width=6, key=KEY)
     still = jax.tree.map(jnp.zeros_like, network.algebra_head)
     network = eqx.tree_at(lambda n: n.algebra_head, network, still)
     vanilla = sx.unroll(network.transform(), task, KEY, 5).loss
-    recipe = sx.Recipe.at(range(5), 5, guard=guard, order="teleport-first")
+    recipe = sx.UpdateRule.at(range(5), 5, guard=guard, order="teleport-first")
     assert np.array_equal(sx.unroll(recipe(network, task), task, KEY, 5).loss, vanilla)
 
 
 def test_a_refused_teleport_leaves_the_plain_step():
     task = sx.booth(start=[5.0, -5.0])
-    recipe = sx.Recipe.at([0], 1, guard=sx.Guard(jump=1e-3), order="teleport-first")
+    recipe = sx.UpdateRule.at([0], 1, guard=sx.Guard(jump=1e-3), order="teleport-first")
     environment = sx.Environment(task, recipe)
     state = environment.reset(KEY)
-    after, _ = environment.step(state, sx.Move(step_size=jnp.array(0.01), algebra=jnp.array([1.0])))
+    after, _ = environment.step(state, sx.Proposal(step_size=jnp.array(0.01), algebra=jnp.array([1.0])))
     assert int(after.state.refused) == 2
     np.testing.assert_allclose(after.params, state.params - 0.01 * state.gradient, rtol=1e-6)
 
@@ -87,25 +87,25 @@ def test_a_refused_teleport_leaves_the_plain_step():
 def test_the_best_angle_and_twice_polyaks_step_solve_a_quadratic_at_once(float64):
     """Where the gradient is an eigenvector of A A' in the image of A: what a network can learn to do."""
     task = sx.booth(start=[5.0, -5.0])
-    environment = sx.Environment(task, sx.Recipe.at([0], 1, **FIRST))
+    environment = sx.Environment(task, sx.UpdateRule.at([0], 1, **FIRST))
     state = environment.reset(KEY)
     best = environment.observe(state, ("best",)).best
 
     def polyak(gradient):
         return -2 * state.value / jnp.sum(gradient**2) * gradient
 
-    _, cost = environment.step(state, sx.Move(update=polyak, algebra=best))
+    _, cost = environment.step(state, sx.Proposal(update=polyak, algebra=best))
     assert float(cost) < 1e-20 * float(state.value)
 
 
 def test_the_derivative_in_the_coordinates_is_that_of_both_effects(float64):
     """Of a.x + step(gradient there): the jump moves the point and turns the gradient."""
     task = sx.booth(start=[5.0, -5.0])
-    symmetry, environment = task.symmetry(), sx.Environment(task, sx.Recipe.at([0], 1, **FIRST))
+    symmetry, environment = task.symmetry(), sx.Environment(task, sx.UpdateRule.at([0], 1, **FIRST))
     state = environment.reset(KEY)
 
     def end(xi):
-        return environment.step(state, sx.Move(step_size=jnp.array(0.02), algebra=xi))[0].params
+        return environment.step(state, sx.Proposal(step_size=jnp.array(0.02), algebra=xi))[0].params
 
     def right(xi):
         there = symmetry.act(symmetry.exp(xi), state.params)
@@ -116,7 +116,7 @@ def test_the_derivative_in_the_coordinates_is_that_of_both_effects(float64):
 
 
 def test_words_that_do_not_fit_are_refused(unchecked):
-    network = sx.WholeLSTM(2, emits=("step_size", "momentum"), algebra=1, width=4, key=KEY)
+    network = sx.FlatGradientLSTM(2, emits=("step_size", "momentum"), algebra=1, width=4, key=KEY)
     with pytest.raises(ValueError, match="`order` must be one of step-first, teleport-first, got 'first'"):
         network.transform(sx.booth().symmetry(), order="first")
     with pytest.raises(ValueError, match="as_printed steps first"):

@@ -41,22 +41,22 @@ NO_SCHEDULES = [
 
 @pytest.mark.parametrize("schedule", NO_SCHEDULES)
 def test_what_is_no_schedule_is_refused_where_it_is_given(schedule, unchecked):
-    network = sx.WholeLSTM(2, algebra=1, width=2, key=jax.random.key(0))
+    network = sx.FlatGradientLSTM(2, algebra=1, width=2, key=jax.random.key(0))
     with pytest.raises(ValueError, match=r"`schedule` must be .*got"):
         sx.teleported(optax.sgd(0.1), SYMMETRY, schedule=schedule)
     with pytest.raises(ValueError, match=r"`schedule` must be .*got"):
         network.transform(SYMMETRY, schedule=schedule)
     with pytest.raises(ValueError, match=r"`schedule` must be .*got"):
-        sx.Recipe.at(schedule, steps=12)
+        sx.UpdateRule.at(schedule, steps=12)
 
 
 def test_a_number_as_schedule_is_told_what_it_may_mean(unchecked):
     with pytest.raises(ValueError, match=r"every\(10\) to teleport every 10 steps, or \{10\}"):
         sx.teleported(optax.sgd(0.1), SYMMETRY, schedule=10)
-    with pytest.raises(ValueError, match=r"Recipe.at\(\[2, 5\]"):
-        sx.Recipe(teleports=[2, 5])
+    with pytest.raises(ValueError, match=r"UpdateRule.at\(\[2, 5\]"):
+        sx.UpdateRule(teleports=[2, 5])
     with pytest.raises(ValueError, match=r"every\(\) needs a whole number"):
-        sx.every(2.5)
+        sx.every_n_steps(2.5)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_booleans_are_booleans_and_numbers_are_steps(schedule, steps):
         list(schedule) if not hasattr(schedule, "dtype") and not hasattr(schedule, "__len__") else schedule
     )
     assert {t for t in range(6) if due(schedule, jnp.array(t))} == steps
-    assert set(np.flatnonzero(sx.Recipe.at(schedule, steps=6).teleports)) == steps
+    assert set(np.flatnonzero(sx.UpdateRule.at(schedule, steps=6).teleports)) == steps
     numbers = jnp.array([3, 4])
     assert not jax.jit(lambda numbers: due(numbers, jnp.array(2)))(numbers)  # also where it is traced
 
@@ -234,7 +234,9 @@ def test_leaves_that_are_no_floats_stay_where_they_are(search, transport):
         assert int(state.refused) == 0
 
 
-@pytest.mark.parametrize("schedule", [None, sx.every(2), sx.Plateau(patience=1), {0}, jnp.array([True])])
+@pytest.mark.parametrize(
+    "schedule", [None, sx.every_n_steps(2), sx.Plateau(patience=1), {0}, jnp.array([True])]
+)
 @pytest.mark.parametrize("search", [sx.Oracle(), sx.LevelSet(steps=1)], ids=repr)
 def test_the_state_keeps_its_types_and_has_no_empty_arrays(schedule, search):
     """Weak types too: a second type is a second program, and a carry that `lax.scan` refuses."""
@@ -253,7 +255,7 @@ def test_the_state_keeps_its_types_and_has_no_empty_arrays(schedule, search):
 
 def test_what_became_of_all_teleports_is_counted():
     optimizer = sx.teleported(
-        optax.sgd(0.01), SYMMETRY, search=sx.Oracle(), schedule=sx.every(2), guard=sx.Guard(jump=2.0)
+        optax.sgd(0.01), SYMMETRY, search=sx.Oracle(), schedule=sx.every_n_steps(2), guard=sx.Guard(jump=2.0)
     )
     codes, trace = (
         [],
@@ -291,8 +293,8 @@ def test_a_loss_of_a_filtered_model_is_told_to_combine_it():
 
 @pytest.mark.parametrize("key", [0, None, 1.5, np.zeros(2), "key", True])
 def test_a_seed_is_no_key(key, unchecked):
-    family, network = sx.make_family("booth"), sx.WholeLSTM(2, width=2, key=jax.random.key(0))
-    estimator = sx.TruncatedBPTT(family, sx.Recipe(), steps=2, unroll=2, tasks=2)
+    family, network = sx.make_family("booth"), sx.FlatGradientLSTM(2, width=2, key=jax.random.key(0))
+    estimator = sx.TruncatedBPTT(family, sx.UpdateRule(), steps=2, unroll=2, tasks=2)
     rescaling = sx.NetworkSymmetry({"h": sx.PositiveDiagonal(2)}, {"w": "h"}, like={"w": jnp.ones(2)})
     calls = [
         lambda: sx.unroll(optax.sgd(0.1), TASK, key, 2),
@@ -309,8 +311,8 @@ def test_a_seed_is_no_key(key, unchecked):
         lambda: sx.CurvatureStep(key),
         lambda: SYMMETRY.sample(key),
         lambda: rescaling.sample(key),
-        lambda: sx.WholeLSTM(2, key=key),
-        lambda: sx.WholeGRU(2, key=key),
+        lambda: sx.FlatGradientLSTM(2, key=key),
+        lambda: sx.FlatGradientGRU(2, key=key),
         lambda: sx.CoordinatewiseLSTM(key=key),
         lambda: sx.RNNProp(key=key),
         lambda: sx.PerNeuronLSTM(key=key),

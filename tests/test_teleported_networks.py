@@ -50,7 +50,7 @@ SYMMETRY = sx.mlp_symmetry(
 
 
 def wrap(inner, **options):
-    return sx.teleported(inner, SYMMETRY, **{"search": SEARCH, "schedule": sx.every(2)} | options)
+    return sx.teleported(inner, SYMMETRY, **{"search": SEARCH, "schedule": sx.every_n_steps(2)} | options)
 
 
 def train(optimizer, params, steps=4, value_fn=value_fn, **extra):
@@ -290,7 +290,7 @@ def test_one_gradient_serves_the_search_and_the_step(float64, group):
     ("options", "cost"),
     [
         ({"objective": sx.GuaranteedDecrease(), "search": sx.Random(jax.random.key(0), samples=2)}, 2 * 3),
-        ({"objective": sx.SmallNorm()}, 0),
+        ({"objective": sx.NegativeParameterNorm()}, 0),
     ],
 )
 def test_the_state_counts_what_teleport_says_it_costs(float64, options, cost):
@@ -395,9 +395,9 @@ def test_a_plateau_looks_at_the_loss_if_no_value_is_given(float64):
 
 
 def test_every_counts_from_its_start(float64):
-    assert at_values(wrap(optax.sgd(0.1), schedule=sx.every(4, start=2)), {}) == [2, 6, 10]
+    assert at_values(wrap(optax.sgd(0.1), schedule=sx.every_n_steps(4, start=2)), {}) == [2, 6, 10]
     with pytest.raises(ValueError, match=r"between teleports, at least one, got every\(0, start=0\)"):
-        sx.every(0)
+        sx.every_n_steps(0)
 
 
 @pytest.mark.parametrize(

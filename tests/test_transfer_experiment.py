@@ -110,7 +110,7 @@ def test_artifacts_load_and_random_elements_keep_their_size(ran):
     assert network.contract()["emits"] == ["step_size", "algebra of positive scalings"]
     assert card["training"]["widths"] == [4]
     algebra, key = np.arange(6, dtype=np.float32), jax.random.key(1)
-    move, info = sx.Move(algebra=algebra), network.example()._replace(key=key)
+    move, info = sx.Proposal(algebra=algebra), network.example()._replace(key=key)
     plain = jax.tree.map(lambda x: x[0], Adjusted.plain(jax.tree.map(lambda x: x[None], network), 1))
     random = dataclasses.replace(plain, random=jnp.array(True))
     straight, turned = (adjusted.change(move, info).algebra for adjusted in (plain, random))

@@ -102,7 +102,7 @@ def test_adam_equals_a_loop_in_numpy(float64):
 def test_many_tasks_equal_a_loop_over_single_ones(make):
     """S02: batching changes nothing. Each task's key is split for its draw and its start."""
     family, steps = sx.make_family("ellipse-random"), 8
-    network = sx.WholeLSTM(2, algebra=1, width=8, inputs=("iterate", "previous"), key=KEY)
+    network = sx.FlatGradientLSTM(2, algebra=1, width=8, inputs=("iterate", "previous"), key=KEY)
     transform, network = {"descent": (descent, 0.02), "learned": (learned, network)}[make]
     together = many(transform, network, family, KEY, steps, 7, points=True)
     assert together.loss.shape == (steps + 1, 7)
@@ -131,7 +131,7 @@ def test_all_optimizers_meet_the_same_tasks_under_one_key():
 
 
 def test_two_runs_give_equal_arrays():
-    family, network = sx.make_family("ellipse-random"), sx.WholeLSTM(2, algebra=1, width=8, key=KEY)
+    family, network = sx.make_family("ellipse-random"), sx.FlatGradientLSTM(2, algebra=1, width=8, key=KEY)
     first, second = (many(learned, network, family, KEY, 8, 7, points=True) for _ in range(2))
     assert eqx.tree_equal(first, second)
 
@@ -189,7 +189,7 @@ def test_watched_values_are_read_from_the_state_where_it_has_them():
 def test_a_learned_optimizer_inside_teleported_can_be_watched():
     """Both states tell of a teleport, under the same names."""
     task = sx.booth(start=[5.0, -5.0])
-    learned = sx.WholeLSTM(2, width=8, key=KEY).transform()
+    learned = sx.FlatGradientLSTM(2, width=8, key=KEY).transform()
     trace = sx.unroll(sx.teleported(learned, task.symmetry(), search=sx.Oracle(), guard=None), task, KEY, 2)
     assert jnp.all(jnp.isfinite(trace.loss))
     assert jnp.any(trace.gradient_norm[1:] != trace.gradient_norm[0])

@@ -34,8 +34,8 @@ class WrongIdentity(sx.Pullback):
 
 
 class WrongPull(sx.Pullback):
-    def pull(self, a, params, cotangent, batch=None):
-        return self.push(a, params, cotangent, batch)
+    def transport_gradient(self, a, params, cotangent, batch=None):
+        return self.transport_tangent(a, params, cotangent, batch)
 
 
 class Motionless(sx.Pullback):

@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, Key, PyTree
 from symmetrax._keys import check_key
 from symmetrax._unroll import Carry, begin, step
 from symmetrax.learned._base import AbstractLearnedOptimizer, Want, look
-from symmetrax.learned._features import Info, Move, example_info
-from symmetrax.learned._recipe import Recipe
+from symmetrax.learned._features import Observation, Proposal, example_info
+from symmetrax.learned._update_rule import UpdateRule
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.tasks._base import AbstractTask
 
@@ -20,15 +20,15 @@ class _Told(AbstractLearnedOptimizer):
     """A network that proposes what it was told."""
 
     kind: ClassVar[str] = "told"
-    move: Move
+    move: Proposal
 
     def memory(self, params: PyTree, symmetry: AbstractLieSymmetry | None = None) -> tuple[()]:
         return ()
 
-    def propose(self, info: Info, memory: tuple[()]) -> tuple[Move, tuple[()]]:
+    def propose(self, info: Observation, memory: tuple[()]) -> tuple[Proposal, tuple[()]]:
         return self.move, memory
 
-    def example(self) -> Info:
+    def example(self) -> Observation:
         return example_info(1)
 
     def config(self) -> dict[str, Any]:
@@ -42,30 +42,30 @@ class Environment(eqx.Module):
     """A task as an environment with `reset` and `step`, for policies that are trained by any other means.
 
     The state s_t is everything that goes from one step to the next: the parameters x_t, the loss and its
-    gradient there, the velocity, the batch. The action is a `Move`: an update (or a step size), and if
+    gradient there, the velocity, the batch. The action is a `Proposal`: an update (or a step size), and if
     `recipe` says that step t teleports, the coordinates of a group element. The cost is the loss at x_t+1.
     What happens to a move is what happens to it in `unroll`, so that a network that is asked by hand makes
     the trajectory that it makes there. Under `jit`, `vmap` and `scan` as everything else. Source: section 3.2
     of arXiv:2504.15399, which states learning to optimize as reinforcement learning.
 
     >>> import jax, jax.numpy as jnp, symmetrax as sx
-    >>> environment = Environment(sx.booth(start=[5.0, -5.0]), sx.Recipe.at([0], 3))
+    >>> environment = Environment(sx.booth(start=[5.0, -5.0]), sx.UpdateRule.at([0], 3))
     >>> state = environment.reset(jax.random.key(0))
     >>> info = environment.observe(state)
-    >>> state, cost = environment.step(state, sx.Move(update=-0.05 * info.gradient, algebra=jnp.zeros(1)))
+    >>> state, cost = environment.step(state, sx.Proposal(update=-0.05 * info.gradient, algebra=jnp.zeros(1)))
     >>> float(cost) < float(info.value)
     True
     """
 
     task: AbstractTask
-    recipe: Recipe = Recipe()
+    recipe: UpdateRule = UpdateRule()
 
     def reset(self, key: Key[Array, ""]) -> Carry:
         """The random start of the task, as `unroll` has it for the same key."""
         check_key(key)
-        return begin(self.recipe(_Told(Move()), self.task), self.task, key)
+        return begin(self.recipe(_Told(Proposal()), self.task), self.task, key)
 
-    def observe(self, state: Carry, wants: tuple[Want, ...] = ()) -> Info:
+    def observe(self, state: Carry, wants: tuple[Want, ...] = ()) -> Observation:
         """What a network sees in a state; `wants` names what has a price (`network.wants`)."""
         key = jax.random.split(jax.random.fold_in(state.key, state.count))[1]
 
@@ -84,7 +84,7 @@ class Environment(eqx.Module):
             key=key,
         )
 
-    def step(self, state: Carry, move: Move) -> tuple[Carry, Float[Array, ""]]:
+    def step(self, state: Carry, move: Proposal) -> tuple[Carry, Float[Array, ""]]:
         """Make a move; the state after it, and the loss there."""
         after = step(self.recipe(_Told(move), self.task), self.task, state)
         return after, after.value

@@ -286,7 +286,7 @@ def unroll_many(
     The tasks depend on `key` alone, so that all optimizers that are given the same key meet the same ones.
 
     **Arguments:** `make_transform(network, task)` gives the optax transformation for a task, with `network`
-    any pytree it needs (hyperparameters, a learned optimizer); see `symmetrax.Recipe`.
+    any pytree it needs (hyperparameters, a learned optimizer); see `symmetrax.UpdateRule`.
 
     >>> import jax, optax, symmetrax as sx
     >>> family = sx.make_family("ellipse-random")

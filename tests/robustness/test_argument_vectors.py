@@ -96,7 +96,7 @@ def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("vectors")
     for name, text in {"models": MODELS, **OTHERS}.items():
         (place / f"{name}.py").write_text(text)
-    network = sx.WholeLSTM(2, algebra=1, width=3, depth=1, key=jax.random.key(0))
+    network = sx.FlatGradientLSTM(2, algebra=1, width=3, depth=1, key=jax.random.key(0))
     good = sx.save(network, place / "good.safetensors", training={"family": "booth"})
     arrays, card = load_arrays(good, "artifact")
     trainings = {

@@ -14,8 +14,8 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 KEY = jax.random.key(0)
 COUNTS = [30, pytest.param(500, marks=pytest.mark.slow)]
 NETWORKS = {
-    "whole": lambda: sx.WholeLSTM(2, algebra=1, width=6, key=KEY),
-    "joined": lambda: sx.Together(
+    "whole": lambda: sx.FlatGradientLSTM(2, algebra=1, width=6, key=KEY),
+    "joined": lambda: sx.Joint(
         (sx.CoordinatewiseLSTM(width=4, key=KEY), sx.PerNeuronLSTM(width=3, depth=1, key=KEY))
     ),
     "half": lambda: jax.tree.map(lambda x: x.astype(jnp.bfloat16), sx.StepLSTM(width=5, key=KEY)),
@@ -56,11 +56,13 @@ def test_a_flipped_bit_of_an_artifact_is_refused_or_without_effect(tmp_path, nam
 def trained(tmp_path_factory):
     """A call of `meta_train` with a checkpoint, what it gives, and the bytes of the checkpoint."""
     path = tmp_path_factory.mktemp("flips") / "run.safetensors"
-    estimator = sx.TruncatedBPTT(sx.make_family("ellipse-random"), sx.Recipe(), steps=4, unroll=2, tasks=2)
+    estimator = sx.TruncatedBPTT(
+        sx.make_family("ellipse-random"), sx.UpdateRule(), steps=4, unroll=2, tasks=2
+    )
     outer = optax.noisy_sgd(1e-2, key=jax.random.key(1))
 
     def make(key):
-        return sx.WholeLSTM(2, width=4, depth=1, key=key)
+        return sx.FlatGradientLSTM(2, width=4, depth=1, key=key)
 
     def train(identity="x"):
         return sx.meta_train(

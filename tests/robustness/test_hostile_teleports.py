@@ -45,13 +45,13 @@ SEARCHES = {
 }
 OBJECTIVES = {
     "gradient": sx.GradientNorm(),
-    "down": sx.lower(sx.GradientNorm()),
+    "down": sx.negate(sx.GradientNorm()),
     "l1": sx.GradientNorm("l1"),
     "nuclear": sx.GradientNorm("nuclear"),
-    "small": sx.SmallNorm(),
+    "small": sx.NegativeParameterNorm(),
     "decrease": sx.GuaranteedDecrease(),
     "sharpness": sx.Sharpness(KEY, directions=2, radii=(0.1,)),
-    "after": sx.AfterSteps(optax.adam(0.1), 2),
+    "after": sx.LookaheadLoss(optax.adam(0.1), 2),
 }
 SHORT = [
     ("default", "gradient"),

@@ -44,7 +44,7 @@ def perceptron(dtype):
     return params, loss, sx.mlp_symmetry(params, ["w1", "w2"])
 
 
-def whole(kind=sx.WholeLSTM, size=2, **options):
+def whole(kind=sx.FlatGradientLSTM, size=2, **options):
     return kind(size, algebra=1, width=4, key=KEYS[0], **options)
 
 
@@ -55,8 +55,11 @@ FIRST = {"order": "teleport-first", "transport": "carry"}
 #: Where each transform is tried, and how it is made of a symmetry.
 TRANSFORMS = {
     "whole-lstm": (plane, lambda s: whole(inputs=SEEN).transform(s)),
-    "whole-gru": (form, lambda s: whole(sx.WholeGRU, **STEP).transform(s, **FIRST)),
-    "whole-mlp": (plane, lambda s: whole(sx.WholeMLP, **STEP).transform(s, as_printed=True, schedule=[1])),
+    "whole-gru": (form, lambda s: whole(sx.FlatGradientGRU, **STEP).transform(s, **FIRST)),
+    "whole-mlp": (
+        plane,
+        lambda s: whole(sx.FlatGradientMLP, **STEP).transform(s, as_printed=True, schedule=[1]),
+    ),
     "whole-alone": (plane, lambda s: whole().transform(None)),
     "orbit-lstm": (plane, lambda s: sx.OrbitLSTM(2, algebra=1, width=4, key=KEYS[0]).transform(s, **FIRST)),
     "orbit-best": (
@@ -74,13 +77,13 @@ TRANSFORMS = {
     "step": (perceptron, lambda s: sx.StepLSTM(**STEP, width=4, key=KEYS[0]).transform()),
     "pairs": (
         perceptron,
-        lambda s: sx.PairLSTM((4, 3, 2), group="scaling", **STEP, width=4, key=KEYS[0]).transform(
+        lambda s: sx.LayerPairLSTM((4, 3, 2), group="scaling", **STEP, width=4, key=KEYS[0]).transform(
             s, guard=sx.Guard(relative=0.5, shorten=True)
         ),
     ),
     "together": (
         perceptron,
-        lambda s: sx.Together(
+        lambda s: sx.Joint(
             (sx.CoordinatewiseLSTM(width=4, key=KEYS[0]), sx.PerNeuronLSTM(width=4, key=KEYS[1]))
         ).transform(s, transport="reset"),
     ),

@@ -18,7 +18,7 @@ FIRST = {"order": "teleport-first", "transport": "carry"}
 SEEN = ("iterate", "previous", "orbit_derivative")
 
 
-def whole(kind=sx.WholeLSTM, **options):
+def whole(kind=sx.FlatGradientLSTM, **options):
     return kind(2, algebra=1, width=4, key=KEYS[0], **options)
 
 
@@ -30,10 +30,10 @@ def orbit(**options):
 PLANE = {
     "whole-lstm": lambda s: whole().transform(s, guard=None),
     "orbit-derivative": lambda s: whole(inputs=SEEN).transform(s),
-    "whole-gru": lambda s: whole(sx.WholeGRU, **STEP).transform(s, **FIRST),
-    "whole-mlp": lambda s: whole(sx.WholeMLP, **STEP).transform(s, as_printed=True, guard=None),
+    "whole-gru": lambda s: whole(sx.FlatGradientGRU, **STEP).transform(s, **FIRST),
+    "whole-mlp": lambda s: whole(sx.FlatGradientMLP, **STEP).transform(s, as_printed=True, guard=None),
     "orbit-lstm": lambda s: orbit().transform(s),
-    "orbit-first": lambda s: orbit(centre="crest", gated=False).transform(s, guard=None, **FIRST),
+    "orbit-first": lambda s: orbit(centre="peak", gated=False).transform(s, guard=None, **FIRST),
     "online": lambda s: sx.online_teleported(optax.sgd(0.01), s, 0.01),
     "online-adam": lambda s: sx.online_teleported(optax.adam(0.01), s, 0.01, guard=None, order=1),
 }
@@ -47,8 +47,10 @@ NETWORK = {
     "rnnprop": lambda s: sx.RNNProp(width=4, key=KEYS[0]).transform(),
     "step": lambda s: sx.StepLSTM(**STEP, width=4, key=KEYS[0]).transform(),
     "step-absolute": lambda s: sx.StepLSTM(absolute=True, width=4, key=KEYS[0]).transform(),
-    "pairs": lambda s: sx.PairLSTM((3, 3, 2), group="scaling", **STEP, width=4, key=KEYS[0]).transform(s),
-    "together": lambda s: sx.Together(
+    "pairs": lambda s: sx.LayerPairLSTM((3, 3, 2), group="scaling", **STEP, width=4, key=KEYS[0]).transform(
+        s
+    ),
+    "together": lambda s: sx.Joint(
         (sx.CoordinatewiseLSTM(width=4, key=KEYS[0]), sx.PerNeuronLSTM(width=4, key=KEYS[1]))
     ).transform(s, guard=None),
     "online-network": lambda s: sx.online_teleported(optax.sgd(0.01, 0.9), s, 0.01, guard=None),

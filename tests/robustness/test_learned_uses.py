@@ -25,7 +25,7 @@ ANY = {
     "coordinatewise": coordinatewise,
     "rnnprop": lambda: sx.RNNProp(width=4, key=KEY),
     "step": lambda: sx.StepLSTM(emits=("step_size", "momentum"), width=4, key=KEY),
-    "whole": lambda: sx.WholeLSTM(17, width=4, key=KEY),
+    "whole": lambda: sx.FlatGradientLSTM(17, width=4, key=KEY),
     "orbit": lambda: sx.OrbitLSTM(17, sees=(), width=4, key=KEY),
 }
 
@@ -69,10 +69,10 @@ def test_the_step_may_be_a_function_whatever_the_parameters():
 
     params, _ = eqx.partition(mlp(), eqx.is_inexact_array)
     task = sx.booth(start=[5.0, -5.0])
-    environment = sx.Environment(task, sx.Recipe())
+    environment = sx.Environment(task, sx.UpdateRule())
     state = environment.reset(KEY)
     for update in (Halving(), lambda g: -g / 2, jnp.asarray(-state.gradient / 2)):
-        after, _ = environment.step(state, sx.Move(update=update))
+        after, _ = environment.step(state, sx.Proposal(update=update))
         np.testing.assert_allclose(after.params, state.params - state.gradient / 2, rtol=1e-6)
     del params
 
@@ -141,7 +141,7 @@ def perceptron():
 
 
 def together():
-    return sx.Together((coordinatewise(), sx.PerNeuronLSTM(width=4, key=OTHER)))
+    return sx.Joint((coordinatewise(), sx.PerNeuronLSTM(width=4, key=OTHER)))
 
 
 def test_a_mask_goes_around_a_learned_optimizer_but_not_around_a_symmetry():
@@ -160,17 +160,17 @@ def test_a_mask_goes_around_a_learned_optimizer_but_not_around_a_symmetry():
 
 
 def transforms_of_a_perceptron(symmetry):
-    whole = sx.WholeLSTM(20, algebra=4, width=4, key=KEY)
+    whole = sx.FlatGradientLSTM(20, algebra=4, width=4, key=KEY)
     return {
         "whole": whole.transform(symmetry),
         "first": whole.transform(symmetry, order="teleport-first"),
-        "gru": sx.WholeGRU(20, width=4, key=KEY).transform(),
+        "gru": sx.FlatGradientGRU(20, width=4, key=KEY).transform(),
         "together": together().transform(symmetry),
         "rnnprop": ANY["rnnprop"]().transform(),
         "step": ANY["step"]().transform(),
-        "pairs": sx.PairLSTM((3, 4, 2), group="scaling", emits=("step_size",), width=4, key=KEY).transform(
-            symmetry
-        ),
+        "pairs": sx.LayerPairLSTM(
+            (3, 4, 2), group="scaling", emits=("step_size",), width=4, key=KEY
+        ).transform(symmetry),
         "online": sx.online_teleported(optax.inject_hyperparams(optax.adam)(0.1), symmetry, optax.adam(0.1)),
     }
 
@@ -211,7 +211,7 @@ def test_updates_lie_on_the_devices_as_the_parameters_do(name, axes):
     params = {"w1": params["w1"], "w2": params["w2"]}
     transform = {
         **{name: make() for name, make in ANY.items() if name not in ("whole", "orbit")},
-        "whole": sx.WholeLSTM(20, width=4, key=KEY),
+        "whole": sx.FlatGradientLSTM(20, width=4, key=KEY),
         "orbit": sx.OrbitLSTM(20, sees=(), width=4, key=KEY),
     }[name].transform()
     gradient, value = jax.grad(loss)(params), loss(params)
@@ -250,7 +250,7 @@ def test_where_nothing_moves_the_gradient_is_the_one_that_was_given(guard):
             plain, _ = inner.update(gradient, inner.init(X), X)
             np.testing.assert_array_equal(updates, plain)
             assert state.refused == (0 if start == 0 else 2)
-    network = sx.Together((coordinatewise(), Still()))
+    network = sx.Joint((coordinatewise(), Still()))
     first = network.transform(SINGULAR, order="teleport-first", guard=guard)
     alone = coordinatewise().transform()
     updates, _ = first.update(gradient, first.init(X), X, value_fn=squares)
@@ -266,10 +266,10 @@ class Still(sx.AbstractLearnedOptimizer):
         return ()
 
     def propose(self, info, memory):
-        return sx.Move(algebra=jnp.zeros(1)), memory
+        return sx.Proposal(algebra=jnp.zeros(1)), memory
 
     def example(self):
-        return sx.Info(X, X, X)
+        return sx.Observation(X, X, X)
 
     def config(self):
         return {}
@@ -334,7 +334,7 @@ def test_coordinates_that_a_symmetry_does_not_have_cannot_be_learned():
 
 
 COUNTING = {
-    "learned": lambda s: sx.WholeLSTM(2, algebra=1, width=4, key=KEY).transform(s, schedule=(1, 2, 3)),
+    "learned": lambda s: sx.FlatGradientLSTM(2, algebra=1, width=4, key=KEY).transform(s, schedule=(1, 2, 3)),
     "first": lambda s: sx.OrbitLSTM(2, algebra=1, width=4, key=KEY).transform(
         s, schedule=(1, 2, 3), order="teleport-first"
     ),

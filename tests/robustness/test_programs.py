@@ -82,8 +82,8 @@ def unrolled_many(i):
 
 def meta_trained(i):
     family = sx.make_family("ellipse-fixed")
-    estimator = sx.TruncatedBPTT(family, sx.Recipe(), steps=2, unroll=2, tasks=2)
-    make = lambda key: sx.WholeLSTM(2, width=3, key=key)  # noqa: E731
+    estimator = sx.TruncatedBPTT(family, sx.UpdateRule(), steps=2, unroll=2, tasks=2)
+    make = lambda key: sx.FlatGradientLSTM(2, width=3, key=key)  # noqa: E731
     return sx.meta_train(make, estimator, optax.adam(1e-2), jax.random.key(i), runs=2).losses
 
 
@@ -106,7 +106,9 @@ ENTRIES = {
         lambda: optax.lbfgs(memory_size=2, linesearch=optax.scale_by_backtracking_linesearch(3)),
         search=sx.ClosedForm(),
     ),
-    "teleported, oracle": in_the_plane(lambda s: sx.teleported(optax.sgd(0.01), s, search=sx.Scan(points=4))),
+    "teleported, oracle": in_the_plane(
+        lambda s: sx.teleported(optax.sgd(0.01), s, search=sx.GoldenSection(points=4))
+    ),
     "teleport": lambda i: sx.teleport(lambda w, x: loss(w, x), params(), symmetry(), jnp.asarray(DATA[i])),
     "teleport, closed over": lambda i: sx.teleport(
         lambda w, _: loss(w, jnp.asarray(DATA)[i]) * (1 + 0.1 * i), params(), symmetry()
@@ -114,7 +116,7 @@ ENTRIES = {
     "teleport gain": gained,
     "unroll": lambda i: sx.unroll(optax.adam(0.05), sx.booth(), jax.random.key(i), 3),
     "unroll, teleported": lambda i: sx.unroll(
-        sx.teleported(optax.sgd(0.05), sx.booth().symmetry(), schedule=sx.every(2)),
+        sx.teleported(optax.sgd(0.05), sx.booth().symmetry(), schedule=sx.every_n_steps(2)),
         sx.booth(),
         jax.random.key(i),
         3,
@@ -123,7 +125,7 @@ ENTRIES = {
     "meta-training": meta_trained,
     "a learned step": lambda i: updated(sx.CoordinatewiseLSTM(width=2, key=jax.random.key(0)).transform(), i),
     "a learned teleport": learned(
-        sx.Together(
+        sx.Joint(
             (
                 sx.CoordinatewiseLSTM(width=2, key=jax.random.key(0)),
                 sx.PerNeuronLSTM(width=2, key=jax.random.key(1)),

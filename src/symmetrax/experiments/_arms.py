@@ -20,8 +20,8 @@ from jaxtyping import Array, Key, PyTree
 
 from symmetrax._unroll import MakeTransform, Trace, unroll_many
 from symmetrax.experiments._stats import DIVERGED, FLOOR
-from symmetrax.learned._recipe import Recipe
-from symmetrax.learned._whole import WholeLSTM
+from symmetrax.learned._flat_gradient import FlatGradientLSTM
+from symmetrax.learned._update_rule import UpdateRule
 from symmetrax.metatrain._devices import spread
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
@@ -140,7 +140,7 @@ def search_evaluations(search: AbstractSearch, task: AbstractTask) -> float | in
     """What a teleport by `search` spends before a step: the search, and the gradient at the point it finds.
 
     >>> import symmetrax as sx
-    >>> search_evaluations(sx.Crest(), sx.booth())
+    >>> search_evaluations(sx.SinusoidPeak(), sx.booth())
     5
     """
     return 1 + search.evaluations(symmetry_of(task))
@@ -159,10 +159,11 @@ def symmetry_of(task: AbstractTask) -> AbstractLieSymmetry:
     return symmetry
 
 
-class MakeWhole(eqx.Module):
-    """Builds a `WholeLSTM` from a key; equal builders are equal to the compiler, so arms share programs.
+class MakeFlatGradient(eqx.Module):
+    """Builds a `FlatGradientLSTM` from a key; equal builders are equal to the compiler, so arms share
+    programs.
 
-    >>> MakeWhole(size=2, width=4)(jax.random.key(0)).width
+    >>> MakeFlatGradient(size=2, width=4)(jax.random.key(0)).width
     4
     """
 
@@ -172,8 +173,8 @@ class MakeWhole(eqx.Module):
     depth: int = eqx.field(static=True, default=2)
     inputs: tuple[str, ...] = eqx.field(static=True, default=())
 
-    def __call__(self, key: Key[Array, ""]) -> WholeLSTM:
-        return WholeLSTM(
+    def __call__(self, key: Key[Array, ""]) -> FlatGradientLSTM:
+        return FlatGradientLSTM(
             self.size,
             algebra=self.algebra,
             width=self.width,
@@ -185,7 +186,7 @@ class MakeWhole(eqx.Module):
 
 def recipe(
     arm: TrainedArm, schedule: tuple[int, ...], steps: int, *, training: bool, off: bool = False
-) -> Recipe:
+) -> UpdateRule:
     """How the network of an arm is used: which of `steps` steps teleport, guarded or not.
 
     The order of the meta-gradient matters to training alone; leaving it out of test recipes lets arms share
@@ -201,7 +202,7 @@ def recipe(
         teleports[[] if off else [t for t in on if t < steps]] = True
         teleports = jnp.asarray(teleports)
     guard = Guard(tolerance=1e-3) if arm.guarded else None
-    return Recipe(teleports, guard, arm.meta_order if training else 1)
+    return UpdateRule(teleports, guard, arm.meta_order if training else 1)
 
 
 def tune(

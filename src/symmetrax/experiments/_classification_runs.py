@@ -30,7 +30,7 @@ from symmetrax.experiments._report import Reporter
 from symmetrax.experiments._streams import Streams
 from symmetrax.experiments.evaluation import usage
 from symmetrax.learned._artifact import save
-from symmetrax.learned._recipe import Recipe
+from symmetrax.learned._update_rule import UpdateRule
 from symmetrax.tasks._base import AbstractTaskFamily
 from symmetrax.tasks._supervised import Widths
 
@@ -179,11 +179,11 @@ def _uses(
     family: AbstractTaskFamily,
     networks: PyTree,
     streams: Streams,
-) -> dict[str, tuple[Recipe, PyTree]]:
+) -> dict[str, tuple[UpdateRule, PyTree]]:
     """The trained arm and its controls: a recipe, and networks with the seeds first."""
     plain = Adjusted.plain(networks, settings.seeds)
     yes = jnp.ones(settings.seeds, bool)
-    uses: dict[str, tuple[Recipe, PyTree]] = {name: (arm.recipe, plain)}
+    uses: dict[str, tuple[UpdateRule, PyTree]] = {name: (arm.recipe, plain)}
     for control, (of, how) in CONTROLS.items():
         if of != name or control not in group.arms:
             continue
@@ -204,7 +204,7 @@ def _uses(
 def _medians(
     settings: Config,
     group: Group,
-    recipe: Recipe,
+    recipe: UpdateRule,
     family: AbstractTaskFamily,
     networks: PyTree,
     streams: Streams,

@@ -18,17 +18,17 @@ import optax
 from jaxtyping import Array, Bool, Float, PyTree
 
 from symmetrax.experiments._control_networks import AbstractControl, RandomDirection
-from symmetrax.experiments._learned_arms import Build, BuildTogether, LearnedArm
+from symmetrax.experiments._learned_arms import Build, BuildJoint, LearnedArm
 from symmetrax.experiments._learned_runs import Ran, learned_constant
 from symmetrax.learned._base import AbstractLearnedOptimizer
 from symmetrax.learned._coordinatewise import CoordinatewiseLSTM
-from symmetrax.learned._features import Info, Move
+from symmetrax.learned._features import Observation, Proposal
+from symmetrax.learned._flat_gradient import FlatGradientLSTM
+from symmetrax.learned._joint import each_network
 from symmetrax.learned._leap import Transport
 from symmetrax.learned._neurons import PerNeuronLSTM
-from symmetrax.learned._recipe import Recipe
 from symmetrax.learned._step import StepLSTM
-from symmetrax.learned._together import each_network
-from symmetrax.learned._whole import WholeLSTM
+from symmetrax.learned._update_rule import UpdateRule
 from symmetrax.tasks._base import AbstractTask
 from symmetrax.tasks._data import Images, digits, mnist
 from symmetrax.tasks._supervised import Classification, ImageFamily, Widths
@@ -115,7 +115,7 @@ class Adjusted(AbstractControl):
         no, zero = jnp.zeros(seeds, bool), jnp.zeros(seeds)
         return cls(networks, jnp.ones(seeds), no, no, zero, zero)
 
-    def change(self, move: Move, info: Info) -> Move:
+    def change(self, move: Proposal, info: Observation) -> Proposal:
         if move.step_size is not None:
             move = move._replace(step_size=jnp.where(self.held, self.step_size, move.step_size))
         if move.momentum is not None:
@@ -174,14 +174,14 @@ def trained_arm(name: str, family: ImageFamily, size: Size) -> LearnedArm:
     'keep'
     """
     trains = TRAINED[name]
-    recipe = scheduled(size, trains.transport) if trains.teleports else Recipe(guard=_guard(size))
+    recipe = scheduled(size, trains.transport) if trains.teleports else UpdateRule(guard=_guard(size))
     if trains.step == "whole":
         builds, rates = _whole(family.task((), family.shapes[0]), trains, size), size.whole_rates
     else:
         builds, rates = _for_any_size(trains, size), size.rates if trains.step == "lr" else size.update_rates
     # Together even if there is one: the networks for the step of all arms of a kind then start equal.
     outer = clipped_adams(rates[: len(builds)], size.clip)
-    return LearnedArm(name, BuildTogether(builds), recipe, outer, family)
+    return LearnedArm(name, BuildJoint(builds), recipe, outer, family)
 
 
 def _for_any_size(trains: Trains, size: Size) -> tuple[Build, ...]:
@@ -197,7 +197,7 @@ def _whole(task: Classification, trains: Trains, size: Size) -> tuple[Build, ...
     """A network for the step size; one for the group element and, as in algorithm 3, the momentum."""
     params = jax.eval_shape(task.init, jax.random.key(0))
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-    build = functools.partial(Build.of, WholeLSTM, size=parameters, width=size.whole_width)
+    build = functools.partial(Build.of, FlatGradientLSTM, size=parameters, width=size.whole_width)
     step = build(emits=("step_size",), rates=RATES)
     if not trains.teleports:
         return (step,)
@@ -212,13 +212,13 @@ def _guard(size: Size) -> Guard:
     return Guard(jump=jnp.inf, tolerance=size.tolerance)
 
 
-def scheduled(size: Size, transport: Transport = "keep") -> Recipe:
+def scheduled(size: Size, transport: Transport = "keep") -> UpdateRule:
     """Teleports on schedule, each with its defect measured.
 
     >>> int(scheduled(Size()).teleports.sum())
     19
     """
-    return Recipe.at(size.schedule, size.steps, guard=_guard(size), transport=transport)
+    return UpdateRule.at(size.schedule, size.steps, guard=_guard(size), transport=transport)
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree
 
 from symmetrax._tree import safe_norm
 from symmetrax.learned._base import AbstractLearnedOptimizer, Want
-from symmetrax.learned._features import Info, Move
+from symmetrax.learned._features import Observation, Proposal
 from symmetrax.symmetry._base import AbstractLieSymmetry
 
 
@@ -34,15 +34,15 @@ class AbstractControl(AbstractLearnedOptimizer):
     def memory(self, params: PyTree, symmetry: AbstractLieSymmetry | None = None) -> PyTree:
         return self.network.memory(params, symmetry)
 
-    def propose(self, info: Info, memory: PyTree) -> tuple[Move, PyTree]:
+    def propose(self, info: Observation, memory: PyTree) -> tuple[Proposal, PyTree]:
         move, memory = self.network.propose(info, memory)
         return self.change(move, info), memory
 
     @abstractmethod
-    def change(self, move: Move, info: Info) -> Move:
+    def change(self, move: Proposal, info: Observation) -> Proposal:
         """The move that is made in place of `move`."""
 
-    def example(self) -> Info:
+    def example(self) -> Observation:
         return self.network.example()
 
     def config(self) -> dict[str, Any]:
@@ -59,7 +59,7 @@ class RandomDirection(AbstractControl):
     extra argument `key`.
 
     >>> import symmetrax as sx
-    >>> network = RandomDirection(sx.WholeLSTM(2, algebra=1, width=4, key=jax.random.key(0)))
+    >>> network = RandomDirection(sx.FlatGradientLSTM(2, algebra=1, width=4, key=jax.random.key(0)))
     >>> network.contract()["emits"]
     ['update', 'algebra in a random direction']
     """
@@ -67,7 +67,7 @@ class RandomDirection(AbstractControl):
     kind: ClassVar[str] = "random-direction"
     network: AbstractLearnedOptimizer
 
-    def change(self, move: Move, info: Info) -> Move:
+    def change(self, move: Proposal, info: Observation) -> Proposal:
         if info.key is None:
             raise ValueError("RandomDirection draws: pass key=... to `update`.")
         direction = jax.random.normal(info.key, move.algebra.shape, move.algebra.dtype)
@@ -87,7 +87,7 @@ class Fixed(AbstractControl):
     (`algebra` of zeros, or the number 0).
 
     >>> import symmetrax as sx
-    >>> network = sx.WholeLSTM(2, emits=("step_size",), width=4, key=jax.random.key(0))
+    >>> network = sx.FlatGradientLSTM(2, emits=("step_size",), width=4, key=jax.random.key(0))
     >>> constant = Fixed(network, step_size=jnp.array(0.1))
     >>> optimizer = constant.transform()
     >>> updates, _ = optimizer.update(jnp.ones(2), optimizer.init(jnp.ones(2)), jnp.ones(2))
@@ -105,7 +105,7 @@ class Fixed(AbstractControl):
     def algebra_bound(self) -> float | None:
         return self.network.algebra_bound if self.algebra is None else None
 
-    def change(self, move: Move, info: Info) -> Move:
+    def change(self, move: Proposal, info: Observation) -> Proposal:
         given = {"step_size": self.step_size, "momentum": self.momentum}
         move = move._replace(**{name: jnp.asarray(x) for name, x in given.items() if x is not None})
         if self.algebra is None or move.algebra is None:

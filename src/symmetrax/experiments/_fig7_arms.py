@@ -10,16 +10,16 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from symmetrax.experiments._control_networks import AbstractControl, Fixed, RandomDirection
-from symmetrax.experiments._learned_arms import Build, BuildTogether, Control, LearnedArm, switched_off
+from symmetrax.experiments._learned_arms import Build, BuildJoint, Control, LearnedArm, switched_off
 from symmetrax.experiments._learned_runs import Ran, learned_constant
 from symmetrax.learned._base import AbstractLearnedOptimizer
 from symmetrax.learned._coordinatewise import CoordinatewiseLSTM
-from symmetrax.learned._features import Info, Move
+from symmetrax.learned._features import Observation, Proposal
+from symmetrax.learned._flat_gradient import FlatGradientLSTM
+from symmetrax.learned._joint import each_network
 from symmetrax.learned._leap import Transport
 from symmetrax.learned._neurons import PerNeuronLSTM
-from symmetrax.learned._recipe import Recipe
-from symmetrax.learned._together import each_network
-from symmetrax.learned._whole import WholeLSTM
+from symmetrax.learned._update_rule import UpdateRule
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.tasks._regression import Action, RegressionFamily, Start
 from symmetrax.teleportation._guard import Guard
@@ -116,12 +116,12 @@ def learned_arm(name: str, law: Start, networks: Networks, steps: int) -> Learne
     """
     spec = SPECS[name]
     guard = Guard(jump=np.inf, tolerance=networks.tolerance)
-    recipe = Recipe(guard=guard)
+    recipe = UpdateRule(guard=guard)
     if spec.every is not None:
         times = range(0, steps, spec.every) if spec.every else ()
         options: dict[str, Any] = {"transport": spec.transport, "as_printed": spec.as_printed}
-        recipe = Recipe.at(times, steps, guard=guard, **options)
-    make = BuildTogether(tuple(_network(part, spec, networks) for part in spec.parts))
+        recipe = UpdateRule.at(times, steps, guard=guard, **options)
+    make = BuildJoint(tuple(_network(part, spec, networks) for part in spec.parts))
     outer = _outer(tuple(_rate(part, spec, networks) for part in spec.parts))
     return LearnedArm(name, make, recipe, outer, family(law, networks, spec.action))
 
@@ -138,7 +138,7 @@ def _network(part: Part, spec: Spec, networks: Networks) -> Build:
     if part in ("element", "momentum+element"):
         options |= {"algebra": networks.units**2, "fixed": not spec.learned_size}
         options["reach"] = networks.reach if spec.learned_size else networks.size
-    return Build.of(WholeLSTM, size=2 * networks.units**2, width=networks.width, **options)
+    return Build.of(FlatGradientLSTM, size=2 * networks.units**2, width=networks.width, **options)
 
 
 def _rate(part: Part, spec: Spec, networks: Networks) -> float:
@@ -205,7 +205,7 @@ class ConstantStep(AbstractControl):
     The published data make the first step special: a rate that is good later turns all units off at first.
 
     >>> import jax
-    >>> network = WholeLSTM(2, emits=("step_size",), width=4, key=jax.random.key(0))
+    >>> network = FlatGradientLSTM(2, emits=("step_size",), width=4, key=jax.random.key(0))
     >>> optimizer = ConstantStep(network, jnp.array(0.5)).transform()
     >>> first, state = optimizer.update(jnp.ones(2), optimizer.init(jnp.ones(2)), jnp.ones(2))
     >>> second, _ = optimizer.update(jnp.ones(2), state, jnp.ones(2))
@@ -220,10 +220,12 @@ class ConstantStep(AbstractControl):
     def memory(self, params: PyTree, symmetry: AbstractLieSymmetry | None = None) -> tuple[PyTree, Array]:
         return self.network.memory(params, symmetry), jnp.array(0)
 
-    def propose(self, info: Info, memory: tuple[PyTree, Array]) -> tuple[Move, tuple[PyTree, Array]]:
+    def propose(
+        self, info: Observation, memory: tuple[PyTree, Array]
+    ) -> tuple[Proposal, tuple[PyTree, Array]]:
         own, count = memory
         move, own = super().propose(info, own)
         return move._replace(step_size=jnp.where(count == 0, FIRST, self.step_size)), (own, count + 1)
 
-    def change(self, move: Move, info: Info) -> Move:
+    def change(self, move: Proposal, info: Observation) -> Proposal:
         return move

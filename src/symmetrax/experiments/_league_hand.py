@@ -16,11 +16,11 @@ from symmetrax.experiments._orbit_arms import GUARD
 from symmetrax.learned._online import online_teleported
 from symmetrax.tasks._base import AbstractTask
 from symmetrax.teleportation._guard import Guard
-from symmetrax.teleportation._search import AbstractSearch, Crest, Oracle, Scan
+from symmetrax.teleportation._search import AbstractSearch, GoldenSection, Oracle, SinusoidPeak
 from symmetrax.teleportation._transform import teleported
 
 # Where the best angle is not known in closed form: 76 gradients a step.
-_ORACLE = Oracle(Scan(points=64, refinements=10))
+_ORACLE = Oracle(GoldenSection(points=64, refinements=10))
 
 #: Multiples of Polyak's step: 1 is his, 2 is Gauss and Newton's along an eigenvector.
 MULTIPLES = (0.5, 1.0, 1.5, 2.0)
@@ -76,7 +76,7 @@ def crest_polyak(hyper: Hyper, task: AbstractTask) -> optax.GradientTransformati
     True
     """
     guard = Guard(jump=math.inf, tolerance=1e-3, relative=hyper["momentum"], shorten=True)
-    return teleported(polyak(hyper, task), symmetry_of(task), search=Crest(), guard=guard)
+    return teleported(polyak(hyper, task), symmetry_of(task), search=SinusoidPeak(), guard=guard)
 
 
 def online(hyper: Hyper, task: AbstractTask) -> optax.GradientTransformation:
@@ -145,7 +145,7 @@ ARMS = (
     TunedArm("newton", newton, (1.0,), (0.0,), extra=lambda task: 4),
     TunedArm("lbfgs", lbfgs, (1.0,), (0.0,)),
     TunedArm("online", online, momenta=(1e-2, 1e-1, 1.0, 10.0, 100.0), extra=lambda task: GUARD),
-    TunedArm("crest-polyak", crest_polyak, MULTIPLES, (0.4, 1.0, 3.0), _searching(Crest(), GUARD)),
+    TunedArm("crest-polyak", crest_polyak, MULTIPLES, (0.4, 1.0, 3.0), _searching(SinusoidPeak(), GUARD)),
     TunedArm("oracle-gd", oracle_descent, momenta=(0.0,), extra=_searching(_ORACLE)),
     TunedArm("oracle-polyak", oracle_polyak, MULTIPLES, (0.0,), extra=_searching(_ORACLE)),
 )

@@ -1,8 +1,8 @@
 """Arms that learn to optimize networks: how they are built, meta-trained, controlled and run on unseen tasks.
 
-A `LearnedArm` is a network, its use (a `Recipe`) and its outer optimizer. A `Control` runs the networks of an
-arm in another way: teleports switched off, another transport, some outputs replaced. `train` stops when more
-trajectories stop helping; `run_arm` runs an arm and its controls (see `_learned_runs.py`).
+A `LearnedArm` is a network, its use (an `UpdateRule`) and its outer optimizer. A `Control` runs the networks
+of an arm in another way: teleports switched off, another transport, some outputs replaced. `train` stops when
+more trajectories stop helping; `run_arm` runs an arm and its controls (see `_learned_runs.py`).
 """
 
 import dataclasses
@@ -27,8 +27,8 @@ from symmetrax.experiments._report import Reporter
 from symmetrax.experiments._stats import FLOOR
 from symmetrax.experiments._streams import Streams
 from symmetrax.learned._base import AbstractLearnedOptimizer
-from symmetrax.learned._recipe import Recipe
-from symmetrax.learned._together import Together
+from symmetrax.learned._joint import Joint
+from symmetrax.learned._update_rule import UpdateRule
 from symmetrax.metatrain._estimators import Measure, TruncatedBPTT
 from symmetrax.metatrain._loop import MetaTrained, Progress, meta_train
 from symmetrax.metatrain._stopping import EarlyStopping
@@ -40,8 +40,8 @@ MakeNetwork = Callable[[Key[Array, ""]], AbstractLearnedOptimizer]
 class Build(eqx.Module):
     """Builds networks of one class with these options from a key; equal builders share compiled programs.
 
-    >>> from symmetrax.learned._whole import WholeLSTM
-    >>> Build.of(WholeLSTM, size=2, width=4)(jax.random.key(0)).width
+    >>> from symmetrax.learned._flat_gradient import FlatGradientLSTM
+    >>> Build.of(FlatGradientLSTM, size=2, width=4)(jax.random.key(0)).width
     4
     """
 
@@ -57,22 +57,22 @@ class Build(eqx.Module):
         return self.kind(**dict(self.options), key=key)
 
 
-class BuildTogether(eqx.Module):
-    """Builds several networks that work as one optimizer, each from its own key: see `Together`.
+class BuildJoint(eqx.Module):
+    """Builds several networks that work as one optimizer, each from its own key: see `Joint`.
 
     The i-th network depends on the key and i alone, so that arms with the same first network start equal.
 
-    >>> from symmetrax.learned._whole import WholeLSTM
-    >>> step = Build.of(WholeLSTM, size=2, width=4, emits=("step_size",))
-    >>> element = Build.of(WholeLSTM, size=2, width=4, emits=(), algebra=1)
-    >>> len(BuildTogether((step, element))(jax.random.key(0)).networks)
+    >>> from symmetrax.learned._flat_gradient import FlatGradientLSTM
+    >>> step = Build.of(FlatGradientLSTM, size=2, width=4, emits=("step_size",))
+    >>> element = Build.of(FlatGradientLSTM, size=2, width=4, emits=(), algebra=1)
+    >>> len(BuildJoint((step, element))(jax.random.key(0)).networks)
     2
     """
 
     parts: tuple[MakeNetwork, ...]
 
-    def __call__(self, key: Key[Array, ""]) -> Together:
-        return Together(tuple(part(jax.random.fold_in(key, i)) for i, part in enumerate(self.parts)))
+    def __call__(self, key: Key[Array, ""]) -> Joint:
+        return Joint(tuple(part(jax.random.fold_in(key, i)) for i, part in enumerate(self.parts)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,16 +82,16 @@ class LearnedArm:
     `family` matters where arms see one law of tasks with different symmetries. Arms that have equal builders,
     recipes but for arrays, and one `outer` object, share compiled programs.
 
-    >>> from symmetrax.learned._whole import WholeLSTM
+    >>> from symmetrax.learned._flat_gradient import FlatGradientLSTM
     >>> from symmetrax.tasks._families import make_family
-    >>> build = Build.of(WholeLSTM, size=2)
-    >>> LearnedArm("update", build, Recipe(), optax.adam(1e-3), make_family("ellipse-fixed")).name
+    >>> build = Build.of(FlatGradientLSTM, size=2)
+    >>> LearnedArm("update", build, UpdateRule(), optax.adam(1e-3), make_family("ellipse-fixed")).name
     'update'
     """
 
     name: str
     make: MakeNetwork
-    recipe: Recipe
+    recipe: UpdateRule
     outer: optax.GradientTransformation
     family: AbstractTaskFamily
 
@@ -104,20 +104,20 @@ class Control:
     `RandomDirection(networks)`; `seen` is what they did on tasks of the training stream, from which constants
     can be taken (see `learned_constant`).
 
-    >>> Control("teleport-off", of="teleport", recipe=Recipe()).of
+    >>> Control("teleport-off", of="teleport", recipe=UpdateRule()).of
     'teleport'
     """
 
     name: str
     of: str
-    recipe: Recipe | None = None
+    recipe: UpdateRule | None = None
     change: Callable[[PyTree, "Ran"], PyTree] = lambda networks, seen: networks
 
 
-def switched_off(recipe: Recipe) -> Recipe:
+def switched_off(recipe: UpdateRule) -> UpdateRule:
     """The same recipe, with no teleport due at any step; it shares compiled programs with the first.
 
-    >>> switched_off(Recipe.at((0, 2), 4)).teleports.tolist()
+    >>> switched_off(UpdateRule.at((0, 2), 4)).teleports.tolist()
     [False, False, False, False]
     """
     teleports = recipe.teleports
@@ -158,10 +158,10 @@ class Validation(eqx.Module):
     The mean of logarithms judges the whole trajectory, whatever the scale of the loss at its start. Losses
     are floored at 1e-12 f(x_0); a task whose losses are not finite counts as infinite.
 
-    >>> from symmetrax.learned._whole import WholeLSTM
+    >>> from symmetrax.learned._flat_gradient import FlatGradientLSTM
     >>> from symmetrax.tasks._families import make_family
-    >>> quality = Validation(Recipe(), make_family("booth"), jax.random.key(0), steps=3, tasks=4)
-    >>> quality(WholeLSTM(2, width=4, key=jax.random.key(1))).shape
+    >>> quality = Validation(UpdateRule(), make_family("booth"), jax.random.key(0), steps=3, tasks=4)
+    >>> quality(FlatGradientLSTM(2, width=4, key=jax.random.key(1))).shape
     ()
     """
 

@@ -17,7 +17,7 @@ from symmetrax._files import load_arrays, save_arrays
 from symmetrax._tree import safe_norm
 from symmetrax._unroll import Crew, MakeTransform, advance_many, begin_many
 from symmetrax.experiments._folder import RunFolder, as_json
-from symmetrax.learned._recipe import Recipe
+from symmetrax.learned._update_rule import UpdateRule
 from symmetrax.metatrain._devices import spread
 from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
 
@@ -70,9 +70,9 @@ def run_many(
     tasks depend on `keys` alone, so that all arms meet the same ones. Raises ValueError if `parts` does not
     divide `tasks`.
 
-    **Arguments:** `make(network, task)` gives the transformation, a `Recipe` say; `networks` has the seeds as
-    first axis; `watch` names what to read from the optimizer's state; `measure(task, params)` is evaluated
-    where the runs end.
+    **Arguments:** `make(network, task)` gives the transformation, an `UpdateRule` say; `networks` has the
+    seeds as first axis; `watch` names what to read from the optimizer's state; `measure(task, params)` is
+    evaluated where the runs end.
 
     >>> from symmetrax.experiments._arms import descent
     >>> from symmetrax.tasks._families import make_family
@@ -182,10 +182,10 @@ def _kept(seen: Ran, name: str) -> Float[np.ndarray, "seeds tasks steps"]:
     return np.where(finite, seen.told[name], np.nan)
 
 
-def due(recipe: Recipe, steps: int) -> Int[np.ndarray, " due"]:
+def due(recipe: UpdateRule, steps: int) -> Int[np.ndarray, " due"]:
     """The steps at which a recipe teleports.
 
-    >>> due(Recipe.at((0, 2), 4), 4).tolist()
+    >>> due(UpdateRule.at((0, 2), 4), 4).tolist()
     [0, 2]
     """
     if recipe.teleports is None:
@@ -195,7 +195,7 @@ def due(recipe: Recipe, steps: int) -> Int[np.ndarray, " due"]:
     return np.flatnonzero(np.asarray(recipe.teleports)[:steps])
 
 
-def facts(ran: Ran, recipe: Recipe | None = None) -> dict[str, Any]:
+def facts(ran: Ran, recipe: UpdateRule | None = None) -> dict[str, Any]:
     """What `results.json` tells of a run beside its losses.
 
     Seconds and gradient evaluations (one for each step; a learned teleport costs none); medians over all runs

@@ -22,7 +22,7 @@ from symmetrax.experiments._report import Reporter
 from symmetrax.experiments._stats import DIVERGED, FLOOR
 from symmetrax.experiments._streams import Streams
 from symmetrax.learned._orbit import OrbitLSTM
-from symmetrax.learned._recipe import Recipe
+from symmetrax.learned._update_rule import UpdateRule
 from symmetrax.tasks._base import AbstractTaskFamily
 from symmetrax.teleportation._guard import Guard
 
@@ -41,7 +41,7 @@ class Variant:
     """How a learned teleport differs from the others.
 
     `near` bounds the length of a jump, relative to that of parameters and last step (`Guard.relative`; None:
-    no guard at all). The other fields are those of `OrbitLSTM` and `Recipe`.
+    no guard at all). The other fields are those of `OrbitLSTM` and `UpdateRule`.
 
     >>> Variant().near
     1.0
@@ -58,10 +58,10 @@ class Variant:
 #: is largest, and "near" jumps less far; "teleport" learns the angle from nothing; "best" is told it.
 VARIANTS = {
     "teleport": Variant(),
-    "crest": Variant(centre="crest", order="teleport-first"),
-    "crest-near": Variant(near=0.4, centre="crest", order="teleport-first"),
-    "crest-ungated": Variant(centre="crest", order="teleport-first", gated=False),
-    "crest-unguarded": Variant(near=None, centre="crest", order="teleport-first"),
+    "crest": Variant(centre="peak", order="teleport-first"),
+    "crest-near": Variant(near=0.4, centre="peak", order="teleport-first"),
+    "crest-ungated": Variant(centre="peak", order="teleport-first", gated=False),
+    "crest-unguarded": Variant(near=None, centre="peak", order="teleport-first"),
     "best": Variant(sees=("slopes", "best"), order="teleport-first"),
 }
 
@@ -138,11 +138,11 @@ def orbit_arm(
         reach=math.pi if variant else None,
         width=training.width,
     )
-    recipe = how(variant, training.steps) if variant else Recipe()
+    recipe = how(variant, training.steps) if variant else UpdateRule()
     return LearnedArm(name, make, recipe, _outer(training.rate, training.updates), family)
 
 
-def how(variant: Variant, steps: int) -> Recipe:
+def how(variant: Variant, steps: int) -> UpdateRule:
     """How a variant is used: a teleport at every step, soft in training; `as_used` makes it hard.
 
     >>> how(VARIANTS["crest"], 5).order
@@ -151,10 +151,10 @@ def how(variant: Variant, steps: int) -> Recipe:
     guard = None
     if variant.near is not None:
         guard = Guard(jump=math.inf, tolerance=1e-3, relative=variant.near, shorten=True)
-    return Recipe.at(range(steps), steps, guard=guard, order=variant.order)
+    return UpdateRule.at(range(steps), steps, guard=guard, order=variant.order)
 
 
-def as_used(recipe: Recipe, steps: int) -> Recipe:
+def as_used(recipe: UpdateRule, steps: int) -> UpdateRule:
     """A recipe as it is used on unseen tasks: hard gates, and teleports at all steps if at any.
 
     >>> as_used(how(VARIANTS["crest"], 5), 7).teleports.sum().item()
@@ -162,7 +162,7 @@ def as_used(recipe: Recipe, steps: int) -> Recipe:
     """
     if recipe.teleports is None:
         return recipe
-    return Recipe.at(range(steps), steps, guard=recipe.guard, order=recipe.order, gate="hard")
+    return UpdateRule.at(range(steps), steps, guard=recipe.guard, order=recipe.order, gate="hard")
 
 
 @functools.cache

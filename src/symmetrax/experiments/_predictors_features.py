@@ -16,7 +16,7 @@ from symmetrax.tasks._base import AbstractTaskFamily
 from symmetrax.teleportation._guard import Guard
 from symmetrax.teleportation._orbit import Orbit
 from symmetrax.teleportation._probe import teleport_gain
-from symmetrax.teleportation._search import Crest
+from symmetrax.teleportation._search import SinusoidPeak
 
 #: What the features are, in words; those that have no word here are not features.
 WORDS = {
@@ -55,7 +55,7 @@ def features(task: Any, params: Float[Array, "2"]) -> dict[str, Float[Array, ""]
     """
     symmetry = task.symmetry()
     orbit = Orbit(task.loss, params, symmetry)
-    angle = Crest()(orbit)
+    angle = SinusoidPeak()(orbit)
     leap = safe_norm(symmetry.act(symmetry.exp(angle), params) - params)
     found = {
         "condition": jnp.log(condition(jax.jacfwd(task.map)(params))),

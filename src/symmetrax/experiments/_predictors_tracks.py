@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from symmetrax._tree import squared_norm
 from symmetrax._unroll import draw_many, unroll_many
 from symmetrax.experiments._predictors_features import determinant
-from symmetrax.learned._recipe import Recipe
+from symmetrax.learned._update_rule import UpdateRule
 from symmetrax.metatrain._devices import spread
 from symmetrax.symmetry._maps import Affine
 from symmetrax.tasks._base import AbstractTaskFamily
@@ -27,7 +27,7 @@ Tracks = dict[str, np.ndarray]
 
 
 def follow_many(
-    recipe: Recipe,
+    recipe: UpdateRule,
     networks: PyTree,
     family: AbstractTaskFamily,
     keys: Key[Array, " seeds"],
@@ -85,7 +85,7 @@ def _looked(task: SumOfSquares, point, update, algebra, refused, first: bool) ->
     begins, leaps = point, point + update
     if first:
         element = symmetry.exp(jnp.where(refused == 0, algebra, 0.0))
-        gradient = symmetry.pull(element, point, gradient)
+        gradient = symmetry.transport_gradient(element, point, gradient)
         begins, leaps = symmetry.act(element, point), point
 
     def steep(angle: Array) -> Array:

@@ -98,7 +98,7 @@ class Gradient(eqx.Module):
         return self.objective
 
 
-class Move(eqx.Module):
+class Proposal(eqx.Module):
     """How one teleport is made: on `batch` fresh training images, `objective(key, batch)` is raised."""
 
     symmetry: AbstractLieSymmetry
@@ -116,8 +116,8 @@ class Move(eqx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """What happens before the first `teleports` steps of the teleport's epoch: `move` names a `Move`, None
-    moves nothing. `transport` says what becomes of the optimizer's state, every time.
+    """What happens before the first `teleports` steps of the teleport's epoch: `move` names a `Proposal`,
+    None moves nothing. `transport` says what becomes of the optimizer's state, every time.
 
     >>> Arm("reset", transport="reset").move is None
     True
@@ -201,7 +201,7 @@ def race(
     clock: Clock,
     *,
     epochs: int,
-    moves: dict[str, Move],
+    moves: dict[str, Proposal],
     at: int,
 ) -> dict[str, Run]:
     """Train all entries from the same starts for `epochs` epochs; teleports come at the start of epoch `at`.
@@ -385,7 +385,7 @@ def _transported(make, task, lanes, epoch, count):
 
 
 @eqx.filter_jit
-def _teleports(move: Move, task, lanes, count):
+def _teleports(move: Proposal, task, lanes, count):
     # One device, one lane after another: decompositions beside other products can block each other.
     test = (jnp.asarray(task.test.pixels), jnp.asarray(task.test.labels))
 

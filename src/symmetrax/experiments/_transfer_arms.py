@@ -12,13 +12,13 @@ from jaxtyping import PyTree
 
 from symmetrax.experiments._arms import RATES, adam, descent
 from symmetrax.experiments._classifiers import Adjusted, Size, clipped_adams, scheduled
-from symmetrax.experiments._learned_arms import Build, BuildTogether, LearnedArm, switched_off
+from symmetrax.experiments._learned_arms import Build, BuildJoint, LearnedArm, switched_off
 from symmetrax.experiments._learned_runs import run_many
 from symmetrax.experiments._streams import Streams
 from symmetrax.learned._coordinatewise import CoordinatewiseLSTM
 from symmetrax.learned._neurons import PerNeuronLSTM
-from symmetrax.learned._recipe import Recipe
 from symmetrax.learned._step import StepLSTM
+from symmetrax.learned._update_rule import UpdateRule
 from symmetrax.tasks._supervised import ImageFamily
 
 #: The networks that propose the step. "lr-absolute" does not measure its step sizes by the first gradient.
@@ -78,14 +78,14 @@ def learned_arms(names: tuple[str, ...], size: Size, family: ImageFamily) -> lis
     for name in names:
         kind, options = STEPS[name]
         step = Build.of(kind, width=size.width, **options)
-        build = BuildTogether((step, Build.of(PerNeuronLSTM, width=size.width)))
+        build = BuildJoint((step, Build.of(PerNeuronLSTM, width=size.width)))
         arms.append(LearnedArm(name, build, switched_off(teleports), outer, family))
         if name in TELEPORTING:
             arms.append(LearnedArm(f"{name}-tele", build, teleports, outer, family))
     return arms
 
 
-def uses(networks: dict[str, PyTree], size: Size, seeds: int) -> dict[str, tuple[Recipe, PyTree]]:
+def uses(networks: dict[str, PyTree], size: Size, seeds: int) -> dict[str, tuple[UpdateRule, PyTree]]:
     """Every learned arm and its controls: a recipe, and networks with the seeds first; all one structure."""
     on = scheduled(size)
     off, found = switched_off(on), {}

@@ -27,13 +27,13 @@ from symmetrax.tasks._data import Images, digits
 from symmetrax.tasks._supervised import Classification
 from symmetrax.teleportation._closed_form import ClosedForm
 from symmetrax.teleportation._guard import Guard
-from symmetrax.teleportation._landscape import SmallNorm
-from symmetrax.teleportation._objectives import GradientNorm, Objective, lower
+from symmetrax.teleportation._landscape import NegativeParameterNorm
+from symmetrax.teleportation._objectives import GradientNorm, Objective, negate
 from symmetrax.teleportation._transform import TeleportedState, teleported
 
 SOURCE = "gauge fixing as preconditioning"
 REFERENCES = ("none", "he", "adam")
-OBJECTIVES: dict[str, Objective] = {"norm": SmallNorm(), "gradient": lower(GradientNorm())}
+OBJECTIVES: dict[str, Objective] = {"norm": NegativeParameterNorm(), "gradient": negate(GradientNorm())}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +209,7 @@ def _train(task, optimizer, objective, steps, keys, rates, due, sigma, bound):
             element = symmetry.exp(cast(TeleportedState, state).algebra)
 
             def around():
-                return safe_norm(gradient), safe_norm(symmetry.pull(element, params, gradient))
+                return safe_norm(gradient), safe_norm(symmetry.transport_gradient(element, params, gradient))
 
             norms = jax.lax.cond(due[count], around, lambda: (jnp.zeros(()), jnp.zeros(())))
             return (optax.apply_updates(params, updates), state), norms
@@ -300,7 +300,7 @@ def _checks(task, key: Key[Array, ""], sigma, bound) -> dict[str, Array]:
         from_here = teleported(
             optax.sgd(0.0),
             symmetry,
-            objective=SmallNorm(),
+            objective=NegativeParameterNorm(),
             search=ClosedForm(bound),
             schedule={0},
             guard=Guard(jump=jnp.inf, tolerance=1e-3),

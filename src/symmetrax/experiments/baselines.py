@@ -25,8 +25,8 @@ from symmetrax.experiments._stats import Interval, compare, verdict
 from symmetrax.experiments._streams import Streams
 from symmetrax.learned._artifact import save
 from symmetrax.learned._coordinatewise import CoordinatewiseLSTM
-from symmetrax.learned._recipe import Recipe
 from symmetrax.learned._rnnprop import RNNProp
+from symmetrax.learned._update_rule import UpdateRule
 from symmetrax.metatrain._curriculum import curriculum_train
 from symmetrax.metatrain._devices import spread
 from symmetrax.metatrain._estimators import AbstractMetaGradient, TruncatedBPTT
@@ -128,7 +128,7 @@ def run(settings: Config, folder: RunFolder, reporter: Reporter) -> dict[str, An
     tuned = _tuned(settings, family, streams)
     longest = max(settings.tests)
     losses = {
-        name: np.asarray(_losses(Recipe(), networks, family, streams.test, longest, settings.tasks))
+        name: np.asarray(_losses(UpdateRule(), networks, family, streams.test, longest, settings.tasks))
         for name, (networks, _) in trained.items()
     }
     arrays, groups = {}, {}
@@ -174,7 +174,7 @@ def _trained(name, settings, family, streams, folder, reporter) -> tuple[PyTree,
     }
 
     def estimator(steps: int, tasks: AbstractTaskFamily = family) -> TruncatedBPTT:
-        return TruncatedBPTT(tasks, Recipe(), steps, settings.unroll, remat=True)
+        return TruncatedBPTT(tasks, UpdateRule(), steps, settings.unroll, remat=True)
 
     if not name.endswith(TRICKS):
         with reporter.training(name, settings.runs) as progress:
@@ -226,7 +226,7 @@ class _Validation(eqx.Module):
     tasks: int = eqx.field(static=True)
 
     def __call__(self, network: PyTree, steps: int) -> Float[Array, ""]:
-        trace = unroll_many(Recipe(), network, self.family, self.key, steps, self.tasks)
+        trace = unroll_many(UpdateRule(), network, self.family, self.key, steps, self.tasks)
         return jnp.mean(trace.loss[-max(1, steps // 10) :])
 
 

@@ -24,7 +24,7 @@ from symmetrax.experiments._stats import Interval, compare, verdict
 from symmetrax.experiments._streams import Streams
 from symmetrax.learned._artifact import save
 from symmetrax.learned._coordinatewise import CoordinatewiseLSTM
-from symmetrax.learned._recipe import Recipe
+from symmetrax.learned._update_rule import UpdateRule
 from symmetrax.metatrain._devices import spread
 from symmetrax.metatrain._estimators import TruncatedBPTT
 from symmetrax.metatrain._loop import MetaTrained, meta_train
@@ -86,7 +86,7 @@ def run(settings: Config, folder: RunFolder, reporter: Reporter) -> dict[str, An
         )
         best[str(shape)] = tuned
         uses = {arm.name: (arm.make, _repeat(tuned[arm.name], settings.seeds)) for arm in TUNED}
-        uses["learned"] = (Recipe(), trained.networks)
+        uses["learned"] = (UpdateRule(), trained.networks)
         for name, (make, networks) in uses.items():
             arguments = (networks, family, streams.test, settings.steps, settings.tasks, shape)
             (found, right), took = timed(_evaluate, make, *arguments)
@@ -122,7 +122,7 @@ SOURCE = "Andrychowicz et al. 2016, section 3"
 def _train(settings: Config, streams: Streams, folder: RunFolder, reporter: Reporter) -> MetaTrained:
     optimizer = optax.chain(optax.clip_by_global_norm(settings.clip), optax.adam(settings.learning_rate))
     estimator = TruncatedBPTT(
-        make_family("digits"), Recipe(), settings.steps, settings.unroll, settings.batch, remat=True
+        make_family("digits"), UpdateRule(), settings.steps, settings.unroll, settings.batch, remat=True
     )
     with reporter.training("coordinate-wise LSTM", settings.runs) as progress:
         return meta_train(

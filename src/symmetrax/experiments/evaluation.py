@@ -18,7 +18,7 @@ from symmetrax.experiments._stats import compare, log_ratios, over_tasks
 from symmetrax.experiments._streams import Streams
 from symmetrax.learned._artifact import load
 from symmetrax.learned._base import AbstractLearnedOptimizer
-from symmetrax.learned._recipe import Recipe
+from symmetrax.learned._update_rule import UpdateRule
 from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
 from symmetrax.tasks._families import make_family
 from symmetrax.teleportation._guard import Guard
@@ -48,7 +48,8 @@ def evaluate_artifact(
 
     >>> import symmetrax as sx, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = sx.save(sx.WholeLSTM(2, width=4, key=jax.random.key(0)), folder + "/new.safetensors")
+    ...     network = sx.FlatGradientLSTM(2, width=4, key=jax.random.key(0))
+    ...     path = sx.save(network, folder + "/new.safetensors")
     ...     arms = evaluate_artifact(path, "booth", steps=3, tasks=5, quiet=True)
     >>> arms["learned"]["runs"]
     5
@@ -123,7 +124,7 @@ def _own_family(name: str) -> AbstractTaskFamily:
 
 def _recipe(
     network: AbstractLearnedOptimizer, training: dict[str, Any], steps: int, task: AbstractTask
-) -> Recipe:
+) -> UpdateRule:
     """The network used as its card says, on schedule, under a guard and in an order, where it can teleport.
 
     Raises ValueError if the network does not take the task, or for a card that says something else."""
@@ -136,10 +137,10 @@ def _recipe(
 
     algebra = jax.eval_shape(emitted, jax.random.key(0))
     if algebra is None or task.symmetry() is None:
-        return Recipe()
+        return UpdateRule()
     teleports = _teleports(training.get("schedule"), steps)
     use, guarded = training.get("use", {}), training.get("guarded", True)
-    return Recipe(jnp.asarray(teleports), **_options(use, guarded))
+    return UpdateRule(jnp.asarray(teleports), **_options(use, guarded))
 
 
 def _teleports(schedule: Any, steps: int) -> np.ndarray:
@@ -159,10 +160,10 @@ def _teleports(schedule: Any, steps: int) -> np.ndarray:
     return teleports
 
 
-def usage(recipe: Recipe) -> dict[str, Any]:
+def usage(recipe: UpdateRule) -> dict[str, Any]:
     """How a recipe uses a network, but for its schedule, as JSON values for the card of an artifact.
 
-    >>> usage(Recipe(guard=Guard(jump=jnp.inf, relative=0.5), order="teleport-first"))["guard"]["jump"]
+    >>> usage(UpdateRule(guard=Guard(jump=jnp.inf, relative=0.5), order="teleport-first"))["guard"]["jump"]
     'inf'
     """
     guard = recipe.guard
@@ -176,7 +177,7 @@ def usage(recipe: Recipe) -> dict[str, Any]:
 
 
 def _options(use: Any, guarded: Any) -> dict[str, Any]:
-    """The options of a `Recipe` that a card asks for; `guarded` counts where it says nothing of a guard."""
+    """The options of an `UpdateRule` that a card asks for; `guarded` is for cards without a guard."""
     try:
         told = use.get("guard", {} if guarded else None)
         guard = None

@@ -29,8 +29,8 @@ from symmetrax.experiments._learned_runs import Ran, facts, remembered
 from symmetrax.experiments._report import Reporter, arms_table, verdict_table
 from symmetrax.experiments._stats import Interval, compare, verdict
 from symmetrax.experiments._streams import Streams
-from symmetrax.learned._recipe import Recipe
-from symmetrax.learned._whole import WholeLSTM
+from symmetrax.learned._flat_gradient import FlatGradientLSTM
+from symmetrax.learned._update_rule import UpdateRule
 from symmetrax.tasks._families import make_family
 from symmetrax.teleportation._guard import Guard
 
@@ -111,11 +111,13 @@ def arm(family: str, every: int | None, settings: Config) -> LearnedArm:
     name = f"every-{every}" if every else NEVER
     if family == REGRESSION:
         found = learned_arm("lr-tele-momentum", "uniform", settings.networks, steps)
-        return dataclasses.replace(found, name=name, recipe=Recipe.at(times, steps, guard=found.recipe.guard))
-    make = Build.of(WholeLSTM, size=2, algebra=1, width=settings.plane_width)
+        return dataclasses.replace(
+            found, name=name, recipe=UpdateRule.at(times, steps, guard=found.recipe.guard)
+        )
+    make = Build.of(FlatGradientLSTM, size=2, algebra=1, width=settings.plane_width)
     # The bound on jumps is what the badly conditioned family needs; the other's teleports are of any length.
     guard = Guard(jump=3.0 if family.startswith("rosenbrock") else np.inf, tolerance=1e-3)
-    recipe = Recipe.at(times, steps, guard=guard)
+    recipe = UpdateRule.at(times, steps, guard=guard)
     return LearnedArm(name, make, recipe, _outer(settings.plane_rate), make_family(family))
 
 

@@ -44,7 +44,7 @@ from symmetrax.experiments._stats import Interval, compare, log_ratios, verdict
 from symmetrax.experiments._streams import Streams
 from symmetrax.learned._base import LearnedState
 from symmetrax.learned._orbit import OrbitLSTM
-from symmetrax.learned._recipe import Recipe
+from symmetrax.learned._update_rule import UpdateRule
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
 from symmetrax.teleportation._probe import teleport_gain
@@ -184,7 +184,7 @@ class Shuffled(eqx.Module):
 
 def _carried(state: PyTree, symmetry: AbstractLieSymmetry, element: PyTree, params: PyTree) -> PyTree:
     if isinstance(state, LearnedState):
-        return state._replace(previous=symmetry.push(element, params, state.previous))
+        return state._replace(previous=symmetry.transport_tangent(element, params, state.previous))
     return carry(state, symmetry, element, params)
 
 
@@ -352,7 +352,7 @@ def _learned(
     cards: Cards = {}
     for key, r in ran.items():
         use = uses[key]
-        recipe = use if isinstance(use, Recipe) and name in VARIANTS else None
+        recipe = use if isinstance(use, UpdateRule) and name in VARIANTS else None
         cards[key] = {}
         for steps in settings.horizons:
             card = facts(_until(r, steps), recipe)

@@ -28,7 +28,7 @@ from symmetrax.experiments._learned_runs import due
 from symmetrax.experiments._report import Reporter, number, titled_table, verdict_table
 from symmetrax.experiments._stats import Interval, compare, verdict
 from symmetrax.experiments._streams import Streams
-from symmetrax.learned._recipe import Recipe
+from symmetrax.learned._update_rule import UpdateRule
 from symmetrax.metatrain._devices import spread
 from symmetrax.tasks._base import AbstractTask
 from symmetrax.tasks._supervised import Classification, Widths
@@ -139,7 +139,7 @@ def make_arm(group: Group) -> LearnedArm:
 
 def measure(
     arm: LearnedArm,
-    recipe: Recipe,
+    recipe: UpdateRule,
     networks: PyTree,
     keys: Key[Array, " seeds"],
     steps: int,

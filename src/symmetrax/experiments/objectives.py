@@ -27,7 +27,7 @@ from symmetrax.experiments._streams import Streams
 from symmetrax.tasks._data import digits
 from symmetrax.tasks._supervised import Classification
 from symmetrax.teleportation._landscape import GuaranteedDecrease, Sharpness
-from symmetrax.teleportation._objectives import AfterSteps, GradientNorm, Objective, lower
+from symmetrax.teleportation._objectives import GradientNorm, LookaheadLoss, Objective, negate
 
 RATES = tuple(float(rate) for rate in np.geomspace(1e-3, 1.0, 13))
 #: Every optimizer is tried at the best rate and at a tenth of it, where first-order theory should hold.
@@ -150,9 +150,9 @@ def _objectives(optimizer: Callable, rate: float, key: Key[Array, ""], steps: in
         "l1 norm": GradientNorm("l1"),
         "nuclear norm": GradientNorm("nuclear"),
         "guaranteed decrease": GuaranteedDecrease(0.1),
-        "flatness": lower(Sharpness(key, directions=8)),
-        "one sgd step": AfterSteps(optimizer(rate), 1),
-        "three sgd steps": AfterSteps(optimizer(rate), 3),
+        "flatness": negate(Sharpness(key, directions=8)),
+        "one sgd step": LookaheadLoss(optimizer(rate), 1),
+        "three sgd steps": LookaheadLoss(optimizer(rate), 3),
     }
 
 

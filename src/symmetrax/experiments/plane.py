@@ -21,7 +21,7 @@ from symmetrax.experiments import plots
 from symmetrax.experiments._arms import (
     Arm,
     ControlArm,
-    MakeWhole,
+    MakeFlatGradient,
     TrainedArm,
     TunedArm,
     adam,
@@ -189,7 +189,7 @@ def train(
     reporter: Reporter,
 ) -> MetaTrained:
     """Meta-train one arm with all its seeds, from its checkpoint if there is one."""
-    make = MakeWhole(2, int(arm.uses_algebra), settings.width, settings.depth, arm.inputs)
+    make = MakeFlatGradient(2, int(arm.uses_algebra), settings.width, settings.depth, arm.inputs)
     how = recipe(arm, settings.schedule, settings.steps, training=True)
     estimator = TruncatedBPTT(family, how, settings.steps, settings.unroll)
     with reporter.training(arm.name, settings.runs) as progress:
@@ -224,7 +224,7 @@ def paper_arm(name: str, family: str, steps: int | None = None) -> LearnedArm:
     """
     settings = Config(figure="", family=family)
     arm = next(a for a in ARMS if isinstance(a, TrainedArm) and a.name == name)
-    make = MakeWhole(2, int(arm.uses_algebra), settings.width, settings.depth, arm.inputs)
+    make = MakeFlatGradient(2, int(arm.uses_algebra), settings.width, settings.depth, arm.inputs)
     how = recipe(arm, settings.schedule, steps or settings.steps, training=steps is None)
     return LearnedArm(name, make, how, _outer_adam(settings.learning_rate), make_family(family))
 

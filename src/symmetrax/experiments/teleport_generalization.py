@@ -25,7 +25,7 @@ from symmetrax.experiments._folder import RunFolder
 from symmetrax.experiments._report import Reporter, number, ratio_text, titled_table, verdict_table
 from symmetrax.experiments._stats import LEVEL, Interval, verdict
 from symmetrax.experiments._streams import Streams
-from symmetrax.experiments._training import Arm, Clock, Entry, Move, Run, classifier, compared, race
+from symmetrax.experiments._training import Arm, Clock, Entry, Proposal, Run, classifier, compared, race
 from symmetrax.symmetry._activation import ActivationGL
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.tasks._data import FOLDER
@@ -306,7 +306,7 @@ def _symmetries(task: Classification) -> dict[str, AbstractLieSymmetry]:
     return {"action": action, "exact": task.symmetry()}
 
 
-def _moves(settings: Config, data: Data, task: Classification) -> dict[str, Move]:
+def _moves(settings: Config, data: Data, task: Classification) -> dict[str, Proposal]:
     """The published rates with the published action; steps of one length with exact scalings."""
     moves, bound, symmetries = {}, jnp.asarray(settings.bound), _symmetries(task)
     for way in settings.ways:
@@ -323,7 +323,7 @@ def _moves(settings: Config, data: Data, task: Classification) -> dict[str, Move
                 search = Ascent(settings.ascent, jnp.sign(rate) * bound, bound, normalized=True)
             loose = Guard(jump=jnp.inf, tolerance=jnp.asarray(settings.tolerance))
             objective = sharpness if sharp else curves
-            moves[f"{way}-{what}"] = Move(symmetry, search, data.batch, objective, loose)
+            moves[f"{way}-{what}"] = Proposal(symmetry, search, data.batch, objective, loose)
     return moves
 
 

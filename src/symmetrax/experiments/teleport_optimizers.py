@@ -20,7 +20,17 @@ from symmetrax.experiments._folder import RunFolder
 from symmetrax.experiments._report import Reporter, number, ratio_text, titled_table
 from symmetrax.experiments._stats import Interval, verdict
 from symmetrax.experiments._streams import Streams
-from symmetrax.experiments._training import Arm, Clock, Entry, Gradient, Move, Run, classifier, compared, race
+from symmetrax.experiments._training import (
+    Arm,
+    Clock,
+    Entry,
+    Gradient,
+    Proposal,
+    Run,
+    classifier,
+    compared,
+    race,
+)
 from symmetrax.symmetry._activation import ActivationGL
 from symmetrax.tasks._data import FOLDER
 from symmetrax.tasks._supervised import Classification
@@ -276,7 +286,7 @@ def _group(settings: Config, data: Data, name: str, task: Classification, clock:
     }
 
 
-def _moves(settings: Config, task: Classification, optimizer: Optimizer) -> dict[str, Move]:
+def _moves(settings: Config, task: Classification, optimizer: Optimizer) -> dict[str, Proposal]:
     """The exact scaling in the optimizer's own norm, and the published action on large and small batches."""
     own = GradientNorm(optimizer.metric)
     bound, eta = jnp.asarray(settings.bound), jnp.asarray(optimizer.eta)
@@ -290,9 +300,9 @@ def _moves(settings: Config, task: Classification, optimizer: Optimizer) -> dict
     loose = Guard(jump=jnp.inf, tolerance=jnp.asarray(settings.tolerance))
     climb = Ascent(settings.ascent, rate=eta, bound=jnp.asarray(1.0))
     return {
-        "exact": Move(task.symmetry(), exact, settings.batch, Gradient(own)),
-        "action": Move(action, climb, settings.batch, guard=loose),
-        "small": Move(action, climb, settings.small, guard=loose),
+        "exact": Proposal(task.symmetry(), exact, settings.batch, Gradient(own)),
+        "action": Proposal(action, climb, settings.batch, guard=loose),
+        "small": Proposal(action, climb, settings.small, guard=loose),
     }
 
 

@@ -35,14 +35,14 @@ from symmetrax._files import (
 from symmetrax._text import near_match
 from symmetrax.learned._base import AbstractLearnedOptimizer, update_from
 from symmetrax.learned._coordinatewise import CoordinatewiseLSTM
-from symmetrax.learned._features import Info
+from symmetrax.learned._features import Observation
+from symmetrax.learned._flat_gradient import FlatGradientGRU, FlatGradientLSTM, FlatGradientMLP
+from symmetrax.learned._joint import Joint
+from symmetrax.learned._layer_pairs import LayerPairLSTM
 from symmetrax.learned._neurons import PerNeuronLSTM
 from symmetrax.learned._orbit import OrbitLSTM
-from symmetrax.learned._pairs import PairLSTM
 from symmetrax.learned._rnnprop import RNNProp
 from symmetrax.learned._step import StepLSTM
-from symmetrax.learned._together import Together
-from symmetrax.learned._whole import WholeGRU, WholeLSTM, WholeMLP
 
 FORMAT = 2
 TOLERANCE = 1e-5
@@ -57,16 +57,16 @@ DEEPEST = 1000
 KINDS: dict[str, Any] = {
     network.kind: network
     for network in (
-        WholeLSTM,
-        WholeGRU,
-        WholeMLP,
+        FlatGradientLSTM,
+        FlatGradientGRU,
+        FlatGradientMLP,
         CoordinatewiseLSTM,
         RNNProp,
-        PairLSTM,
+        LayerPairLSTM,
         PerNeuronLSTM,
         StepLSTM,
         OrbitLSTM,
-        Together,
+        Joint,
     )
 }
 
@@ -295,12 +295,12 @@ def _build(
     if not isinstance(kind, str) or kind not in kinds:
         raise ValueError(_unknown(where, kind, card["classes"], kinds))
     name = kinds[kind].__name__
-    if kind == Together.kind:
+    if kind == Joint.kind:
         parts = config.get("networks")
         if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
             raise ValueError(f"{where} has a config that {name} does not take: its networks are {parts!r}.")
         of_parts = [(part.get("kind"), {k: v for k, v in part.items() if k != "kind"}) for part in parts]
-        made = Together(tuple(_build(where, card, kind, config, kinds) for kind, config in of_parts))
+        made = Joint(tuple(_build(where, card, kind, config, kinds) for kind, config in of_parts))
     else:
         try:
             made = kinds[kind](**config, key=jax.random.key(0))
@@ -353,7 +353,7 @@ def _told(network: AbstractLearnedOptimizer) -> tuple[str, ...]:
 
 def _parts(network: AbstractLearnedOptimizer, prefix: str = "recorded.") -> list[tuple[str, Any]]:
     """The networks whose steps are recorded, each of those joined, and the beginnings of the steps' names."""
-    if type(network) is Together:
+    if type(network) is Joint:
         found = [_parts(part, f"{prefix}{i}.") for i, part in enumerate(network.networks)]
         return [part for parts in found for part in parts]
     return [(prefix, network)]
@@ -411,6 +411,6 @@ def _steps(network: AbstractLearnedOptimizer, seen: dict[str, Any]) -> dict[str,
     return told
 
 
-def _seen(info: Info) -> dict[str, Any]:
+def _seen(info: Observation) -> dict[str, Any]:
     """The arrays that a network sees."""
     return {name: value for name, value in info._asdict().items() if name != "symmetry"}

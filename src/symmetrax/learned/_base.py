@@ -1,7 +1,7 @@
 """Optimizers that are networks, and the optax transformation each of them is.
 
-A network proposes a `Move` from the `Info` of a step; what happens then is the same for all of them and
-stands here: x <- a.(x + v), or x <- a.x + v where the group element comes first (`_leap.py`).
+A network proposes a `Proposal` from the `Observation` of a step; what happens then is the same for all of
+them and stands here: x <- a.(x + v), or x <- a.x + v where the group element comes first (`_leap.py`).
 """
 
 from abc import abstractmethod
@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from symmetrax._extras import one_program
 from symmetrax._tree import all_finite, select
-from symmetrax.learned._features import Info, Move, ordinary
+from symmetrax.learned._features import Observation, Proposal, ordinary
 from symmetrax.learned._leap import Gate, Leap, Transport, leap_from
 from symmetrax.learned._numbers import as_before, at_precision, check_whole, hold, settled_state
 from symmetrax.symmetry._base import AbstractLieSymmetry
@@ -30,7 +30,7 @@ from symmetrax.teleportation._search import Oracle
 #: Whether the step comes before the group element or after it.
 Order = Literal["step-first", "teleport-first"]
 
-#: What networks may ask to see in `Info` that has a price.
+#: What networks may ask to see in `Observation` that has a price.
 Want = Literal["symmetry", "orbit_derivative", "slopes", "best"]
 
 # What `step_size`, `momentum` and `gate` of the state say where the network emits none.
@@ -69,7 +69,7 @@ class AbstractLearnedOptimizer(eqx.Module):
     """A network that optimizes; its weights are the leaves of the module.
 
     >>> import jax, jax.numpy as jnp, symmetrax as sx
-    >>> network = sx.WholeLSTM(2, key=jax.random.key(0))
+    >>> network = sx.FlatGradientLSTM(2, key=jax.random.key(0))
     >>> optimizer = network.transform()  # an optax transformation
     >>> updates, state = optimizer.update(jnp.ones(2), optimizer.init(jnp.zeros(2)), jnp.zeros(2))
     >>> updates.shape
@@ -81,7 +81,8 @@ class AbstractLearnedOptimizer(eqx.Module):
 
     @property
     def wants(self) -> tuple[Want, ...]:
-        """Which fields of `Info` the network reads that have a price: all need a symmetry, even where the
+        """Which fields of `Observation` the network reads that have a price: all need a symmetry, even where
+        the
         network never teleports, and all but "symmetry" more derivatives of the loss."""
         return ()
 
@@ -105,11 +106,11 @@ class AbstractLearnedOptimizer(eqx.Module):
         """The recurrent state before the first step."""
 
     @abstractmethod
-    def propose(self, info: Info, memory: PyTree) -> tuple[Move, PyTree]:
+    def propose(self, info: Observation, memory: PyTree) -> tuple[Proposal, PyTree]:
         """A move, and the recurrent state after it."""
 
     @abstractmethod
-    def example(self) -> Info:
+    def example(self) -> Observation:
         """An input of the right shape, with flat vectors for gradient and parameters where the network takes
         any structure: artifacts record the step that it gives."""
 
@@ -142,8 +143,8 @@ class AbstractLearnedOptimizer(eqx.Module):
         v + (a.(x + v) - e.(x + v)) with both terms from the same code, so that zero coordinates give exactly
         v. This is algorithm 3 of arXiv:2504.15399, read as one iterate. With `order="teleport-first"` it is
         x <- a.x + v instead: the network, which saw x, chooses the element there, and its step starts from
-        a.x with the gradient carried along by `symmetry.pull`, exactly and at no further gradient, as in
-        algorithm 2.
+        a.x with the gradient carried along by `symmetry.transport_gradient`, exactly and at no further
+        gradient, as in algorithm 2.
 
         **Arguments:** `schedule` gives the steps, counted from 0, that teleport (default: all); `guard`
         refuses bad teleports and needs the extra argument `value_fn` in `update`. `meta_order=1` treats the
@@ -302,17 +303,17 @@ def look(
     batch: PyTree,
     key: Key[Array, ""] | None,
     meta_order: int = 1,
-) -> Info:
+) -> Observation:
     """What a network sees that asks for `wants`; a constant to derivatives if `meta_order` is 1."""
     seen = {"gradient": gradient, "value": value}
     dear = [want for want in wants if want != "symmetry"]
     if dear:
         seen |= _measured(dear, gradient, params, symmetry, value_fn, batch)
     seen = jax.lax.stop_gradient(seen) if meta_order == 1 else seen
-    return Info(params=params, previous=previous, key=key, symmetry=symmetry, **seen)
+    return Observation(params=params, previous=previous, key=key, symmetry=symmetry, **seen)
 
 
-def _harmless(info: Info) -> tuple[Info, Bool[Array, ""]]:
+def _harmless(info: Observation) -> tuple[Observation, Bool[Array, ""]]:
     """What is seen, with zeros for all derivatives where any is not finite, and whether all are.
 
     A step from zeros is not made either, but has finite derivatives. The loss may overflow where its gradient
@@ -325,7 +326,7 @@ def _harmless(info: Info) -> tuple[Info, Bool[Array, ""]]:
 
 
 def _measured(dear, gradient, params, symmetry, value_fn, batch) -> dict[str, Any]:
-    """Fields of `Info` that cost derivatives of the loss."""
+    """Fields of `Observation` that cost derivatives of the loss."""
     if symmetry is None or value_fn is None:
         missing = "a symmetry in transform()" if symmetry is None else "value_fn=... in update()"
         raise ValueError(
@@ -353,7 +354,7 @@ def _measured(dear, gradient, params, symmetry, value_fn, batch) -> dict[str, An
     return {want: measures[want]() for want in dear}
 
 
-def _step(move: Move, info: Info) -> PyTree:
+def _step(move: Proposal, info: Observation) -> PyTree:
     """u, or momentum * previous + u."""
     size, momentum = move.step_size, move.momentum
     step = update_from(move, info.gradient)
@@ -363,7 +364,7 @@ def _step(move: Move, info: Info) -> PyTree:
         if size is None:
             raise ValueError(
                 "This network emits no step, neither an update nor a step size: join it with one that "
-                "does, as in Together((CoordinatewiseLSTM(key=key), network))."
+                "does, as in Joint((CoordinatewiseLSTM(key=key), network))."
             )
         step = jax.tree.map(lambda g: -size * g, info.gradient)
     if momentum is not None:
@@ -371,7 +372,7 @@ def _step(move: Move, info: Info) -> PyTree:
     return jax.tree.map(lambda u, g: jnp.asarray(u, g.dtype), step, info.gradient)
 
 
-def update_from(move: Move, gradient: PyTree) -> PyTree:
+def update_from(move: Proposal, gradient: PyTree) -> PyTree:
     """The update of a move, or what it makes of the gradient if it is a function; None if there is none."""
     step: Any = move.update
     return step(gradient) if callable(step) and not _is_like(gradient, step) else step

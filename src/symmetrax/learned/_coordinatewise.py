@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from symmetrax._keys import check_key
 from symmetrax.learned._base import AbstractLearnedOptimizer
-from symmetrax.learned._features import Info, Move, example_info, log_and_sign
+from symmetrax.learned._features import Observation, Proposal, example_info, log_and_sign
 from symmetrax.learned._networks import LSTM, Linear, LSTMState
 from symmetrax.learned._numbers import flat
 from symmetrax.symmetry._base import AbstractLieSymmetry
@@ -85,12 +85,12 @@ class CoordinatewiseLSTM(AbstractLearnedOptimizer):
     def memory(self, params: PyTree, symmetry: AbstractLieSymmetry | None = None) -> LSTMState:
         return self.core.zero_state((flat(params)[0].size,))
 
-    def propose(self, info: Info, memory: LSTMState) -> tuple[Move, LSTMState]:
+    def propose(self, info: Observation, memory: LSTMState) -> tuple[Proposal, LSTMState]:
         gradient, unravel = flat(info.gradient)
         hidden, memory = self.core(PREPROCESSING[self.preprocessing](gradient), memory)
-        return Move(unravel(self.scale * self.head(hidden)[0]), None), memory
+        return Proposal(unravel(self.scale * self.head(hidden)[0]), None), memory
 
-    def example(self) -> Info:
+    def example(self) -> Observation:
         return example_info(6)
 
     def config(self) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from symmetrax._tree import squared_norm
 from symmetrax.symmetry._base import AbstractLieSymmetry
-from symmetrax.teleportation._objectives import Slopes
+from symmetrax.teleportation._objectives import OrbitDerivatives
 
 
-class Info(NamedTuple):
+class Observation(NamedTuple):
     """What is known when an optimizer has to move.
 
     `gradient` and `params` have the structure of the parameters, `previous` is the last step (zeros at
@@ -22,7 +22,7 @@ class Info(NamedTuple):
     are the derivatives of the logarithm of the squared gradient norm along the orbit, `best` the coordinates
     of its best point (each None unless the network asks for it).
 
-    >>> Info(gradient=1.0, params=2.0, previous=0.0, orbit_derivative=None, key=None).params
+    >>> Observation(gradient=1.0, params=2.0, previous=0.0, orbit_derivative=None, key=None).params
     2.0
     """
 
@@ -33,11 +33,11 @@ class Info(NamedTuple):
     key: Key[Array, ""] | None = None
     symmetry: AbstractLieSymmetry | None = None
     value: Float[Array, ""] | None = None
-    slopes: Slopes | None = None
+    slopes: OrbitDerivatives | None = None
     best: Float[Array, "..."] | None = None
 
 
-class Move(NamedTuple):
+class Proposal(NamedTuple):
     """What a network emits: any of an update, algebra coordinates, a step size, a momentum; None for others.
 
     The step is u = `update`, or what `update` makes of the gradient where the step starts, if it is a
@@ -45,7 +45,7 @@ class Move(NamedTuple):
     v <- momentum * v + u. `algebra` are the coordinates of the group element; with `gate`, the probability
     of teleporting at all, they are multiplied by it (see `AbstractLearnedOptimizer.transform`).
 
-    >>> Move(step_size=0.5).update is None
+    >>> Proposal(step_size=0.5).update is None
     True
     """
 
@@ -60,11 +60,11 @@ class Move(NamedTuple):
 INPUTS = ("iterate", "previous", "orbit_derivative")
 
 
-def example_info(size: int, slopes: int = 0) -> Info:
+def example_info(size: int, slopes: int = 0) -> Observation:
     """A fixed, unremarkable input for `size` parameters and, if any, `slopes` algebra coordinates."""
     ramp = jnp.linspace(-1.0, 2.0, size)
     slope = jnp.linspace(0.5, 1.0, slopes) if slopes else None
-    return Info(gradient=ramp, params=1 - ramp, previous=0.1 * ramp, orbit_derivative=slope, key=None)
+    return Observation(gradient=ramp, params=1 - ramp, previous=0.1 * ramp, orbit_derivative=slope, key=None)
 
 
 def log_and_sign(gradient: Float[Array, " n"], p: float = 10.0) -> Float[Array, "2 n"]:

@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Bool, Float, PyTree
 
 from symmetrax._tree import select
-from symmetrax.learned._features import Move
+from symmetrax.learned._features import Proposal
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.teleportation._guard import Guard, Jump, jump_by, shortened
 
@@ -53,14 +53,14 @@ class Leap(NamedTuple):
         if transport == "carry":
             still = (jax.lax.stop_gradient(self.at), optax.tree.zeros_like(velocity))
             place, tangent = select(self.moved, (self.at, velocity), still)
-            carried = self.symmetry.push(self.exp(self.made), place, tangent, self.batch)
+            carried = self.symmetry.transport_tangent(self.exp(self.made), place, tangent, self.batch)
             return select(self.moved, carried, velocity)
         return velocity
 
     def carried_gradient(self, gradient: PyTree) -> PyTree:
         """The gradient where the teleport leads, from that at `at`: the same, bit for bit, if nowhere."""
         made = self.made
-        carried = self.symmetry.pull(self.exp(made), self.at, gradient, self.batch)
+        carried = self.symmetry.transport_gradient(self.exp(made), self.at, gradient, self.batch)
         return unless(jnp.all(made == 0), gradient, carried)
 
 
@@ -68,7 +68,7 @@ def leap_from(
     symmetry: AbstractLieSymmetry,
     bound: float | None,
     at: PyTree,
-    move: Move,
+    move: Proposal,
     due: Bool[Array, ""],
     *,
     step: PyTree,
@@ -105,7 +105,7 @@ def unless_jvp(primals, tangents):
     return unless(*primals), tangents[2]
 
 
-def _gated(move: Move, gate: Gate, symmetry: AbstractLieSymmetry) -> Array:
+def _gated(move: Proposal, gate: Gate, symmetry: AbstractLieSymmetry) -> Array:
     """The coordinates as the gate leaves them."""
     coordinates = _fitting(move.algebra, symmetry)
     if move.gate is None:
@@ -118,7 +118,7 @@ def _fitting(algebra: Array | None, symmetry: AbstractLieSymmetry) -> Array:
     if algebra is None:
         raise ValueError(
             "This network emits no algebra coordinates, so it cannot teleport: build it with "
-            f"algebra={symmetry.algebra[0]}, join it with one that does (Together), or use it without a "
+            f"algebra={symmetry.algebra[0]}, join it with one that does (Joint), or use it without a "
             "symmetry."
         )
     if algebra.shape != symmetry.algebra:

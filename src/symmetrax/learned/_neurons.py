@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from symmetrax._keys import check_key
 from symmetrax.learned._base import AbstractLearnedOptimizer, Want
-from symmetrax.learned._features import Info, Move, largest_entry
+from symmetrax.learned._features import Observation, Proposal, largest_entry
 from symmetrax.learned._networks import LSTM, Linear, LSTMState
 from symmetrax.learned._numbers import gathered
 from symmetrax.symmetry._base import AbstractLieSymmetry
@@ -50,7 +50,7 @@ class PerNeuronLSTM(AbstractLearnedOptimizer):
     ratios of norms of its incoming and outgoing weights and gradients, their cosines, and the derivative of
     the squared gradient norm along the unit's own scaling: see `FEATURES` of this module and `unit_features`.
     So it serves every width and depth, a permutation of the units permutes its output, and the scale of loss
-    and parameters is nothing to it. It proposes no step: use it `Together` with a network that does.
+    and parameters is nothing to it. It proposes no step: use it `Joint` with a network that does.
 
     **Arguments:** `reach` bounds every coordinate; 0.5, a factor of 1.6 in a teleport, is a choice of this
     library. The head starts at zero, so an untrained network teleports nowhere.
@@ -63,7 +63,7 @@ class PerNeuronLSTM(AbstractLearnedOptimizer):
     >>> for width in (3, 8):
     ...     params = {"w1": jnp.ones((width, 4)), "w2": jnp.ones((2, width))}
     ...     symmetry = sx.mlp_symmetry(params)
-    ...     seen = sx.Info(params, params, params, None, None, symmetry)
+    ...     seen = sx.Observation(params, params, params, None, None, symmetry)
     ...     move, _ = eqx.filter_jit(network.propose)(seen, network.memory(params, symmetry))
     ...     print(move.algebra.shape)
     (3,)
@@ -98,7 +98,7 @@ class PerNeuronLSTM(AbstractLearnedOptimizer):
         units = sum(math.prod(group.algebra) for group in _scalings(symmetry)[1].values())
         return self.core.zero_state((units,))
 
-    def propose(self, info: Info, memory: LSTMState) -> tuple[Move, LSTMState]:
+    def propose(self, info: Observation, memory: LSTMState) -> tuple[Proposal, LSTMState]:
         symmetry, groups = _scalings(info.symmetry)
         params, gradient = jax.tree.map(gathered, (info.params, info.gradient))
         features = unit_features(symmetry, params, gradient)
@@ -108,14 +108,14 @@ class PerNeuronLSTM(AbstractLearnedOptimizer):
         for name, group in groups.items():
             end = start + math.prod(group.algebra)
             parts[name], start = coordinates[start:end], end
-        return Move(algebra=symmetry.join(parts)), memory
+        return Proposal(algebra=symmetry.join(parts)), memory
 
-    def example(self) -> Info:
+    def example(self) -> Observation:
         ramp = jnp.linspace(-1.0, 2.0, 15)
         params = {"b1": ramp[:3], "w1": ramp[3:9].reshape(3, 2), "w2": ramp[9:].reshape(2, 3)}
         gradient = jax.tree.map(lambda x: 1 - x * x, params)
         previous = jax.tree.map(lambda x: 0.1 * x, params)
-        return Info(gradient, params, previous, None, None, mlp_symmetry(params, ["w1", "w2"], ["b1"]))
+        return Observation(gradient, params, previous, None, None, mlp_symmetry(params, ["w1", "w2"], ["b1"]))
 
     def config(self) -> dict[str, Any]:
         return {"width": self.width, "depth": self.depth, "reach": self.reach}

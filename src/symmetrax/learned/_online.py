@@ -79,12 +79,12 @@ def online_teleported(
     The coordinates theta persist: on a loss with a long valley they become a rate of rotation that works
     against the descent's drift into it, and the element is applied anew at every step.
 
-    One gradient a step is enough. That at y is the given one, carried there by `symmetry.pull`; and d f(x+) /
-    d theta needs the gradient at x+, which is what the next `update` is given, so theta is updated then. On
-    minibatches the slope is thus measured on data that the step has not seen. So `update` must be given the
-    gradient at `params`, nothing may change the update afterwards (this stands last), and the symmetry must
-    be exact; for data-dependent actions, on one batch. The state holds the last parameters, gradient and
-    inner state.
+    One gradient a step is enough. That at y is the given one, carried there by `symmetry.transport_gradient`;
+    and d f(x+) / d theta needs the gradient at x+, which is what the next `update` is given, so theta is
+    updated then. On minibatches the slope is thus measured on data that the step has not seen. So `update`
+    must be given the gradient at `params`, nothing may change the update afterwards (this stands last), and
+    the symmetry must be exact; for data-dependent actions, on one batch. The state holds the last parameters,
+    gradient and inner state.
 
     **Arguments:** `inner` is any optimizer whose update needs nothing but gradients, state and parameters (no
     line search); its state stays as it is when the parameters move. `rate` is the step size of theta, in
@@ -223,7 +223,7 @@ def step_end(
     held = hold(params, symmetry)
     element = symmetry.exp(theta)
     there = held.widened(symmetry.act(element, held.inside, batch))
-    carried = held.widened(symmetry.pull(element, held.inside, held.gradient(gradient), batch))
+    carried = held.widened(symmetry.transport_gradient(element, held.inside, held.gradient(gradient), batch))
     carried = jax.lax.stop_gradient(carried) if order == 1 else jax.tree.map(_smooth, carried)
     step, _ = stepper.update(held.outside(carried), inner, held.outside(there))
     return optax.tree.add(there, held.widened(step))
@@ -252,7 +252,7 @@ def jump_and_step(
     element = select(moved, element, as_before(symmetry.identity(), element))
     there = held.outside(optax.tree.add(at, jumped.displacement))
     given = held.gradient(gradient)
-    carried = held.widened(symmetry.pull(element, at, given, batch))
+    carried = held.widened(symmetry.transport_gradient(element, at, given, batch))
     carried = held.outside(unless(~moved, given, carried))
     step, stepped = stepper.update(carried, inner, there)
     return held.updates(optax.tree.add(jumped.displacement, held.widened(step)), gradient), stepped, jumped

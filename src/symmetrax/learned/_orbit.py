@@ -11,22 +11,22 @@ from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from symmetrax._keys import check_key
 from symmetrax.learned._base import AbstractLearnedOptimizer, Want
-from symmetrax.learned._features import Info, Length, Move
+from symmetrax.learned._features import Length, Observation, Proposal
 from symmetrax.learned._heads import between, check_heads, coordinates
 from symmetrax.learned._networks import LSTM, Linear, LSTMState
 from symmetrax.learned._numbers import flat
 from symmetrax.symmetry._base import AbstractLieSymmetry
-from symmetrax.teleportation._objectives import Slopes
+from symmetrax.teleportation._objectives import OrbitDerivatives
 
-#: Where an `OrbitLSTM` measures its coordinates from: where it stands, or the crest that the slopes promise.
-Centre = Literal["identity", "crest"]
+#: Where an `OrbitLSTM` measures its coordinates from: where it stands, or the peak that the slopes promise.
+Centre = Literal["identity", "peak"]
 
 #: What an `OrbitLSTM` can read beside gradient, loss and last step, which need a symmetry.
 SEES = ("slopes", "best")
 
 # Logarithms of losses and norms go down to that of this number.
 _TINY = 1e-37
-# Slopes along the orbit below this count as none.
+# OrbitDerivatives along the orbit below this count as none.
 _FLAT = 1e-15
 
 
@@ -61,9 +61,10 @@ class OrbitLSTM(AbstractLearnedOptimizer):
     `AbstractLearnedOptimizer.transform`). With algebra=0 it is the same optimizer without teleports, with the
     same features and the same steps. At a gradient of zero the step is zero.
 
-    With `centre="crest"` the head's coordinates are added to `Slopes.crest`, the angle at which a sinusoid
-    with these slopes is largest: the network starts from that guess and learns where it is wrong, and when
-    to stay. It is meant for `order="teleport-first"`, where the slopes are those of the point that is moved.
+    With `centre="peak"` the head's coordinates are added to `OrbitDerivatives.peak`, the angle at which a
+    sinusoid with these slopes is largest: the network starts from that guess and learns where it is wrong,
+    and when to stay. It is meant for `order="teleport-first"`, where the slopes are those of the point that
+    is moved.
 
     **Arguments:** `size` is the number of parameters of the problem; `sees` any of "slopes" (two nested
     Jacobian-vector products of the gradient for each coordinate) and "best" (the coordinates of the largest
@@ -74,7 +75,7 @@ class OrbitLSTM(AbstractLearnedOptimizer):
     >>> import jax, symmetrax as sx
     >>> network = OrbitLSTM(2, algebra=1, key=jax.random.key(0))
     >>> task = sx.booth(start=[5.0, -5.0])
-    >>> trace = sx.unroll(sx.Recipe.at(range(8), 8)(network, task), task, jax.random.key(1), steps=8)
+    >>> trace = sx.unroll(sx.UpdateRule.at(range(8), 8)(network, task), task, jax.random.key(1), steps=8)
     >>> trace.loss.shape
     (9,)
     """
@@ -132,9 +133,9 @@ class OrbitLSTM(AbstractLearnedOptimizer):
         self.algebra_head = Linear(width, algebra + gated, key=algebra_head) if algebra else None
         self.size, self.algebra, self.gated = size, algebra, gated
         unseen = "slopes" not in self.sees or (algebra and self.orbit != algebra)
-        if centre not in get_args(Centre) or (centre == "crest" and unseen):
+        if centre not in get_args(Centre) or (centre == "peak" and unseen):
             raise ValueError(
-                '`centre` must be "identity", or "crest" where the network sees "slopes" along each of its '
+                '`centre` must be "identity", or "peak" where the network sees "slopes" along each of its '
                 f"algebra coordinates; got {centre!r} with sees={self.sees}, algebra={algebra}, "
                 f"orbit={self.orbit}."
             )
@@ -152,8 +153,8 @@ class OrbitLSTM(AbstractLearnedOptimizer):
     def algebra_bound(self) -> float | None:
         if self.reach is None or not self.algebra:
             return None
-        # Each coordinate of a crest is at most a quarter turn.
-        return self.reach + (math.sqrt(self.algebra) * math.pi / 2 if self.centre == "crest" else 0.0)
+        # Each coordinate of a peak is at most a quarter turn.
+        return self.reach + (math.sqrt(self.algebra) * math.pi / 2 if self.centre == "peak" else 0.0)
 
     def vector_products(self) -> list[Any]:
         heads = [self.head] if self.algebra_head is None else [self.head, self.algebra_head]
@@ -169,7 +170,7 @@ class OrbitLSTM(AbstractLearnedOptimizer):
         zero = jnp.zeros(())
         return OrbitMemory(self.core.zero_state(), jnp.array(False), zero, zero, zero)
 
-    def propose(self, info: Info, memory: OrbitMemory) -> tuple[Move, OrbitMemory]:
+    def propose(self, info: Observation, memory: OrbitMemory) -> tuple[Proposal, OrbitMemory]:
         if info.value is None:
             raise ValueError(
                 "OrbitLSTM steps in units of the loss: pass value=..., the loss at params, to `update`."
@@ -204,26 +205,26 @@ class OrbitLSTM(AbstractLearnedOptimizer):
             step = -between(out[0], *self.rates) * unit * direction
             return unravel(jnp.where(known, step, jnp.nan))
 
-        move = Move(update=step)
+        move = Proposal(update=step)
         if self.algebra_head is not None:
             chosen = self.algebra_head(hidden)
             algebra = coordinates(chosen[: self.algebra], self.reach, False)
-            if self.centre == "crest":
-                algebra = algebra + _slopes(info).crest.reshape(algebra.shape)
+            if self.centre == "peak":
+                algebra = algebra + _slopes(info).peak.reshape(algebra.shape)
             move = move._replace(algebra=algebra)
             if self.gated:
                 move = move._replace(gate=jax.nn.sigmoid(chosen[-1]))
         return move, memory._replace(core=core, loss=loss)
 
-    def example(self) -> Info:
+    def example(self) -> Observation:
         ramp = jnp.linspace(-1.0, 2.0, self.size)
         along = jnp.linspace(0.5, 1.0, self.orbit)
-        return Info(
+        return Observation(
             gradient=ramp,
             params=1 - ramp,
             previous=0.1 * ramp,
             value=jnp.array(0.7),
-            slopes=Slopes(along, -along),
+            slopes=OrbitDerivatives(along, -along),
             best=0.3 * along,
         )
 
@@ -252,13 +253,13 @@ class OrbitLSTM(AbstractLearnedOptimizer):
         }
 
 
-def _along(info: Info, name: str) -> Float[Array, " features"]:
+def _along(info: Observation, name: str) -> Float[Array, " features"]:
     """What the network sees along the orbit.
 
     With J the squared gradient norm, a = J'/J and b = J''/J, coordinate by coordinate. Where J(t) is a
-    constant and a sinusoid of 2 t, as for a quadratic turned by an angle t, its crest is at half the angle of
-    the vector (-b, 2 a) (see `Slopes.crest`). The network sees the direction of that vector, and the asinh of
-    its length.
+    constant and a sinusoid of 2 t, as for a quadratic turned by an angle t, its peak is at half the angle of
+    the vector (-b, 2 a) (see `OrbitDerivatives.peak`). The network sees the direction of that vector, and the
+    asinh of its length.
     """
     if name == "best":
         return jnp.ravel(jnp.asarray(info.best))
@@ -270,7 +271,7 @@ def _along(info: Info, name: str) -> Float[Array, " features"]:
     return jnp.concatenate([-b / size, 2 * a / size, jnp.arcsinh(size)])
 
 
-def _slopes(info: Info) -> Slopes:
+def _slopes(info: Observation) -> OrbitDerivatives:
     assert info.slopes is not None  # the network wants them
     return info.slopes
 

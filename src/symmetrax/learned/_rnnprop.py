@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from symmetrax._keys import check_key
 from symmetrax.learned._base import AbstractLearnedOptimizer
-from symmetrax.learned._features import Info, Move, cut, example_info
+from symmetrax.learned._features import Observation, Proposal, cut, example_info
 from symmetrax.learned._networks import LSTM, Linear, LSTMState
 from symmetrax.learned._numbers import flat
 from symmetrax.symmetry._base import AbstractLieSymmetry
@@ -96,12 +96,12 @@ class RNNProp(AbstractLearnedOptimizer):
         zeros = jnp.zeros_like(flat(params)[0])
         return RNNPropMemory(jnp.array(0), zeros, zeros, self.core.zero_state(zeros.shape))
 
-    def propose(self, info: Info, memory: RNNPropMemory) -> tuple[Move, RNNPropMemory]:
+    def propose(self, info: Observation, memory: RNNPropMemory) -> tuple[Proposal, RNNPropMemory]:
         gradient, unravel = flat(info.gradient)
         features, count, first, second = self._features(gradient, memory)
         hidden, core = self.core(jax.nn.elu(self.dense(features)), memory.core)
         update = self.scale * jnp.tanh(self.head(hidden)[0])
-        return Move(unravel(update)), RNNPropMemory(count, first, second, core)
+        return Proposal(unravel(update)), RNNPropMemory(count, first, second, core)
 
     def _features(
         self, gradient: Float[Array, " n"], memory: RNNPropMemory
@@ -117,7 +117,7 @@ class RNNProp(AbstractLearnedOptimizer):
         root = jnp.where(none, 0.0, jnp.sqrt(jnp.where(none, 1.0, second / bias2)))
         return jnp.stack([first / bias1, gradient]) / (root + EPSILON)[None], count, first, second
 
-    def example(self) -> Info:
+    def example(self) -> Observation:
         return example_info(6)
 
     def config(self) -> dict[str, Any]:

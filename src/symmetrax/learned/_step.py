@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from symmetrax._keys import check_key
 from symmetrax.learned._base import AbstractLearnedOptimizer
-from symmetrax.learned._features import Info, Length, Move, example_info
+from symmetrax.learned._features import Length, Observation, Proposal, example_info
 from symmetrax.learned._heads import check_heads, scalars
 from symmetrax.learned._networks import LSTM, Linear, LSTMState
 from symmetrax.symmetry._base import AbstractLieSymmetry
@@ -117,15 +117,15 @@ class StepLSTM(AbstractLearnedOptimizer):
         zero = jnp.zeros(())
         return StepMemory(self.core.zero_state(), jnp.array(False), zero, zero, zero, zero)
 
-    def propose(self, info: Info, memory: StepMemory) -> tuple[Move, StepMemory]:
+    def propose(self, info: Observation, memory: StepMemory) -> tuple[Proposal, StepMemory]:
         features, memory = step_features(info, memory)
         hidden, core = self.core(features, memory.core)
         move = scalars(self.emits, self.head(hidden), self.rates)
         if not self.absolute:
             move["step_size"] = move["step_size"] * jnp.exp(-2 * memory.first_gradient)
-        return Move(**move), memory._replace(core=core)
+        return Proposal(**move), memory._replace(core=core)
 
-    def example(self) -> Info:
+    def example(self) -> Observation:
         return example_info(6)
 
     def config(self) -> dict[str, Any]:
@@ -142,7 +142,7 @@ class StepLSTM(AbstractLearnedOptimizer):
         return {"version": 1, "reads": list(FEATURES), "emits": list(self.emits), "step_size_unit": unit}
 
 
-def step_features(info: Info, memory: StepMemory) -> tuple[Float[Array, " features"], StepMemory]:
+def step_features(info: Observation, memory: StepMemory) -> tuple[Float[Array, " features"], StepMemory]:
     """What a `StepLSTM` sees (the names are in `FEATURES`), and the memory with the norms of this step.
 
     Nothing in it changes when parameters, or losses, are measured in another unit. Norms count from the first
@@ -150,7 +150,7 @@ def step_features(info: Info, memory: StepMemory) -> tuple[Float[Array, " featur
 
     >>> g, w, u = jnp.array([3.0, 4.0]), jnp.array([5.0, 0.0]), jnp.zeros(2)
     >>> memory = StepLSTM(key=jax.random.key(0)).memory(w)
-    >>> features, memory = step_features(Info(g, w, u, None, None), memory)
+    >>> features, memory = step_features(Observation(g, w, u, None, None), memory)
     >>> [f"{feature:.1f}" for feature in features]
     ['0.0', '0.0', '0.0', '0.0', '0.0', '0.0', '0.6']
     """

@@ -88,7 +88,7 @@ def curriculum_train(
     Raises ValueError for horizons that do not grow.
 
     >>> import jax, optax, symmetrax as sx
-    >>> family, recipe = sx.make_family("booth"), sx.Recipe()
+    >>> family, recipe = sx.make_family("booth"), sx.UpdateRule()
     >>> estimator = lambda steps: sx.TruncatedBPTT(family, recipe, steps=steps, unroll=5, tasks=4)
     >>> def validate(network, steps):
     ...     trace = sx.unroll_many(recipe, network, family, jax.random.key(7), steps=steps, tasks=8)

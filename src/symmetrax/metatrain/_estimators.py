@@ -61,7 +61,7 @@ class AbstractMetaGradient(eqx.Module):
     optimizer `make_transform(network, task)`. Raises ValueError if `unroll` does not divide `steps`.
 
     >>> import symmetrax as sx
-    >>> estimator = sx.TruncatedBPTT(sx.make_family("booth"), sx.Recipe(), steps=20, unroll=5)
+    >>> estimator = sx.TruncatedBPTT(sx.make_family("booth"), sx.UpdateRule(), steps=20, unroll=5)
     >>> isinstance(estimator, sx.AbstractMetaGradient), estimator.windows
     (True, 4)
     """
@@ -102,7 +102,7 @@ class TruncatedBPTT(AbstractMetaGradient):
     The meta-loss of a window is the mean over tasks of sum_t w_t f(x_t), over exactly `unroll` losses, with
     the weights of `loss_weights(unroll, ratio)`. Parameters and the optimizer's state go on into the next
     window, their derivatives do not. Whether the gradient that the network sees is differentiated through is
-    up to `make_transform` (`Recipe.meta_order`).
+    up to `make_transform` (`UpdateRule.meta_order`).
 
     **Arguments:** as for every estimator; `remat` recomputes steps in the backward pass (less memory).
     `distance` adds distance * ||x_t - optimum||^2 to every loss, for tasks that know their `optimum`: the
@@ -111,8 +111,8 @@ class TruncatedBPTT(AbstractMetaGradient):
     late steps count as much as early ones, as in comparisons of optimizers by ratios of losses.
 
     >>> import jax, symmetrax as sx
-    >>> estimator = TruncatedBPTT(sx.make_family("booth"), sx.Recipe(), steps=20, unroll=5, tasks=8)
-    >>> network = sx.WholeLSTM(2, width=4, key=jax.random.key(0))
+    >>> estimator = TruncatedBPTT(sx.make_family("booth"), sx.UpdateRule(), steps=20, unroll=5, tasks=8)
+    >>> network = sx.FlatGradientLSTM(2, width=4, key=jax.random.key(0))
     >>> carry = estimator.init(network, jax.random.key(1), None)
     >>> loss, gradient, carry = estimator.step(network, carry, jax.random.key(2), None)
     >>> loss.shape, jax.tree.structure(gradient) == jax.tree.structure(network)

@@ -53,8 +53,8 @@ class PES(AbstractMetaGradient):
     those of `TruncatedBPTT`. Raises ValueError for fewer than one pair, or sigma <= 0.
 
     >>> import jax, symmetrax as sx
-    >>> estimator = PES(sx.make_family("booth"), sx.Recipe(), steps=20, unroll=5, pairs=4)
-    >>> network = sx.WholeLSTM(2, width=4, key=jax.random.key(0))
+    >>> estimator = PES(sx.make_family("booth"), sx.UpdateRule(), steps=20, unroll=5, pairs=4)
+    >>> network = sx.FlatGradientLSTM(2, width=4, key=jax.random.key(0))
     >>> carry = estimator.init(network, jax.random.key(1), None)
     >>> loss, gradient, carry = estimator.step(network, carry, jax.random.key(2), None)
     >>> loss.shape, jax.tree.structure(gradient) == jax.tree.structure(network)

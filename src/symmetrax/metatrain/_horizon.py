@@ -33,7 +33,7 @@ class RandomHorizon(AbstractMetaGradient):
     Raises ValueError if `shortest` is not between 1 and the windows of a run.
 
     >>> import jax, symmetrax as sx
-    >>> usual = sx.TruncatedBPTT(sx.make_family("booth"), sx.Recipe(), steps=40, unroll=5, tasks=8)
+    >>> usual = sx.TruncatedBPTT(sx.make_family("booth"), sx.UpdateRule(), steps=40, unroll=5, tasks=8)
     >>> RandomHorizon(usual, shortest=2).windows
     8
     """

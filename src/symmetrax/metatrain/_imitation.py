@@ -49,7 +49,7 @@ class Imitation(AbstractMetaGradient):
     Raises ValueError for a share outside [0, 1] or a negative weight.
 
     >>> import jax, symmetrax as sx
-    >>> usual = sx.TruncatedBPTT(sx.make_family("booth"), sx.Recipe(), steps=20, unroll=5, tasks=8)
+    >>> usual = sx.TruncatedBPTT(sx.make_family("booth"), sx.UpdateRule(), steps=20, unroll=5, tasks=8)
     >>> estimator = Imitation(usual, share=1.0)
     >>> network = sx.CoordinatewiseLSTM(width=4, key=jax.random.key(0))
     >>> carry = estimator.init(network, jax.random.key(1), None)

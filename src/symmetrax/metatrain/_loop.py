@@ -129,8 +129,8 @@ def meta_train(
 
     >>> import jax, optax, symmetrax as sx
     >>> family = sx.make_family("ellipse-fixed")
-    >>> estimator = sx.TruncatedBPTT(family, sx.Recipe(), steps=10, unroll=5, tasks=16)
-    >>> make = lambda key: sx.WholeLSTM(2, width=8, key=key)
+    >>> estimator = sx.TruncatedBPTT(family, sx.UpdateRule(), steps=10, unroll=5, tasks=16)
+    >>> make = lambda key: sx.FlatGradientLSTM(2, width=8, key=key)
     >>> trained = meta_train(make, estimator, optax.adam(1e-2), jax.random.key(0), runs=20, seeds=2)
     >>> trained.losses.shape, trained.skipped.tolist()
     ((2, 20), [0, 0])

@@ -45,8 +45,8 @@ class ActivationGL(AbstractLieSymmetry):
     U + (U s(VX) - U s(aVX)) s(aVX)^+; "preimage" adds V (I - X X^+), carried by the previous layer's a^-1.
     There is no difference on the batch, nor when it has at least as many samples as columns of U (of V).
     "preimage" obeys every law where it is exact. "output" obeys composition and inverse there for what the
-    network computes on the batch; for the parameters, and thus for `pull`, only if there are as many samples
-    as columns of U. With fewer, U beyond the batch depends on the way taken.
+    network computes on the batch; for the parameters, and thus for `transport_gradient`, only if there are as
+    many samples as columns of U. With fewer, U beyond the batch depends on the way taken.
 
     Elements are one pair (g, g^-T) for each hidden layer; the algebra has one coordinate for each entry of
     each g, in the order of the layers, row by row. Gradients are not defined where a fit loses rank.
@@ -162,9 +162,9 @@ class ActivationGL(AbstractLieSymmetry):
         blocks = self._blocks(coordinates)
         return tuple(g.exp_within(block, reach) for g, block in zip(self.groups, blocks, strict=True))
 
-    def germ(self, direction: Float[Array, " coordinates"], t: Float[Array, ""]) -> Element:
+    def jet(self, direction: Float[Array, " coordinates"], t: Float[Array, ""]) -> Element:
         blocks = self._blocks(direction)
-        return tuple(group.germ(block, t) for group, block in zip(self.groups, blocks, strict=True))
+        return tuple(group.jet(block, t) for group, block in zip(self.groups, blocks, strict=True))
 
     def bounded(self, coordinates: Float[Array, " coordinates"], bound) -> Float[Array, " coordinates"]:
         blocks = zip(self.groups, self._blocks(coordinates), strict=True)

@@ -39,7 +39,7 @@ class AbstractSymmetry(eqx.Module):
     - invariance: `loss(act(a, w)) = loss(w)`
     - composition: `act(compose(a, b), w) = act(a, act(b, w))`
     - identity: `act(identity(), w) = w`; inverse: `act(inverse(a), act(a, w)) = w`
-    - gradient law: the gradient at `act(a, w)` is `pull(a, w, g)`, with `g` the gradient at `w`
+    - gradient law: the gradient at `act(a, w)` is `transport_gradient(a, w, g)`, with `g` the gradient at `w`
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> symmetry = sx.booth().symmetry()
@@ -95,11 +95,13 @@ class AbstractSymmetry(eqx.Module):
         there, here = self.act(a, params, batch), self.act(self.identity(), params, batch)
         return jax.tree.map(lambda v, u, w: (v - u).astype(w.dtype), there, here, params)
 
-    def push(self, a: PyTree, params: PyTree, tangent: PyTree, batch: PyTree = None) -> PyTree:
+    def transport_tangent(self, a: PyTree, params: PyTree, tangent: PyTree, batch: PyTree = None) -> PyTree:
         """A displacement at `params`, carried to `act(a, params)`: the derivative of the action."""
         return jax.jvp(lambda w: self.act(a, w, batch), (params,), (tangent,))[1]
 
-    def pull(self, a: PyTree, params: PyTree, cotangent: PyTree, batch: PyTree = None) -> PyTree:
+    def transport_gradient(
+        self, a: PyTree, params: PyTree, cotangent: PyTree, batch: PyTree = None
+    ) -> PyTree:
         """A gradient at `params`, carried to `act(a, params)`: the transposed derivative of the inverse."""
         there = self.act(a, params, batch)
         (carried,) = jax.vjp(lambda w: self.act(self.inverse(a), w, batch), there)[1](cotangent)
@@ -140,7 +142,7 @@ class AbstractLieSymmetry(AbstractSymmetry):
         """`exp` for coordinates known to be no longer than `reach` (each layer's), which may be cheaper."""
         return self.exp(coordinates)
 
-    def germ(self, direction: Float[Array, "..."], t: Float[Array, ""]) -> PyTree:
+    def jet(self, direction: Float[Array, "..."], t: Float[Array, ""]) -> PyTree:
         """What has the value and the first three derivatives of `exp(t * direction)` at t = 0.
 
         Enough for velocities, accelerations and changes of curvature; some groups have it cheaper than exp.

@@ -45,7 +45,7 @@ def orbit_curve(
     return eqx.combine(jax.vmap(at)(times), rest)
 
 
-def horizontal(
+def project_horizontal(
     symmetry: AbstractLieSymmetry, params: PyTree, update: PyTree, batch: PyTree = None, *, steps: int = 1000
 ) -> PyTree:
     """The part of an update that is orthogonal to the orbit: the rest changes no loss, only coordinates.
@@ -65,7 +65,7 @@ def horizontal(
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> params = {"w1": jnp.array([[2.0]]), "w2": jnp.array([[1.0]])}
     >>> rescaling = sx.mlp_symmetry(params, ["w1", "w2"])
-    >>> flat = horizontal(rescaling, params, {"w1": jnp.array([[2.0]]), "w2": jnp.array([[-1.0]])})
+    >>> flat = project_horizontal(rescaling, params, {"w1": jnp.array([[2.0]]), "w2": jnp.array([[-1.0]])})
     >>> print(abs(flat["w1"]).max() < 1e-6)  # the update was along the orbit
     True
     """
@@ -78,7 +78,7 @@ def horizontal(
     return eqx.combine(split_like(given, project, numbers, given), others)
 
 
-def conserved(symmetry: NetworkSymmetry, params: PyTree) -> dict[str, Array]:
+def conserved_quantities(symmetry: NetworkSymmetry, params: PyTree) -> dict[str, Array]:
     """What gradient flow keeps constant, by space, for every group that is not discrete.
 
     Noether's theorem for parameters: W moves by g or g^-T along its axes and the loss does not, so under
@@ -93,7 +93,7 @@ def conserved(symmetry: NetworkSymmetry, params: PyTree) -> dict[str, Array]:
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> params = {"w1": jnp.array([[3.0, 4.0]]), "w2": jnp.array([[2.0]])}
-    >>> print(conserved(sx.mlp_symmetry(params, ["w1", "w2"]), params)["hidden1"])
+    >>> print(conserved_quantities(sx.mlp_symmetry(params, ["w1", "w2"]), params)["hidden1"])
     [21.]
     """
     return whole(
@@ -129,7 +129,7 @@ def _conserved(symmetry: NetworkSymmetry, params: PyTree) -> dict[str, Array]:
 def _project(
     symmetry: AbstractLieSymmetry, numbers: PyTree, given: PyTree, rest: PyTree, batch: PyTree, steps: int
 ) -> PyTree:
-    """`horizontal` of the floating-point arrays of parameters and update."""
+    """`project_horizontal` of the floating-point arrays of parameters and update."""
 
     def at(xi: Array) -> PyTree:
         moved = symmetry.act(symmetry.exp(xi), eqx.combine(numbers, rest), batch)

@@ -59,9 +59,9 @@ class Joined(AbstractLieSymmetry):
         one, other = self._parts(coordinates)
         return self.first.exp_within(one, reach), self.second.exp_within(other, reach)
 
-    def germ(self, direction: Float[Array, " k"], t: Float[Array, ""]) -> tuple[PyTree, PyTree]:
+    def jet(self, direction: Float[Array, " k"], t: Float[Array, ""]) -> tuple[PyTree, PyTree]:
         one, other = self._parts(direction)
-        return self.first.germ(one, t), self.second.germ(other, t)
+        return self.first.jet(one, t), self.second.jet(other, t)
 
     def bounded(self, coordinates: Float[Array, " k"], bound: float | Array) -> Float[Array, " k"]:
         one, other = self._parts(coordinates)
@@ -74,13 +74,17 @@ class Joined(AbstractLieSymmetry):
     def act(self, a: tuple[PyTree, PyTree], params: PyTree, batch: PyTree = None) -> PyTree:
         return self.first.act(a[0], self.second.act(a[1], params, batch), batch)
 
-    def push(self, a: tuple, params: PyTree, tangent: PyTree, batch: PyTree = None) -> PyTree:
+    def transport_tangent(self, a: tuple, params: PyTree, tangent: PyTree, batch: PyTree = None) -> PyTree:
         between = self.second.act(a[1], params, batch)
-        return self.first.push(a[0], between, self.second.push(a[1], params, tangent, batch), batch)
+        return self.first.transport_tangent(
+            a[0], between, self.second.transport_tangent(a[1], params, tangent, batch), batch
+        )
 
-    def pull(self, a: tuple, params: PyTree, cotangent: PyTree, batch: PyTree = None) -> PyTree:
+    def transport_gradient(self, a: tuple, params: PyTree, cotangent: PyTree, batch: PyTree = None) -> PyTree:
         between = self.second.act(a[1], params, batch)
-        return self.first.pull(a[0], between, self.second.pull(a[1], params, cotangent, batch), batch)
+        return self.first.transport_gradient(
+            a[0], between, self.second.transport_gradient(a[1], params, cotangent, batch), batch
+        )
 
     def check(self, params: PyTree) -> None:
         self.first.check(params)

@@ -18,7 +18,7 @@ from symmetrax.symmetry._walk import Touch
 
 
 @overload
-def match_units(
+def weight_matching(
     symmetry: NetworkSymmetry,
     params: PyTree,
     target: PyTree,
@@ -29,7 +29,7 @@ def match_units(
 
 
 @overload
-def match_units(
+def weight_matching(
     symmetry: NetworkSymmetry,
     params: PyTree,
     target: PyTree,
@@ -39,7 +39,7 @@ def match_units(
 ) -> tuple[dict[str, Array], float]: ...
 
 
-def match_units(
+def weight_matching(
     symmetry: NetworkSymmetry,
     params: PyTree,
     target: PyTree,
@@ -74,14 +74,14 @@ def match_units(
     >>> params = {"w1": jnp.arange(6.0).reshape(3, 2), "w2": jnp.ones((1, 3))}
     >>> symmetry = sx.mlp_symmetry(params, ["w1", "w2"], group=sx.Permutation)
     >>> shuffled = symmetry.act({"hidden1": jnp.array([2, 0, 1])}, params)
-    >>> element, distance = match_units(symmetry, shuffled, params, return_distance=True)
+    >>> element, distance = weight_matching(symmetry, shuffled, params, return_distance=True)
     >>> element["hidden1"].tolist(), distance
     ([1, 2, 0], 0.0)
     """
     groups: dict[str, Permutation] = {}
     for name, group in symmetry.spaces.items():
         if not isinstance(group, Permutation):
-            raise ValueError(f"match_units permutes units, but the space {name!r} has the group {group}.")
+            raise ValueError(f"weight_matching permutes units, but the space {name!r} has the group {group}.")
         groups[name] = group
     problem = _Problem(groups, _blocks(symmetry, params, target))
     ends = [problem.climb(start, sweeps) for start in (problem.identity(), problem.by_sorted_entries())]
@@ -243,7 +243,7 @@ def _blocks(symmetry: NetworkSymmetry, params: PyTree, target: PyTree) -> list[_
         if ours[name].shape != theirs[name].shape:
             raise ValueError(
                 f"{name} has shape {ours[name].shape} in `params` and {theirs[name].shape} in `target`: "
-                "match_units compares networks of equal shapes."
+                "weight_matching compares networks of equal shapes."
             )
     sides: list[list[tuple[np.ndarray, tuple[Touch, ...]]]] = []
     for tree in (ours, theirs):
@@ -272,12 +272,14 @@ def _on_host(symmetry: NetworkSymmetry, what: str, tree: PyTree) -> dict[str, np
             continue
         if isinstance(leaf, Tracer):
             raise TypeError(
-                f"match_units works on the host, but {name} in `{what}` is traced: call it outside of "
+                f"weight_matching works on the host, but {name} in `{what}` is traced: call it outside of "
                 "jax.jit, jax.vmap and jax.grad."
             )
         x = np.asarray(leaf)
         x = x.astype(complex if np.iscomplexobj(x) else float)
         if not np.all(np.isfinite(x)):
-            raise ValueError(f"match_units needs finite numbers, but {name} in `{what}` has NaN or infinity.")
+            raise ValueError(
+                f"weight_matching needs finite numbers, but {name} in `{what}` has NaN or infinity."
+            )
         found[name] = x
     return found

@@ -278,7 +278,7 @@ class GeneralLinear(AbstractGroup):
         g, inverse = pair
         return g, jnp.swapaxes(inverse, -1, -2)
 
-    def germ(self, direction: Float[Array, "... n n"], t: Float[Array, ""]) -> tuple[Array, Array]:
+    def jet(self, direction: Float[Array, "... n n"], t: Float[Array, ""]) -> tuple[Array, Array]:
         """The first four terms of the series of `exp(t * direction)`: exact in three derivatives at t = 0."""
         both = jnp.stack([direction, -jnp.swapaxes(direction, -1, -2)])
         square = product(both, both)

@@ -54,7 +54,8 @@ class NetworkSymmetry(AbstractLieSymmetry):
     An element is a dict from spaces to elements of their groups. The algebra has one coordinate vector, of
     shape (k,), the groups' coordinates one after another; discrete groups have none. The action is linear, up
     to the constants that offsets bring, so one gradient gives the gradient on the whole orbit: at `act(a, w)`
-    it is `pull(a, w, gradient)`. It is computed in float32 at least and returned in each array's own dtype.
+    it is `transport_gradient(a, w, gradient)`. It is computed in float32 at least and returned in each
+    array's own dtype.
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> params = {"w1": jnp.ones((4, 3)), "b1": jnp.ones(4), "w2": jnp.ones((2, 4))}
@@ -133,10 +134,14 @@ class NetworkSymmetry(AbstractLieSymmetry):
 
         return self._placed(a, params, move)
 
-    def push(self, a: dict[str, Any], params: PyTree, tangent: PyTree, batch: PyTree = None) -> PyTree:
+    def transport_tangent(
+        self, a: dict[str, Any], params: PyTree, tangent: PyTree, batch: PyTree = None
+    ) -> PyTree:
         return self._placed(a, tangent, self._linear)
 
-    def pull(self, a: dict[str, Any], params: PyTree, cotangent: PyTree, batch: PyTree = None) -> PyTree:
+    def transport_gradient(
+        self, a: dict[str, Any], params: PyTree, cotangent: PyTree, batch: PyTree = None
+    ) -> PyTree:
         return self._placed(self.dual(a), cotangent, self._linear)
 
     def pull_squared(self, a: dict[str, Any], squares: PyTree) -> PyTree:

@@ -19,7 +19,8 @@ class Pullback(AbstractLieSymmetry):
     coordinates, one angle in radians when n = 2. The action is exact for every R; how far a point moves is
     not bounded when h^-1 is steep. Source: section 5.1.1 of arXiv:2504.15399 (n = 2).
 
-    `linear` is False: the action is affine in x only for linear h, and gradients travel by `pull`.
+    `linear` is False: the action is affine in x only for linear h, and gradients travel by
+    `transport_gradient`.
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> task = sx.booth()

@@ -107,7 +107,7 @@ class QuadraticForm(AbstractLieSymmetry):
     def act(self, a: Float[Array, "n n"], params: Inexact[Array, " n"], batch=None) -> Inexact[Array, " n"]:
         return self.unroot @ (a @ (self.root @ params))
 
-    def pull(self, a, params, cotangent, batch=None) -> Inexact[Array, " n"]:
+    def transport_gradient(self, a, params, cotangent, batch=None) -> Inexact[Array, " n"]:
         return self.root @ (self.inverse(a).T @ (self.unroot @ cotangent))
 
     def check(self, params: PyTree) -> None:

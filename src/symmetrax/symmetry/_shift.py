@@ -109,10 +109,14 @@ class LogitShift(AbstractLieSymmetry):
     def holds(self, params: PyTree, batch: PyTree = None) -> Precondition:
         return Precondition(jnp.array(0), jnp.array(0.0))
 
-    def push(self, a: Float[Array, " k"], params: PyTree, tangent: PyTree, batch: PyTree = None) -> PyTree:
+    def transport_tangent(
+        self, a: Float[Array, " k"], params: PyTree, tangent: PyTree, batch: PyTree = None
+    ) -> PyTree:
         return tangent
 
-    def pull(self, a: Float[Array, " k"], params: PyTree, cotangent: PyTree, batch: PyTree = None) -> PyTree:
+    def transport_gradient(
+        self, a: Float[Array, " k"], params: PyTree, cotangent: PyTree, batch: PyTree = None
+    ) -> PyTree:
         return cotangent
 
     def pull_squared(self, a: Float[Array, " k"], squares: PyTree) -> PyTree:

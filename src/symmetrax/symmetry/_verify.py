@@ -293,7 +293,7 @@ class _Laws:
         gradient = here[1]
         _, moved_gradient, _ = self.values(there, batch)
         carried = eqx.filter(
-            symmetry.pull(a, eqx.combine(w, self.rest), gradient, batch), eqx.is_inexact_array
+            symmetry.transport_gradient(a, eqx.combine(w, self.rest), gradient, batch), eqx.is_inexact_array
         )
 
         defects = {

@@ -40,7 +40,7 @@ class LeakyReLU:
         return LeakyReLU(1 / self.slope)
 
 
-class Perceptron(eqx.Module):
+class MLP(eqx.Module):
     """Layers x -> w x + b with a (leaky) ReLU between them: `sizes` are inputs, hidden units, outputs.
 
     Parameters are a dict: matrices `w1`, `w2`, ... of shape (out, in) and, with `bias`, vectors `b1`, `b2`,
@@ -48,7 +48,7 @@ class Perceptron(eqx.Module):
     without a hidden layer, or for a layer without units.
 
     >>> import jax
-    >>> network = Perceptron(sizes=(4, 3, 2), bias=False)
+    >>> network = MLP(sizes=(4, 3, 2), bias=False)
     >>> params = network.init(jax.random.key(0))
     >>> {name: leaf.shape for name, leaf in sorted(params.items())}
     {'w1': (3, 4), 'w2': (2, 3)}
@@ -117,7 +117,7 @@ class Perceptron(eqx.Module):
         `form` is one of the two published actions: see `ActivationGL`, which takes the inputs to be the batch
         or its first item. Raises ValueError for "preimage" with ReLU, which has no inverse.
 
-        >>> Perceptron((20, 20, 20), slope=0.1, bias=False).invertible_symmetry("preimage").algebra
+        >>> MLP((20, 20, 20), slope=0.1, bias=False).invertible_symmetry("preimage").algebra
         (400,)
         """
         names = tuple(self.matrices)

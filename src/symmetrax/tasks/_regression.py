@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
-from symmetrax.tasks._networks import LeakyReLU, Perceptron
+from symmetrax.tasks._networks import MLP, LeakyReLU
 
 Start = Literal["uniform", "gaussian"]
 Action = Literal["scaling", "preimage", "output"]
@@ -23,7 +23,7 @@ class Regression(AbstractTask):
 
     Samples are rows: `inputs` (samples, features), `targets` (samples, outputs); `widths` are the units of
     the hidden layers. Weights start at U[0, 1], or with `start="gaussian"` centred, by He's rule (see
-    `Perceptron`): with positive weights and inputs no unit is near the kink of its activation. `batch` gives
+    `MLP`): with positive weights and inputs no unit is near the kink of its activation. `batch` gives
     all data, and `loss` uses them where it is given none. Source: arXiv:2205.10637.
 
     >>> import jax, symmetrax as sx
@@ -44,10 +44,10 @@ class Regression(AbstractTask):
     action: Action = eqx.field(static=True, default="scaling")
 
     @property
-    def network(self) -> Perceptron:
+    def network(self) -> MLP:
         """The function from inputs to outputs."""
         sizes = (self.inputs.shape[1], *self.widths, self.targets.shape[1])
-        return Perceptron(sizes, self.slope, bias=False)
+        return MLP(sizes, self.slope, bias=False)
 
     def init(self, key: Key[Array, ""]) -> dict[str, Array]:
         # U[0, 1] is what this initializer means by scale 1.
@@ -66,7 +66,7 @@ class Regression(AbstractTask):
         return 0.5 * jnp.sum(jnp.square(targets - self.network(params, inputs)))
 
     def symmetry(self) -> AbstractLieSymmetry:
-        """What `action` says: see `Perceptron`."""
+        """What `action` says: see `MLP`."""
         if self.action == "scaling":
             return self.network.symmetry()
         return self.network.invertible_symmetry(self.action)
@@ -99,7 +99,7 @@ class RegressionFamily(AbstractTaskFamily):
     action: Action = eqx.field(static=True, default="scaling")
 
     def __check_init__(self):
-        Perceptron(self.dims)
+        MLP(self.dims)
         if self.samples < 1:
             raise ValueError(f"A regression needs at least one sample, got samples={self.samples}.")
         for name, known in (("start", Start), ("data", Start), ("action", Action)):

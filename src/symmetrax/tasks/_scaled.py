@@ -70,8 +70,8 @@ class RescaledSymmetry(AbstractLieSymmetry):
     def exp(self, coordinates: Float[Array, "..."]) -> PyTree:
         return self.symmetry.exp(coordinates)
 
-    def germ(self, direction: Float[Array, "..."], t: Float[Array, ""]) -> PyTree:
-        return self.symmetry.germ(direction, t)
+    def jet(self, direction: Float[Array, "..."], t: Float[Array, ""]) -> PyTree:
+        return self.symmetry.jet(direction, t)
 
     def bounded(self, coordinates: Float[Array, "..."], bound: float | Array) -> Float[Array, "..."]:
         return self.symmetry.bounded(coordinates, bound)
@@ -79,13 +79,15 @@ class RescaledSymmetry(AbstractLieSymmetry):
     def act(self, a: PyTree, params: PyTree, batch: PyTree = None) -> PyTree:
         return _over(self.symmetry.act(a, _times(params, self.scale), batch), self.scale)
 
-    def push(self, a: PyTree, params: PyTree, tangent: PyTree, batch: PyTree = None) -> PyTree:
+    def transport_tangent(self, a: PyTree, params: PyTree, tangent: PyTree, batch: PyTree = None) -> PyTree:
         params, tangent = _times(params, self.scale), _times(tangent, self.scale)
-        return _over(self.symmetry.push(a, params, tangent, batch), self.scale)
+        return _over(self.symmetry.transport_tangent(a, params, tangent, batch), self.scale)
 
-    def pull(self, a: PyTree, params: PyTree, cotangent: PyTree, batch: PyTree = None) -> PyTree:
+    def transport_gradient(
+        self, a: PyTree, params: PyTree, cotangent: PyTree, batch: PyTree = None
+    ) -> PyTree:
         params, cotangent = _times(params, self.scale), _over(cotangent, self.scale)
-        return _times(self.symmetry.pull(a, params, cotangent, batch), self.scale)
+        return _times(self.symmetry.transport_gradient(a, params, cotangent, batch), self.scale)
 
     def holds(self, params: PyTree, batch: PyTree = None) -> Precondition:
         return self.symmetry.holds(_times(params, self.scale), batch)

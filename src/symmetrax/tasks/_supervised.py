@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from symmetrax.symmetry._network import NetworkSymmetry
 from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
 from symmetrax.tasks._data import Images
-from symmetrax.tasks._networks import Perceptron
+from symmetrax.tasks._networks import MLP
 
 #: Units of the only hidden layer, or of several.
 Widths = int | tuple[int, ...]
@@ -25,7 +25,7 @@ class Classification(AbstractTask):
     """A (leaky) ReLU network with hidden layers of `widths` units, trained on `train` by minibatches.
 
     The loss is the mean cross-entropy. Parameters are a dict of matrices and, with `bias`, biases, drawn by
-    He's rule with zero biases: see `Perceptron`. An integer as `widths` means one hidden layer. `held_out`
+    He's rule with zero biases: see `MLP`. An integer as `widths` means one hidden layer. `held_out`
     measures on `test`.
 
     >>> import jax, symmetrax as sx
@@ -49,10 +49,10 @@ class Classification(AbstractTask):
         return self.widths[0]
 
     @property
-    def network(self) -> Perceptron:
+    def network(self) -> MLP:
         """The function from pixels to logits."""
         sizes = (self.train.pixels.shape[1], *self.widths, self.classes)
-        return Perceptron(sizes, self.slope, self.bias)
+        return MLP(sizes, self.slope, self.bias)
 
     def init(self, key: Key[Array, ""]) -> dict[str, Array]:
         return self.network.init(key)
@@ -76,7 +76,7 @@ class Classification(AbstractTask):
         return self.loss(params, (pixels, labels)), jnp.mean(right)
 
     def symmetry(self) -> NetworkSymmetry:
-        """Positive scalings of the hidden units: see `Perceptron`."""
+        """Positive scalings of the hidden units: see `MLP`."""
         return self.network.symmetry()
 
 

@@ -31,15 +31,16 @@ class ClosedForm(AbstractSearch):
     products. Directions in which P or Q vanish have no least norm; there the geometric mean is taken of P
     and Q plus `ridge` times their mean eigenvalue, and shortened to `bound`.
 
-    The objective must be `GradientNorm()` or `SmallNorm()`, or `lower` of one. Costs one gradient, or none
-    where the gradient at the point is known. Source: derived here; the minimum for low-rank pairs is known as
-    balancing.
+    The objective must be `GradientNorm()` or `NegativeParameterNorm()`, or `negate` of one. Costs one
+    gradient, or none where the gradient at the point is known. Source: derived here; the minimum for low-rank
+    pairs is known as balancing.
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> params = {"w1": jnp.array([[4.0]]), "w2": jnp.array([[1.0]])}
     >>> symmetry = sx.mlp_symmetry(params, ["w1", "w2"])
     >>> loss = lambda w, _: jnp.sum(w["w2"] @ w["w1"])
-    >>> balanced, _ = sx.teleport(loss, params, symmetry, objective=sx.SmallNorm(), search=ClosedForm())
+    >>> small = sx.NegativeParameterNorm()
+    >>> balanced, _ = sx.teleport(loss, params, symmetry, objective=small, search=ClosedForm())
     >>> print(balanced["w1"], balanced["w2"])
     [[2.]] [[2.]]
     """
@@ -53,8 +54,8 @@ class ClosedForm(AbstractSearch):
         if energies is None:
             raise ValueError(
                 "ClosedForm knows squared norms on the orbit of a NetworkSymmetry: the objective must be "
-                "GradientNorm(), SmallNorm() or `lower` of one, and the symmetry a NetworkSymmetry (for "
-                "SmallNorm() without offsets in its legs). Use "
+                "GradientNorm(), NegativeParameterNorm() or `negate` of one, and the symmetry a "
+                "NetworkSymmetry (for NegativeParameterNorm() without offsets in its legs). Use "
                 f"Ascent() for {orbit.objective} and {type(orbit.symmetry).__name__}."
             )
         symmetry, largest = energies.symmetry, orbit.sign > 0

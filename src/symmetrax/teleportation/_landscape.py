@@ -58,7 +58,7 @@ class GuaranteedDecrease(AbstractObjective):
 class Sharpness(AbstractObjective):
     """Mean of the loss around a point: value_fn(params + r d) over unit directions d and `radii` r.
 
-    Larger is sharper, `lower(Sharpness(...))` seeks flat points. The loss at the point itself is constant
+    Larger is sharper, `negate(Sharpness(...))` seeks flat points. The loss at the point itself is constant
     on an orbit and not subtracted. Both signs of each direction count, so the slope cancels, and on a
     quadratic with Hessian H in n dimensions the mean is value_fn(params) + mean(r^2) tr(H) / (2 n), up to
     the sampling of directions. Radii are absolute, in the units of the parameters.
@@ -156,7 +156,7 @@ def orbit_germ(
     symmetry: AbstractLieSymmetry, direction: Float[Array, "..."], params: PyTree, batch: PyTree
 ) -> Callable[[Array], PyTree]:
     """The curve t -> exp(t direction) . params, as far as its first three derivatives at t = 0 tell."""
-    return lambda t: symmetry.act(symmetry.germ(direction, t), params, batch)
+    return lambda t: symmetry.act(symmetry.jet(direction, t), params, batch)
 
 
 def curvature(curve: Callable[[Array], PyTree], t: Float[Array, ""]) -> Float[Array, ""]:
@@ -174,14 +174,14 @@ def curvature(curve: Callable[[Array], PyTree], t: Float[Array, ""]) -> Float[Ar
     return jnp.where(still, 0.0, safe_norm(across) / jnp.square(speed))
 
 
-class SmallNorm(AbstractObjective):
+class NegativeParameterNorm(AbstractObjective):
     """Minus the squared norm of the parameters: raising it balances layers, free of any gradient.
 
     On the orbit of a rescaling symmetry the norm is least where what goes into each unit is as large as what
     comes out of it, and it is bounded there, which the gradient norm is not.
 
     >>> import jax.numpy as jnp
-    >>> float(SmallNorm()(None, {"in": jnp.array([3.0]), "out": jnp.array([4.0])}))
+    >>> float(NegativeParameterNorm()(None, {"in": jnp.array([3.0]), "out": jnp.array([4.0])}))
     -25.0
     """
 

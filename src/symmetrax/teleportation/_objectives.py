@@ -21,7 +21,7 @@ Objective = Callable[[Callable[[PyTree], Float[Array, ""]], PyTree], Float[Array
 class AbstractObjective(eqx.Module):
     """What a search raises on the orbit, with its price.
 
-    `value_fn` maps parameters to the loss; `lower` turns an objective around. Derivatives with respect to
+    `value_fn` maps parameters to the loss; `negate` turns an objective around. Derivatives with respect to
     `params` must be finite wherever the loss has them, also where its gradient is zero.
 
     >>> import symmetrax as sx
@@ -45,8 +45,8 @@ class AbstractObjective(eqx.Module):
 class AbstractGradientObjective(AbstractObjective):
     """An objective of the gradient alone: `measure(grad value_fn(params))`.
 
-    Where a symmetry carries gradients exactly (`symmetry.pull`), one gradient gives this objective on the
-    whole orbit: a search may call `measure` and pay for no others.
+    Where a symmetry carries gradients exactly (`symmetry.transport_gradient`), one gradient gives this
+    objective on the whole orbit: a search may call `measure` and pay for no others.
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> float(sx.GradientNorm().measure({"w": jnp.array([3.0, 4.0])}))
@@ -118,7 +118,7 @@ class GradientNorm(AbstractGradientObjective):
 squared_gradient_norm = GradientNorm()
 
 
-class AfterSteps(AbstractObjective):
+class LookaheadLoss(AbstractObjective):
     """Minus the loss after `steps` virtual steps of `optimizer`, started fresh.
 
     What teleportation is for, asked directly: it knows about step sizes, momentum and curvature, at the
@@ -132,7 +132,7 @@ class AfterSteps(AbstractObjective):
 
     >>> import jax.numpy as jnp, optax
     >>> value_fn = lambda x: jnp.sum(x**2)
-    >>> float(AfterSteps(optax.sgd(0.25), steps=2)(value_fn, jnp.array([4.0])))  # 4, 2, 1
+    >>> float(LookaheadLoss(optax.sgd(0.25), steps=2)(value_fn, jnp.array([4.0])))  # 4, 2, 1
     -1.0
     """
 
@@ -141,7 +141,7 @@ class AfterSteps(AbstractObjective):
 
     def __check_init__(self):
         if self.steps < 1:
-            raise ValueError(f"AfterSteps needs at least one step, got steps={self.steps}.")
+            raise ValueError(f"LookaheadLoss needs at least one step, got steps={self.steps}.")
 
     @property
     def cost(self) -> float:
@@ -165,8 +165,8 @@ class AfterSteps(AbstractObjective):
         return -value_fn(last)
 
 
-class Lower(AbstractObjective):
-    """Minus another objective; made by `lower`."""
+class Negated(AbstractObjective):
+    """Minus another objective; made by `negate`."""
 
     objective: Objective
 
@@ -178,8 +178,8 @@ class Lower(AbstractObjective):
         return -self.objective(value_fn, params)
 
 
-class LowerGradient(AbstractGradientObjective):
-    """Minus another objective of the gradient alone; made by `lower`."""
+class NegatedGradient(AbstractGradientObjective):
+    """Minus another objective of the gradient alone; made by `negate`."""
 
     objective: AbstractGradientObjective
 
@@ -191,17 +191,19 @@ class LowerGradient(AbstractGradientObjective):
         return -self.objective.measure(gradient)
 
 
-def lower(objective: Objective) -> AbstractObjective:
+def negate(objective: Objective) -> AbstractObjective:
     """Minus `objective`, for going down: flatter, less curved, a smaller gradient.
 
     Costs what `objective` costs, and depends on the gradient alone if `objective` does.
 
     >>> import jax.numpy as jnp, symmetrax as sx
-    >>> small = lower(sx.GradientNorm())
+    >>> small = negate(sx.GradientNorm())
     >>> float(small(sx.booth().loss, jnp.array([5.0, -5.0]))), isinstance(small, sx.AbstractGradientObjective)
     (-2880.0, True)
     """
-    return LowerGradient(objective) if isinstance(objective, AbstractGradientObjective) else Lower(objective)
+    return (
+        NegatedGradient(objective) if isinstance(objective, AbstractGradientObjective) else Negated(objective)
+    )
 
 
 def cost_of(objective: Objective) -> float:
@@ -235,10 +237,10 @@ def orbit_derivative(
     return jnp.asarray(derivative)
 
 
-class Slopes(NamedTuple):
+class OrbitDerivatives(NamedTuple):
     """First and second derivatives of log J along an orbit, in every algebra coordinate.
 
-    >>> Slopes._fields
+    >>> OrbitDerivatives._fields
     ('first', 'second')
     """
 
@@ -249,18 +251,18 @@ class Slopes(NamedTuple):
     def relative(self) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
         """J' / J and J'' / J.
 
-        >>> [float(x) for x in Slopes(jnp.array(3.0), jnp.array(-2.0)).relative]
+        >>> [float(x) for x in OrbitDerivatives(jnp.array(3.0), jnp.array(-2.0)).relative]
         [3.0, 7.0]
         """
         return self.first, self.second + self.first**2
 
     @property
-    def crest(self) -> Float[Array, "..."]:
-        """The crest of the sinusoid c + d cos(2 (t - t*)) with these derivatives at t = 0: the angle t*.
+    def peak(self) -> Float[Array, "..."]:
+        """The peak of the sinusoid c + d cos(2 (t - t*)) with these derivatives at t = 0: the angle t*.
 
         That is atan2(2 J', -J'') / 2, coordinate by coordinate, between -pi/2 and pi/2; 0 where both vanish.
 
-        >>> print(Slopes(jnp.array([2.0]), jnp.array([-4.0])).crest * 8 / jnp.pi)
+        >>> print(OrbitDerivatives(jnp.array([2.0]), jnp.array([-4.0])).peak * 8 / jnp.pi)
         [2.]
         """
         first, second = self.relative
@@ -268,7 +270,7 @@ class Slopes(NamedTuple):
         return 0.5 * jnp.arctan2(jnp.where(flat, 0.0, 2 * first), jnp.where(flat, 1.0, -second))
 
 
-def slopes(along: Callable[[Array], Float[Array, ""]], zero: Float[Array, "..."]) -> Slopes:
+def slopes(along: Callable[[Array], Float[Array, ""]], zero: Float[Array, "..."]) -> OrbitDerivatives:
     """First and second derivatives of log(along(xi)) in each coordinate of xi, at xi = zero.
 
     With `along` a squared gradient norm on an orbit they have no unit but that of the coordinates: neither
@@ -296,7 +298,7 @@ def slopes(along: Callable[[Array], Float[Array, ""]], zero: Float[Array, "..."]
 
     directions = jnp.eye(zero.size, dtype=zero.dtype).reshape(zero.size, *zero.shape)
     first, second = jax.vmap(both)(directions)
-    return Slopes(first.reshape(zero.shape), second.reshape(zero.shape))
+    return OrbitDerivatives(first.reshape(zero.shape), second.reshape(zero.shape))
 
 
 def _spectral_dual(leaf: Array) -> Float[Array, ""]:

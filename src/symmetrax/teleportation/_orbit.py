@@ -11,13 +11,13 @@ from symmetrax._tree import total, widened
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.symmetry._network import NetworkSymmetry
 from symmetrax.teleportation._energies import Energies
-from symmetrax.teleportation._landscape import SmallNorm
+from symmetrax.teleportation._landscape import NegativeParameterNorm
 from symmetrax.teleportation._objectives import (
     AbstractGradientObjective,
     AbstractOrbitObjective,
     GradientNorm,
-    Lower,
-    LowerGradient,
+    Negated,
+    NegatedGradient,
     Objective,
     cost_of,
     squared_gradient_norm,
@@ -77,7 +77,9 @@ class Orbit:
             return self.sign * self.energies(coordinates)
         element = self.symmetry.exp(coordinates)
         if self._measure is not None:
-            return self._measure(self.symmetry.pull(element, self.params, self.known_gradient, self.batch))
+            return self._measure(
+                self.symmetry.transport_gradient(element, self.params, self.known_gradient, self.batch)
+            )
         there = self.symmetry.act(element, self.params, self.batch)
         there = jax.tree.map(lambda v, w: v.astype(w.dtype) if hasattr(w, "dtype") else v, there, self.params)
         return self.objective(self.value_fn, there)
@@ -102,7 +104,11 @@ class Orbit:
     @property
     def sign(self) -> int:
         """The sign with which the squared norm enters the objective."""
-        return 1 if isinstance(self.objective, GradientNorm) or _is_lower(self.objective, SmallNorm) else -1
+        return (
+            1
+            if isinstance(self.objective, GradientNorm) or _is_negated(self.objective, NegativeParameterNorm)
+            else -1
+        )
 
 
 def price(
@@ -134,11 +140,11 @@ def reducible(symmetry: AbstractLieSymmetry, objective: Objective) -> str | None
 
 def squared_quantity(objective: Objective) -> str | None:
     """Of what the objective is plus or minus the squared norm: "gradient", "params", or nothing."""
-    inner = objective.objective if isinstance(objective, Lower | LowerGradient) else objective
+    inner = objective.objective if isinstance(objective, Negated | NegatedGradient) else objective
     if isinstance(inner, GradientNorm) and inner.metric == "squared":
         return "gradient"
-    return "params" if isinstance(inner, SmallNorm) else None
+    return "params" if isinstance(inner, NegativeParameterNorm) else None
 
 
-def _is_lower(objective: Objective, kind: type) -> bool:
-    return isinstance(objective, Lower | LowerGradient) and isinstance(objective.objective, kind)
+def _is_negated(objective: Objective, kind: type) -> bool:
+    return isinstance(objective, Negated | NegatedGradient) and isinstance(objective.objective, kind)

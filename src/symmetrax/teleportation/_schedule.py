@@ -46,17 +46,17 @@ class Progress(NamedTuple):
     waited: Int[Array, ""]
 
 
-def every(steps: int, start: int = 0) -> Callable[[Array], Array]:
+def every_n_steps(steps: int, start: int = 0) -> Callable[[Array], Array]:
     """A schedule: steps start, start + steps, start + 2 steps, ...
 
     >>> import jax.numpy as jnp
-    >>> [bool(due(every(3, start=1), jnp.array(count))) for count in range(5)]
+    >>> [bool(due(every_n_steps(3, start=1), jnp.array(count))) for count in range(5)]
     [False, True, False, False, True]
     """
     if not (_is_whole(steps) and _is_whole(start)) or steps < 1:
         raise ValueError(
-            f"every() needs a whole number of steps between teleports, at least one, got every({steps!r}, "
-            f"start={start!r})."
+            "every_n_steps() needs a whole number of steps between teleports, at least one, got "
+            f"every_n_steps({steps!r}, start={start!r})."
         )
     return lambda count: (count >= start) & ((count - start) % steps == 0)
 
@@ -106,8 +106,9 @@ def settled(schedule: Any) -> Schedule:
         return schedule
     if _is_whole(schedule):
         raise ValueError(
-            f"`schedule` must be the steps that teleport, got the number {schedule}: write every({schedule}) "
-            f"to teleport every {schedule} steps, or {{{schedule}}} to teleport before step {schedule} alone."
+            f"`schedule` must be the steps that teleport, got the number {schedule}: write "
+            f"every_n_steps({schedule}) to teleport every {schedule} steps, or {{{schedule}}} to teleport "
+            f"before step {schedule} alone."
         )
     read = schedule
     if isinstance(schedule, Iterable) and not isinstance(schedule, NO_STEPS):
@@ -124,8 +125,8 @@ def settled(schedule: Any) -> Schedule:
             return settled(np.asarray(schedule, int).tolist())
     raise ValueError(
         "`schedule` must be the numbers of the steps that teleport, counted from 0, one boolean for each "
-        "step, a function of the step's number such as every(10), a Plateau, or None for every step, got "
-        f"{read!r}."
+        "step, a function of the step's number such as every_n_steps(10), a Plateau, or None for every "
+        f"step, got {read!r}."
     )
 
 

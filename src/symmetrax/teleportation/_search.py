@@ -151,13 +151,13 @@ class Grid(AbstractSearch):
         return self.points ** symmetry.zero().size
 
 
-class Scan(AbstractSearch):
+class GoldenSection(AbstractSearch):
     """The best of `points` angles around the circle, refined by `refinements` golden-section steps.
 
     For one-dimensional compact groups: the algebra must have one coordinate, an angle in radians. Finds the
     global maximum if `points` resolve its peak, to about 2 pi / points * 0.62^refinements.
 
-    >>> Scan(points=64, refinements=20).evaluations(None)
+    >>> GoldenSection(points=64, refinements=20).evaluations(None)
     86
     """
 
@@ -168,8 +168,8 @@ class Scan(AbstractSearch):
         symmetry = orbit.symmetry
         if symmetry.algebra != (1,):
             raise ValueError(
-                f"Scan goes around a circle: it needs one algebra coordinate, got shape {symmetry.algebra}. "
-                "Use Ascent for larger groups."
+                "GoldenSection goes around a circle: it needs one algebra coordinate, got shape "
+                f"{symmetry.algebra}. Use Ascent for larger groups."
             )
 
         def value(angle):
@@ -201,7 +201,7 @@ class Oracle(AbstractSearch):
     (53.67, 72.0)
     """
 
-    scan: Scan = Scan()
+    scan: GoldenSection = GoldenSection()
 
     def __call__(self, orbit):
         if not _has_closed_form(orbit.symmetry):
@@ -218,8 +218,8 @@ class Oracle(AbstractSearch):
         return 0 if _has_closed_form(symmetry) else self.scan.evaluations(symmetry)
 
 
-class Crest(AbstractSearch):
-    """The crest of the sinusoid that fits the objective at the identity: atan2(2 J', -J'') / 2.
+class SinusoidPeak(AbstractSearch):
+    """The peak of the sinusoid that fits the objective at the identity: atan2(2 J', -J'') / 2.
 
     For rotations of the plane: the algebra must have one coordinate, an angle t in radians. On the orbit of a
     quadratic the squared gradient norm is J(t) = c + d cos(2 (t - t*)), of which two derivatives tell t*, the
@@ -229,7 +229,7 @@ class Crest(AbstractSearch):
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> task, x = sx.booth(), jnp.array([5.0, -5.0])
-    >>> there, info = sx.teleport(task.loss, x, task.symmetry(), search=Crest(), guard=None)
+    >>> there, info = sx.teleport(task.loss, x, task.symmetry(), search=SinusoidPeak(), guard=None)
     >>> round(float(info.before) ** 0.5, 2), round(float(info.after) ** 0.5, 2)
     (53.67, 72.0)
     """
@@ -238,10 +238,10 @@ class Crest(AbstractSearch):
         zero = orbit.zero()
         if zero.shape != (1,):
             raise ValueError(
-                f"Crest looks for an angle: it needs one algebra coordinate, got shape {zero.shape}. "
+                f"SinusoidPeak looks for an angle: it needs one algebra coordinate, got shape {zero.shape}. "
                 "Use Ascent for larger groups."
             )
-        return slopes(orbit.relative, zero).crest.astype(zero.dtype)
+        return slopes(orbit.relative, zero).peak.astype(zero.dtype)
 
     def evaluations(self, symmetry) -> int:
         return 4

@@ -90,9 +90,9 @@ def teleported(
 
     **Arguments:** `objective`, `search` and `guard` are as in `teleport`. `schedule` gives the steps, counted
     from 0, before which to teleport (default: all): numbers, booleans, a function of the count such as
-    `every(10)`, or a `Plateau`. `transport` says what becomes of the inner optimizer's state: "keep" leaves
-    it, "reset" starts afresh, "carry" moves it with the parameters (momentum as gradients do; squares exactly
-    for scalings, signs and permutations) and raises ValueError for what it does not know.
+    `every_n_steps(10)`, or a `Plateau`. `transport` says what becomes of the inner optimizer's state: "keep"
+    leaves it, "reset" starts afresh, "carry" moves it with the parameters (momentum as gradients do; squares
+    exactly for scalings, signs and permutations) and raises ValueError for what it does not know.
 
     `update` needs the extra argument `value_fn` (optax's own name: params to loss), and `batch` for
     data-dependent actions; a `Plateau` takes the loss from `value` if it is given. Where `value_fn` has other
@@ -210,7 +210,7 @@ def teleported(
             elif transport == "carry" and symmetry is not None:
                 carried = carry(carried, symmetry, trip.element, params, batch, inner)
             if symmetry is not None and symmetry.linear and not free_form:
-                gradient = symmetry.pull(trip.element, numbers, given, batch)
+                gradient = symmetry.transport_gradient(trip.element, numbers, given, batch)
                 gradient = select(accepted, gradient, given)
             else:
                 gradient = jax.grad(value_of)(optax.tree.add(numbers, trip.displacement))

@@ -192,8 +192,8 @@ def _moves(
 
         return moved
 
-    gradients = whole(lambda tree: symmetry.pull(element, params, tree, batch))
-    displacements = whole(lambda tree: symmetry.push(element, params, tree, batch))
+    gradients = whole(lambda tree: symmetry.transport_gradient(element, params, tree, batch))
+    displacements = whole(lambda tree: symmetry.transport_tangent(element, params, tree, batch))
     squares = whole(lambda tree: _exact(symmetry, "squared gradients").pull_squared(element, tree))
     squared_displacements = whole(
         lambda tree: _exact(symmetry, "squared updates").push_squared(element, tree)

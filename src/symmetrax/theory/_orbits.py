@@ -277,6 +277,6 @@ def _jacobian(symmetry: AbstractSymmetry, element: PyTree, params: PyTree) -> Fl
 def _carried_gradient(
     loss: Loss, params: PyTree, symmetry: AbstractSymmetry, element: PyTree
 ) -> Float[Array, " n"]:
-    """J^-T g by a dense solve: no use is made of the symmetry's own `pull`."""
+    """J^-T g by a dense solve: no use is made of the symmetry's own `transport_gradient`."""
     gradient = jax.flatten_util.ravel_pytree(jax.grad(loss)(params))[0]
     return jnp.linalg.solve(_jacobian(symmetry, element, params).T, gradient)

@@ -26,12 +26,12 @@ def _booleans(teleports: Any) -> Any:
     if isinstance(teleports, jax.Array | np.ndarray) and teleports.dtype == bool:
         return jnp.asarray(teleports)
     raise ValueError(
-        f"Recipe(teleports=...) takes one boolean for each step, got {teleports!r}: to name the steps "
-        "that teleport, write Recipe.at([2, 5], steps=12)."
+        f"UpdateRule(teleports=...) takes one boolean for each step, got {teleports!r}: to name the steps "
+        "that teleport, write UpdateRule.at([2, 5], steps=12)."
     )
 
 
-class Recipe(eqx.Module):
+class UpdateRule(eqx.Module):
     """From a network and a task to an optax transformation: `recipe(network, task)`.
 
     Where a task brings its own symmetry, this hands it to `AbstractLearnedOptimizer.transform`, which
@@ -40,8 +40,8 @@ class Recipe(eqx.Module):
     entry, or None, means never. A learned `gate` is "soft" by default, for training: test with "hard".
 
     >>> import jax, symmetrax as sx
-    >>> network = sx.WholeLSTM(2, algebra=1, key=jax.random.key(0))
-    >>> optimizer = Recipe(teleports=jax.numpy.ones(20, bool))(network, sx.booth())
+    >>> network = sx.FlatGradientLSTM(2, algebra=1, key=jax.random.key(0))
+    >>> optimizer = UpdateRule(teleports=jax.numpy.ones(20, bool))(network, sx.booth())
     >>> trace = sx.unroll(optimizer, sx.booth(), jax.random.key(1), steps=3)
     >>> trace.loss.shape
     (4,)
@@ -56,14 +56,14 @@ class Recipe(eqx.Module):
     order: Order = eqx.field(static=True, default="step-first")
 
     @classmethod
-    def at(cls, times: Schedule, steps: int, **options: Any) -> "Recipe":
+    def at(cls, times: Schedule, steps: int, **options: Any) -> "UpdateRule":
         """The recipe that teleports at these of `steps` steps, counted from 0; `options`: the other fields.
 
         Raises ValueError for times outside the horizon.
 
-        >>> Recipe.at(range(0, 6, 2), 6).teleports.tolist()
+        >>> UpdateRule.at(range(0, 6, 2), 6).teleports.tolist()
         [True, False, True, False, True, False]
-        >>> Recipe.at([2, 10], 6)
+        >>> UpdateRule.at([2, 10], 6)
         Traceback (most recent call last):
         ValueError: The schedule has step 10, outside the horizon of 6 steps, counted from 0 to 5.
         """
@@ -85,7 +85,8 @@ class Recipe(eqx.Module):
             if symmetry is None:
                 raise ValueError(
                     f"{type(task).__name__} describes no symmetry, so nothing can teleport on it: use "
-                    f"Recipe(teleports=None) and a network that reads none of {', '.join(get_args(Want))}."
+                    "UpdateRule(teleports=None) and a network that reads none of "
+                    f"{', '.join(get_args(Want))}."
                 )
         return network.transform(
             symmetry,

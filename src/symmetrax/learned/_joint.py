@@ -7,11 +7,11 @@ import optax
 from jaxtyping import PyTree
 
 from symmetrax.learned._base import AbstractLearnedOptimizer, Want
-from symmetrax.learned._features import Info, Move
+from symmetrax.learned._features import Observation, Proposal
 from symmetrax.symmetry._base import AbstractLieSymmetry
 
 
-class Together(AbstractLearnedOptimizer):
+class Joint(AbstractLearnedOptimizer):
     """Networks that read the same step, each with a memory of its own, and emit one move together.
 
     Algorithm 3 of arXiv:2504.15399 has one network for the step size, another for momentum and group
@@ -22,23 +22,23 @@ class Together(AbstractLearnedOptimizer):
 
     >>> import jax, symmetrax as sx
     >>> first, second = jax.random.split(jax.random.key(0))
-    >>> network = Together(
+    >>> network = Joint(
     ...     (
-    ...         sx.WholeLSTM(8, emits=("step_size",), width=300, key=first),
-    ...         sx.WholeLSTM(8, emits=("momentum",), algebra=4, width=300, key=second),
+    ...         sx.FlatGradientLSTM(8, emits=("step_size",), width=300, key=first),
+    ...         sx.FlatGradientLSTM(8, emits=("momentum",), algebra=4, width=300, key=second),
     ...     )
     ... )
     >>> network.contract()["emits"]
     ['step_size', 'momentum', 'algebra']
     """
 
-    kind: ClassVar[str] = "together"
+    kind: ClassVar[str] = "joint"
 
     networks: tuple[AbstractLearnedOptimizer, ...]
 
     def __check_init__(self):
         if not self.networks:
-            raise ValueError("Together joins networks, and got none.")
+            raise ValueError("Joint joins networks, and got none.")
 
     @property
     def wants(self) -> tuple[Want, ...]:
@@ -55,8 +55,8 @@ class Together(AbstractLearnedOptimizer):
     def memory(self, params: PyTree, symmetry: AbstractLieSymmetry | None = None) -> tuple[PyTree, ...]:
         return tuple(network.memory(params, symmetry) for network in self.networks)
 
-    def propose(self, info: Info, memory: tuple[PyTree, ...]) -> tuple[Move, tuple[PyTree, ...]]:
-        found, after = Move(), []
+    def propose(self, info: Observation, memory: tuple[PyTree, ...]) -> tuple[Proposal, tuple[PyTree, ...]]:
+        found, after = Proposal(), []
         for network, state in zip(self.networks, memory, strict=True):
             move, state = network.propose(info, state)
             after.append(state)
@@ -67,7 +67,7 @@ class Together(AbstractLearnedOptimizer):
             found = found._replace(**given)
         return found, tuple(after)
 
-    def example(self) -> Info:
+    def example(self) -> Observation:
         """That of the first network. Artifacts record a step of each on an example of its own."""
         return self.networks[0].example()
 
@@ -84,7 +84,7 @@ class Together(AbstractLearnedOptimizer):
 
 
 def each_network(*transforms: optax.GradientTransformation) -> optax.GradientTransformation:
-    """An outer optimizer for `Together`: the first transformation trains its first network, and so on.
+    """An outer optimizer for `Joint`: the first transformation trains its first network, and so on.
 
     Section 5.2 of arXiv:2504.15399 trains one of two networks at the rate 1e-4, the other at 1e-3. Raises
     ValueError, when it meets the networks, if there are not as many.
@@ -93,12 +93,12 @@ def each_network(*transforms: optax.GradientTransformation) -> optax.GradientTra
     """
 
     def parts(network: Any) -> tuple[Any, ...]:
-        if not isinstance(network, Together):
-            raise ValueError(f"each_network trains the networks of a Together, got {type(network).__name__}.")
+        if not isinstance(network, Joint):
+            raise ValueError(f"each_network trains the networks of a Joint, got {type(network).__name__}.")
         if len(network.networks) != len(transforms):
             raise ValueError(
                 f"each_network needs one transformation for each network: it has {len(transforms)}, and the "
-                f"Together joins {len(network.networks)}."
+                f"Joint joins {len(network.networks)}."
             )
         return network.networks
 

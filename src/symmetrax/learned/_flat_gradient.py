@@ -10,7 +10,7 @@ from jaxtyping import Array, Key, PyTree
 
 from symmetrax._keys import check_key
 from symmetrax.learned._base import AbstractLearnedOptimizer, Want
-from symmetrax.learned._features import INPUTS, Info, Move, cut, example_info
+from symmetrax.learned._features import INPUTS, Observation, Proposal, cut, example_info
 from symmetrax.learned._heads import RATES, check_heads, coordinates, scalars
 from symmetrax.learned._networks import GRU, LSTM, MLP, Core, Linear, side_by_side
 from symmetrax.learned._numbers import flat
@@ -20,13 +20,13 @@ from symmetrax.symmetry._base import AbstractLieSymmetry
 EMITS = ("update", "step_size", "momentum")
 
 
-class AbstractWhole(AbstractLearnedOptimizer):
+class AbstractFlatGradient(AbstractLearnedOptimizer):
     """A network that reads the whole gradient and emits the whole update, for one problem size.
 
-    See `WholeLSTM`, which is the one of the paper; the others differ in their core.
+    See `FlatGradientLSTM`, which is the one of the paper; the others differ in their core.
 
     >>> import jax, symmetrax as sx
-    >>> isinstance(sx.WholeGRU(2, key=jax.random.key(0)), AbstractWhole)
+    >>> isinstance(sx.FlatGradientGRU(2, key=jax.random.key(0)), AbstractFlatGradient)
     True
     """
 
@@ -114,7 +114,7 @@ class AbstractWhole(AbstractLearnedOptimizer):
             )
         return self.core.zero_state()
 
-    def propose(self, info: Info, memory: PyTree) -> tuple[Move, PyTree]:
+    def propose(self, info: Observation, memory: PyTree) -> tuple[Proposal, PyTree]:
         gradient, unravel = flat(info.gradient)
         seen = {
             "iterate": info.params,
@@ -127,7 +127,7 @@ class AbstractWhole(AbstractLearnedOptimizer):
         ends = (size := self.size if self.head is not None else 0), size + self.algebra
         update, algebra, numbers = jnp.split(out, ends)
         return (
-            Move(
+            Proposal(
                 update=None if self.head is None else unravel(update),
                 algebra=coordinates(algebra, self.reach, self.fixed) if self.algebra else None,
                 **scalars([name for name in self.emits if name != "update"], numbers, self.rates),
@@ -135,7 +135,7 @@ class AbstractWhole(AbstractLearnedOptimizer):
             memory,
         )
 
-    def example(self) -> Info:
+    def example(self) -> Observation:
         return example_info(self.size, max(self.algebra, 1) if self.wants else 0)
 
     def config(self) -> dict[str, Any]:
@@ -159,10 +159,10 @@ class AbstractWhole(AbstractLearnedOptimizer):
         }
 
 
-class WholeLSTM(AbstractWhole):
+class FlatGradientLSTM(AbstractFlatGradient):
     """A stacked LSTM that reads the whole gradient and emits the whole update, for one problem size.
 
-    The raw gradient, flattened, goes in; linear heads give what `emits` names (see `Move`), and, if
+    The raw gradient, flattened, goes in; linear heads give what `emits` names (see `Proposal`), and, if
     `algebra` > 0, that many coordinates of a group element (the rotation angle on the plane). `inputs` adds
     any of "iterate", "previous" (the last step) and "orbit_derivative" (of the squared gradient norm). The
     vanilla optimizer and the teleporting one built from one key share all weights but the head for the
@@ -176,46 +176,47 @@ class WholeLSTM(AbstractWhole):
     numbers that do not fit.
 
     >>> import jax
-    >>> network = WholeLSTM(2, algebra=1, inputs=("iterate",), key=jax.random.key(0))
+    >>> network = FlatGradientLSTM(2, algebra=1, inputs=("iterate",), key=jax.random.key(0))
     >>> network.contract()["reads"]
     ['gradient', 'iterate']
     """
 
-    kind: ClassVar[str] = "whole-lstm"
+    kind: ClassVar[str] = "flat-gradient-lstm"
     make_core: ClassVar[type[Core]] = LSTM
 
     def __init__(self, size: int, *, key: Key[Array, ""], **options: Any):
         super().__init__(size, key=key, **options)
 
 
-class WholeGRU(AbstractWhole):
-    """`WholeLSTM` with gated recurrent units: three quarters of its weights, one state in place of two.
+class FlatGradientGRU(AbstractFlatGradient):
+    """`FlatGradientLSTM` with gated recurrent units: three quarters of its weights, one state in place of
+    two.
 
-    **Arguments:** those of `WholeLSTM`.
+    **Arguments:** those of `FlatGradientLSTM`.
 
     >>> import jax
-    >>> WholeGRU(2, algebra=1, key=jax.random.key(0)).contract()["emits"]
+    >>> FlatGradientGRU(2, algebra=1, key=jax.random.key(0)).contract()["emits"]
     ['update', 'algebra']
     """
 
-    kind: ClassVar[str] = "whole-gru"
+    kind: ClassVar[str] = "flat-gradient-gru"
     make_core: ClassVar[type[Core]] = GRU
 
     def __init__(self, size: int, *, key: Key[Array, ""], **options: Any):
         super().__init__(size, key=key, **options)
 
 
-class WholeMLP(AbstractWhole):
-    """`WholeLSTM` without a memory: what it emits depends on what it sees at this step alone.
+class FlatGradientMLP(AbstractFlatGradient):
+    """`FlatGradientLSTM` without a memory: what it emits depends on what it sees at this step alone.
 
-    **Arguments:** those of `WholeLSTM`.
+    **Arguments:** those of `FlatGradientLSTM`.
 
     >>> import jax
-    >>> WholeMLP(2, inputs=("previous",), key=jax.random.key(0)).contract()["reads"]
+    >>> FlatGradientMLP(2, inputs=("previous",), key=jax.random.key(0)).contract()["reads"]
     ['gradient', 'previous']
     """
 
-    kind: ClassVar[str] = "whole-mlp"
+    kind: ClassVar[str] = "flat-gradient-mlp"
     make_core: ClassVar[type[Core]] = MLP
 
     def __init__(self, size: int, *, key: Key[Array, ""], **options: Any):

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from symmetrax._keys import check_key
 from symmetrax.learned._base import AbstractLearnedOptimizer
-from symmetrax.learned._features import Info, Move, cut
+from symmetrax.learned._features import Observation, Proposal, cut
 from symmetrax.learned._heads import RATES, check_heads, coordinates, scalars
 from symmetrax.learned._networks import LSTM, Linear, LSTMState
 from symmetrax.learned._numbers import flat
@@ -21,27 +21,27 @@ from symmetrax.symmetry._base import AbstractLieSymmetry
 Acting = Literal["general", "scaling"]
 
 
-class PairLSTM(AbstractLearnedOptimizer):
+class LayerPairLSTM(AbstractLearnedOptimizer):
     """Group elements for each hidden layer, from the gradients of the two matrices that touch it.
 
     For a perceptron without biases and `sizes` (inputs, hidden units, ..., outputs), whose parameters hold
-    the matrices `w1`, `w2`, ... (see `Perceptron`): a stacked LSTM reads the gradient of a pair, flattened,
+    the matrices `w1`, `w2`, ... (see `MLP`): a stacked LSTM reads the gradient of a pair, flattened,
     and emits the coordinates of that layer's element, n^2 of a matrix (`group="general"`, for
     `ActivationGL`), or n of a scaling (`group="scaling"`, for the perceptron's own symmetry). Each pair has
     an LSTM of its own, or with `shared` all have the same, each with its own memory; then all pairs must have
     equal shapes. `emits` adds "step_size" and "momentum", each from the mean of what the pairs' heads say.
-    `reach` and `fixed` are for each layer's element apart; the rest is as in `WholeLSTM`.
+    `reach` and `fixed` are for each layer's element apart; the rest is as in `FlatGradientLSTM`.
 
     Raises ValueError for sizes that do not fit. Source: the code beside arXiv:2305.13404, where elements are
     I + T with ||T|| = 0.01 (here exp(T)); it has one pair.
 
     >>> import jax
-    >>> network = PairLSTM((20, 20, 20, 20), shared=True, reach=0.01, fixed=True, key=jax.random.key(0))
+    >>> network = LayerPairLSTM((20, 20, 20, 20), shared=True, reach=0.01, fixed=True, key=jax.random.key(0))
     >>> network.contract()["emits"], network.algebra
     (['algebra'], 800)
     """
 
-    kind: ClassVar[str] = "pair-lstm"
+    kind: ClassVar[str] = "layer-pair-lstm"
 
     cores: tuple[LSTM, ...]
     heads: tuple[Linear, ...]
@@ -73,8 +73,8 @@ class PairLSTM(AbstractLearnedOptimizer):
         sizes = tuple(sizes)
         if len(sizes) < 3 or min(*sizes, width, depth) < 1:
             raise ValueError(
-                "PairLSTM needs inputs, at least one hidden layer and outputs, and a width and depth of at "
-                f"least 1, got sizes={sizes}, width={width}, depth={depth}."
+                "LayerPairLSTM needs inputs, at least one hidden layer and outputs, and a width and depth of "
+                f"at least 1, got sizes={sizes}, width={width}, depth={depth}."
             )
         if group not in get_args(Acting):
             raise ValueError(f"`group` must be one of {', '.join(get_args(Acting))}, got {group!r}.")
@@ -119,7 +119,9 @@ class PairLSTM(AbstractLearnedOptimizer):
         self._matrices(params)
         return tuple(self.cores[0 if self.shared else i].zero_state() for i in range(self._pairs))
 
-    def propose(self, info: Info, memory: tuple[LSTMState, ...]) -> tuple[Move, tuple[LSTMState, ...]]:
+    def propose(
+        self, info: Observation, memory: tuple[LSTMState, ...]
+    ) -> tuple[Proposal, tuple[LSTMState, ...]]:
         flattened = [cut(flat(matrix)[0]) for matrix in self._matrices(info.gradient)]
         elements, numbers, after = [], [], []
         for i, (pair, state) in enumerate(zip(pairwise(flattened), memory, strict=True)):
@@ -131,7 +133,7 @@ class PairLSTM(AbstractLearnedOptimizer):
             numbers.append(out[split:])
             after.append(state)
         said = scalars(self.emits, sum(numbers[1:], start=numbers[0]) / len(numbers), self.rates)
-        return Move(algebra=jnp.concatenate(elements), **said), tuple(after)
+        return Proposal(algebra=jnp.concatenate(elements), **said), tuple(after)
 
     def _matrices(self, tree: PyTree) -> list[Float[Array, "out in"]]:
         names = [f"w{layer}" for layer in range(1, len(self.sizes))]
@@ -139,15 +141,15 @@ class PairLSTM(AbstractLearnedOptimizer):
         found = {name: jnp.shape(tree[name]) for name in names if isinstance(tree, dict) and name in tree}
         if found != dict(zip(names, shapes, strict=True)):
             raise ValueError(
-                f"This PairLSTM is built for matrices {dict(zip(names, shapes, strict=True))}, got "
+                f"This LayerPairLSTM is built for matrices {dict(zip(names, shapes, strict=True))}, got "
                 f"{jax.tree.map(jnp.shape, tree)}. PerNeuronLSTM serves networks of every size."
             )
         return [tree[name] for name in names]
 
-    def example(self) -> Info:
+    def example(self) -> Observation:
         ends = pairwise(self.sizes)
         ramp = {f"w{i}": jnp.linspace(-1.0, 2.0, a * b).reshape(b, a) for i, (a, b) in enumerate(ends, 1)}
-        return Info(
+        return Observation(
             ramp, jax.tree.map(lambda x: 1 - x, ramp), jax.tree.map(lambda x: 0.1 * x, ramp), None, None
         )
 
