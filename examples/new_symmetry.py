@@ -45,7 +45,7 @@ class ProportionShift(sx.AbstractLieSymmetry):
 class Scale(sx.AbstractGroup):
     """One positive number for a whole axis: an element is s, of shape (*per, 1)."""
 
-    abelian: ClassVar = True  # so that legs may have powers, h^2
+    abelian: ClassVar = True  # so that specs may have powers, h^2
     diagonal: ClassVar = True  # so that two such spaces may share an axis, h&k
     size: int
     per: tuple = ()
@@ -93,8 +93,8 @@ def main():
         "b": jnp.zeros(6),
         "out": jax.random.normal(keys[2], (1, 6)),
     }
-    legs = {"w": "h _", "b": "h", "out": "_ h*"}
-    shift, scale = ProportionShift(6), sx.NetworkSymmetry({"h": Scale(6)}, legs, like=params)
+    specs = {"w": "h _", "b": "h", "out": "_ h*"}
+    shift, scale = ProportionShift(6), sx.NetworkSymmetry({"h": Scale(6)}, specs, like=params)
     reports = []
     for name, symmetry in (("shift", shift), ("scale", scale)):
         reports.append(sx.verify(loss, params, symmetry, keys[3], batch, trials=2))

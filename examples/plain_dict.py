@@ -1,4 +1,4 @@
-"""A model that is a dict of arrays: write the legs yourself, and teleport once by hand."""
+"""A model that is a dict of arrays: write the specs yourself, and teleport once by hand."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The symmetries of a transformer, joined from ready parts; and what `verify` says of a leg that is wrong."""
+"""The symmetries of a transformer, joined from ready parts; and what `verify` says of a wrong spec."""
 
 import jax
 import jax.numpy as jnp
@@ -53,9 +53,9 @@ def main():
     right = sx.verify(loss, params, symmetry, jax.random.key(2), tokens, trials=2)
     print(right)
 
-    # Forget one star: `down` reads its units scaled the wrong way. Mending either leg of the pair would do.
-    legs = symmetry.legs | {"blocks.1.down": "stream up1"}
-    wrong = sx.verify(loss, params, symmetry.with_legs(legs), jax.random.key(2), tokens, trials=1)
+    # Forget one star: `down` reads its units scaled the wrong way. Mending either spec of the pair would do.
+    specs = symmetry.specs | {"blocks.1.down": "stream up1"}
+    wrong = sx.verify(loss, params, symmetry.with_specs(specs), jax.random.key(2), tokens, trials=1)
     print(wrong)
     return symmetry, right, wrong
 

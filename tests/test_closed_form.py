@@ -88,8 +88,8 @@ def test_rotary_heads_and_sliced_elements_have_energies_too():
     params = {name: normal(seed, *shape) for seed, (name, shape) in enumerate(HEADS.items())}
     rows.append((params, sx.attention_symmetry(params, *"qkvo", heads=2, rotary="half")))
     stacked = {"w0": normal(1, 4, 3), "w": normal(2, 2, 4, 4), "b": normal(3, 2, 4), "out": normal(4, 2, 4)}
-    legs = {"w0": "h[0] _", "w": "l h[1:] h[:-1]*", "b": "l h[1:]", "out": "_ h[2]*"}
-    rows.append((stacked, sx.NetworkSymmetry({"h": sx.PositiveDiagonal(4, per={"l": 3})}, legs, stacked)))
+    specs = {"w0": "h[0] _", "w": "l h[1:] h[:-1]*", "b": "l h[1:]", "out": "_ h[2]*"}
+    rows.append((stacked, sx.NetworkSymmetry({"h": sx.PositiveDiagonal(4, per={"l": 3})}, specs, stacked)))
     squared = {"w1": normal(1, 4, 3), "w2": normal(2, 2, 4)}
     rows.append((squared, sx.mlp_symmetry(squared, ["w1", "w2"], degree=2)))
     linear = {"w1": normal(1, 4, 3), "w2": normal(2, 5, 4), "w3": normal(3, 2, 5)}
@@ -379,7 +379,7 @@ def test_derivatives_through_a_search_are_finite_where_an_energy_is_zero_and_equ
     """A loss of the point where a teleport leads, by the directions in which dead units stay dead."""
     params, symmetry, batch = deep
     if degree == 2:  # exponents other than one: the least norm is found by halving
-        symmetry = symmetry.with_legs({k: v.replace("*", "^-2") for k, v in symmetry.legs.items()})
+        symmetry = symmetry.with_specs({k: v.replace("*", "^-2") for k, v in symmetry.specs.items()})
     goal = {
         "gradient": sx.GradientNorm(),
         "down": sx.negate(sx.GradientNorm()),

@@ -182,18 +182,18 @@ def test_layers_that_are_scanned_have_scales_of_their_own():
     """Not one for all layers: the output of each is the input of the next."""
     scales, units = discovered("equinox MLP, scanned")
     assert scales.group == sx.PositiveDiagonal(5, per={"h0": 3})
-    assert scales.symmetry.legs["layers.1.weight"] == "h0 s0[1:] s0[:-1]*"
+    assert scales.symmetry.specs["layers.1.weight"] == "h0 s0[1:] s0[:-1]*"
     assert units.group == sx.Permutation(5, per={"h1": 3})
 
 
 def test_fused_and_latent_attention_are_cut_where_they_should_be():
     """No length is told: neither that of a head nor that of a piece."""
     found = discovered("latent attention")
-    said = {str(one.group): dict(one.symmetry.legs) for one in found.exact}
-    assert any(legs == {"dkv": f"g{k}+4 _", "ukv": f"_ g{k}*"} for k in range(9) for legs in said.values())
+    said = {str(one.group): dict(one.symmetry.specs) for one in found.exact}
+    assert any(specs == {"dkv": f"g{k}+4 _", "ukv": f"_ g{k}*"} for k in range(9) for specs in said.values())
     assert {"GeneralLinear", "ScaledRotation"} <= {type(one.group).__name__ for one in found}
     rotary = next(one for one in found if isinstance(one.group, sx.ScaledRotation))
-    assert rotary.symmetry.legs["uq"].startswith("(_ 3+(")
+    assert rotary.symmetry.specs["uq"].startswith("(_ 3+(")
 
 
 # Perceptrons of many shapes: table 10.1 of the catalogue of group actions.
@@ -235,9 +235,9 @@ def test_random_perceptrons_have_the_groups_of_their_activations(widths, activat
     for one in found:
         assert one.certificate.outcome == "exact"
         assert one.group.lengths == ()
-        first = min(one.symmetry.legs, key=lambda path: (path[1:], path[0] == "b"))
+        first = min(one.symmetry.specs, key=lambda path: (path[1:], path[0] == "b"))
         k = int(first[1:])
-        assert one.symmetry.legs.keys() == {f"w{k}", f"w{k + 1}"} | ({f"b{k}"} if biases else set()), str(
+        assert one.symmetry.specs.keys() == {f"w{k}", f"w{k + 1}"} | ({f"b{k}"} if biases else set()), str(
             found
         )
         by_hidden[first].add(type(one.group).__name__)
@@ -260,7 +260,7 @@ def test_a_constant_that_breaks_a_scaling_makes_it_approximate(float64):
 
     found = sx.find_symmetries(loss, params, KEY)
     (near,) = [one for one in found if isinstance(one.group, sx.PositiveDiagonal)]
-    assert near.symmetry.legs.keys() == params.keys()
+    assert near.symmetry.specs.keys() == params.keys()
     assert near.certificate.outcome == "approximate"
     assert 1e-5 < near.certificate.defect < 1e-2
     assert found.joined() is None
@@ -278,7 +278,7 @@ def test_an_epsilon_in_a_norm_makes_a_scale_approximate(eps, float64):
 
     found = sx.find_symmetries(loss, params, KEY)
     scales = [one for one in found if isinstance(one.group, sx.PositiveDiagonal)]
-    assert [dict(one.symmetry.legs).keys() for one in scales] == [{"w"}]
+    assert [dict(one.symmetry.specs).keys() for one in scales] == [{"w"}]
     assert scales[0].certificate.outcome == "approximate"
     assert eps / 100 < scales[0].certificate.defect < 10 * eps
 
@@ -289,7 +289,7 @@ def test_single_precision_finds_the_same():
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), one.params())
     found = sx.find_symmetries(one.loss, params, KEY, batch=lambda key: drawn(one, key))
     exact = discovered("gated by relu")
-    assert [dict(x.symmetry.legs) for x in found] == [dict(x.symmetry.legs) for x in exact]
+    assert [dict(x.symmetry.specs) for x in found] == [dict(x.symmetry.specs) for x in exact]
     assert all(x.certificate.outcome == "exact" for x in found)
     assert found[0].certificate.tolerance == 1e-9
     assert found[0].certificate.defect < 1e-12
@@ -311,7 +311,7 @@ def test_a_state_of_flax_is_a_tree_like_others():
 
     batch = jnp.asarray(X), jnp.asarray(Y)
     found = sx.find_symmetries(loss, state, KEY, batch=batch, groups=[sx.PositiveDiagonal])
-    assert [one.symmetry.legs.keys() for one in found] == [{"one.bias", "one.kernel", "two.kernel"}]
+    assert [one.symmetry.specs.keys() for one in found] == [{"one.bias", "one.kernel", "two.kernel"}]
     assert found[0].certificate.fresh is None  # there is one batch
     assert sx.verify(loss, state, found[0].symmetry, KEY, batch, trials=1).outcome == "exact"
 
@@ -330,7 +330,7 @@ def test_square_fused_attention_is_taken_apart(layout, float64):
     found = sx.find_symmetries(loss, params, KEY)
     linear = [one for one in found.exact if isinstance(one.group, sx.GeneralLinear)]
     assert [one.group.lengths for one in linear] == [(2,), (2,)], str(found)
-    assert {len(one.symmetry.legs) for one in linear} == {1, 2}  # queries with keys, and values with outputs
+    assert {len(one.symmetry.specs) for one in linear} == {1, 2}  # queries with keys, and values with outputs
     heads = [one for one in found.exact if isinstance(one.group, sx.Permutation)]
     assert [one.group.size for one in heads] == [2], str(found)
 
@@ -359,7 +359,7 @@ def test_signs_among_many_single_ones_are_found(float64):
 
     found = sx.find_symmetries(loss, params, KEY, groups=[sx.SignDiagonal, sx.Permutation])
     assert {"z": "e", "out": "e"}.keys() in [
-        one.symmetry.legs.keys() for one in found if isinstance(one.group, sx.SignDiagonal)
+        one.symmetry.specs.keys() for one in found if isinstance(one.group, sx.SignDiagonal)
     ]
 
 
@@ -375,7 +375,7 @@ def test_odd_names_and_empty_arrays_do_no_harm(float64):
     assert [type(one.group) for one in found.exact] == [sx.PositiveDiagonal, sx.Permutation]
     made: dict = {}
     exec(found.text, {"sx": sx, "params": params}, made)
-    assert [symmetry.legs.keys() for symmetry in made.values()] == [{"{x}", "a b.[0]*"}] * 2
+    assert [symmetry.specs.keys() for symmetry in made.values()] == [{"{x}", "a b.[0]*"}] * 2
 
 
 # What a discovery says.
@@ -387,9 +387,9 @@ def test_the_text_makes_what_was_found():
     made: dict = {}
     exec(found.text, {"sx": sx, "params": params}, made)
     spaces = {name: group for symmetry in made.values() for name, group in symmetry.spaces.items()}
-    legs = [leg for symmetry in made.values() for leg in symmetry.legs.items()]
+    specs = [spec for symmetry in made.values() for spec in symmetry.specs.items()]
     assert spaces == {one.name: one.group for one in found}
-    assert sorted(legs) == sorted(leg for one in found for leg in one.symmetry.legs.items())
+    assert sorted(specs) == sorted(spec for one in found for spec in one.symmetry.specs.items())
 
 
 def test_repeated_layers_are_told_once():
@@ -417,7 +417,7 @@ def test_repeated_layers_are_told_once():
     made: dict = {}
     exec(found.text, {"sx": sx, "params": params}, made)
     (both,) = made.values()
-    assert [dict(both.only(name).legs).keys() for name in both.spaces] == [
+    assert [dict(both.only(name).specs).keys() for name in both.spaces] == [
         {"layers.0.a", "layers.0.b"},
         {"layers.1.a", "layers.1.b"},
     ]
@@ -427,7 +427,7 @@ def test_json_has_everything_and_is_json():
     found = discovered("one matrix for queries and keys")
     told = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert len(told["found"]) == len(found)
-    assert told["found"][0]["legs"] == dict(found[0].symmetry.legs)
+    assert told["found"][0]["specs"] == dict(found[0].symmetry.specs)
     assert told["evaluations"] == found.evaluations <= told["cost"]["total"]
     assert "SignDiagonal" in told["asked"]
     assert "not found" in str(found)
@@ -476,7 +476,7 @@ def test_arrays_without_effect_are_told(float64):
     params = {"w": jnp.ones((3, 4)), "unused": jnp.ones((3, 4)), "steps": jnp.arange(3)}
     found = sx.find_symmetries(lambda p: jnp.sum((X @ p["w"].T) ** 2 * p["steps"]), params, KEY)
     assert found.idle == ("unused",)
-    assert all("unused" not in one.symmetry.legs for one in found)
+    assert all("unused" not in one.symmetry.specs for one in found)
     assert any("steps" in note for note in found.notes)
 
 

@@ -74,7 +74,7 @@ def test_new_symmetry(capsys):
 
 def test_transformer(capsys):
     symmetry, right, wrong = example("transformer").main()
-    assert symmetry.legs["blocks.1.o"] == "stream (kv vo1*)"
+    assert symmetry.specs["blocks.1.o"] == "stream (kv vo1*)"
     assert right.outcome == "exact"
     assert wrong.outcome == "wrong"
     assert ("blocks.1.down", 1, "up1", "up1*") in [(s.path, s.axis, s.wrong, s.right) for s in wrong.suspects]

@@ -122,8 +122,8 @@ def test_a_permuted_copy_is_recovered_exactly():
     deep = {"w1": normal(1, 7, 4), "w2": normal(2, 6, 7), "w3": normal(3, 2, 6)}
     mlp = sx.mlp_symmetry(deep, ["w1", "w2", "w3"], group=sx.Permutation)
     heads = {name: normal(seed, *shape) for seed, (name, shape) in enumerate(HEADS.items())}
-    legs = {"q": "(h _) _", "k": "(h _) _", "v": "(h _) _", "o": "_ (h _)"}
-    swap = sx.NetworkSymmetry({"h": sx.Permutation(3)}, legs, heads)
+    specs = {"q": "(h _) _", "k": "(h _) _", "v": "(h _) _", "o": "_ (h _)"}
+    swap = sx.NetworkSymmetry({"h": sx.Permutation(3)}, specs, heads)
     for symmetry, tree in ((mlp, deep), (swap, heads)):
         for seed in range(20):
             copy = symmetry.act(symmetry.sample(jax.random.key(seed)), tree)

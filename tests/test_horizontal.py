@@ -20,7 +20,7 @@ def linear(*sizes, group=sx.GeneralLinear):
     return sx.mlp_symmetry(like, names, group=group), shapes
 
 
-def legs(spaces, words, shapes):
+def specs(spaces, words, shapes):
     return sx.NetworkSymmetry(spaces, words, like={k: jnp.zeros(s) for k, s in shapes.items()}), shapes
 
 
@@ -32,17 +32,17 @@ CASES = {
     "scalings": lambda: linear(4, 5, 6, 2, group=sx.PositiveDiagonal),
     "rotations": lambda: linear(4, 4, 3, group=sx.Orthogonal),
     "signs": lambda: linear(4, 4, 3, group=sx.SignDiagonal),
-    "redundant": lambda: legs(
+    "redundant": lambda: specs(
         {"h": sx.PositiveDiagonal(3), "g": sx.PositiveDiagonal(3)},
         {"a": "h&g _", "b": "_ h*&g*"},
         {"a": (3, 4), "b": (2, 3)},
     ),
-    "heads": lambda: legs(
+    "heads": lambda: specs(
         {"e": sx.GeneralLinear(3, per={"h": 2}), "z": sx.ScaledRotation(per={"h": 2})},
         {"q": "(h e) _", "k": "(h e*) _", "v": "(h z) _", "o": "_ (h z*)"},
         {"q": (6, 4), "k": (6, 4), "v": (4, 4), "o": (4, 4)},
     ),
-    "indexed": lambda: legs(
+    "indexed": lambda: specs(
         {"h": sx.PositiveDiagonal(3, per={"l": 3})},
         {"a": "h[0] _", "w": "l h[1:] h[:-1]*", "b": "_ h[2]*"},
         {"a": (3, 2), "w": (2, 3, 3), "b": (2, 3)},

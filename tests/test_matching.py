@@ -10,7 +10,7 @@ import symmetrax as sx
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 P = sx.Permutation
 
-#: Spaces, legs and shapes.
+#: Spaces, specs and shapes.
 NETWORKS = {
     "recurrent": (
         {"h": P(16)},
@@ -47,14 +47,14 @@ NETWORKS = {
 
 
 def network(name, seed, dtype=np.float32):
-    spaces, legs, shapes = NETWORKS[name]
+    spaces, specs, shapes = NETWORKS[name]
     random = np.random.default_rng(seed)
     imaginary = 1j if np.issubdtype(dtype, np.complexfloating) else 0
     tree = {
         k: (random.normal(size=s) + imaginary * random.normal(size=s)).astype(dtype)
         for k, s in shapes.items()
     }
-    return sx.NetworkSymmetry(spaces, legs, like=tree), tree, random
+    return sx.NetworkSymmetry(spaces, specs, like=tree), tree, random
 
 
 def shuffled(symmetry, random):

@@ -36,8 +36,8 @@ class Box(eqx.Module):
 
 NET = nnx.split(Net(nnx.Rngs(0)), nnx.Param)
 PLAIN = {"w1": jnp.ones((4, 3)), "b1": jnp.ones(4), "w2": jnp.ones((2, 4))}
-LEGS = {"w1": "h _", "b1": "h", "w2": "_ h*"}
-SYMMETRY = sx.NetworkSymmetry({"h": sx.PositiveDiagonal(4)}, LEGS, like=PLAIN)
+SPECS = {"w1": "h _", "b1": "h", "w2": "_ h*"}
+SYMMETRY = sx.NetworkSymmetry({"h": sx.PositiveDiagonal(4)}, SPECS, like=PLAIN)
 
 
 def test_value_is_no_part_of_the_name_of_an_array_alone_in_its_box():
@@ -66,15 +66,15 @@ def flax_symmetry(tree, end=""):
 def test_a_symmetry_of_flax_acts_on_states_and_on_pure_trees(made_on, end):
     state, pure = NET[1], nnx.as_pure(NET[1])
     symmetry = flax_symmetry({"state": state, "pure": pure}[made_on], end)
-    assert set(symmetry.legs) == {"a.kernel", "a.bias", "b.kernel"}
+    assert set(symmetry.specs) == {"a.kernel", "a.bias", "b.kernel"}
     element = symmetry.exp(jnp.arange(4.0))
     moved, plainly = symmetry.act(element, state), symmetry.act(element, pure)
     jax.tree.map(np.testing.assert_array_equal, nnx.as_pure(moved), plainly)
     assert type(moved) is type(state)
     np.testing.assert_allclose(plainly["a"]["kernel"], pure["a"]["kernel"] * np.exp(np.arange(4)), rtol=1e-6)
-    legs = {f"{{layer}}.bias{end}": "_"}
-    patterns = sx.NetworkSymmetry({"h": sx.Permutation(4)}, {f"a.kernel{end}": "_ h"} | legs, like=state)
-    assert set(patterns.legs) == {"a.kernel", "a.bias", "b.bias"}
+    specs = {f"{{layer}}.bias{end}": "_"}
+    patterns = sx.NetworkSymmetry({"h": sx.Permutation(4)}, {f"a.kernel{end}": "_ h"} | specs, like=state)
+    assert set(patterns.specs) == {"a.kernel", "a.bias", "b.bias"}
 
 
 def test_an_optimizer_of_flax_teleports_with_a_symmetry_of_its_state():

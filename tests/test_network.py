@@ -355,11 +355,11 @@ def test_joining_needs_groups_that_commute():
 
 
 def test_joining_needs_spaces_of_one_size_on_an_axis():
-    """Two ways to split one merged axis are no leg."""
+    """Two ways to split one merged axis are no spec."""
     params = {"w": jnp.ones((12, 3))}
     heads = sx.NetworkSymmetry({"h": sx.PositiveDiagonal(4)}, {"w": "(h _) _"}, params)
     groups = sx.NetworkSymmetry({"g": sx.SignDiagonal(2)}, {"w": "(g _) _"}, params)
-    with pytest.raises(ValueError, match=r"w: the leg .* have other sizes"):
+    with pytest.raises(ValueError, match=r"w: the spec .* have other sizes"):
         heads | groups
 
 
@@ -373,8 +373,8 @@ def test_joined_symmetries_need_spaces_of_their_own_names():
         one | two
     joined = one | two.renamed({"qk": "other_qk", "vo": "other_vo"})
     assert joined.algebra == (2 * one.algebra[0],)
-    assert joined.legs["b_q"] == "(kv other_qk) _"
-    assert joined.legs["a_q"] == "(kv qk) _"
+    assert joined.specs["b_q"] == "(kv other_qk) _"
+    assert joined.specs["a_q"] == "(kv qk) _"
     with pytest.raises(ValueError, match="Two spaces would have the same name"):
         one.renamed({"qk": "vo"})
     with pytest.raises(ValueError, match="There is no space 'qq'"):

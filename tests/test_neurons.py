@@ -181,9 +181,9 @@ def test_an_untrained_network_stays_and_a_trained_one_stays_in_reach():
 
 def test_other_spaces_stay_as_they_are():
     params = {"q": normal(0, 3, 4), "k": normal(1, 3, 4), "up": normal(2, 5, 4), "down": normal(3, 2, 5)}
-    legs = {"q": "r _", "k": "r* _", "up": "h _", "down": "_ h*"}
+    specs = {"q": "r _", "k": "r* _", "up": "h _", "down": "_ h*"}
     groups = {"r": sx.GeneralLinear(3), "h": sx.PositiveDiagonal(5)}
-    symmetry = sx.NetworkSymmetry(groups, legs, params)
+    symmetry = sx.NetworkSymmetry(groups, specs, params)
     network = untame(neurons())
     memory = network.memory(params, symmetry)
     move, memory = eqx.filter_jit(network.propose)(info(params, params, symmetry), memory)

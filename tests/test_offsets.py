@@ -1,4 +1,4 @@
-"""Legs with offsets: gains that enter as 1 + w, whose action is linear about minus the offset."""
+"""Specs with offsets: gains that enter as 1 + w, whose action is linear about minus the offset."""
 
 import re
 
@@ -13,7 +13,7 @@ import pytest
 
 import symmetrax as sx
 from symmetrax.learned._neurons import FEATURES, unit_features
-from symmetrax.symmetry._legs import offset_of, parse, written
+from symmetrax.symmetry._specs import offset_of, parse, written
 from symmetrax.teleportation._closed_form import has_closed_form
 from symmetrax.teleportation._transport import carry
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 KEY = jax.random.key(0)
 WIDTH = 4
-LEGS = {"gain": "h - 1", "up": "_ h*"}
+SPECS = {"gain": "h - 1", "up": "_ h*"}
 
 
 def draw(seed, dtype=float):
@@ -60,13 +60,13 @@ def data(dtype=float):
     return jnp.asarray(np.random.default_rng(9).normal(size=(6, 3)), dtype)
 
 
-def symmetry_of(group=sx.PositiveDiagonal, legs=LEGS):
-    return sx.NetworkSymmetry({"h": group(WIDTH)}, legs, like=draw(0))
+def symmetry_of(group=sx.PositiveDiagonal, specs=SPECS):
+    return sx.NetworkSymmetry({"h": group(WIDTH)}, specs, like=draw(0))
 
 
 def plain_of(symmetry):
     """The symmetry that acts on arrays which have the offset in them."""
-    return symmetry.with_legs({path: written(parse(text)) for path, text in symmetry.legs.items()})
+    return symmetry.with_specs({path: written(parse(text)) for path, text in symmetry.specs.items()})
 
 
 def check_close(found, wanted, atol=1e-12):
@@ -98,26 +98,26 @@ def test_an_offset_is_read_and_written(text, said, offset):
 
 
 @pytest.mark.parametrize("text", ["h - x", "(h - 1) _", "h -", "- 1", "h - 1 _", "h - 1 - 1", "1 - h"])
-def test_an_offset_stands_at_the_end_of_a_leg(text):
-    with pytest.raises(ValueError, match="leg"):
+def test_an_offset_stands_at_the_end_of_a_spec(text):
+    with pytest.raises(ValueError, match="spec"):
         sx.NetworkSymmetry({"h": sx.PositiveDiagonal(WIDTH)}, {"gain": text}, like=draw(0))
 
 
 def test_parts_and_sums_of_a_symmetry_keep_the_offset():
     params = {"layers": [draw(0), draw(1)]}
-    legs = {"layers.{i}.gain": "h{i} - 1", "layers.{i}.up": "_ h{i}*"}
-    symmetry = sx.NetworkSymmetry({"h{i}": sx.PositiveDiagonal(WIDTH)}, legs, like=params)
-    assert symmetry.legs["layers.1.gain"] == "h1 - 1"
-    assert symmetry.only("h1").legs == {"layers.1.gain": "h1 - 1", "layers.1.up": "_ h1*"}
-    assert symmetry.renamed({"h0": "a"}).legs["layers.0.gain"] == "a - 1"
+    specs = {"layers.{i}.gain": "h{i} - 1", "layers.{i}.up": "_ h{i}*"}
+    symmetry = sx.NetworkSymmetry({"h{i}": sx.PositiveDiagonal(WIDTH)}, specs, like=params)
+    assert symmetry.specs["layers.1.gain"] == "h1 - 1"
+    assert symmetry.only("h1").specs == {"layers.1.gain": "h1 - 1", "layers.1.up": "_ h1*"}
+    assert symmetry.renamed({"h0": "a"}).specs["layers.0.gain"] == "a - 1"
     part = {"layers": [{"gain": params["layers"][0]["gain"]}]}
-    assert symmetry.within(part).legs == {"layers.0.gain": "h0 - 1"}
+    assert symmetry.within(part).specs == {"layers.0.gain": "h0 - 1"}
     assert "h1 - 1" in str(symmetry)
 
     signs = sx.NetworkSymmetry({"s": sx.SignDiagonal(WIDTH)}, {"gain": "s - 1", "up": "_ s"}, like=draw(0))
     both = symmetry_of() | signs
-    assert both.legs == {"gain": "h&s - 1", "up": "_ h*&s"}
-    assert both.only("s").legs == signs.legs
+    assert both.specs == {"gain": "h&s - 1", "up": "_ h*&s"}
+    assert both.only("s").specs == signs.specs
 
 
 def test_other_offsets_on_one_array_are_no_action():
@@ -127,15 +127,15 @@ def test_other_offsets_on_one_array_are_no_action():
     wide = {"w": jnp.ones((3, WIDTH))}
     rows = sx.NetworkSymmetry({"p": sx.Permutation(3)}, {"w": "p _"}, like=wide)
     scales = sx.NetworkSymmetry({"h": sx.PositiveDiagonal(WIDTH)}, {"w": "_ h - 1"}, like=wide)
-    assert (rows | scales).legs == {"w": "p h - 1"}
-    assert (scales | rows).legs == {"w": "p h - 1"}
+    assert (rows | scales).specs == {"w": "p h - 1"}
+    assert (scales | rows).specs == {"w": "p h - 1"}
 
 
 # The action.
 
 GROUPS = {
-    "scales": (sx.PositiveDiagonal, LEGS),
-    "any scales": (sx.NonzeroDiagonal, LEGS),
+    "scales": (sx.PositiveDiagonal, SPECS),
+    "any scales": (sx.NonzeroDiagonal, SPECS),
     "signs": (sx.SignDiagonal, {"gain": "h - 1", "up": "_ h"}),
     "powers": (sx.PositiveDiagonal, {"gain": "h^2 - 1", "up": "_ h^-2"}),
     "dual": (sx.PositiveDiagonal, {"gain": "h* - 1", "up": "_ h"}),
@@ -178,11 +178,11 @@ def test_the_identity_moves_no_small_gain(dtype):
 
 
 def test_a_permutation_with_an_offset_is_one_without():
-    legs = {"gain": "h - 1", "up": "_ h"}
+    specs = {"gain": "h - 1", "up": "_ h"}
     a = {"h": jnp.array([2, 0, 3, 1])}
     w = draw(0, np.float32)
-    found = symmetry_of(sx.Permutation, legs).act(a, w)
-    wanted = plain_of(symmetry_of(sx.Permutation, legs)).act(a, w)
+    found = symmetry_of(sx.Permutation, specs).act(a, w)
+    wanted = plain_of(symmetry_of(sx.Permutation, specs)).act(a, w)
     assert all(np.array_equal(found[name], wanted[name]) for name in w)
 
 
@@ -329,7 +329,7 @@ def test_units_look_as_they_do_without_an_offset(float64):
 
 
 def found_in(value, w):
-    """Legs and outcomes of what is found, by the kind of group, without the numbers of spaces."""
+    """Specs and outcomes of what is found, by the kind of group, without the numbers of spaces."""
     x = data()
     found = sx.find_symmetries(
         lambda w: value(w, x), w, KEY, groups=[sx.PositiveDiagonal, sx.SignDiagonal, sx.Permutation]
@@ -338,7 +338,7 @@ def found_in(value, w):
     return [
         (
             type(one.group),
-            {path: re.sub(r"(?<=[a-z])\d+", "", text) for path, text in one.symmetry.legs.items()},
+            {path: re.sub(r"(?<=[a-z])\d+", "", text) for path, text in one.symmetry.specs.items()},
         )
         for one in found.exact
     ]
@@ -362,14 +362,14 @@ def test_a_gain_of_zeros_is_no_obstacle():
 def test_plain_gains_and_biases_have_no_offset():
     found = found_in(plain_loss, draw(0))
     assert (sx.PositiveDiagonal, {"gain": "s", "up": "_ s*"}) in found
-    assert not any("-" in text for _, legs in found for text in legs.values())
+    assert not any("-" in text for _, specs in found for text in specs.values())
 
     def two_biases(w, x):
         """Of which a constant may go from one to the other, which is no scaling."""
         return jnp.mean(jnp.tanh(x @ w["embed"].T + w["gain"] + w["bias"]) @ w["up"].T)
 
     found = found_in(two_biases, draw(0) | {"bias": draw(1)["gain"]})
-    assert not any("-" in text for _, legs in found for text in legs.values())
+    assert not any("-" in text for _, specs in found for text in specs.values())
 
 
 def test_stacked_gains_beside_biases_and_other_constants_are_found():
@@ -383,5 +383,5 @@ def test_stacked_gains_beside_biases_and_other_constants_are_found():
     rng = np.random.default_rng(0)
     shapes = {"embed": (4, 3), "gains": (2, 4), "biases": (2, 4), "ups": (2, 5, 4), "downs": (2, 4, 5)}
     found = found_in(stacked, {k: jnp.asarray(rng.normal(size=shape)) for k, shape in shapes.items()})
-    legs = {"biases": "h s", "gains": "h s - 0.5", "ups": "h _ s*"}
-    assert (sx.PositiveDiagonal, legs) in found
+    specs = {"biases": "h s", "gains": "h s - 0.5", "ups": "h _ s*"}
+    assert (sx.PositiveDiagonal, specs) in found

@@ -34,8 +34,8 @@ def seen(task, wants=("slopes", "best")):
 def network_loss():
     params = {"w": jnp.array([[0.5, -1.0], [1.0, 2.0], [0.3, 0.7]]), "v": jnp.array([[1.0, -0.5, 0.8]])}
     x = jnp.array([[0.2, 0.9], [1.0, -0.3], [-0.4, 0.8], [0.6, 0.6]])
-    legs = {"w": "h _", "v": "_ h*"}
-    symmetry = sx.NetworkSymmetry({"h": sx.PositiveDiagonal(3)}, legs, like=params)
+    specs = {"w": "h _", "v": "_ h*"}
+    symmetry = sx.NetworkSymmetry({"h": sx.PositiveDiagonal(3)}, specs, like=params)
     return lambda p: jnp.mean((jax.nn.relu(x @ p["w"].T) @ p["v"].T - 1) ** 2), params, symmetry
 
 

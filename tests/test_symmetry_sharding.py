@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 GROUPS = (sx.PositiveDiagonal, sx.SignDiagonal, sx.Permutation, sx.GeneralLinear, sx.Orthogonal)
 
 SHAPES = {"merged": (8, 6), "bias": (8,), "sum": (2, 12), "heads": (4, 2, 4)}
-LEGS = {"merged": "(2 h) _", "bias": "(h _)", "sum": "_ h*+4+h*", "heads": "_ _ h*"}
+SPECS = {"merged": "(2 h) _", "bias": "(h _)", "sum": "_ h*+4+h*", "heads": "_ _ h*"}
 
 
 def split(tree, axis):
@@ -29,7 +29,7 @@ def split(tree, axis):
 def network(group):
     random = np.random.default_rng(0)
     params = {name: jnp.asarray(random.normal(size=shape), "float32") for name, shape in SHAPES.items()}
-    return sx.NetworkSymmetry({"h": group(4)}, LEGS, like=params), params
+    return sx.NetworkSymmetry({"h": group(4)}, SPECS, like=params), params
 
 
 @pytest.mark.parametrize("axis", [0, 1])

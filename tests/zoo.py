@@ -30,7 +30,7 @@ class Batch(NamedTuple):
 class Row:
     """A network, its parameters, its data, and a symmetry that it has exactly.
 
-    `legs_by_hand` marks rows that test the notation, the others test a ready constructor. `loss` and `net`
+    `specs_by_hand` marks rows that test the notation, the others test a ready constructor. `loss` and `net`
     are the same objects at every use, so that each is compiled once.
     """
 
@@ -42,11 +42,11 @@ class Row:
         x: Callable[[np.random.Generator], np.ndarray],
         symmetry: Callable[[PyTree], sx.NetworkSymmetry],
         *,
-        legs_by_hand: bool = False,
+        specs_by_hand: bool = False,
         tolerance: float = 1e-12,
     ):
         self.name, self.params, self.net, self.x, self.symmetry = name, params, net, x, symmetry
-        self.legs_by_hand, self.tolerance = legs_by_hand, tolerance
+        self.specs_by_hand, self.tolerance = specs_by_hand, tolerance
 
     def loss(self, params: PyTree, batch: Batch) -> Array:
         """Mean square error."""
@@ -131,9 +131,9 @@ def call_equinox_mlp(model: eqx.nn.MLP, x: Array) -> Array:
 
 
 def scanned_mlp_symmetry(params: PyTree) -> sx.NetworkSymmetry:
-    legs = {"layers.0.weight": "h[0] _", "layers.0.bias": "h[0]", "layers.1.weight": "l h[1:] h[:-1]*"}
-    legs |= {"layers.1.bias": "l h[1:]", "layers.2.weight": "_ h[2]*"}
-    return sx.NetworkSymmetry({"h": sx.PositiveDiagonal(5, per={"l": 3})}, legs, params)
+    specs = {"layers.0.weight": "h[0] _", "layers.0.bias": "h[0]", "layers.1.weight": "l h[1:] h[:-1]*"}
+    specs |= {"layers.1.bias": "l h[1:]", "layers.2.weight": "_ h[2]*"}
+    return sx.NetworkSymmetry({"h": sx.PositiveDiagonal(5, per={"l": 3})}, specs, params)
 
 
 class FlaxMLP(nnx.Module):
@@ -225,13 +225,13 @@ def grouped_cnn_symmetry(params: PyTree) -> sx.NetworkSymmetry:
     """
     sizes = {"s": 2, "d": 2, "o": 3}
     spaces = {name: sx.PositiveDiagonal(size, per={"G": 2}) for name, size in sizes.items()}
-    legs = {
+    specs = {
         "stem": "(G s) _ _ _",
         "depthwise": "(G s*&d) _ _ _",
         "grouped": "(G o) d* _ _",
         "head": "_ (G o*)",
     }
-    return sx.NetworkSymmetry(spaces, legs, params)
+    return sx.NetworkSymmetry(spaces, specs, params)
 
 
 # Normalizations.
@@ -331,13 +331,13 @@ class Attention(NamedTuple):
     def row(self, name: str, **kwargs: bool) -> Row:
         return Row(name, self.arrays(**kwargs), self, vectors(9), self.symmetry(**kwargs))
 
-    def row_by_hand(self, name: str, spaces: dict, legs: dict[str, str], **kwargs: bool) -> Row:
-        return by_hand(name, self.arrays(**kwargs), self, vectors(9), spaces, legs)
+    def row_by_hand(self, name: str, spaces: dict, specs: dict[str, str], **kwargs: bool) -> Row:
+        return by_hand(name, self.arrays(**kwargs), self, vectors(9), spaces, specs)
 
 
-def by_hand(name: str, params, net, x, spaces: dict, legs: dict[str, str], **kwargs: float) -> Row:
-    symmetry = partial(sx.NetworkSymmetry, spaces, legs)
-    return Row(name, params, net, x, symmetry, legs_by_hand=True, **kwargs)
+def by_hand(name: str, params, net, x, spaces: dict, specs: dict[str, str], **kwargs: float) -> Row:
+    symmetry = partial(sx.NetworkSymmetry, spaces, specs)
+    return Row(name, params, net, x, symmetry, specs_by_hand=True, **kwargs)
 
 
 def fused_attention(per_head: bool, p: PyTree, x: Array) -> Array:
@@ -581,7 +581,7 @@ ROWS = [
         call_equinox_mlp,
         vectors(3),
         scanned_mlp_symmetry,
-        legs_by_hand=True,
+        specs_by_hand=True,
     ),
     Row(
         "flax MLP",
@@ -617,7 +617,7 @@ ROWS = [
         grouped_cnn,
         images,
         grouped_cnn_symmetry,
-        legs_by_hand=True,
+        specs_by_hand=True,
     ),
     Row(
         "scale before LayerNorm",
@@ -933,7 +933,7 @@ ROWS = [
     ),
 ]
 NAMES = [row.name for row in ROWS]
-READY = [row for row in ROWS if not row.legs_by_hand]
+READY = [row for row in ROWS if not row.specs_by_hand]
 
 
 def row(name: str) -> Row:

@@ -28,8 +28,12 @@ def loss_of_parts(p, x):
 def both():
     """The arguments of `teleport`, in complex numbers and in pairs of real ones."""
     symmetry = sx.mlp_symmetry(Z, ["w1", "w2"])
-    legs = {name: "_ " + text for name, text in symmetry.legs.items()}
-    return (loss, Z, symmetry), (loss_of_parts, parts(Z), sx.NetworkSymmetry(symmetry.spaces, legs, parts(Z)))
+    specs = {name: "_ " + text for name, text in symmetry.specs.items()}
+    return (loss, Z, symmetry), (
+        loss_of_parts,
+        parts(Z),
+        sx.NetworkSymmetry(symmetry.spaces, specs, parts(Z)),
+    )
 
 
 OBJECTIVES = [

@@ -45,7 +45,7 @@ def check_claims(loss, params, found, batch):
                 for draw in range(2):
                     element = one.symmetry.sample(jax.random.key(10 * number + draw))
                     there = value(one.symmetry.act(element, point), batch)
-                    said = f"{one.group} {dict(one.symmetry.legs)} at point {number}"
+                    said = f"{one.group} {dict(one.symmetry.specs)} at point {number}"
                     assert abs(there - here) <= 1e-8 * varies, f"{said}: {there - here}, varies by {varies}"
 
 
@@ -362,7 +362,7 @@ def test_what_was_tried_in_part_is_not_called_absent():
 
     found = sx.find_symmetries(loss, params, KEY, groups=[sx.Permutation, sx.SignDiagonal])
     assert "SignDiagonal" in found.unfinished
-    assert any("signs on 16 legs of Permutation(3): on all of them" in note for note in found.notes)
+    assert any("signs on 16 specs of Permutation(3): on all of them" in note for note in found.notes)
     assert "not found" not in str(found)
 
 
@@ -388,7 +388,7 @@ def test_statistics_stay_positive_and_what_cannot_be_moved_is_named():
     found = sx.find_symmetries(loss, params, KEY, groups=[sx.PositiveDiagonal])
     scale = {"w": 1.0, "mean": 1.0, "var": 2.0}
     assert [one.certificate.outcome for one in found] == ["exact"]
-    assert found[0].symmetry.legs.keys() == scale.keys()
+    assert found[0].symmetry.specs.keys() == scale.keys()
     bad = params | {"angle": jnp.asarray([-0.4])}
     with pytest.raises(ValueError, match=r"not finite near `params` .*noise on angle alone is enough"):
         sx.find_symmetries(lambda p: loss(p) + jnp.arccos(2 * p["angle"][0] - 0.19), bad, KEY)

@@ -33,7 +33,7 @@ def programs():
 
 PARAMS = {"w1": np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3), "w2": np.ones((2, 4), np.float32)}
 DATA = np.random.default_rng(0).normal(size=(60, 8, 3)).astype(np.float32)
-LEGS = {"w1": "h _", "w2": "_ h*"}
+SPECS = {"w1": "h _", "w2": "_ h*"}
 
 
 def params():
@@ -41,7 +41,7 @@ def params():
 
 
 def symmetry():
-    return sx.NetworkSymmetry({"h": sx.PositiveDiagonal(4)}, LEGS, like=PARAMS)
+    return sx.NetworkSymmetry({"h": sx.PositiveDiagonal(4)}, SPECS, like=PARAMS)
 
 
 def loss(w, x):

@@ -38,7 +38,7 @@ class Certificate:
     tenth, and so on in turn. `invariance`: |loss(a.w) - loss(w)| on the data that the search saw, relative to
     how much the loss varies under such noise; `fresh`: on other data, None if there is none. `leaves`: ||grad
     at a.w - grad carried by a||, relative to the latter, array by array; `gradient` is the largest of them.
-    `moved` is the *smallest* relative move of the arrays with a leg: what moves nothing is no symmetry.
+    `moved` is the *smallest* relative move of the arrays with a spec: what moves nothing is no symmetry.
     `tolerance` and `gradient_tolerance` are what counts as rounding. All is measured in double precision;
     where a part of the loss has less (code outside of JAX), the tolerances are wide, and the outcome says so.
 
@@ -128,20 +128,20 @@ class Certifier:
         return _Trial(noise, leaves, batch, other is not None, value, gradient, lengths)
 
     def __call__(self, symmetry: NetworkSymmetry) -> Certificate:
-        """What the symmetry, whose legs name arrays by path, does to the loss and its gradients."""
+        """What the symmetry, whose specs name arrays by path, does to the loss and its gradients."""
         changes: dict[bool, list[float]] = {False: [], True: []}
         moves: list[float] = []
         residuals: dict[str, list[float]] = {path: [] for path in self._loss.leaves}
         ((name, group),) = symmetry.spaces.items()
         for trial, drawn in zip(self._trials, self._elements(group), strict=True):
             element = {name: drawn}
-            touched = {path: np.asarray(trial.leaves[path]) for path in symmetry.legs}
+            touched = {path: np.asarray(trial.leaves[path]) for path in symmetry.specs}
             there = DenseAction(symmetry, element).act(touched, symmetry)
             if trial.spread:  # zeros stay where they are
                 steps = _norm(there[path] - touched[path] for path in there)
                 moves.append(steps / max(_norm(touched.values()), 1e-300))
             value, gradient = self._loss.gradient(trial.leaves | there, trial.batch)
-            slopes = {path: np.asarray(trial.gradient[path]) for path in symmetry.legs}
+            slopes = {path: np.asarray(trial.gradient[path]) for path in symmetry.specs}
             carried = symmetry.visit(slopes, DenseAction(symmetry, symmetry.dual(element)))
             carried = trial.gradient | carried
             changes[trial.fresh].append(self._loss.apart(value, trial.value))
@@ -185,7 +185,7 @@ def _norm(leaves: Any) -> float:
 
 
 def as_pattern(path: str) -> str:
-    """A path as a pattern of legs that matches it alone.
+    """A path as a pattern of specs that matches it alone.
 
     >>> as_pattern("layers.{x}")
     'layers.{{x}}'
@@ -194,7 +194,7 @@ def as_pattern(path: str) -> str:
 
 
 def symmetry_of(
-    spaces: Mapping[str, Any], legs: Mapping[str, str], given: Mapping[str, jax.ShapeDtypeStruct]
+    spaces: Mapping[str, Any], specs: Mapping[str, str], given: Mapping[str, jax.ShapeDtypeStruct]
 ) -> NetworkSymmetry:
     """The network symmetry on arrays named by path."""
-    return NetworkSymmetry(spaces, {as_pattern(path): text for path, text in legs.items()}, dict(given))
+    return NetworkSymmetry(spaces, {as_pattern(path): text for path, text in specs.items()}, dict(given))

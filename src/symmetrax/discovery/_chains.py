@@ -19,7 +19,7 @@ MOST_UNCLEAR = 3
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """A space for every layer of a stack, and one more: `words` has the axis and the word of every leg."""
+    """A space for every layer of a stack, and one more: `words` has the axis and the word of every spec."""
 
     group: AbstractGroup
     words: tuple[tuple[str, int, int, str], ...]  # path, number of axes, axis, index and star of the space
@@ -27,14 +27,14 @@ class Chain:
     gap: tuple[float, float]
 
     def named(self, number: int) -> tuple[dict[str, AbstractGroup], dict[str, str]]:
-        """The space under a name of its own, and its legs in the notation."""
+        """The space under a name of its own, and its specs in the notation."""
         name, index = f"{LETTERS[type(self.group)]}{number}", f"h{number}"
-        legs: dict[str, list[str]] = {}
+        specs: dict[str, list[str]] = {}
         for path, axes, axis, word in self.words:
-            leg = legs.setdefault(path, [index if path in self.stacked else "_", *["_"] * (axes - 1)])
-            leg[axis] = name + word
+            spec = specs.setdefault(path, [index if path in self.stacked else "_", *["_"] * (axes - 1)])
+            spec[axis] = name + word
         group = dataclasses.replace(self.group, per=((index, self.group.lengths[0]),))
-        return {name: group}, {path: " ".join(leg) for path, leg in legs.items()}
+        return {name: group}, {path: " ".join(spec) for path, spec in specs.items()}
 
     @property
     def axes(self) -> frozenset[tuple[str, int]]:
@@ -42,7 +42,7 @@ class Chain:
         return frozenset((path, axis) for path, _, axis, _ in self.words)
 
     def of(self, kind: type[AbstractGroup]) -> "Chain":
-        """The same legs with a group that is its own dual."""
+        """The same specs with a group that is its own dual."""
         words = tuple((path, axes, axis, word.rstrip("*")) for path, axes, axis, word in self.words)
         group: Any = with_per(kind, (self.group.lengths, self.group.size))
         return dataclasses.replace(self, group=group, words=words)
@@ -52,13 +52,13 @@ def chains(space: Space) -> Iterator[Chain]:
     """The ways in which scales that all layers share may be scales of each layer."""
     if not isinstance(space.group, PositiveDiagonal) or space.group.per:
         return
-    sites = [leg.site for leg in space.legs]
+    sites = [spec.site for spec in space.specs]
     both = {
         site.path for site in sites if len(site.shape) > 2 and sum(s.path == site.path for s in sites) == 2
     }
     if not both or any(
-        site.copies > 1 or site.shift or abs(leg.power) != 1
-        for site, leg in zip(sites, space.legs, strict=True)
+        site.copies > 1 or site.shift or abs(spec.power) != 1
+        for site, spec in zip(sites, space.specs, strict=True)
     ):
         return
     depth = next(site.shape[0] for site in sites if site.path in both)
@@ -69,8 +69,8 @@ def chains(space: Space) -> Iterator[Chain]:
         for chosen in itertools.combinations(sorted(unclear), count):
             stacked = both | set(chosen)
             words = []
-            for site, leg in zip(sites, space.legs, strict=True):
-                out = leg.power * flip > 0
+            for site, spec in zip(sites, space.specs, strict=True):
+                out = spec.power * flip > 0
                 inside, outside = ("[1:]", "[0]") if out else ("[:-1]*", f"[{depth}]*")
                 word = inside if site.path in stacked else outside
                 words.append((site.path, len(site.shape), site.axis, word))

@@ -33,7 +33,7 @@ def discover_from(
     double: bool,
     json: Path | None,
 ) -> None:
-    """Print what the search will cost, what it found, and the legs as code; write JSON if a file is given.
+    """Print what the search will cost, what it found, and the specs as code; write JSON if a file is given.
 
     With "-" for the file the JSON goes to standard output, and all else to standard error.
     """

@@ -3,7 +3,7 @@
 Where unit u is copied over unit v on every axis of a space, swapping the two changes nothing: the gradient
 has equal slices there. So all candidate axes are tied at once; those with equal slices stay; and axes that
 lose equality when one of them is untied belong together. A sign is looked for on the axes of a space already
-found: if flipping one set of its legs, or another, gives the same loss, flipping where they differ changes
+found: if flipping one set of its specs, or another, gives the same loss, flipping where they differ changes
 nothing.
 """
 
@@ -19,13 +19,13 @@ from symmetrax.discovery._places import Place, is_vector, matrix_sites, ordered
 from symmetrax.discovery._points import Leaves, Loss
 from symmetrax.discovery._relations import NEARLY, threshold
 from symmetrax.discovery._sites import MOST_PARTS, Shape, Site
-from symmetrax.discovery._spaces import Leg, Space, implied, with_per
+from symmetrax.discovery._spaces import Space, Spec, implied, with_per
 from symmetrax.symmetry._groups import Permutation, PositiveDiagonal, SignDiagonal
 
-#: Legs of a space, with the copies along an axis one by one, among which all sets are tried for signs.
-MOST_LEGS = 14
+#: Specs of a space, with the copies along an axis one by one, among which all sets are tried for signs.
+MOST_SPECS = 14
 
-#: Of more legs than that, the sets that are tried.
+#: Of more specs than that, the sets that are tried.
 LIKELY = "all of them, on those with odd charges, and on all but vectors"
 
 #: How often a point is drawn anew because a unit was dead there.
@@ -53,7 +53,7 @@ def permutation_price(places: Sequence[Place], blocks: int) -> int:
 
 def sign_price(axes: int) -> int:
     """The most losses that signs cost where so many axes may carry a space."""
-    return axes * _sign_most(MOST_LEGS)
+    return axes * _sign_most(MOST_SPECS)
 
 
 def _most(sites: int) -> int:
@@ -61,9 +61,9 @@ def _most(sites: int) -> int:
     return TRIES * (1 + 2 * (1 + sites))
 
 
-def _sign_most(legs: int) -> int:
-    """The most losses that signs on so many legs cost."""
-    return 2 ** (legs // 2) + 2 ** (legs - legs // 2) + 1 + MOST_LEGS if legs <= MOST_LEGS else 4
+def _sign_most(specs: int) -> int:
+    """The most losses that signs on so many specs cost."""
+    return 2 ** (specs // 2) + 2 ** (specs - specs // 2) + 1 + MOST_SPECS if specs <= MOST_SPECS else 4
 
 
 def variants(shape: Shape, places: Sequence[Place]) -> list[list[Site]]:
@@ -117,7 +117,7 @@ def permutations(
                 continue
             ties = _Ties(loss, left, rng)
             spaces = [
-                [Space(group, tuple(Leg(site) for site in sorted(members, key=left.index)), gap)]
+                [Space(group, tuple(Spec(site) for site in sorted(members, key=left.index)), gap)]
                 for members, gap in ties.components()
             ]
             yield Look("permutations", shape, len(left), len(spaces), ties.nearest), spaces
@@ -203,9 +203,9 @@ class _Ties:
 
 @dataclasses.dataclass(frozen=True)
 class _Atom:
-    """A leg, or one of the copies along its axis, of which the sign may be flipped."""
+    """A spec, or one of the copies along its axis, of which the sign may be flipped."""
 
-    leg: int
+    spec: int
     copies: tuple[int, ...] | None
 
 
@@ -216,41 +216,41 @@ def signs(
     rng: np.random.Generator,
     skip: Callable[..., bool],
 ) -> Iterator[tuple[Look, list[list[Space]]]]:
-    """Sign flips on the legs of spaces already found, candidates to be certified."""
+    """Sign flips on the specs of spaces already found, candidates to be certified."""
     asked: list[Space] = []
-    for base in sorted(bases, key=lambda base: -len(base.legs)):
-        sites = [leg.site for leg in base.legs]
+    for base in sorted(bases, key=lambda base: -len(base.specs)):
+        sites = [spec.site for spec in base.specs]
         if base.group.size < 2 or any(base.shape == s.shape and base.touched <= s.touched for s in asked):
             continue
         asked.append(base)
         atoms = _atoms(sites)
-        if skip(_sign_most(len(atoms)), f"signs on the legs of {base.group}", SignDiagonal):
+        if skip(_sign_most(len(atoms)), f"signs on the specs of {base.group}", SignDiagonal):
             continue
         flips = _Flips(loss, sites, rng)
         group = with_per(SignDiagonal, base.shape)
         others = [space for space in known if not isinstance(space.group, PositiveDiagonal)]
         given = [
-            frozenset(atom for atom in atoms if round(relation[atom.leg]) % 2 == 1)
+            frozenset(atom for atom in atoms if round(relation[atom.spec]) % 2 == 1)
             for relation in implied(sites, group, others)
         ]
         if set().union(*given) >= set(atoms):
             continue  # a larger group has all these signs
-        few = len(atoms) <= MOST_LEGS
+        few = len(atoms) <= MOST_SPECS
         sets = flips.all(atoms, given) if few else flips.likely(base)
         spaces = []
         for chosen in sets:
-            legs = tuple(
-                _leg(k, sites, [atom for atom in chosen if atom.leg == k])
-                for k in sorted({a.leg for a in chosen})
+            specs = tuple(
+                _spec(k, sites, [atom for atom in chosen if atom.spec == k])
+                for k in sorted({a.spec for a in chosen})
             )
-            spaces.append([Space(group, legs, (flips.worst, flips.nearest))])
-        tried = "" if few else f"signs on {len(atoms)} legs of {base.group}: on {LIKELY}"
+            spaces.append([Space(group, specs, (flips.worst, flips.nearest))])
+        tried = "" if few else f"signs on {len(atoms)} specs of {base.group}: on {LIKELY}"
         yield Look("signs", base.shape, len(atoms), len(spaces), flips.nearest, tried), spaces
 
 
-def _leg(k: int, sites: Sequence[Site], atoms: Sequence[_Atom]) -> Leg:
+def _spec(k: int, sites: Sequence[Site], atoms: Sequence[_Atom]) -> Spec:
     copies = tuple(sorted(c for atom in atoms for c in atom.copies or ()))
-    return Leg(sites[k], 1.0, copies if 0 < len(copies) < sites[k].copies else None)
+    return Spec(sites[k], 1.0, copies if 0 < len(copies) < sites[k].copies else None)
 
 
 def _atoms(sites: Sequence[Site]) -> list[_Atom]:
@@ -262,7 +262,7 @@ def _atoms(sites: Sequence[Site]) -> list[_Atom]:
 
 
 class _Flips:
-    """Losses where half of the units have their signs flipped on some legs: one unit alone is too little."""
+    """Losses where half of the units have their signs flipped on some specs: one unit alone is too little."""
 
     def __init__(self, loss: Loss, sites: Sequence[Site], rng: np.random.Generator):
         self.loss, self.sites, self.tolerance = loss, sites, tolerances(loss.precision)[0]
@@ -274,14 +274,14 @@ class _Flips:
     def value(self, atoms: Sequence[_Atom], leaves: Leaves) -> float:
         leaves = dict(leaves)
         for atom in atoms:
-            site = self.sites[atom.leg]
+            site = self.sites[atom.spec]
             leaves[site.path] = site.flipped(np.asarray(leaves[site.path]), self.units, atom.copies)
         return self.loss.value(leaves, self.loss.batch)
 
     def all(self, atoms: Sequence[_Atom], given: Sequence[frozenset[_Atom]]) -> list[tuple[_Atom, ...]]:
         """A basis of all sets whose flip keeps the loss, beyond those given, the smallest first.
 
-        Losses of flips on one half of the legs are compared with those on the other.
+        Losses of flips on one half of the specs are compared with those on the other.
         """
         half = len(atoms) // 2
         left, right = (
@@ -304,7 +304,7 @@ class _Flips:
         for chosen in kept:
             if frozenset(chosen) in span:
                 continue
-            if (tried := tried + 1) > MOST_LEGS:
+            if (tried := tried + 1) > MOST_SPECS:
                 break
             gap = self.loss.apart(self.value(chosen, self.others), here)
             if gap <= self.tolerance:
@@ -314,12 +314,12 @@ class _Flips:
         return basis
 
     def likely(self, base: Space) -> list[tuple[_Atom, ...]]:
-        """Of many legs, a few sets: those of `LIKELY`."""
-        legs = range(len(self.sites))
+        """Of many specs, a few sets: those of `LIKELY`."""
+        specs = range(len(self.sites))
         sets = [
-            list(legs),
-            [k for k in legs if base.legs[k].power % 2 == 1],
-            [k for k in legs if not is_vector(self.sites[k].shape)],
+            list(specs),
+            [k for k in specs if base.specs[k].power % 2 == 1],
+            [k for k in specs if not is_vector(self.sites[k].shape)],
         ]
         here = self.value((), self.leaves)
         found = []
@@ -337,5 +337,5 @@ def _subsets(atoms: Sequence[_Atom]) -> list[tuple[_Atom, ...]]:
 
 
 def sign_bases(spaces: Sequence[Space]) -> list[Space]:
-    """The spaces on whose legs signs may act: of permutations, and of scales."""
+    """The spaces on whose specs signs may act: of permutations, and of scales."""
     return [s for s in spaces if isinstance(s.group, Permutation | PositiveDiagonal)]

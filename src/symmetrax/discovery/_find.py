@@ -51,8 +51,8 @@ def find_symmetries(
     gradient and parameter add up to zero over these axes: with G the gradient by W, of shape (n, rest), and M
     = G W^T, the sum of all M is zero where it may be any matrix, of M - M^T where it is a rotation, of charge
     * diag(M) where it is a scale. All axes, all layouts of merged and concatenated ones, are columns of one
-    matrix, gradients at generic points its rows, and the null space is the list of legs. Permutations show as
-    equal slices of the gradient where two units are made equal, signs as equal losses where units are
+    matrix, gradients at generic points its rows, and the null space is the list of specs. Permutations show
+    as equal slices of the gradient where two units are made equal, signs as equal losses where units are
     flipped. Whatever is proposed is then certified: at random elements, at `params` and at generic points
     around them, by the loss and by the gradient law of every array. All of it is computed in double
     precision, whatever the precision of the loss and of `params`.
@@ -75,7 +75,7 @@ def find_symmetries(
     ...     return jnp.mean((jax.nn.relu(x @ p["w"].T + p["b"]) @ p["out"].T - x[:, :2]) ** 2)
     >>> found = find_symmetries(loss, params, jax.random.key(1))
     >>> for one in found:
-    ...     print(one.group, one.certificate.outcome, dict(one.symmetry.legs))
+    ...     print(one.group, one.certificate.outcome, dict(one.symmetry.specs))
     PositiveDiagonal(4) exact {'b': 's0', 'out': '_ s0*', 'w': 's0 _'}
     Permutation(4) exact {'b': 'p1', 'out': '_ p1', 'w': 'p1 _'}
     """
@@ -214,9 +214,9 @@ class _Search:
     def explains(self, place: Place) -> bool:
         """Whether some space acts on the whole axis, and leaves no room for other matrices."""
         return any(
-            leg.site.path == place.path and leg.site.axis == place.axis and leg.site.whole and fills(space)
+            spec.site.path == place.path and spec.site.axis == place.axis and spec.site.whole and fills(space)
             for space in self.spaces
-            for leg in space.legs
+            for spec in space.specs
         )
 
     def blocks(self) -> list[int]:
@@ -224,7 +224,7 @@ class _Search:
         counts: dict[int, int] = dict.fromkeys(self.plan.heads or (), len(self.spaces) + 1)
         for space in self.spaces:
             group = space.group
-            if isinstance(group, PositiveDiagonal) and all(leg.site.tail > 1 for leg in space.legs):
+            if isinstance(group, PositiveDiagonal) and all(spec.site.tail > 1 for spec in space.specs):
                 counts[group.size] = counts.get(group.size, 0) + 1
             elif group.per and not isinstance(group, Permutation):
                 counts[group.lengths[0]] = counts.get(group.lengths[0], 0) + 1
@@ -328,7 +328,7 @@ class _Search:
                 "tolerances follow."
             )
         if self.unsaid:
-            yield f"Relations that no leg can say: {_listed(self.unsaid)}."
+            yield f"Relations that no spec can say: {_listed(self.unsaid)}."
         if partly := [look.only for look in self.looked if look.only]:
             yield f"Too many for all combinations, so that only some were tried: {_listed(partly)}."
         if self.unasked:
@@ -348,4 +348,4 @@ def fills(space: Space) -> bool:
     """
     if isinstance(space.group, GeneralLinear):
         return True
-    return not isinstance(space.group, ScaledRotation) and all(leg.site.copies == 1 for leg in space.legs)
+    return not isinstance(space.group, ScaledRotation) and all(spec.site.copies == 1 for spec in space.specs)

@@ -112,7 +112,8 @@ class Discovery:
     def _told(self) -> tuple:
         """What two discoveries of one model have in common: symmetries and outcomes, not defects or times."""
         return tuple(
-            (group_code(one.group), one.certificate.outcome, *one.symmetry.legs.items()) for one in self.found
+            (group_code(one.group), one.certificate.outcome, *one.symmetry.specs.items())
+            for one in self.found
         )
 
     def __len__(self) -> int:
@@ -138,7 +139,7 @@ class Discovery:
         """All exact symmetries as one (or all that hold as far as the loss shows), or None if there is none.
 
         Without `compact`, rotations are left out: gradient norms are the same on their whole orbit. Those
-        that cannot act together with the ones before them (they would not commute, or one leg cannot say
+        that cannot act together with the ones before them (they would not commute, or one spec cannot say
         both) are left out too.
         """
         whole: NetworkSymmetry | None = None
@@ -211,7 +212,7 @@ def _entry(one: Found) -> dict[str, Any]:
     certificate = dataclasses.asdict(one.certificate)
     return {
         "spaces": {name: str(group) for name, group in one.symmetry.spaces.items()},
-        "legs": dict(one.symmetry.legs),
+        "specs": dict(one.symmetry.specs),
         "gap": [_finite(end) for end in one.gap],
         "outcome": one.certificate.outcome,
         "certificate": {name: _json(value) for name, value in certificate.items()},
@@ -235,7 +236,7 @@ class _Family:
     """Symmetries of repeated layers, that differ by one number in the paths of their arrays."""
 
     members: list[Found]
-    legs: dict[str, str]
+    specs: dict[str, str]
 
     @property
     def name(self) -> str:
@@ -249,33 +250,33 @@ def families(found: Sequence[Found]) -> list[_Family]:
     """Repeated layers taken together, in the order in which they were found."""
     by_pattern: dict[tuple, list[tuple[Found, dict[str, str]]]] = {}
     for k, one in enumerate(found):
-        numbers = {part for path in one.symmetry.legs for part in path.split(".") if part.isdigit()}
-        alone = len(numbers) != 1 or any("{" in path or "}" in path for path in one.symmetry.legs)
+        numbers = {part for path in one.symmetry.specs for part in path.split(".") if part.isdigit()}
+        alone = len(numbers) != 1 or any("{" in path or "}" in path for path in one.symmetry.specs)
         number = "" if alone else numbers.pop()
         paths = {
             path: ".".join("{i}" if part == number else part for part in path.split("."))
-            for path in one.symmetry.legs
+            for path in one.symmetry.specs
         }
-        legs = {paths[path]: text for path, text in one.symmetry.legs.items()}
+        specs = {paths[path]: text for path, text in one.symmetry.specs.items()}
         own = re.escape(one.name.lstrip(string.ascii_letters))
-        plain = tuple((path, re.sub(rf"\b([a-z]){own}\b", r"\1", text)) for path, text in legs.items())
+        plain = tuple((path, re.sub(rf"\b([a-z]){own}\b", r"\1", text)) for path, text in specs.items())
         pattern = (str(k) if alone else "", str(one.group.lengths), type(one.group), one.group.size, plain)
-        by_pattern.setdefault((*pattern, one.certificate.outcome), []).append((one, legs))
+        by_pattern.setdefault((*pattern, one.certificate.outcome), []).append((one, specs))
     made = []
     for members in by_pattern.values():
-        first, legs = members[0]
+        first, specs = members[0]
         if len(members) > 1:
-            legs = {
-                path: re.sub(rf"\b{first.name}\b", first.name + "_{i}", text) for path, text in legs.items()
+            specs = {
+                path: re.sub(rf"\b{first.name}\b", first.name + "_{i}", text) for path, text in specs.items()
             }
         else:
-            legs = dict(first.symmetry.legs)
-        made.append(_Family([one for one, _ in members], legs))
+            specs = dict(first.symmetry.specs)
+        made.append(_Family([one for one, _ in members], specs))
     return made
 
 
 def _table(found: Sequence[Found]) -> str:
-    """One line for every symmetry or family of them, and its legs under it."""
+    """One line for every symmetry or family of them, and its specs under it."""
     if not found:
         return "No symmetries found."
     rows = [("space", "outcome", "loss", "gradient", "gap")]
@@ -298,19 +299,19 @@ def _table(found: Sequence[Found]) -> str:
     ]
     out = [lines[0]]
     for line, family in zip(lines[1:], groups, strict=True):
-        width = max(map(len, family.legs))
-        out += [line, *(f"    {path:<{width}}  {text}" for path, text in family.legs.items())]
+        width = max(map(len, family.specs))
+        out += [line, *(f"    {path:<{width}}  {text}" for path, text in family.specs.items())]
     return "\n".join(out)
 
 
 def _code(family: _Family) -> str:
     alone = len(family.members) == 1
-    paths = {path: as_pattern(path) if alone else path for path in family.legs}
-    legs = "".join(f"        {paths[path]!r}: {text!r},\n" for path, text in family.legs.items())
+    paths = {path: as_pattern(path) if alone else path for path in family.specs}
+    specs = "".join(f"        {paths[path]!r}: {text!r},\n" for path, text in family.specs.items())
     return (
         f"{family.members[0].name} = sx.NetworkSymmetry(\n"
         f"    {{{family.name!r}: {group_code(family.members[0].group)}}},\n"
-        f"    {{\n{legs}    }},\n    like=params,\n)"
+        f"    {{\n{specs}    }},\n    like=params,\n)"
     )
 
 

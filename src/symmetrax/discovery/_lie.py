@@ -16,7 +16,7 @@ from symmetrax.discovery._places import Place, scale_shapes, scale_sites
 from symmetrax.discovery._points import Measured
 from symmetrax.discovery._relations import NEARLY, Relation, charges, relations
 from symmetrax.discovery._sites import Shape, Site
-from symmetrax.discovery._spaces import Leg, Space, implied, together, with_per
+from symmetrax.discovery._spaces import Space, Spec, implied, together, with_per
 from symmetrax.symmetry._groups import Permutation, PositiveDiagonal, SignDiagonal
 from symmetrax.symmetry._matrix_groups import GeneralLinear, Orthogonal, ScaledRotation
 
@@ -81,20 +81,20 @@ def _options(
     moments: Moments, relation: Relation, shape: Shape, groups: Sequence[type], tolerance: float
 ) -> list[Space]:
     """The groups whose rotations these may be, large ones first; symmetric parts of the moments tell."""
-    legs = relation.support
+    specs = relation.support
     limit = tolerance if relation.inside <= tolerance else NEARLY
     tests = [(GeneralLinear, moments.symmetric)]
     tests += [(ScaledRotation, moments.trace)] if shape[1] == 2 else []
     found = []
     for group, columns in tests:
-        stretched = relations(columns(legs), limit)[0]
-        signs = [charges(other.coefficients) for other in stretched if len(other.support) == len(legs)]
+        stretched = relations(columns(specs), limit)[0]
+        signs = [charges(other.coefficients) for other in stretched if len(other.support) == len(specs)]
         signs = [sign for sign in signs if np.all(np.abs(sign) == 1)]
         if signs and group in groups:
-            made = [Leg(moments.sites[k], power) for k, power in zip(legs, signs[0], strict=True)]
+            made = [Spec(moments.sites[k], power) for k, power in zip(specs, signs[0], strict=True)]
             gap = (max(relation.inside, stretched[0].inside), min(relation.outside, stretched[0].outside))
             found.append(Space(with_per(group, shape), tuple(made), gap))
-    plain = tuple(Leg(moments.sites[k]) for k in legs)
+    plain = tuple(Spec(moments.sites[k]) for k in specs)
     gap = (relation.inside, relation.outside)
     if Orthogonal in groups:
         found.append(Space(with_per(Orthogonal, shape), plain, gap))
@@ -140,7 +140,7 @@ def centred_rotations(
             [
                 Space(
                     Orthogonal(size, fix="mean"),
-                    tuple(Leg(sites[k]) for k in relation.support),
+                    tuple(Spec(sites[k]) for k in relation.support),
                     (relation.inside, relation.outside),
                 )
             ]
@@ -176,8 +176,8 @@ def scales(
         spaces = []
         for relation in found:
             powers = charges(relation.coefficients)
-            legs = together([Leg(sites[k], float(powers[k])) for k in relation.support])
-            spaces.append([Space(group, legs, (relation.inside, relation.outside))])
+            specs = together([Spec(sites[k], float(powers[k])) for k in relation.support])
+            spaces.append([Space(group, specs, (relation.inside, relation.outside))])
         yield Look("scales", shape, len(sites), len(found), nearest), spaces
 
 
@@ -198,10 +198,10 @@ def shifted_scales(
     for shape in scale_shapes(at):
         sites = scale_sites(shape, at)
         taken = {
-            leg.site.path
+            spec.site.path
             for space in known
             if not isinstance(space.group, Permutation | SignDiagonal)
-            for leg in space.legs
+            for spec in space.specs
         }
         lone = [
             k
@@ -238,15 +238,15 @@ def _shifted(relation: Relation, sites: Sequence[Site], lone: Sequence[int], sha
     constants = {k: slope for k, slope in zip(lone, slopes, strict=True) if slope}
     if not constants or any(products[k] == 0 for k in constants):
         return None
-    powers, legs = charges(products), []
+    powers, specs = charges(products), []
     for k, site in enumerate(sites):
         if products[k]:
             exact = float(constants.get(k, 0.0) / products[k])
             shift = round(2 * exact) / 2
             if abs(shift - exact) > 1e-5 or (k in constants and not shift):
                 return None  # a defect of the scales, and no constant that a model was given
-            legs.append(Leg(dataclasses.replace(site, shift=shift), float(powers[k])))
-    return Space(with_per(PositiveDiagonal, shape), tuple(legs), (relation.inside, relation.outside))
+            specs.append(Spec(dataclasses.replace(site, shift=shift), float(powers[k])))
+    return Space(with_per(PositiveDiagonal, shape), tuple(specs), (relation.inside, relation.outside))
 
 
 def _scale_rows(

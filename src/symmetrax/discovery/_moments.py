@@ -123,18 +123,20 @@ class Moments:
         rows, columns = np.triu_indices(len(self.units), 1)
         return self._columns(lambda m: m - m.swapaxes(-1, -2), rows, columns)
 
-    def symmetric(self, legs: Sequence[int]) -> Columns:
+    def symmetric(self, specs: Sequence[int]) -> Columns:
         """What stretching sees: M + M^T, with the diagonal."""
         rows, columns = np.triu_indices(len(self.units))
-        return self._columns(lambda m: m + m.swapaxes(-1, -2), rows, columns, legs)
+        return self._columns(lambda m: m + m.swapaxes(-1, -2), rows, columns, specs)
 
-    def trace(self, legs: Sequence[int]) -> Columns:
+    def trace(self, specs: Sequence[int]) -> Columns:
         """What scales common to a block see."""
-        sums = [(np.einsum("pbii->pb", self.values[k]), np.einsum("pbii->pb", self.squares[k])) for k in legs]
+        sums = [
+            (np.einsum("pbii->pb", self.values[k]), np.einsum("pbii->pb", self.squares[k])) for k in specs
+        ]
         return stacked([(value.ravel(), np.sqrt(square.sum())) for value, square in sums])
 
-    def _columns(self, part, rows, columns, legs=None) -> Columns:
-        chosen = range(len(self.sites)) if legs is None else legs
+    def _columns(self, part, rows, columns, specs=None) -> Columns:
+        chosen = range(len(self.sites)) if specs is None else specs
         return stacked(
             [
                 (

@@ -182,7 +182,7 @@ def carried(bigs: Sequence[Site], smalls: Sequence[Site], *, matrices: bool) -> 
 
     Both are sites on one array: of several spaces, whose coordinates are counted one after another, and of
     one smaller space. With `matrices`, a matrix of the smaller space must also act inside one of another. Two
-    legs of a space imply a smaller space if the answer is the same for both.
+    specs of a space imply a smaller space if the answer is the same for both.
     """
     axes = {axis for big in bigs for axis in (big.axis, *(lead for lead, _ in big.lead))}
     if any(small.axis not in axes and small.size * small.indices > 1 for small in smalls):

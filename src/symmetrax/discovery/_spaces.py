@@ -8,17 +8,17 @@ import numpy as np
 
 from symmetrax.discovery._sites import Shape, Site, carried
 from symmetrax.symmetry._groups import AbstractGroup, Permutation, PositiveDiagonal, SignDiagonal
-from symmetrax.symmetry._legs import written
 from symmetrax.symmetry._matrix_groups import GeneralLinear, Orthogonal, ScaledRotation
+from symmetrax.symmetry._specs import written
 
-#: Letters of spaces by group, and of the group's indices, in legs.
+#: Letters of spaces by group, and of the group's indices, in specs.
 LETTERS = {GeneralLinear: "g", Orthogonal: "o", ScaledRotation: "z", PositiveDiagonal: "s"}
 LETTERS |= {SignDiagonal: "e", Permutation: "p"}
 INDICES = "hijkl"
 
 
 @dataclasses.dataclass(frozen=True)
-class Leg:
+class Spec:
     """A site on which a space acts, with a power: 1 for g, -1 for its dual, 2 for its square."""
 
     site: Site
@@ -28,13 +28,13 @@ class Leg:
 
 @dataclasses.dataclass(frozen=True)
 class Space:
-    """A group acting on some legs: found, but not yet certified.
+    """A group acting on some specs: found, but not yet certified.
 
     `gap` has the singular values (or relative differences) on both sides of the decision.
     """
 
     group: AbstractGroup
-    legs: tuple[Leg, ...]
+    specs: tuple[Spec, ...]
     gap: tuple[float, float]
 
     @property
@@ -44,37 +44,37 @@ class Space:
     @property
     def touched(self) -> frozenset[tuple[str, int, float]]:
         """The axes that it touches, with the shifts of what it acts on."""
-        return frozenset((leg.site.path, leg.site.axis, leg.site.shift) for leg in self.legs)
+        return frozenset((spec.site.path, spec.site.axis, spec.site.shift) for spec in self.specs)
 
     @property
     def axes(self) -> frozenset[tuple[str, int]]:
         """The axes that it touches."""
-        return frozenset((leg.site.path, leg.site.axis) for leg in self.legs)
+        return frozenset((spec.site.path, spec.site.axis) for spec in self.specs)
 
     def named(self, number: int) -> tuple[dict[str, AbstractGroup], dict[str, str]]:
-        """The space under a name of its own, and its legs in the notation."""
+        """The space under a name of its own, and its specs in the notation."""
         name = f"{LETTERS[type(self.group)]}{number}"
         indices = [f"{x}{number}" for x in INDICES[: len(self.group.per)]]
         per = dict(zip(indices, self.group.lengths, strict=True))
         group = dataclasses.replace(self.group, per=tuple(per.items()))
-        by_array: dict[str, list[Leg]] = {}
-        for leg in self.legs:
-            by_array.setdefault(leg.site.path, []).append(leg)
-        return {name: group}, {path: leg_text(legs, name, indices) for path, legs in by_array.items()}
+        by_array: dict[str, list[Spec]] = {}
+        for spec in self.specs:
+            by_array.setdefault(spec.site.path, []).append(spec)
+        return {name: group}, {path: spec_text(specs, name, indices) for path, specs in by_array.items()}
 
 
-def together(legs: Sequence[Leg]) -> tuple[Leg, ...]:
-    """The legs, with parts of an axis that make up all of it, and have one power, as one leg."""
-    made: list[Leg] = []
-    for leg in legs:
-        site = leg.site
+def together(specs: Sequence[Spec]) -> tuple[Spec, ...]:
+    """The specs, with parts of an axis that make up all of it, and have one power, as one spec."""
+    made: list[Spec] = []
+    for spec in specs:
+        site = spec.site
         count, rest = divmod(site.length, site.size)
         whole = dataclasses.replace(site, start=0, repeats=count)
-        parts = [Leg(part, leg.power) for part in whole.parts()] if not rest else []
-        if len(parts) > 1 and leg in parts and all(part in legs for part in parts):
-            made += [Leg(whole, leg.power)] if leg == parts[0] else []
+        parts = [Spec(part, spec.power) for part in whole.parts()] if not rest else []
+        if len(parts) > 1 and spec in parts and all(part in specs for part in parts):
+            made += [Spec(whole, spec.power)] if spec == parts[0] else []
         else:
-            made.append(leg)
+            made.append(spec)
     return tuple(made)
 
 
@@ -84,25 +84,25 @@ def with_per(group: Callable[..., AbstractGroup], shape: Shape, **kwargs: Any) -
     return group(size=size, per={INDICES[k]: length for k, length in enumerate(per)}, **kwargs)
 
 
-def leg_text(legs: Sequence[Leg], name: str, indices: Sequence[str]) -> str:
-    """What some sites on one array say in the notation. Raises ValueError if no leg can say it."""
-    words = ["_"] * len(legs[0].site.shape)
-    for axis in sorted({leg.site.axis for leg in legs}):
+def spec_text(specs: Sequence[Spec], name: str, indices: Sequence[str]) -> str:
+    """What some sites on one array say in the notation. Raises ValueError if no spec can say it."""
+    words = ["_"] * len(specs[0].site.shape)
+    for axis in sorted({spec.site.axis for spec in specs}):
         here = sorted(
-            (leg for leg in legs if leg.site.axis == axis), key=lambda leg: leg.site.positions.min()
+            (spec for spec in specs if spec.site.axis == axis), key=lambda spec: spec.site.positions.min()
         )
-        for leg in here:
-            for (lead, length), index in zip(leg.site.lead, indices, strict=False):
-                words[lead] = index if length == leg.site.shape[lead] else f"({index} _)"
+        for spec in here:
+            for (lead, length), index in zip(spec.site.lead, indices, strict=False):
+                words[lead] = index if length == spec.site.shape[lead] else f"({index} _)"
         words[axis] = _axis_text(here, name, indices)
-    shifts = {leg.site.shift for leg in legs}
+    shifts = {spec.site.shift for spec in specs}
     if len(shifts) > 1:
         raise ValueError("an array has several offsets")
     return written(words, *shifts)
 
 
-def _axis_text(legs: Sequence[Leg], name: str, indices: Sequence[str]) -> str:
-    parts = [_parts(leg, name, indices) for leg in legs]
+def _axis_text(specs: Sequence[Spec], name: str, indices: Sequence[str]) -> str:
+    parts = [_parts(spec, name, indices) for spec in specs]
     starts = {(part.start, part.end) for part in parts}
     if len(starts) == 1:
         inside = _sum([part.inside for part in parts], parts[0].stride)
@@ -112,7 +112,7 @@ def _axis_text(legs: Sequence[Leg], name: str, indices: Sequence[str]) -> str:
             (part.start, part.end, _bracket([*part.front, _sum([part.inside], part.stride)]))
             for part in parts
         ]
-    return _sum(bodies, legs[0].site.length)
+    return _sum(bodies, specs[0].site.length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,10 +124,10 @@ class _Part:
     stride: int
 
 
-def _parts(leg: Leg, name: str, indices: Sequence[str]) -> _Part:
+def _parts(spec: Spec, name: str, indices: Sequence[str]) -> _Part:
     """The pieces of a word: which segment, what is in front of a block, and what is inside one."""
-    site = leg.site
-    word = _word(name, leg.power)
+    site = spec.site
+    word = _word(name, spec.power)
     names = iter(indices[len(site.lead) :])
     front = [next(names)] if site.first > 1 else []
     inner = [*([next(names)] if site.second > 1 else []), word]
@@ -135,8 +135,8 @@ def _parts(leg: Leg, name: str, indices: Sequence[str]) -> _Part:
     length = site.second * site.size * site.third * site.tail
     both = site.repeats > 1 and site.tail > 1
     inner += [str(site.tail) if both else "_"] if site.tail > 1 else []
-    if leg.copies is not None:  # some of the copies, each a segment of its own
-        segments = [(r * site.stride, r * site.stride + length, _bracket(inner)) for r in leg.copies]
+    if spec.copies is not None:  # some of the copies, each a segment of its own
+        segments = [(r * site.stride, r * site.stride + length, _bracket(inner)) for r in spec.copies]
         stride = site.stride * site.repeats
         return _Part(site.start, site.start + stride, (), (0, stride, _sum(segments, stride)), stride)
     front += ["_"] if site.repeats > 1 else []
@@ -200,19 +200,19 @@ def contains(big: AbstractGroup, small: AbstractGroup) -> bool:
 def implied(sites: Sequence[Site], group: AbstractGroup, known: Sequence[Space]) -> list[np.ndarray]:
     """Relations between the columns of `sites` that spaces already known make necessary.
 
-    `group` is what is looked for on the sites; known spaces imply it where all their legs have a site that
-    takes their coordinates in the same way. Spaces with the same legs are taken together too.
+    `group` is what is looked for on the sites; known spaces imply it where all their specs have a site that
+    takes their coordinates in the same way. Spaces with the same specs are taken together too.
     """
     by_path: dict[str, list[int]] = {}
     for k, site in enumerate(sites):
         by_path.setdefault(site.path, []).append(k)
     found = []
-    for legs in _bundles(known, group):
+    for specs in _bundles(known, group):
         ways: list[dict[bytes, int]] = []
-        for leg in legs:
+        for spec in specs:
             options: dict[bytes, int] = {}
-            for k in by_path.get(leg.path, ()):
-                way = leg.way(sites[k], group)
+            for k in by_path.get(spec.path, ()):
+                way = spec.way(sites[k], group)
                 if way is not None:
                     options.setdefault(way, k)
             ways.append(options)
@@ -221,23 +221,23 @@ def implied(sites: Sequence[Site], group: AbstractGroup, known: Sequence[Space])
         for way in ways[0]:
             if all(way in options for options in ways):
                 relation = np.zeros(len(sites))
-                for leg, options in zip(legs, ways, strict=True):
-                    relation[options[way]] += leg.power if isinstance(group, PositiveDiagonal) else 1.0
+                for spec, options in zip(specs, ways, strict=True):
+                    relation[options[way]] += spec.power if isinstance(group, PositiveDiagonal) else 1.0
                 if np.any(relation):
                     found.append(relation)
     return found
 
 
 def follows(space: Space, known: Sequence[Space]) -> bool:
-    """Whether a space is a part of a known one, or of several that share its legs among them."""
-    if any(leg.copies is not None for leg in space.legs):
+    """Whether a space is a part of a known one, or of several that share its specs among them."""
+    if any(spec.copies is not None for spec in space.specs):
         return False
     able = [
         other
         for other in known
         if contains(other.group, space.group)
         and other.axes <= space.axes
-        and all(leg.copies is None for leg in other.legs)
+        and all(spec.copies is None for spec in other.specs)
     ]
     alike: dict[frozenset, list[Space]] = {}
     for other in able:
@@ -249,32 +249,32 @@ def _covers(bigs: Sequence[Space], small: Space) -> bool:
     """Whether some elements of the spaces, taken together, act as those of the small one do.
 
     On every axis the small coordinates must follow from the large ones, with a power; and for every large
-    space in the same way on all its legs.
+    space in the same way on all its specs.
     """
     ways: dict[int, set[tuple[bytes, float]]] = {}
     for axis in small.axes:
-        smalls = [leg for leg in small.legs if (leg.site.path, leg.site.axis) == axis]
+        smalls = [spec for spec in small.specs if (spec.site.path, spec.site.axis) == axis]
         here = [
-            (number, leg)
+            (number, spec)
             for number, big in enumerate(bigs)
-            for leg in big.legs
-            if (leg.site.path, leg.site.axis) == axis
+            for spec in big.specs
+            if (spec.site.path, spec.site.axis) == axis
         ]
-        sites = [(leg.site, bigs[number].group) for number, leg in here]
-        functions = _functions(sites, [leg.site for leg in smalls], small.group)
+        sites = [(spec.site, bigs[number].group) for number, spec in here]
+        functions = _functions(sites, [spec.site for spec in smalls], small.group)
         if functions is None:
             return False
-        for (number, leg), function in zip(here, functions, strict=True):
-            for power in _powers(leg.site, smalls):
-                ratio = 1.0 if small.group.compact else power / leg.power
+        for (number, spec), function in zip(here, functions, strict=True):
+            for power in _powers(spec.site, smalls):
+                ratio = 1.0 if small.group.compact else power / spec.power
                 ways.setdefault(number, set()).add((function.tobytes(), ratio))
     return all(len(found) == 1 for found in ways.values())
 
 
-def _powers(big: Site, smalls: Sequence[Leg]) -> set[float]:
-    """The powers of the small legs that touch what a site touches."""
+def _powers(big: Site, smalls: Sequence[Spec]) -> set[float]:
+    """The powers of the small specs that touch what a site touches."""
     places = set(big.positions.ravel().tolist())
-    return {leg.power for leg in smalls if not places.isdisjoint(leg.site.positions.ravel().tolist())}
+    return {spec.power for spec in smalls if not places.isdisjoint(spec.site.positions.ravel().tolist())}
 
 
 def _functions(
@@ -320,22 +320,22 @@ class _Joint:
 
 
 def _bundles(known: Sequence[Space], group: AbstractGroup) -> list[list[_Joint]]:
-    """Spaces that may contain the group, one by one, and together where they have the same legs."""
+    """Spaces that may contain the group, one by one, and together where they have the same specs."""
     able = [space for space in known if contains(space.group, group)]
     alike: dict[tuple, list[Space]] = {}
     for space in able:
-        legs = sorted((leg.site.path, leg.site.axis, leg.power) for leg in space.legs)
-        alike.setdefault(tuple(legs), []).append(space)
+        specs = sorted((spec.site.path, spec.site.axis, spec.power) for spec in space.specs)
+        alike.setdefault(tuple(specs), []).append(space)
     together = [[space] for space in able] + [spaces for spaces in alike.values() if len(spaces) > 1]
     return [_joined(spaces) for spaces in together]
 
 
 def _joined(spaces: Sequence[Space]) -> list[_Joint]:
-    places: dict[tuple[str, int], list[tuple[Leg, AbstractGroup]]] = {}
+    places: dict[tuple[str, int], list[tuple[Spec, AbstractGroup]]] = {}
     for space in spaces:
-        for leg in space.legs:
-            places.setdefault((leg.site.path, leg.site.axis), []).append((leg, space.group))
+        for spec in space.specs:
+            places.setdefault((spec.site.path, spec.site.axis), []).append((spec, space.group))
     return [
-        _Joint(path, found[0][0].power, tuple((leg.site, group) for leg, group in found))
+        _Joint(path, found[0][0].power, tuple((spec.site, group) for spec, group in found))
         for (path, _), found in places.items()
     ]

@@ -164,7 +164,7 @@ class UnitSums(NamedTuple):
 def unit_sums(symmetry: NetworkSymmetry, params: PyTree, gradient: PyTree) -> dict[str, UnitSums]:
     """For every space of positive scalings, sums of squares and products by unit, in one pass.
 
-    `params` are what the scales multiply: parameters plus the offsets of their legs, if there are any. The
+    `params` are what the scales multiply: parameters plus the offsets of their specs, if there are any. The
     derivative along each unit's scaling needs no second backward pass: an exact symmetry moves the
     gradient by known factors. Source: the gradient law in section 2 of arXiv:2205.10637.
 
@@ -257,7 +257,7 @@ def _scaled(tree: PyTree) -> PyTree:
 
 
 def _blocks(symmetry: NetworkSymmetry, tree: PyTree) -> Iterator[tuple[Array, tuple[Touch, ...]]]:
-    """The blocks of all arrays with a leg, with the spaces that touch them."""
+    """The blocks of all arrays with a spec, with the spaces that touch them."""
     blocks: list[tuple[Array, tuple[Touch, ...]]] = []
 
     def collect(x: Array, touches: tuple[Touch, ...]) -> Array:

@@ -1,4 +1,4 @@
-"""Ready legs for attention, head by head."""
+"""Ready specs for attention, head by head."""
 
 from collections.abc import Callable, Mapping
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 from jaxtyping import PyTree
 
 from symmetrax.symmetry._groups import AbstractGroup, PositiveDiagonal
-from symmetrax.symmetry._layouts import HeadLayout, head_size, matrix_leg, path_fields
+from symmetrax.symmetry._layouts import HeadLayout, head_size, matrix_spec, path_fields
 from symmetrax.symmetry._matrix_groups import GeneralLinear, Orthogonal, ScaledRotation
 from symmetrax.symmetry._network import NetworkSymmetry, named_shapes
 
@@ -73,13 +73,13 @@ def attention_symmetry(
         spaces = more | spaces
         sides |= {"query": axes(entries(""), several), "key": axes(entries("*"))}
     written = {"query": query, "key": key, "value": value}
-    legs = {written[part]: matrix_leg(sides[part], "_", layout) for part in written if part in sides}
-    legs[output] = matrix_leg("_", axes(f"vo{fields}*", several), layout)
+    specs = {written[part]: matrix_spec(sides[part], "_", layout) for part in written if part in sides}
+    specs[output] = matrix_spec("_", axes(f"vo{fields}*", several), layout)
     for part, path in (biases or {}).items():
         if part not in written:
             raise ValueError(f"`biases` has 'query', 'key' and 'value', got {part!r}.")
         if part in sides:
-            legs[path] = sides[part]
+            specs[path] = sides[part]
     if gains is not None:
         if not normalized:
             raise ValueError(
@@ -87,8 +87,8 @@ def attention_symmetry(
             )
         entries, more = _gains(fields, size, pairs, rotary)
         spaces |= more
-        legs |= {path: entries(star) for path, star in zip(gains, ("", "*"), strict=True)}
-    return NetworkSymmetry(spaces, legs, params)
+        specs |= {path: entries(star) for path, star in zip(gains, ("", "*"), strict=True)}
+    return NetworkSymmetry(spaces, specs, params)
 
 
 def _pairs(size: int, rotary: str | None, rotary_size: int | None) -> int:
@@ -106,7 +106,7 @@ def _pairs(size: int, rotary: str | None, rotary_size: int | None) -> int:
 def _gains(
     fields: str, size: int, pairs: int, rotary: str | None
 ) -> tuple[Callable[[str], str], dict[str, AbstractGroup]]:
-    """The leg of a vector of gains, from its star, and its groups: pairs that turn share one scale."""
+    """The spec of a vector of gains, from its star, and its groups: pairs that turn share one scale."""
     rest = size - 2 * pairs
     spaces: dict[str, AbstractGroup] = {f"gain{fields}": PositiveDiagonal(pairs)} if pairs else {}
     if rest:
@@ -125,7 +125,7 @@ def _gains(
 def _query_key(
     fields: str, size: int, pairs: int, rotary: str | None, normalized: bool, kv: dict[str, int]
 ) -> tuple[Callable[[str], str], dict[str, AbstractGroup]]:
-    """The leg of a head's entries, from its star, and the groups of queries and keys."""
+    """The spec of a head's entries, from its star, and the groups of queries and keys."""
     rest = size - 2 * pairs
     spaces: dict[str, AbstractGroup] = {}
     if rest:

@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Array
 
 from symmetrax.symmetry._groups import AbstractGroup, Permutation
-from symmetrax.symmetry._legs import Word, offset_of
 from symmetrax.symmetry._matrix_groups import GeneralLinear, ScaledRotation
 from symmetrax.symmetry._network import NetworkSymmetry, along, element_for
+from symmetrax.symmetry._specs import Word, offset_of
 from symmetrax.symmetry._walk import Touch
 
 
@@ -26,10 +26,11 @@ class DenseAction:
         return moved.astype(x.dtype)
 
     def act(self, points: dict[str, np.ndarray], symmetry: NetworkSymmetry) -> dict[str, np.ndarray]:
-        """Points moved by the element, offsets and all, on the legs of `symmetry`."""
+        """Points moved by the element, offsets and all, on the specs of `symmetry`."""
         moved = symmetry.visit(symmetry.shifted(points), self)
         return {
-            path: (moved[path] - offset_of(symmetry.legs[path])).astype(x.dtype) for path, x in points.items()
+            path: (moved[path] - offset_of(symmetry.specs[path])).astype(x.dtype)
+            for path, x in points.items()
         }
 
     def multiply(self, word: Word, x: np.ndarray) -> np.ndarray:

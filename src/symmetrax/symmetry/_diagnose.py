@@ -1,4 +1,4 @@
-"""Which leg is wrong: single edits of a network symmetry's legs that restore invariance."""
+"""Which spec is wrong: single edits of a network symmetry's specs that restore invariance."""
 
 import dataclasses
 import itertools
@@ -10,7 +10,8 @@ from jaxtyping import Array, Key, PyTree
 
 from symmetrax._tree import leaf_names
 from symmetrax.symmetry._dense import DenseAction
-from symmetrax.symmetry._legs import (
+from symmetrax.symmetry._network import NetworkSymmetry
+from symmetrax.symmetry._specs import (
     Both,
     Concatenated,
     Merged,
@@ -22,13 +23,12 @@ from symmetrax.symmetry._legs import (
     words,
     written,
 )
-from symmetrax.symmetry._network import NetworkSymmetry
 from symmetrax.symmetry._walk import index_lengths, node_size
 
 
 @dataclasses.dataclass(frozen=True)
 class Suspect:
-    """A leg that may be wrong: `right` instead of `wrong`, on one axis of one array, mends the law.
+    """A spec that may be wrong: `right` instead of `wrong`, on one axis of one array, mends the law.
 
     >>> str(Suspect("w2", 1, "h", "h*"))
     "w2, axis 1: 'h*' instead of 'h' restores invariance"
@@ -50,11 +50,11 @@ def suspects(
     key: Key[Array, ""],
     tolerance: float,
 ) -> tuple[Suspect, ...]:
-    """The axes whose legs may be wrong. `change(there)` is how far the loss there is from that at `params`.
+    """The axes whose specs may be wrong. `change(there)` is how far the loss there is from that at `params`.
 
     One space acts at a time; for each that fails, single edits are tried on every axis: another star, power
-    or name of the space there, none, the parts of a merged axis in another order, and what the legs have on
-    other axes. Two mistakes at once cannot be told apart, and an edit that leaves a space without legs is no
+    or name of the space there, none, the parts of a merged axis in another order, and what the specs have on
+    other axes. Two mistakes at once cannot be told apart, and an edit that leaves a space without specs is no
     repair.
     """
     element, identity = symmetry.sample(key), symmetry.identity()
@@ -63,7 +63,7 @@ def suspects(
         for name in symmetry.spaces
         if not change(symmetry.act(identity | {name: element[name]}, params)) <= tolerance
     ]
-    # All that failed must be restored together: an edit of one leg may serve two spaces.
+    # All that failed must be restored together: an edit of one spec may serve two spaces.
     element = identity | {name: element[name] for name in failing}
     values, structure = jax.tree.flatten(params)
     leaves = dict(zip(leaf_names(params), values, strict=True))
@@ -71,10 +71,10 @@ def suspects(
     actor = DenseAction(symmetry, element)
     found: dict[Suspect, None] = {}
     for name in failing:
-        for legs, suspect in _edits(symmetry, name, {path: leaf.shape for path, leaf in leaves.items()}):
+        for specs, suspect in _edits(symmetry, name, {path: leaf.shape for path, leaf in leaves.items()}):
             path = suspect.path
             try:
-                there = actor.act({path: np.asarray(leaves[path])}, symmetry.with_legs({path: legs}))
+                there = actor.act({path: np.asarray(leaves[path])}, symmetry.with_specs({path: specs}))
             except ValueError:
                 continue  # the edit does not fit the array
             if change(jax.tree.unflatten(structure, (moved | there).values())) <= tolerance:
@@ -85,10 +85,10 @@ def suspects(
 def _edits(
     symmetry: NetworkSymmetry, space: str, shapes: dict[str, tuple[int, ...]]
 ) -> Iterator[tuple[str, Suspect]]:
-    """Edited legs of one array each, in which `space` may act otherwise than in the legs that there are."""
-    alone = sum(space in _names(node) for text in symmetry.legs.values() for node in parse(text)) == 1
+    """Edited specs of one array each, in which `space` may act otherwise than in the specs that there are."""
+    alone = sum(space in _names(node) for text in symmetry.specs.values() for node in parse(text)) == 1
     for path, shape in shapes.items():
-        text = symmetry.legs.get(path, " ".join("_" * max(len(shape), 1)))
+        text = symmetry.specs.get(path, " ".join("_" * max(len(shape), 1)))
         nodes = parse(text)
         editor = _Editor(symmetry, space, index_lengths(nodes, symmetry.spaces))
         for axis, (node, length) in enumerate(zip(nodes, shape or (1,), strict=True)):
@@ -133,7 +133,7 @@ class _Editor:
     lengths: dict[str, int]
 
     def near(self, node: Node, length: int) -> list[Node]:
-        """Single changes of one word: the space there in all the ways in which legs have words, or gone."""
+        """Single changes of one word: the space there in all the ways in which specs have words, or gone."""
         group = self.symmetry.spaces[self.space]
         match node:
             case Word(name) if name == self.space:
@@ -170,9 +170,9 @@ class _Editor:
                 return edits
 
     def elsewhere(self) -> tuple[Node, ...]:
-        """What the legs put on an axis: with either star, and with or without a blank in a merged one."""
+        """What the specs put on an axis: with either star, and with or without a blank in a merged one."""
         found: dict[Node, None] = {Plain(): None}
-        for node in (node for text in self.symmetry.legs.values() for node in parse(text)):
+        for node in (node for text in self.symmetry.specs.values() for node in parse(text)):
             for one in (node, _flipped(node, self.space)):
                 found[one] = None
                 if isinstance(one, Merged):
@@ -185,10 +185,10 @@ class _Editor:
         return tuple(found)
 
     def variants(self) -> tuple[Word, ...]:
-        """The space's word with every star, power and index that occur in the legs."""
+        """The space's word with every star, power and index that occur in the specs."""
         group = self.symmetry.spaces[self.space]
         found = {Word(self.space): None, Word(self.space, star=True): None}
-        for text in self.symmetry.legs.values():
+        for text in self.symmetry.specs.values():
             for word in (word for node in parse(text) for word in words(node)):
                 if word.name == self.space or (word.index is None and group.abelian):
                     found[dataclasses.replace(word, name=self.space)] = None

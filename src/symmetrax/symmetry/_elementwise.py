@@ -94,5 +94,5 @@ def check_unowned(group: MakeGroup, names: Iterable[str]) -> None:
     if own and group is Permutation:
         raise ValueError(
             f"The activation has parameters for each unit ({', '.join(own)}), which move with a permutation "
-            "of units: write the legs of a NetworkSymmetry that has them."
+            "of units: write the specs of a NetworkSymmetry that has them."
         )

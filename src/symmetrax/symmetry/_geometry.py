@@ -82,8 +82,8 @@ def conserved_quantities(symmetry: NetworkSymmetry, params: PyTree) -> dict[str,
     """What gradient flow keeps constant, by space, for every group that is not discrete.
 
     Noether's theorem for parameters: W moves by g or g^-T along its axes and the loss does not, so under
-    dW/dt = -grad the moments sum(+- W W') over the legs of a space stay: row energies minus column energies
-    for scalings, Gram matrices of plain legs minus those of starred ones for general linear groups, energies
+    dW/dt = -grad the moments sum(+- W W') over the specs of a space stay: row energies minus column energies
+    for scalings, Gram matrices of plain specs minus those of starred ones for general linear groups, energies
     of pairs for scaled rotations. Words with an index, `h[0]` or `h[1:]`, count for the elements that they
     name; with an offset, `h - 1`, they are moments of the array plus 1. Gradient descent with step size eta
     drifts by O(eta^2) a step, a teleport jumps; groups of rotations

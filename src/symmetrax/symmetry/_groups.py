@@ -184,7 +184,7 @@ class NonzeroDiagonal(_AbstractDiagonal):
     """Scalings by numbers other than zero, of either sign; the algebra log s reaches the positive ones.
 
     The change of basis of arXiv:2012.01118: any activation has it if the scale travels with the activation,
-    z -> tau sigma(z / tau), where tau is a parameter with the leg "h".
+    z -> tau sigma(z / tau), where tau is a parameter with the spec "h".
 
     >>> import jax
     >>> bool(abs(NonzeroDiagonal(3).sample(jax.random.key(0))).min() > 0)

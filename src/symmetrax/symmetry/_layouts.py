@@ -1,4 +1,4 @@
-"""How layers store their arrays, and the legs that follow: helpers of the ready legs."""
+"""How layers store their arrays, and the specs that follow: helpers of the ready specs."""
 
 import string
 from collections.abc import Mapping
@@ -10,25 +10,25 @@ Layout = Literal["out in", "in out"]
 HeadLayout = Literal["out in", "in out", "heads"]
 
 
-def matrix_leg(out: str, into: str, layout: HeadLayout) -> str:
-    """The leg of a matrix from the words of its two sides."""
+def matrix_spec(out: str, into: str, layout: HeadLayout) -> str:
+    """The spec of a matrix from the words of its two sides."""
     return f"{out} {into}" if layout == "out in" else f"{into} {out}"
 
 
-def stream_leg(axes: int, word: str, side: Literal["write", "read"], layout: HeadLayout) -> str:
-    """The leg of an array with the stream on the side on which it writes, or reads."""
+def stream_spec(axes: int, word: str, side: Literal["write", "read"], layout: HeadLayout) -> str:
+    """The spec of an array with the stream on the side on which it writes, or reads."""
     first = (layout == "out in") == (side == "write")
     blanks = ["_"] * (axes - 1)
     return " ".join([word, *blanks] if first else [*blanks, word])
 
 
-def kernel_leg(axes: int, out: str, into: str, layout: Layout) -> str:
-    """The leg of a matrix or a convolution from the words of its outputs and inputs."""
+def kernel_spec(axes: int, out: str, into: str, layout: Layout) -> str:
+    """The spec of a matrix or a convolution from the words of its outputs and inputs."""
     space = ["_"] * (axes - 2)
     return " ".join([out, into, *space] if layout == "out in" else [*space, into, out])
 
 
-def vector_leg(axes: int, word: str) -> str:
+def vector_spec(axes: int, word: str) -> str:
     """A bias; equinox gives those of convolutions axes of length 1 behind."""
     return " ".join([word, *["_"] * (axes - 1)])
 

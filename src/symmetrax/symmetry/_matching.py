@@ -64,7 +64,7 @@ def weight_matching(
     host, with NumPy and SciPy, in double precision.
 
     **Returns** the element; with `return_distance`, also the distance that remains,
-    ||act(a, params) - target|| / ||target|| over the arrays that have legs: 0 for an exact match, about 1.4
+    ||act(a, params) - target|| / ||target|| over the arrays that have specs: 0 for an exact match, about 1.4
     for networks that have nothing in common.
 
     **Errors:** ValueError for a group that is not `Permutation`, an array that is missing, is not finite or
@@ -263,12 +263,12 @@ def _blocks(symmetry: NetworkSymmetry, params: PyTree, target: PyTree) -> list[_
 
 
 def _on_host(symmetry: NetworkSymmetry, what: str, tree: PyTree) -> dict[str, np.ndarray]:
-    """The arrays that have legs, by name, in double precision; raises for what cannot be matched."""
+    """The arrays that have specs, by name, in double precision; raises for what cannot be matched."""
     names = leaf_names(tree)
-    check_present(symmetry.legs, names)
+    check_present(symmetry.specs, names)
     found: dict[str, np.ndarray] = {}
     for name, leaf in zip(names, jax.tree.leaves(tree), strict=True):
-        if name not in symmetry.legs:
+        if name not in symmetry.specs:
             continue
         if isinstance(leaf, Tracer):
             raise TypeError(

@@ -1,4 +1,4 @@
-"""Ready legs: the symmetries of common layers, for parameters under any names.
+"""Ready specs: the symmetries of common layers, for parameters under any names.
 
 Each function returns a `NetworkSymmetry`; `a | b` joins several into one. Paths may hold patterns
 (`blocks.{i}.mlp.up.weight`): every block then gets spaces of its own. `layout` says how matrices are stored:
@@ -17,13 +17,13 @@ from symmetrax.symmetry._layers import bias_paths, layer_order
 from symmetrax.symmetry._layouts import (
     HeadLayout,
     Layout,
-    kernel_leg,
-    matrix_leg,
+    kernel_spec,
+    matrix_spec,
     path_fields,
     shape_of,
     side_of,
-    stream_leg,
-    vector_leg,
+    stream_spec,
+    vector_spec,
     with_axes,
 )
 from symmetrax.symmetry._matrix_groups import GeneralLinear, Orthogonal
@@ -91,17 +91,19 @@ def mlp_symmetry(
         biases = bias_paths(params, weights, outs, vectors, arrays)
     star = "*" if degree == 1 else f"^{-degree:g}"
     names = [f"{name}{k}" for k in range(1, len(weights))]
-    legs = {
-        path: matrix_leg(out, into if into == "_" else into + star, layout)
+    specs = {
+        path: matrix_spec(out, into if into == "_" else into + star, layout)
         for path, out, into in zip(weights, [*names, "_"], ["_", *names], strict=True)
     }
     for path, space, out in zip(biases, names, outs, strict=False):
         if path is not None:
             if shape_of(arrays, path) != (out,):
                 raise ValueError(f"{path} has shape {shape_of(arrays, path)}, but its layer has {out} units.")
-            legs[path] = space
-    legs |= dict(zip(scales, names, strict=False))
-    return NetworkSymmetry({space: group(out) for space, out in zip(names, outs, strict=False)}, legs, params)
+            specs[path] = space
+    specs |= dict(zip(scales, names, strict=False))
+    return NetworkSymmetry(
+        {space: group(out) for space, out in zip(names, outs, strict=False)}, specs, params
+    )
 
 
 def residual_cnn_symmetry(
@@ -139,7 +141,7 @@ def residual_cnn_symmetry(
     >>> import jax.numpy as jnp
     >>> params = {"stem": jnp.ones((4, 3, 3, 3)), "a0": jnp.ones((6, 4, 3, 3)), "b0": jnp.ones((4, 6, 3, 3))}
     >>> params["head"] = jnp.ones((10, 4))
-    >>> residual_cnn_symmetry(params, ["stem"], "a{i}", "b{i}", "head").legs["b0"]
+    >>> residual_cnn_symmetry(params, ["stem"], "a{i}", "b{i}", "head").specs["b0"]
     'stream inner0* _ _'
     """
     arrays, group = named_shapes(params), chosen_group(params, group, 1)
@@ -155,21 +157,21 @@ def residual_cnn_symmetry(
 
     def kernel(path: str, out: str, into: str) -> str:
         keeps = path in normed and not isinstance(spaces[out], Permutation)
-        return kernel_leg(len(shape_of(arrays, path)), "_" if keeps else out, into, layout)
+        return kernel_spec(len(shape_of(arrays, path)), "_" if keeps else out, into, layout)
 
-    legs = {path: kernel(path, "stream", "_") for path in stem}
-    legs |= {first: kernel(first, inner, "stream*"), second: kernel(second, "stream", inner + "*")}
+    specs = {path: kernel(path, "stream", "_") for path in stem}
+    specs |= {first: kernel(first, inner, "stream*"), second: kernel(second, "stream", inner + "*")}
     for space, paths in (("stream", stream_statistics), (inner, inner_statistics)):
         if isinstance(spaces[space], Permutation):
-            legs |= {path: vector_leg(len(shape_of(arrays, path)), space) for path in paths}
+            specs |= {path: vector_spec(len(shape_of(arrays, path)), space) for path in paths}
     reads = side_of(shape_of(arrays, head), "in", layout)
     flat = "(stream* _)" if layout == "out in" else "(_ stream*)"
-    legs[head] = matrix_leg("_", "stream*" if reads == channels else flat, layout)
+    specs[head] = matrix_spec("_", "stream*" if reads == channels else flat, layout)
     for path in stream_vectors:
-        legs[path] = vector_leg(len(shape_of(arrays, path)), "stream")
+        specs[path] = vector_spec(len(shape_of(arrays, path)), "stream")
     for path in inner_vectors:
-        legs[path] = vector_leg(len(shape_of(arrays, path)), inner)
-    return NetworkSymmetry(spaces, legs, params)
+        specs[path] = vector_spec(len(shape_of(arrays, path)), inner)
+    return NetworkSymmetry(spaces, specs, params)
 
 
 def gated_mlp_symmetry(
@@ -193,21 +195,21 @@ def gated_mlp_symmetry(
 
     >>> import jax.numpy as jnp
     >>> params = {"gate": jnp.ones((5, 3)), "up": jnp.ones((5, 3)), "down": jnp.ones((3, 5))}
-    >>> gated_mlp_symmetry(params, "gate", "up", "down", relu=True).legs["down"]
+    >>> gated_mlp_symmetry(params, "gate", "up", "down", relu=True).specs["down"]
     '_ up*&gate*'
     """
     arrays, fields = named_shapes(params), path_fields(up)
     if relu:
         chosen_group(params, PositiveDiagonal, 1)
     width = side_of(shape_of(arrays, up), "out", layout)
-    spaces, legs = {f"up{fields}": group(width)}, {up: matrix_leg(f"up{fields}", "_", layout)}
+    spaces, specs = {f"up{fields}": group(width)}, {up: matrix_spec(f"up{fields}", "_", layout)}
     reads = f"up{fields}*"
     if relu:
         spaces[f"gate{fields}"] = PositiveDiagonal(width)
-        legs[gate] = matrix_leg(f"gate{fields}", "_", layout)
+        specs[gate] = matrix_spec(f"gate{fields}", "_", layout)
         reads += f"&gate{fields}*"
-    legs[down] = matrix_leg("_", reads, layout)
-    return NetworkSymmetry(spaces, legs | dict.fromkeys(vectors, f"up{fields}"), params)
+    specs[down] = matrix_spec("_", reads, layout)
+    return NetworkSymmetry(spaces, specs | dict.fromkeys(vectors, f"up{fields}"), params)
 
 
 def residual_stream_symmetry(
@@ -231,17 +233,17 @@ def residual_stream_symmetry(
 
     >>> import jax.numpy as jnp
     >>> params = {"embed": jnp.ones((7, 4)), "up": jnp.ones((5, 4)), "down": jnp.ones((4, 5))}
-    >>> residual_stream_symmetry(params, ["down"], ["up"], embeddings=["embed"]).legs
+    >>> residual_stream_symmetry(params, ["down"], ["up"], embeddings=["embed"]).specs
     {'down': 'stream _', 'up': '_ stream*', 'embed': '_ stream'}
     """
     arrays = named_shapes(params)
-    legs = {path: stream_leg(len(shape_of(arrays, path)), "stream", "write", layout) for path in writes}
-    legs |= {path: stream_leg(len(shape_of(arrays, path)), "stream*", "read", layout) for path in reads}
-    legs |= dict.fromkeys(embeddings, "_ stream") | dict.fromkeys(vectors, "stream")
+    specs = {path: stream_spec(len(shape_of(arrays, path)), "stream", "write", layout) for path in writes}
+    specs |= {path: stream_spec(len(shape_of(arrays, path)), "stream*", "read", layout) for path in reads}
+    specs |= dict.fromkeys(embeddings, "_ stream") | dict.fromkeys(vectors, "stream")
     axis = -1 if layout != "out in" else 0
     width = shape_of(arrays, embeddings[0])[-1] if embeddings else shape_of(arrays, writes[0])[axis]
     return NetworkSymmetry(
-        {"stream": Orthogonal(width, fix="mean" if norm == "layer" else None)}, legs, params
+        {"stream": Orthogonal(width, fix="mean" if norm == "layer" else None)}, specs, params
     )
 
 
@@ -252,13 +254,13 @@ def low_rank_symmetry(params: PyTree, a: str, b: str, *, layout: Layout = "out i
     rank), as in LoRA.
 
     >>> import jax.numpy as jnp
-    >>> low_rank_symmetry({"A": jnp.ones((2, 6)), "B": jnp.ones((5, 2))}, "A", "B").legs
+    >>> low_rank_symmetry({"A": jnp.ones((2, 6)), "B": jnp.ones((5, 2))}, "A", "B").specs
     {'A': 'rank _', 'B': '_ rank*'}
     """
     space = "rank" + path_fields(a)
-    legs = {a: matrix_leg(space, "_", layout), b: matrix_leg("_", space + "*", layout)}
+    specs = {a: matrix_spec(space, "_", layout), b: matrix_spec("_", space + "*", layout)}
     return NetworkSymmetry(
-        {space: GeneralLinear(side_of(shape_of(named_shapes(params), a), "out", layout))}, legs, params
+        {space: GeneralLinear(side_of(shape_of(named_shapes(params), a), "out", layout))}, specs, params
     )
 
 
@@ -282,11 +284,11 @@ def normalized_scale_symmetry(
     evaluation mode BatchNorm's running means are among the `vectors`, and its `variances` scale by s^2.
 
     >>> import jax.numpy as jnp
-    >>> normalized_scale_symmetry({"w": jnp.ones((8, 3, 3, 3))}, ["w"], groups=4).legs
+    >>> normalized_scale_symmetry({"w": jnp.ones((8, 3, 3, 3))}, ["w"], groups=4).specs
     {'w': '(scale _) _ _ _'}
     """
     arrays, groups = named_shapes(params), groups or 1
-    legs = {path: kernel_leg(len(shape_of(arrays, path)), "(scale _)", "_", layout) for path in kernels}
-    legs |= {path: vector_leg(len(shape_of(arrays, path)), "(scale _)") for path in vectors}
-    legs |= {path: vector_leg(len(shape_of(arrays, path)), "(scale^2 _)") for path in variances}
-    return NetworkSymmetry({"scale": PositiveDiagonal(groups)}, legs, params)
+    specs = {path: kernel_spec(len(shape_of(arrays, path)), "(scale _)", "_", layout) for path in kernels}
+    specs |= {path: vector_spec(len(shape_of(arrays, path)), "(scale _)") for path in vectors}
+    specs |= {path: vector_spec(len(shape_of(arrays, path)), "(scale^2 _)") for path in variances}
+    return NetworkSymmetry({"scale": PositiveDiagonal(groups)}, specs, params)

@@ -1,4 +1,4 @@
-"""Groups on the legs of a parameter tree: almost every exact symmetry of a network."""
+"""Groups on the specs of a parameter tree: almost every exact symmetry of a network."""
 
 import dataclasses
 import re
@@ -18,7 +18,8 @@ from symmetrax._text import near_match
 from symmetrax._tree import leaf_names
 from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition
 from symmetrax.symmetry._groups import AbstractGroup, Permutation
-from symmetrax.symmetry._legs import (
+from symmetrax.symmetry._sharding import split_like
+from symmetrax.symmetry._specs import (
     Both,
     Concatenated,
     Merged,
@@ -30,26 +31,25 @@ from symmetrax.symmetry._legs import (
     words,
     written,
 )
-from symmetrax.symmetry._sharding import split_like
 from symmetrax.symmetry._walk import Touch, Visit, check_commuting, index_lengths, walk
 
 
 class NetworkSymmetry(AbstractLieSymmetry):
     """Matrix groups acting on the axes of arrays that touch the same hidden spaces.
 
-    `spaces` names the hidden spaces and gives each a group. `legs` says, for every array that touches one,
-    what happens to each of its axes: a word per axis, einops-like. `h` transforms with g, `h*` with g^-T,
+    `spaces` names the hidden spaces and gives each a group. `specs` holds an axis spec for every array that
+    touches one: an entry per axis, einops-like. `h` transforms with g, `h*` with g^-T,
     `_` not at all; `(h _)` is a merged axis, `a+b` a concatenated one, `h^2` a power. So for a hidden layer
-    w2 relu(w1 x + b1) the legs are w1 "h _", b1 "h", w2 "_ h*", and the group is `PositiveDiagonal`. A leg
+    w2 relu(w1 x + b1) the specs are w1 "h _", b1 "h", w2 "_ h*", and the group is `PositiveDiagonal`. A spec
     may end in an offset: for a gain w that enters as 1 + w it is "h - 1", since 1 + w transforms with g.
 
     Arrays are named by their path, `layers.0.weight`, in any pytree: dicts, equinox modules, states of flax.
-    `{i}` in paths, words and spaces makes one copy for every array that matches. Arrays without a leg, and
+    `{i}` in paths, words and spaces makes one copy for every array that matches. Arrays without a spec, and
     leaves that are not arrays, pass untouched.
 
     **Arguments:** `like` is the parameter tree; only its shapes are used, to expand the patterns and to check
     every axis now. Raises ValueError for an array that is not there, an unknown name, an axis whose length
-    is not its space's size, a space without a leg.
+    is not its space's size, a space without a spec.
 
     An element is a dict from spaces to elements of their groups. The algebra has one coordinate vector, of
     shape (k,), the groups' coordinates one after another; discrete groups have none. The action is linear, up
@@ -59,8 +59,8 @@ class NetworkSymmetry(AbstractLieSymmetry):
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> params = {"w1": jnp.ones((4, 3)), "b1": jnp.ones(4), "w2": jnp.ones((2, 4))}
-    >>> legs = {"w1": "h _", "b1": "h", "w2": "_ h*"}
-    >>> symmetry = NetworkSymmetry({"h": sx.PositiveDiagonal(4)}, legs, like=params)
+    >>> specs = {"w1": "h _", "b1": "h", "w2": "_ h*"}
+    >>> symmetry = NetworkSymmetry({"h": sx.PositiveDiagonal(4)}, specs, like=params)
     >>> there = symmetry.act({"h": jnp.array([1.0, 2.0, 3.0, 4.0])}, params)
     >>> print(there["b1"])
     [1. 2. 3. 4.]
@@ -70,13 +70,13 @@ class NetworkSymmetry(AbstractLieSymmetry):
     reasons: ClassVar[tuple[str, ...]] = ("holds",)
 
     spaces: dict[str, AbstractGroup] = eqx.field(static=True)
-    legs: dict[str, str] = eqx.field(static=True)
+    specs: dict[str, str] = eqx.field(static=True)
 
-    def __init__(self, spaces: Mapping[str, AbstractGroup], legs: Mapping[str, str], like: PyTree):
+    def __init__(self, spaces: Mapping[str, AbstractGroup], specs: Mapping[str, str], like: PyTree):
         arrays = named_shapes(like)
-        expanded, bindings = _expand_legs(legs, arrays)
-        self.legs = _Frozen(expanded)
-        self.spaces = _Frozen(_expand_spaces(spaces, self.legs, bindings))
+        expanded, bindings = _expand_specs(specs, arrays)
+        self.specs = _Frozen(expanded)
+        self.spaces = _Frozen(_expand_spaces(spaces, self.specs, bindings))
         _check_indices(self.spaces)
         self.check(arrays)
 
@@ -123,13 +123,13 @@ class NetworkSymmetry(AbstractLieSymmetry):
         return jnp.concatenate([jnp.ravel(parts.get(name, zero)) for name, zero in zeros.items()])
 
     def act(self, a: dict[str, Any], params: PyTree, batch: PyTree = None) -> PyTree:
-        def move(leg: str, w: Array, a: dict[str, Any]) -> Array:
-            if not (offset := offset_of(leg)):
-                return self._linear(leg, w, a)
+        def move(spec: str, w: Array, a: dict[str, Any]) -> Array:
+            if not (offset := offset_of(spec)):
+                return self._linear(spec, w, a)
             wide = w.astype(jnp.promote_types(w.dtype, jnp.float32))
             origin = jnp.full_like(wide, offset)
             # A (w + c) - c in an order in which the identity rounds nothing off a small w.
-            moved = self._linear(leg, wide, a) + (self._linear(leg, origin, a) - origin)
+            moved = self._linear(spec, wide, a) + (self._linear(spec, origin, a) - origin)
             return moved.astype(w.dtype)
 
         return self._placed(a, params, move)
@@ -157,10 +157,10 @@ class NetworkSymmetry(AbstractLieSymmetry):
         return self._placed(squared, squares, self._linear)
 
     def shifted(self, params: PyTree) -> PyTree:
-        """Parameters plus the offsets of their legs, in float32 at least: what the groups act on linearly."""
+        """Parameters plus their offsets, in float32 at least: what the groups act on linearly."""
 
-        def shift(leg: str, w: Any) -> Any:
-            offset = offset_of(leg)
+        def shift(spec: str, w: Any) -> Any:
+            offset = offset_of(spec)
             return w.astype(jnp.promote_types(w.dtype, jnp.float32)) + offset if offset else w
 
         return self._each(params, shift)
@@ -168,9 +168,9 @@ class NetworkSymmetry(AbstractLieSymmetry):
     @property
     def has_offsets(self) -> bool:
         """Whether the action is linear up to constants only."""
-        return any(map(offset_of, self.legs.values()))
+        return any(map(offset_of, self.specs.values()))
 
-    def _linear(self, leg: str, x: Array, a: dict[str, Any]) -> Array:
+    def _linear(self, spec: str, x: Array, a: dict[str, Any]) -> Array:
         """The linear part of the action on one array: what moves tangents, and with duals gradients."""
 
         def block(x: Array, touches: tuple[Touch, ...]) -> Array:
@@ -179,14 +179,14 @@ class NetworkSymmetry(AbstractLieSymmetry):
                 moved = apply(self.spaces[touch.word.name], a[touch.word.name], moved, touch)
             return moved.astype(x.dtype)
 
-        return walk(leg, x, self.spaces, block)
+        return walk(spec, x, self.spaces, block)
 
     def _placed(self, a: dict[str, Any], tree: PyTree, move: Callable[[str, Array, Any], Array]) -> PyTree:
-        """`move(leg, array, a)` for every array with a leg, split over devices as the array is."""
+        """`move(spec, array, a)` for every array with a spec, split over devices as the array is."""
 
-        def placed(leg: str, leaf: Any) -> Array:
+        def placed(spec: str, leaf: Any) -> Array:
             leaf = jnp.asarray(leaf)
-            return split_like(leaf, partial(move, leg), leaf, a)
+            return split_like(leaf, partial(move, spec), leaf, a)
 
         return self._each(tree, placed)
 
@@ -198,24 +198,24 @@ class NetworkSymmetry(AbstractLieSymmetry):
         jax.eval_shape(lambda tree: self.visit(tree, lambda x, touches: x), named_shapes(params))
 
     def visit(self, tree: PyTree, visit: Visit) -> PyTree:
-        """Call `visit(block, touches)` on the blocks of every array with a leg, and put them together.
+        """Call `visit(block, touches)` on the blocks of every array with a spec, and put them together.
 
         Offsets play no part: visit `shifted(params)` for what the groups act on linearly.
-        Raises ValueError, naming it, if an array with a leg is not in the tree, or has another shape.
+        Raises ValueError, naming it, if an array with a spec is not in the tree, or has another shape.
         """
-        return self._each(tree, lambda leg, leaf: walk(leg, leaf, self.spaces, visit))
+        return self._each(tree, lambda spec, leaf: walk(spec, leaf, self.spaces, visit))
 
     def _each(self, tree: PyTree, move: Callable[[str, Any], Any]) -> PyTree:
-        """`move(leg, array)` for every array with a leg; errors name the array."""
+        """`move(spec, array)` for every array with a spec; errors name the array."""
         leaves, structure = jax.tree.flatten(tree)
         names = leaf_names(tree)
-        check_present(self.legs, names)
+        check_present(self.specs, names)
 
         def named(name: str, leaf: Any) -> Any:
-            if name not in self.legs:
+            if name not in self.specs:
                 return leaf
             try:
-                return move(self.legs[name], leaf)
+                return move(self.specs[name], leaf)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
 
@@ -228,11 +228,11 @@ class NetworkSymmetry(AbstractLieSymmetry):
 
         >>> import jax.numpy as jnp, symmetrax as sx
         >>> params = {"w1": jnp.ones((4, 3)), "w2": jnp.ones((2, 4))}
-        >>> sx.mlp_symmetry(params).within({"w2": params["w2"]}).legs
+        >>> sx.mlp_symmetry(params).within({"w2": params["w2"]}).specs
         {'w2': '_ hidden1*'}
         """
         names = set(leaf_names(tree))
-        return self._made(self.spaces, {path: text for path, text in self.legs.items() if path in names})
+        return self._made(self.spaces, {path: text for path, text in self.specs.items() if path in names})
 
     def only(self, *names: str) -> "NetworkSymmetry":
         """The same symmetry with some of its spaces; the others stay as they are."""
@@ -240,12 +240,12 @@ class NetworkSymmetry(AbstractLieSymmetry):
             if name not in self.spaces:
                 raise ValueError(f"There is no space {name!r}.{near_match(name, self.spaces)}")
         dropped = set(self.spaces) - set(names)
-        legs = {path: _without(text, dropped, self.spaces) for path, text in self.legs.items()}
-        kept = {path: text for path, text in legs.items() if any(w.name in names for w in _all_words(text))}
+        specs = {path: _without(text, dropped, self.spaces) for path, text in self.specs.items()}
+        kept = {path: text for path, text in specs.items() if any(w.name in names for w in _all_words(text))}
         return self._made({name: self.spaces[name] for name in names}, kept)
 
     def __or__(self, other: Any) -> Any:
-        """Both at once: the spaces of both, and on every array the legs of both, axis by axis.
+        """Both at once: the spaces of both, and on every array the specs of both, axis by axis.
 
         With a symmetry of another kind, a pair of elements that act one after the other.
         """
@@ -259,9 +259,9 @@ class NetworkSymmetry(AbstractLieSymmetry):
                 )
         spaces = {**self.spaces, **other.spaces}
         _check_indices(spaces)
-        paths = [*self.legs, *(path for path in other.legs if path not in self.legs)]
-        legs = {path: _both(path, self.legs.get(path), other.legs.get(path), spaces) for path in paths}
-        return self._made(spaces, legs)
+        paths = [*self.specs, *(path for path in other.specs if path not in self.specs)]
+        specs = {path: _both(path, self.specs.get(path), other.specs.get(path), spaces) for path in paths}
+        return self._made(spaces, specs)
 
     def renamed(self, names: Mapping[str, str]) -> "NetworkSymmetry":
         """The same symmetry with other names for some of its spaces: {old: new}."""
@@ -272,18 +272,18 @@ class NetworkSymmetry(AbstractLieSymmetry):
         if len(spaces) < len(self.spaces):
             raise ValueError(f"Two spaces would have the same name under {dict(names)}.")
         _check_indices(spaces)
-        legs = {path: _renamed(text, names) for path, text in self.legs.items()}
-        return self._made(spaces, legs)
+        specs = {path: _renamed(text, names) for path, text in self.specs.items()}
+        return self._made(spaces, specs)
 
-    def with_legs(self, legs: Mapping[str, str]) -> "NetworkSymmetry":
-        """The same spaces on other legs, given for every array by its full path and not checked."""
-        return self._made(self.spaces, dict(legs))
+    def with_specs(self, specs: Mapping[str, str]) -> "NetworkSymmetry":
+        """The same spaces on other specs, given for every array by its full path and not checked."""
+        return self._made(self.spaces, dict(specs))
 
-    def _made(self, spaces: dict[str, AbstractGroup], legs: dict[str, str]) -> "NetworkSymmetry":
+    def _made(self, spaces: dict[str, AbstractGroup], specs: dict[str, str]) -> "NetworkSymmetry":
         """Another symmetry from checked parts."""
         made = object.__new__(type(self))
         object.__setattr__(made, "spaces", _Frozen(spaces))
-        object.__setattr__(made, "legs", _Frozen(legs))
+        object.__setattr__(made, "specs", _Frozen(specs))
         return made
 
     def _lengths(self) -> dict[str, int]:
@@ -291,8 +291,8 @@ class NetworkSymmetry(AbstractLieSymmetry):
 
     def __str__(self) -> str:
         lines = [f"{name}: {group}" for name, group in self.spaces.items()]
-        width = max((len(path) for path in self.legs), default=0)
-        return "\n".join([*lines, *(f"  {path:<{width}}  {text}" for path, text in self.legs.items())])
+        width = max((len(path) for path in self.specs), default=0)
+        return "\n".join([*lines, *(f"  {path:<{width}}  {text}" for path, text in self.specs.items())])
 
 
 def _all_words(text: str) -> tuple[Word, ...]:
@@ -400,26 +400,26 @@ def check_present(paths: Collection[str], names: Sequence[str]) -> None:
     raise ValueError(f"The symmetry acts on the array {path!r}{more}, which is not in the tree.{hint}")
 
 
-def _expand_legs(
-    legs: Mapping[str, str], arrays: Mapping[str, Any]
+def _expand_specs(
+    specs: Mapping[str, str], arrays: Mapping[str, Any]
 ) -> tuple[dict[str, str], list[dict[str, str]]]:
-    """The leg of every array, and what the patterns' `{i}` stood for."""
+    """The spec of every array, and what the patterns' `{i}` stood for."""
     expanded: dict[str, str] = {}
     bindings: list[dict[str, str]] = []
-    for pattern, text in legs.items():
+    for pattern, text in specs.items():
         for name, bound in match_paths(pattern, arrays).items():
             if name in expanded:
-                raise ValueError(f"The array {name!r} has two legs, the second from {pattern!r}.")
-            expanded[name] = _fill(text, bound, f"the leg {text!r} of {pattern!r}")
+                raise ValueError(f"The array {name!r} has two specs, the second from {pattern!r}.")
+            expanded[name] = _fill(text, bound, f"the spec {text!r} of {pattern!r}")
             bindings.append(bound)
     return expanded, bindings
 
 
 def _expand_spaces(
-    spaces: Mapping[str, AbstractGroup], legs: Mapping[str, str], bindings: list[dict[str, str]]
+    spaces: Mapping[str, AbstractGroup], specs: Mapping[str, str], bindings: list[dict[str, str]]
 ) -> dict[str, AbstractGroup]:
-    """One space for every copy that a leg names."""
-    used = {word.name for text in legs.values() for word in _all_words(text)}
+    """One space for every copy that a spec names."""
+    used = {word.name for text in specs.values() for word in _all_words(text)}
     expanded: dict[str, AbstractGroup] = {}
     for pattern, group in spaces.items():
         fields = {field for _, field, _, _ in string.Formatter().parse(pattern) if field is not None}
@@ -428,7 +428,7 @@ def _expand_spaces(
         )
         names = sorted(copies & used, key=_natural)
         if not names:
-            raise ValueError(f"The space {pattern!r} has no leg.{near_match(pattern, used)}")
+            raise ValueError(f"The space {pattern!r} has no spec.{near_match(pattern, used)}")
         expanded |= dict.fromkeys(names, group)
     return expanded
 
@@ -458,7 +458,7 @@ def _natural(name: str) -> list:
 
 
 def _without(text: str, dropped: set[str], groups: Mapping[str, AbstractGroup]) -> str:
-    """A leg in which some spaces do not act: their words, and the indices only they have, become numbers."""
+    """A spec in which some spaces do not act: their words, and the indices only they have, become numbers."""
     nodes = parse(text)
     lengths = index_lengths(nodes, groups)
     kept = {
@@ -502,7 +502,7 @@ def _renamed(text: str, names: Mapping[str, str]) -> str:
 
 
 def _join_axes(one: Node, other: Node) -> Node:
-    """One axis with the legs of both; raises ValueError where they take it apart differently."""
+    """One axis with the specs of both; raises ValueError where they take it apart differently."""
     if one == other or isinstance(other, Plain):
         return one
     if isinstance(one, Plain):
@@ -512,7 +512,7 @@ def _join_axes(one: Node, other: Node) -> Node:
             return kind(tuple(_join_axes(a, b) for a, b in zip(one.parts, other.parts, strict=True)))
     if isinstance(one, Word | Both) and isinstance(other, Word | Both):
         return Both((*words(one), *words(other)))
-    raise ValueError(f"one axis has the legs {one} and {other}, which cannot be joined: write them as one")
+    raise ValueError(f"one axis has the specs {one} and {other}, which cannot be joined: write them as one")
 
 
 def _both(path: str, first: str | None, second: str | None, spaces: Mapping[str, AbstractGroup]) -> str:
@@ -520,12 +520,12 @@ def _both(path: str, first: str | None, second: str | None, spaces: Mapping[str,
         return first or second or ""
     ones, others = parse(first), parse(second)
     if len(ones) != len(others):
-        raise ValueError(f"{path}: the legs {first!r} and {second!r} differ in their number of axes.")
+        raise ValueError(f"{path}: the specs {first!r} and {second!r} differ in their number of axes.")
     # Permutations keep constants, and so act alike with any offset.
     offsets = {offset_of(text) for text in (first, second) if not _permutes(text, spaces)} or {0.0}
     if len(offsets) > 1:
         raise ValueError(
-            f"{path}: the legs {first!r} and {second!r} have other offsets: together they would be no action."
+            f"{path}: the specs {first!r} and {second!r} have other offsets: both would be no action."
         )
     try:
         nodes = [_join_axes(one, other) for one, other in zip(ones, others, strict=True)]
@@ -537,6 +537,6 @@ def _both(path: str, first: str | None, second: str | None, spaces: Mapping[str,
 
 
 def _permutes(text: str, spaces: Mapping[str, AbstractGroup]) -> bool:
-    """Whether only permutations act in a leg."""
+    """Whether only permutations act in a spec."""
     acting = [spaces[word.name] for word in _all_words(text) if word.name in spaces]
     return all(isinstance(group, Permutation) for group in acting)

@@ -40,7 +40,7 @@ class Report:
     trials; if it is 0 the laws were tested on nothing. `fresh`: the invariance on data that the action did
     not see, if there were any; `one_batch`: whether the action may depend on data and was tried on those that
     it saw only. `leaves`: the gradient law, array by array. `reasons`: what `holds` said where
-    it did not hold, in words. `suspects`: legs that may be wrong, if invariance failed.
+    it did not hold, in words. `suspects`: specs that may be wrong, if invariance failed.
 
     >>> import jax, jax.numpy as jnp, symmetrax as sx
     >>> task = sx.booth()
@@ -159,7 +159,7 @@ def verify(
     and returns the worst of each. Points are perturbed because at special values (zeros, ones) a wrong
     symmetry can look right; the gradient law, array by array, is the stronger test there. Errors grow like
     machine precision times the condition of the action, so judge a report in float64 where you can. If
-    invariance fails for a `NetworkSymmetry`, single edits of its legs are tried, and those that mend it
+    invariance fails for a `NetworkSymmetry`, single edits of its specs are tried, and those that mend it
     named.
 
     **Arguments:** `loss(params, batch)` returns a scalar; `batch` is handed to it and to the action. `fresh`

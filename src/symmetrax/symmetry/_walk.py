@@ -1,4 +1,4 @@
-"""Walking through an array by its leg: its axes split into blocks, and the blocks put together again."""
+"""Walking through an array by its spec: its axes split into blocks, and the blocks put together again."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -9,8 +9,8 @@ import numpy as np
 
 from symmetrax._text import near_match
 from symmetrax.symmetry._groups import AbstractGroup
-from symmetrax.symmetry._legs import Both, Concatenated, Merged, Node, Plain, Word, parse, words
 from symmetrax.symmetry._matrix_groups import ScaledRotation
+from symmetrax.symmetry._specs import Both, Concatenated, Merged, Node, Plain, Word, parse, words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +44,12 @@ _Item = tuple[Node, tuple[int, ...], str]
 def walk(text: str, x: Any, groups: Mapping[str, AbstractGroup], visit: Visit) -> Any:
     """Split `x`, an array of JAX or NumPy, along its axes, `visit` every block, and put the blocks together.
 
-    Raises ValueError, naming the axis, where the leg does not fit the shape of `x`.
+    Raises ValueError, naming the axis, where the spec does not fit the shape of `x`.
     """
     nodes = parse(text)
     shape = x.shape if x.ndim else (1,)  # a number has one axis of length 1
     if len(nodes) != len(shape):
-        raise ValueError(f"the leg {text!r} names {len(nodes)} axes, but the array has shape {x.shape}")
+        raise ValueError(f"the spec {text!r} names {len(nodes)} axes, but the array has shape {x.shape}")
     lengths = index_lengths(nodes, groups)
     _check_names(text, nodes, groups, lengths)
     items = [(node, (), f"axis {k}") for k, node in enumerate(nodes)]
@@ -144,7 +144,7 @@ class _Walk:
 
 
 def node_size(node: Node, groups: Mapping[str, AbstractGroup], lengths: Mapping[str, int]) -> int | None:
-    """The length of an axis, or None if it is not known from the leg alone."""
+    """The length of an axis, or None if it is not known from the spec alone."""
     match node:
         case Plain(size):
             return size
@@ -161,7 +161,7 @@ def node_size(node: Node, groups: Mapping[str, AbstractGroup], lengths: Mapping[
 
 
 def index_lengths(nodes: tuple[Node, ...], groups: Mapping[str, AbstractGroup]) -> dict[str, int]:
-    """The lengths of indices: those of the spaces in this leg, shorter where a slice of the elements acts."""
+    """The lengths of indices: those of the spaces in this spec, shorter where a slice acts."""
     lengths = {name: length for group in groups.values() for name, length in group.per}
     spaces = [word for node in nodes for word in words(node) if word.name in groups]
     for word in spaces:
@@ -178,17 +178,17 @@ def check_commuting(text: str, groups: Mapping[str, AbstractGroup]) -> None:
     for both in (part for node in parse(text) for part in _boths(node)):
         for word in both.parts:
             if word.name not in groups:
-                raise ValueError(f"the leg {text!r} has {word} in {both}, but & joins spaces only")
+                raise ValueError(f"the spec {text!r} has {word} in {both}, but & joins spaces only")
         kinds = [groups[word.name] for word in both.parts]
         if len({group.size for group in kinds}) > 1:
             raise ValueError(
-                f"the leg {text!r} puts {' and '.join(map(str, kinds))} on one axis, which have other sizes"
+                f"the spec {text!r} puts {' and '.join(map(str, kinds))} on one axis, which have other sizes"
             )
         if not all(group.diagonal for group in kinds) and not all(
             isinstance(group, ScaledRotation) for group in kinds
         ):
             raise ValueError(
-                f"the leg {text!r} puts {' and '.join(map(str, kinds))} on one axis, which do not commute: "
+                f"the spec {text!r} puts {' and '.join(map(str, kinds))} on one axis, which do not commute: "
                 "only scalings and signs do, or two scaled rotations. Make two symmetries"
             )
 
@@ -204,19 +204,19 @@ def _check_names(text: str, nodes: tuple[Node, ...], groups: Mapping[str, Abstra
         if word.name not in groups and word.name not in lengths:
             hint = near_match(word.name, [*groups, *lengths])
             raise ValueError(
-                f"the leg {text!r} names {word.name!r}, which is neither a space nor an index.{hint}"
+                f"the spec {text!r} names {word.name!r}, which is neither a space nor an index.{hint}"
             )
         if word.name in groups:
             group = groups[word.name]
             if word.power != 1 and not group.abelian:
                 raise ValueError(
-                    f"the leg {text!r} has the power {word}, but elements of {group} do not commute: "
+                    f"the spec {text!r} has the power {word}, but elements of {group} do not commute: "
                     "only scalings, signs and scaled rotations have powers"
                 )
             if word.index is not None and not group.per:
-                raise ValueError(f"the leg {text!r} has the index {word}, but {group} has no `per` to index")
+                raise ValueError(f"the spec {text!r} has the index {word}, but {group} has no `per` to index")
         elif word.star or word.power != 1 or word.index is not None:
             raise ValueError(
-                f"the leg {text!r} has {word}, but {word.name!r} is an index: nothing acts along it"
+                f"the spec {text!r} has {word}, but {word.name!r} is an index: nothing acts along it"
             )
     check_commuting(text, groups)

@@ -7,9 +7,9 @@ from jaxtyping import Array, Float
 
 from symmetrax._tree import total
 from symmetrax.symmetry._base import AbstractLieSymmetry
-from symmetrax.symmetry._legs import Concatenated, Merged, Node, Plain, Word, parse
 from symmetrax.symmetry._matrix_groups import GeneralLinear, ScaledRotation, product
 from symmetrax.symmetry._network import NetworkSymmetry
+from symmetrax.symmetry._specs import Concatenated, Merged, Node, Plain, Word, parse
 from symmetrax.teleportation._energies import SCALINGS, Energies, stretches
 from symmetrax.teleportation._objectives import Objective
 from symmetrax.teleportation._orbit import Orbit, reducible
@@ -55,7 +55,7 @@ class ClosedForm(AbstractSearch):
             raise ValueError(
                 "ClosedForm knows squared norms on the orbit of a NetworkSymmetry: the objective must be "
                 "GradientNorm(), NegativeParameterNorm() or `negate` of one, and the symmetry a "
-                "NetworkSymmetry (for NegativeParameterNorm() without offsets in its legs). Use "
+                "NetworkSymmetry (for NegativeParameterNorm() without offsets in its specs). Use "
                 f"Ascent() for {orbit.objective} and {type(orbit.symmetry).__name__}."
             )
         symmetry, largest = energies.symmetry, orbit.sign > 0
@@ -147,7 +147,7 @@ def has_closed_form(symmetry: AbstractLieSymmetry, objective: Objective) -> bool
     stretching = {name for name, group in symmetry.spaces.items() if stretches(group)}
     return all(isinstance(symmetry.spaces[name], known) for name in stretching) and not any(
         _occurrences(node, name) > 1
-        for text in symmetry.legs.values()
+        for text in symmetry.specs.values()
         for node in [Merged(parse(text))]
         for name in stretching
     )

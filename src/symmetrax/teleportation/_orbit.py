@@ -130,7 +130,7 @@ def price(
 def reducible(symmetry: AbstractLieSymmetry, objective: Objective) -> str | None:
     """`squared_quantity`, if `Energies` know it along the orbits of this symmetry.
 
-    Gradients move linearly, and so do parameters, unless legs have offsets.
+    Gradients move linearly, and so do parameters, unless specs have offsets.
     """
     quantity = squared_quantity(objective)
     if not isinstance(symmetry, NetworkSymmetry) or (quantity == "params" and symmetry.has_offsets):

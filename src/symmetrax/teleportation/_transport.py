@@ -230,8 +230,8 @@ def groups_carried(
     def moved(group: type) -> None:
         """Carry the state along a stand-in: the group on the first axis of one array."""
         (name, shape), *_ = axes
-        leg = " ".join(["g", *"_" * (len(shape) - 1)])
-        symmetry = NetworkSymmetry({"g": group(shape[0])}, {as_pattern(name): leg}, params)
+        spec = " ".join(["g", *"_" * (len(shape) - 1)])
+        symmetry = NetworkSymmetry({"g": group(shape[0])}, {as_pattern(name): spec}, params)
         eqx.filter_eval_shape(
             lambda s, p: carry(s, symmetry, symmetry.identity(), p, inner=inner), state, params
         )

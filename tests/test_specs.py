@@ -1,4 +1,4 @@
-"""Legs: what the notation says, what it does to an array (against einsum), and what it says to a typo."""
+"""Specs: what the notation says, what it does to an array (against einsum), and what it says to a typo."""
 
 import re
 
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import symmetrax as sx
-from symmetrax.symmetry._legs import Both, Concatenated, Merged, Plain, Word, parse
+from symmetrax.symmetry._specs import Both, Concatenated, Merged, Plain, Word, parse
 
 SEEDS = st.integers(0, 2**32 - 1)
 NAMES = ("h", "qk", "Stream", "inner_0", "a1b2", "x_")
@@ -37,7 +37,7 @@ def random_node(rng, depth=3, summand=False):
     return Concatenated(tuple(random_node(rng, depth - 1, summand=True) for _ in range(rng.integers(2, 4))))
 
 
-def random_leg(seed):
+def random_spec(seed):
     rng = np.random.default_rng(seed)
     return tuple(random_node(rng) for _ in range(rng.integers(5)))
 
@@ -45,14 +45,14 @@ def random_leg(seed):
 @settings(max_examples=300)
 @given(SEEDS)
 def test_what_is_written_is_read_back(seed):
-    nodes = random_leg(seed)
+    nodes = random_spec(seed)
     assert parse(" ".join(map(str, nodes))) == nodes
 
 
 @settings(max_examples=200)
 @given(SEEDS)
 def test_blanks_around_brackets_and_signs_do_not_matter(seed):
-    nodes = random_leg(seed)
+    nodes = random_spec(seed)
     text = re.sub(r"([+&])", r"  \1 ", " ".join(map(str, nodes)))
     assert parse(" " + text.replace("(", "( ").replace(")", "  )")) == nodes
 
@@ -79,11 +79,11 @@ def test_no_text_does_worse_than_a_value_error(text):
         ("h&", "where a name, number, _ or bracket is expected"),
         ("h&(a b)", r"& joins names, not \(a b\)"),
         ("h&4", "& joins names, not 4"),
-        ("h** _", r"Cannot read the leg 'h\*\* _' at '\* _'"),
-        ("h[] _", r"Cannot read the leg .* at '\[\] _'"),
+        ("h** _", r"Cannot read the spec 'h\*\* _' at '\* _'"),
+        ("h[] _", r"Cannot read the spec .* at '\[\] _'"),
         ("h[--1]", "Cannot read"),
         ("h[1:2:3]", "Cannot read"),
-        ("0 h", "Cannot read the leg '0 h' at '0 h'"),
+        ("0 h", "Cannot read the spec '0 h' at '0 h'"),
         ("h^x", "Cannot read"),
         ("a*b", r"no blank between a\* and 'b'"),
         ("4h _", "no blank between 4 and 'h'"),
@@ -95,7 +95,7 @@ def test_typos_are_pointed_at(text, message):
         parse(text)
 
 
-# What a leg does, against einsum and slices in NumPy.
+# What a spec does, against einsum and slices in NumPy.
 
 RNG = np.random.default_rng(0)
 MATRIX = {name: RNG.normal(size=shape) for name, shape in {"a": (3, 3), "k": (2, 4, 4), "l": (3, 5)}.items()}
@@ -189,7 +189,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("text", CASES)
-def test_a_leg_does_what_einsum_does(text, float64):
+def test_a_spec_does_what_einsum_does(text, float64):
     shape, oracle = CASES[text]
     x = np.random.default_rng(1).normal(size=shape)
     element = {
@@ -231,7 +231,7 @@ BAD = {
     "two unknown sizes": (A, {"w": "(_ _) a"}, ["w: ", "axis 0", "2 parts of unknown size"]),
     "two unknown terms": (A, {"w": "_+_ a"}, ["w: ", "axis 0", "2 parts of unknown size"]),
     "number of axes": (A, {"w": "_ a _"}, ["w: ", "'_ a _'", "names 3 axes", "(8, 3)"]),
-    "unknown space": ({"hidden": sx.Permutation(3)}, {"w": "_ hiden"}, ["no leg", "'hiden'"]),
+    "unknown space": ({"hidden": sx.Permutation(3)}, {"w": "_ hiden"}, ["no spec", "'hiden'"]),
     "unknown name": (A, {"w": "_ a", "v": "aa _"}, ["v: ", "'aa'", "neither a space nor an index", "'a'"]),
     "path": (A, {"ww": "_ a"}, ["No array is called 'ww'", "Did you mean 'w'?", "blocks.0.q"]),
     "pattern": (
@@ -240,7 +240,7 @@ BAD = {
         ["No array is called 'block.{i}.q'", "Did you mean 'blocks."],
     ),
     "power": (A, {"w": "_ a^2"}, ["w: ", "a^2", "GeneralLinear(3)", "do not commute"]),
-    "space without a leg": (A | K, {"w": "_ a"}, ["The space 'k' has no leg"]),
+    "space without a spec": (A | K, {"w": "_ a"}, ["The space 'k' has no spec"]),
     "missing index": (K, {"w": "(2 k) _"}, ["w: ", "axis 0", "k needs its index 'h'", "does not occur"]),
     "index twice": (
         K,
@@ -266,26 +266,26 @@ BAD = {
     ),
     "a position without an index": (A, {"w": "_ a[0]"}, ["w: ", "a[0]", "no `per` to index"]),
     "brackets": (K, {"w": "(h k _"}, ["'(h k _'", "a bracket that is not closed"]),
-    "two legs": (
+    "two specs": (
         A,
         {"blocks.{i}.q": "_ a", "blocks.0.q": "_ a"},
-        ["'blocks.0.q' has two legs"],
+        ["'blocks.0.q' has two specs"],
     ),
     "an unbound field": (A, {"w": "_ a{i}"}, ["'_ a{i}' of 'w'", "that its path does not have"]),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_legs_are_refused_with_their_place(name):
-    spaces, legs, said = BAD[name]
+def test_bad_specs_are_refused_with_their_place(name):
+    spaces, specs, said = BAD[name]
     with pytest.raises(ValueError) as error:  # noqa: PT011 - every word of the message is checked
-        sx.NetworkSymmetry(spaces, legs, like=PARAMS)
+        sx.NetworkSymmetry(spaces, specs, like=PARAMS)
     for words in said:
         assert words in str(error.value), (words, str(error.value))
 
 
 def test_an_unknown_space_is_met_with_the_near_one():
-    with pytest.raises(ValueError, match=r"The space 'hidden' has no leg. Did you mean 'hiden'\?"):
+    with pytest.raises(ValueError, match=r"The space 'hidden' has no spec. Did you mean 'hiden'\?"):
         sx.NetworkSymmetry({"hidden": sx.Permutation(3)}, {"w": "_ hiden"}, PARAMS)
     with pytest.raises(
         ValueError, match=r"'hiden', which is neither a space nor an index. Did you mean 'hidden'"
@@ -326,5 +326,5 @@ def test_an_index_may_have_another_length_elsewhere():
 def test_one_space_of_several_keeps_the_index_another_axis_needs():
     spaces = {"a": sx.PositiveDiagonal(4), "b": sx.PositiveDiagonal(3, per={"h": 2})}
     symmetry = sx.NetworkSymmetry(spaces, {"w": "(h a) b"}, PARAMS)
-    assert symmetry.only("b").legs == {"w": "(h 4) b"}
-    assert symmetry.only("a").legs == {"w": "(2 a) _"}
+    assert symmetry.only("b").specs == {"w": "(h 4) b"}
+    assert symmetry.only("a").specs == {"w": "(2 a) _"}

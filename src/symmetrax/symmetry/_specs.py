@@ -1,9 +1,9 @@
-"""Legs: how the axes of an array touch hidden spaces, written as strings and walked as arrays.
+"""Axis specs: how each axis of an array transforms, written as strings and walked as arrays.
 
-A leg has one word per axis: `h` (transforms with g), `h*` (with g^-T), `h^2` (with a power), `_` or a number
+An axis spec has one word per axis: `h` (transforms with g), `h*` (with g^-T), `h^2` (with a power), `_` or a number
 (nothing acts), `(h _ qk)` (a merged axis, first name slowest), `q+k*+v` (a concatenated axis), `g*&u*` (two
 commuting spaces on one axis), `h[0]`, `h[1:]` (a fixed element, or a slice, along the group's first index).
-Precedence: `&` before `+` before the blank. A leg may end in an offset, `h - 1`: the array plus 1 is what
+Precedence: `&` before `+` before the blank. A spec may end in an offset, `h - 1`: the array plus 1 is what
 transforms with g, as a gain is that enters as 1 + w.
 """
 
@@ -78,7 +78,7 @@ _TOKEN = re.compile(
 )
 
 
-#: What a leg ends in if it has an offset; the minus of a power, `h^-2`, is none.
+#: What a spec ends in if it has an offset; the minus of a power, `h^-2`, is none.
 _OFFSET = re.compile(r"(?<=[\w)\]*])\s*-\s*(?P<offset>-?\d+(?:\.\d+)?)\s*$")
 
 
@@ -93,7 +93,7 @@ def offset_of(text: str) -> float:
 
 
 def written(nodes: Iterable["Node | str"], offset: float = 0.0) -> str:
-    """The leg with these axes and this offset.
+    """The spec with these axes and this offset.
 
     >>> written(parse("_ h-1"), offset_of("_ h-1"))
     '_ h - 1'
@@ -104,7 +104,7 @@ def written(nodes: Iterable["Node | str"], offset: float = 0.0) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def parse(text: str) -> tuple[Node, ...]:
-    """The axes of a leg, without its offset. Raises ValueError for what is not one, pointing at the place.
+    """The axes of a spec, without its offset. Raises ValueError for what is not one, pointing at the place.
 
     >>> [str(node) for node in parse("(h qk*) _")]
     ['(h qk*)', '_']
@@ -115,13 +115,13 @@ def parse(text: str) -> tuple[Node, ...]:
     while position < end:
         match = _TOKEN.match(text, position, end)
         if match is None or match.end() == position:
-            raise ValueError(f"Cannot read the leg {text!r} at {text[position:]!r}.")
+            raise ValueError(f"Cannot read the spec {text!r} at {text[position:]!r}.")
         kind = next(kind for kind in ("join", "blank", "open", "close", "plain", "name") if match[kind])
         tokens.append((kind, match))
         position = match.end()
     parts, rest = _factors(text, tokens)
     if rest:
-        raise ValueError(f"The leg {text!r} closes a bracket that was not opened.")
+        raise ValueError(f"The spec {text!r} closes a bracket that was not opened.")
     return parts
 
 
@@ -135,7 +135,7 @@ def _factors(text: str, tokens: list) -> tuple[tuple[Node, ...], list]:
         part, tokens = _sum(text, tokens)
         parts.append(part)
         if tokens and tokens[0][0] not in ("blank", "close"):
-            raise ValueError(f"The leg {text!r} has no blank between {part} and {tokens[0][1][0]!r}.")
+            raise ValueError(f"The spec {text!r} has no blank between {part} and {tokens[0][1][0]!r}.")
     return tuple(parts), tokens
 
 
@@ -158,15 +158,15 @@ def _sum(text: str, tokens: list) -> tuple[Node, list]:
 def _atom(text: str, tokens: list) -> tuple[Node, list]:
     if not tokens or tokens[0][0] not in ("open", "plain", "name"):
         raise ValueError(
-            f"The leg {text!r} ends, or has a sign, where a name, number, _ or bracket is expected."
+            f"The spec {text!r} ends, or has a sign, where a name, number, _ or bracket is expected."
         )
     (kind, match), tokens = tokens[0], tokens[1:]
     if kind == "open":
         parts, tokens = _factors(text, tokens)
         if not tokens:
-            raise ValueError(f"The leg {text!r} opens a bracket that is not closed.")
+            raise ValueError(f"The spec {text!r} opens a bracket that is not closed.")
         if not parts:
-            raise ValueError(f"The leg {text!r} has an empty bracket.")
+            raise ValueError(f"The spec {text!r} has an empty bracket.")
         return Merged(parts), tokens[1:]
     if kind == "plain":
         return Plain(None if match["plain"] == "_" else int(match["plain"])), tokens
@@ -177,7 +177,7 @@ def _atom(text: str, tokens: list) -> tuple[Node, list]:
 def _words(text: str, factors: list[Node]) -> tuple[Word, ...]:
     for factor in factors:
         if not isinstance(factor, Word):
-            raise ValueError(f"In the leg {text!r}, & joins names, not {factor}.")
+            raise ValueError(f"In the spec {text!r}, & joins names, not {factor}.")
     return tuple(factor for factor in factors if isinstance(factor, Word))
 
 

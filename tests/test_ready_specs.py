@@ -1,4 +1,4 @@
-"""Ready legs: the group that an activation has, the order of layers, and normalization in both modes."""
+"""Ready specs: the group that an activation has, the order of layers, and normalization in both modes."""
 
 import equinox as eqx
 import jax
@@ -51,7 +51,7 @@ def test_degrees_and_contradictions_are_told():
     squared = mlp(lambda x: jax.nn.relu(x) ** 2)
     with pytest.raises(ValueError, match="have scalings with degree=2, but no scalings of degree 1"):
         sx.mlp_symmetry(squared)
-    assert sx.mlp_symmetry(squared, degree=2).legs["layers.1.weight"] == "hidden2 hidden1^-2"
+    assert sx.mlp_symmetry(squared, degree=2).specs["layers.1.weight"] == "hidden2 hidden1^-2"
     with pytest.raises(ValueError, match="have flips of sign, but no scalings of degree 1"):
         sx.mlp_symmetry(mlp(jnp.tanh), group=sx.PositiveDiagonal)
     with pytest.raises(ValueError, match="have scalings with degree=1, but no flips of sign"):
@@ -68,34 +68,34 @@ def shapes(**sizes):
 
 def test_layers_of_a_dict_follow_one_another_in_the_one_order_of_their_shapes():
     params = shapes(hidden=(5, 4), head=(2, 5), stem=(4, 3), bias=(4,))
-    assert sx.mlp_symmetry(params).legs == {
+    assert sx.mlp_symmetry(params).specs == {
         "stem": "hidden1 _",
         "hidden": "hidden2 hidden1*",
         "head": "_ hidden2*",
         "bias": "hidden1",
     }
     turned = {name: x.T for name, x in params.items()}
-    assert sx.mlp_symmetry(turned, layout="in out").legs["head"] == "hidden2* _"
+    assert sx.mlp_symmetry(turned, layout="in out").specs["head"] == "hidden2* _"
 
 
 def test_numbers_are_an_order_and_so_are_lists():
     square = {f"w{k}": jnp.ones((4, 4)) for k in range(12)} | {f"b{k}": jnp.ones(4) for k in range(12)}
-    legs = sx.mlp_symmetry(square).legs
-    assert legs["w2"] == "hidden3 hidden2*"
-    assert legs["w10"] == "hidden11 hidden10*"
-    assert legs["b10"] == "hidden11"
-    assert "b11" not in legs
+    specs = sx.mlp_symmetry(square).specs
+    assert specs["w2"] == "hidden3 hidden2*"
+    assert specs["w10"] == "hidden11 hidden10*"
+    assert specs["b10"] == "hidden11"
+    assert "b11" not in specs
     nested = {f"Dense_{k}": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)} for k in range(11)}
-    assert sx.mlp_symmetry(nested).legs["Dense_10.kernel"] == "_ hidden10*"
-    assert sx.mlp_symmetry(nested).legs["Dense_9.bias"] == "hidden10"
-    assert sx.mlp_symmetry([jnp.ones((4, 4))] * 3).legs["1"] == "hidden2 hidden1*"
+    assert sx.mlp_symmetry(nested).specs["Dense_10.kernel"] == "_ hidden10*"
+    assert sx.mlp_symmetry(nested).specs["Dense_9.bias"] == "hidden10"
+    assert sx.mlp_symmetry([jnp.ones((4, 4))] * 3).specs["1"] == "hidden2 hidden1*"
 
 
 def test_layers_of_a_dict_without_an_order_are_an_error():
     square = {name: jnp.ones((4, 4)) for name in ("first", "second", "third")}
     with pytest.raises(ValueError, match=r"several orders, such as .*Give the paths of `weights`"):
         sx.mlp_symmetry(square)
-    assert sx.mlp_symmetry(square, ["first", "second", "third"]).legs["third"] == "_ hidden2*"
+    assert sx.mlp_symmetry(square, ["first", "second", "third"]).specs["third"] == "_ hidden2*"
     with pytest.raises(ValueError, match="follow one another in no order"):
         sx.mlp_symmetry(shapes(a=(4, 3), b=(2, 5)))
     with pytest.raises(ValueError, match=r"biases of .* cannot be told"):
@@ -103,8 +103,8 @@ def test_layers_of_a_dict_without_an_order_are_an_error():
 
 
 def test_only_some_layers_may_have_a_bias():
-    legs = sx.mlp_symmetry(shapes(w1=(4, 3), w2=(4, 4), w3=(2, 4), b2=(4,))).legs
-    assert legs["b2"] == "hidden2"
+    specs = sx.mlp_symmetry(shapes(w1=(4, 3), w2=(4, 4), w3=(2, 4), b2=(4,))).specs
+    assert specs["b2"] == "hidden2"
 
 
 def cnn(training, size):
@@ -154,15 +154,15 @@ def test_channels_of_a_network_with_batch_normalization_in_both_modes(training, 
         report = sx.verify(loss, params, symmetry, KEY, batch, trials=1)
         assert report.outcome == "exact", str(report)
     scaled = group is sx.PositiveDiagonal
-    assert symmetry.legs["b0"] == ("_ inner0* _ _" if scaled else "stream inner0* _ _")
-    assert ("ms" in symmetry.legs) == (not scaled)
+    assert symmetry.specs["b0"] == ("_ inner0* _ _" if scaled else "stream inner0* _ _")
+    assert ("ms" in symmetry.specs) == (not scaled)
 
 
 def test_some_kernels_may_be_normalized():
     _, params = cnn(True, (4, 3))
-    legs = sx.residual_cnn_symmetry(params, ["stem"], "a{i}", "b{i}", "head", normalized=["a{i}"]).legs
-    assert legs["stem"] == "stream _ _ _"
-    assert legs["a0"] == "_ stream* _ _"
+    specs = sx.residual_cnn_symmetry(params, ["stem"], "a{i}", "b{i}", "head", normalized=["a{i}"]).specs
+    assert specs["stem"] == "stream _ _ _"
+    assert specs["a0"] == "_ stream* _ _"
     with pytest.raises(ValueError, match="`normalized` names 'c'"):
         sx.residual_cnn_symmetry(params, ["stem"], "a{i}", "b{i}", "head", normalized=["c"])
 
@@ -178,7 +178,7 @@ def test_the_scale_before_a_normalization_with_running_statistics_scales_them():
         batch = jax.random.normal(KEY, (5, 3))
         assert sx.verify(loss, params, symmetry, KEY, batch, trials=1).outcome == "exact"
         variances = sx.normalized_scale_symmetry(params, ["w"], ["b", "mean"], variances=["var"], groups=4)
-        assert variances.legs["var"] == "(scale^2 _)"
+        assert variances.specs["var"] == "(scale^2 _)"
         squared = dict(params, var=params["var"] * 3)
         moved = variances.act({"scale": jnp.full(4, 2.0)}, squared)
         np.testing.assert_allclose(moved["var"], 12.0)

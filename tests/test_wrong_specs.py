@@ -1,10 +1,10 @@
-"""One wrong word in the legs of a network: `verify` must see it, and name the axis.
+"""One wrong word in the specs of a network: `verify` must see it, and name the axis.
 
-Every leg of every ready constructor gets every single mistake: a star too many or missing, a name forgotten,
+Every spec of every ready constructor gets every single mistake: a star too many or missing, a name forgotten,
 a name where nothing acts, the parts of a merged axis in another order. What is not a mistake is left out:
 
 - stars of compact groups: g and its dual are the same (signs, permutations, rotations, unit scales);
-- a space that has one leg only: starring it is the same symmetry by another name, deleting it leaves none;
+- a space that has one spec only: starring it is the same symmetry by another name, deleting it leaves none;
 - the key bias where nothing turns with position: it adds the same number to all scores of a query, which the
   softmax does not see, so that whatever acts on it is a symmetry;
 - the order of parts that are alone in having a length other than 1: the axis is cut the same way.
@@ -19,13 +19,14 @@ import jax
 import pytest
 
 import symmetrax as sx
-from symmetrax.symmetry._legs import Both, Concatenated, Merged, Node, Plain, Word, parse, words
+from symmetrax.symmetry._specs import Both, Concatenated, Merged, Node, Plain, Word, parse, words
 
 from .zoo import READY, Row
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-#: Of every stride and row: array, wrong leg, axis, whether it is named, the number of axes named, right leg.
+#: Of every stride and row: array, wrong spec, axis, whether it is named, the number of axes named, right
+#: spec.
 MUTANTS: dict[int, dict[str, list[tuple[str, str, int, bool, int, str]]]] = {1: {}, 5: {}}
 STRIDES = pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.slow)])
 
@@ -44,7 +45,7 @@ def single_mistakes(node: Node, length: int, symmetry: sx.NetworkSymmetry) -> li
     """All ways in which one word of an axis can be wrong, the sizes being right."""
     spaces = symmetry.spaces
     count = {
-        name: sum(w.name == name for text in symmetry.legs.values() for n in parse(text) for w in words(n))
+        name: sum(w.name == name for text in symmetry.specs.values() for n in parse(text) for w in words(n))
         for name in spaces
     }
     match node:
@@ -80,13 +81,13 @@ def single_mistakes(node: Node, length: int, symmetry: sx.NetworkSymmetry) -> li
 
 
 def mutants(row: Row, params, symmetry: sx.NetworkSymmetry):
-    """Legs with one mistake, with the array and the axis where it is."""
+    """Specs with one mistake, with the array and the axis where it is."""
     shapes = {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
         if hasattr(leaf, "shape")
     }
-    for path, text in symmetry.legs.items():
+    for path, text in symmetry.specs.items():
         if path in ("k_bias", "key.bias") and "turn" not in symmetry.spaces:
             continue
         nodes = parse(text)
@@ -102,16 +103,16 @@ def test_every_single_mistake_is_caught(row, stride, float64, unchecked):
     symmetry, batch = row.symmetry(params), row.batch(0)
     found = MUTANTS[stride].setdefault(row.name, [])
     for path, axis, text in itertools.islice(mutants(row, params, symmetry), 0, None, stride):
-        wrong = symmetry.with_legs({**symmetry.legs, path: text})
+        wrong = symmetry.with_specs({**symmetry.specs, path: text})
         report = sx.verify(row.loss, params, wrong, jax.random.key(5), batch, trials=1)
         assert report.outcome in ("wrong", "approximate"), (path, text, str(report))
         axes = {(suspect.path, suspect.axis) for suspect in report.suspects}
-        found.append((path, text, axis, (path, axis) in axes, len(axes), symmetry.legs[path]))
+        found.append((path, text, axis, (path, axis) in axes, len(axes), symmetry.specs[path]))
 
 
 @STRIDES
 def test_the_wrong_axis_is_named(stride):
-    """At least 85 % of all alone, others with one more: of a space with two legs, starring either mends."""
+    """At least 85 % of all alone, others with one more: of a space with two specs, starring either mends."""
     found = [(name, *mutant) for name, mutants in MUTANTS[stride].items() for mutant in mutants]
     if len(MUTANTS[stride]) < len(READY):
         pytest.skip("needs the mutants of all rows, from the tests above")
