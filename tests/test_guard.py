@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import symmetrax as sx
-from symmetrax.teleportation._guard import jump, shortened
+from symmetrax.teleportation._step import jump, shortened
 
 POINT = (5.0, -5.0)
 NOT_FINITE, TOO_LONG, NOT_INVARIANT = 1, 2, 3
@@ -76,7 +76,7 @@ def test_a_refused_jump_has_zero_and_finite_gradients(name, double):
         @eqx.filter_jit
         def displacement(coordinates, x, retreat):
             found = jump(
-                symmetry, symmetry.exp(coordinates), x, guard=guard, value_fn=task.loss, retreat=retreat
+                symmetry, symmetry.exp(coordinates), x, guard=guard, value_fn=task.loss, fallback=retreat
             )
             return jnp.sum(jnp.sin(found.displacement)), found
 

@@ -28,8 +28,6 @@ from .learned._joint import Joint as Joint
 from .learned._joint import each_network as each_network
 from .learned._layer_pairs import LayerPairLSTM as LayerPairLSTM
 from .learned._neurons import PerNeuronLSTM as PerNeuronLSTM
-from .learned._online import OnlineState as OnlineState
-from .learned._online import online_teleported as online_teleported
 from .learned._orbit import OrbitLSTM as OrbitLSTM
 from .learned._rnnprop import RNNProp as RNNProp
 from .learned._step import StepLSTM as StepLSTM
@@ -123,6 +121,8 @@ from .teleportation._objectives import cost_of as cost_of
 from .teleportation._objectives import negate as negate
 from .teleportation._objectives import orbit_derivative as orbit_derivative
 from .teleportation._objectives import squared_gradient_norm as squared_gradient_norm
+from .teleportation._online import OnlineState as OnlineState
+from .teleportation._online import online_teleported as online_teleported
 from .teleportation._orbit import Orbit as Orbit
 from .teleportation._probe import Gain as Gain
 from .teleportation._probe import teleport_gain as teleport_gain

@@ -25,7 +25,6 @@ from symmetrax.learned._coordinatewise import CoordinatewiseLSTM
 from symmetrax.learned._features import Observation, Proposal
 from symmetrax.learned._flat_gradient import FlatGradientLSTM
 from symmetrax.learned._joint import each_network
-from symmetrax.learned._leap import Transport
 from symmetrax.learned._neurons import PerNeuronLSTM
 from symmetrax.learned._step import StepLSTM
 from symmetrax.learned._update_rule import UpdateRule
@@ -33,6 +32,7 @@ from symmetrax.tasks._base import AbstractTask
 from symmetrax.tasks._data import Images, digits, mnist
 from symmetrax.tasks._supervised import Classification, ImageFamily, Widths
 from symmetrax.teleportation._guard import Guard
+from symmetrax.teleportation._step import Transport
 
 #: Bounds of the step sizes of networks for one size: the learning rates among which baselines are tuned.
 RATES = (1e-3, 3.0)

@@ -17,12 +17,12 @@ from symmetrax.learned._coordinatewise import CoordinatewiseLSTM
 from symmetrax.learned._features import Observation, Proposal
 from symmetrax.learned._flat_gradient import FlatGradientLSTM
 from symmetrax.learned._joint import each_network
-from symmetrax.learned._leap import Transport
 from symmetrax.learned._neurons import PerNeuronLSTM
 from symmetrax.learned._update_rule import UpdateRule
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.tasks._regression import Action, RegressionFamily, Start
 from symmetrax.teleportation._guard import Guard
+from symmetrax.teleportation._step import Transport
 
 #: The published first step size, in which the learned ones of arXiv:2305.13404 start, too.
 FIRST = 1e-4

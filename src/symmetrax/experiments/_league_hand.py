@@ -13,9 +13,9 @@ from jaxtyping import Array, Float
 
 from symmetrax.experiments._arms import TunedArm, adam, descent, search_evaluations, symmetry_of
 from symmetrax.experiments._orbit_arms import GUARD
-from symmetrax.learned._online import online_teleported
 from symmetrax.tasks._base import AbstractTask
 from symmetrax.teleportation._guard import Guard
+from symmetrax.teleportation._online import online_teleported
 from symmetrax.teleportation._search import AbstractSearch, GoldenSection, Oracle, SinusoidPeak
 from symmetrax.teleportation._transform import teleported
 

@@ -12,11 +12,11 @@ import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from symmetrax._tree import safe_norm
-from symmetrax.learned._online import jump_and_step, online_teleported, step_end
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
 from symmetrax.tasks._plane import SumOfSquares
 from symmetrax.teleportation._guard import Guard
+from symmetrax.teleportation._online import jump_and_step, online_teleported, step_end
 
 
 class TurnedState(NamedTuple):

@@ -1,7 +1,7 @@
 """Optimizers that are networks, and the optax transformation each of them is.
 
 A network proposes a `Proposal` from the `Observation` of a step; what happens then is the same for all of
-them and stands here: x <- a.(x + v), or x <- a.x + v where the group element comes first (`_leap.py`).
+them and stands here: x <- a.(x + v), or x <- a.x + v where the group element comes first (`_step.py`).
 """
 
 from abc import abstractmethod
@@ -16,16 +16,17 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from symmetrax._extras import one_program
+from symmetrax._numbers import as_before, at_precision, check_whole, hold, settled_state
 from symmetrax._tree import all_finite, select
 from symmetrax.learned._features import Observation, Proposal, ordinary
-from symmetrax.learned._leap import Gate, Leap, Transport, leap_from
-from symmetrax.learned._numbers import as_before, at_precision, check_whole, hold, settled_state
+from symmetrax.learned._gates import Gate, gated
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.teleportation._guard import NO_STEP, NOT_MEASURED, REFUSALS, Guard
 from symmetrax.teleportation._objectives import orbit_derivative, slopes
 from symmetrax.teleportation._orbit import Orbit
 from symmetrax.teleportation._schedule import Schedule, due, settled
 from symmetrax.teleportation._search import Oracle
+from symmetrax.teleportation._step import TeleportStep, Transport, teleport_by
 
 #: Whether the step comes before the group element or after it.
 Order = Literal["step-first", "teleport-first"]
@@ -252,21 +253,38 @@ def _transformation(network, symmetry, schedule, guard, meta_order, transport, a
         if symmetry is None or (move.algebra is None and network.wants):
             step = _step(move, info)
             return displaced(step, move, info, now), state._replace(previous=step)
-        how = {"batch": batch, "gate": gate, "guard": guard, "value_fn": value_fn}
-        teleported = partial(leap_from, symmetry, network.algebra_bound, **how)
         if order == "teleport-first":
-            leap = teleported(params, move, now, step=info.previous, retreat=params)
-            gradient = leap.carried_gradient(info.gradient)
-            previous = leap.transported(info.previous, transport)
+            teleport = teleported(move, params, now, info.previous, params, value_fn, batch)
+            gradient = teleport.gradient(info.gradient)
+            previous = teleport.velocity(info.previous, transport)
             step = _step(move, info._replace(gradient=gradient, previous=previous))
-            return optax.tree.add(leap.jump.displacement, step), _told(state, leap, previous=step)
+            displacement = optax.tree.add(teleport.jump.displacement, step)
+            return displacement, _told(state, teleport, previous=step)
         step = _step(move, info)
         displacement = displaced(step, move, info, now)
         landing = optax.tree.add(params, displacement)
         due_now = jnp.array(True) if as_printed else now
-        leap = teleported(landing, move, due_now, step=displacement, retreat=params)
-        previous = leap.transported(step, transport)
-        return optax.tree.add(displacement, leap.jump.displacement), _told(state, leap, previous=previous)
+        teleport = teleported(move, landing, due_now, displacement, params, value_fn, batch)
+        displacement = optax.tree.add(displacement, teleport.jump.displacement)
+        return displacement, _told(state, teleport, previous=teleport.velocity(step, transport))
+
+    def teleported(move, start, due, step, fallback, value_fn, batch) -> TeleportStep:
+        """The teleport that the network asks for, from `start`: gated, and the identity where none is due."""
+        bound = network.algebra_bound
+        xi = jnp.where(due, gated(move, gate, symmetry), 0.0)
+        return teleport_by(
+            symmetry,
+            xi.astype(jnp.result_type(*jax.tree.leaves(start))),
+            start,
+            batch,
+            guard=guard,
+            value_fn=value_fn,
+            # With bounded coordinates the exponential takes fewer products.
+            exp=symmetry.exp if bound is None else partial(symmetry.exp_within, reach=bound),
+            due=due,
+            step=step,
+            fallback=fallback,
+        )
 
     def displaced(step, move, info, now) -> PyTree:
         """The step, or as printed the one with the momentum applied to it again."""
@@ -279,15 +297,15 @@ def _transformation(network, symmetry, schedule, guard, meta_order, transport, a
     return optax.GradientTransformationExtraArgs(init, one_program(update))
 
 
-def _told(state: LearnedState, leap: Leap, previous: PyTree) -> LearnedState:
+def _told(state: LearnedState, teleport: TeleportStep, previous: PyTree) -> LearnedState:
     """The state that tells of a teleport."""
-    counted = state.outcomes.at[leap.jump.refused].add(leap.due.astype(state.outcomes.dtype))
+    due, jumped = teleport.due, teleport.jump
     return state._replace(
         previous=previous,
-        algebra=leap.algebra,
-        defect=jnp.where(leap.due, leap.jump.defect, NOT_MEASURED),
-        refused=jnp.where(leap.due, leap.jump.refused, 0),
-        outcomes=counted,
+        algebra=teleport.algebra,
+        defect=jnp.where(due, jumped.defect, NOT_MEASURED),
+        refused=jnp.where(due, jumped.refused, 0),
+        outcomes=state.outcomes.at[jumped.refused].add(due.astype(state.outcomes.dtype)),
     )
 
 

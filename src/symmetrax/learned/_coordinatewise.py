@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from symmetrax._keys import check_key
+from symmetrax._numbers import flat
 from symmetrax.learned._base import AbstractLearnedOptimizer
 from symmetrax.learned._features import Observation, Proposal, example_info, log_and_sign
 from symmetrax.learned._networks import LSTM, Linear, LSTMState
-from symmetrax.learned._numbers import flat
 from symmetrax.symmetry._base import AbstractLieSymmetry
 
 Preprocessing = Literal["log_and_sign", "clipped_log_and_sign"]

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
 from symmetrax._keys import check_key
+from symmetrax._numbers import flat
 from symmetrax.learned._base import AbstractLearnedOptimizer, Want
 from symmetrax.learned._features import INPUTS, Observation, Proposal, cut, example_info
 from symmetrax.learned._heads import RATES, check_heads, coordinates, scalars
 from symmetrax.learned._networks import GRU, LSTM, MLP, Core, Linear, side_by_side
-from symmetrax.learned._numbers import flat
 from symmetrax.symmetry._base import AbstractLieSymmetry
 
 #: What a network over the whole gradient can emit beside algebra coordinates.

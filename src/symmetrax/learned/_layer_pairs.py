@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from symmetrax._keys import check_key
+from symmetrax._numbers import flat
 from symmetrax.learned._base import AbstractLearnedOptimizer
 from symmetrax.learned._features import Observation, Proposal, cut
 from symmetrax.learned._heads import RATES, check_heads, coordinates, scalars
 from symmetrax.learned._networks import LSTM, Linear, LSTMState
-from symmetrax.learned._numbers import flat
 from symmetrax.symmetry._base import AbstractLieSymmetry
 
 #: What acts on the hidden units between two matrices: any invertible matrix, or positive scalings.

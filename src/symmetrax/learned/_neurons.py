@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from symmetrax._keys import check_key
+from symmetrax._numbers import gathered
 from symmetrax.learned._base import AbstractLearnedOptimizer, Want
 from symmetrax.learned._features import Observation, Proposal, largest_entry
 from symmetrax.learned._networks import LSTM, Linear, LSTMState
-from symmetrax.learned._numbers import gathered
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.symmetry._groups import PositiveDiagonal
 from symmetrax.symmetry._models import mlp_symmetry

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from symmetrax._keys import check_key
+from symmetrax._numbers import flat
 from symmetrax.learned._base import AbstractLearnedOptimizer, Want
 from symmetrax.learned._features import Length, Observation, Proposal
 from symmetrax.learned._heads import between, check_heads, coordinates
 from symmetrax.learned._networks import LSTM, Linear, LSTMState
-from symmetrax.learned._numbers import flat
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.teleportation._objectives import OrbitDerivatives
 

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from symmetrax._keys import check_key
+from symmetrax._numbers import flat
 from symmetrax.learned._base import AbstractLearnedOptimizer
 from symmetrax.learned._features import Observation, Proposal, cut, example_info
 from symmetrax.learned._networks import LSTM, Linear, LSTMState
-from symmetrax.learned._numbers import flat
 from symmetrax.symmetry._base import AbstractLieSymmetry
 
 #: Added to the root of the second moment, as in Adam.

@@ -10,11 +10,12 @@ import optax
 from jaxtyping import Array, Bool
 
 from symmetrax.learned._base import AbstractLearnedOptimizer, Order, Want
-from symmetrax.learned._leap import Gate, Transport
+from symmetrax.learned._gates import Gate
 from symmetrax.tasks._base import AbstractTask
 from symmetrax.teleportation._guard import Guard
 from symmetrax.teleportation._schedule import Schedule, settled
 from symmetrax.teleportation._schedule import times as when
+from symmetrax.teleportation._step import Transport
 
 
 def _booleans(teleports: Any) -> Any:

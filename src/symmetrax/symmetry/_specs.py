@@ -1,10 +1,10 @@
 """Axis specs: how each axis of an array transforms, written as strings and walked as arrays.
 
-An axis spec has one word per axis: `h` (transforms with g), `h*` (with g^-T), `h^2` (with a power), `_` or a number
-(nothing acts), `(h _ qk)` (a merged axis, first name slowest), `q+k*+v` (a concatenated axis), `g*&u*` (two
-commuting spaces on one axis), `h[0]`, `h[1:]` (a fixed element, or a slice, along the group's first index).
-Precedence: `&` before `+` before the blank. A spec may end in an offset, `h - 1`: the array plus 1 is what
-transforms with g, as a gain is that enters as 1 + w.
+An axis spec has one word per axis: `h` (transforms with g), `h*` (with g^-T), `h^2` (with a power), `_` or a
+number (nothing acts), `(h _ qk)` (a merged axis, first name slowest), `q+k*+v` (a concatenated axis), `g*&u*`
+(two commuting spaces on one axis), `h[0]`, `h[1:]` (a fixed element, or a slice, along the group's first
+index). Precedence: `&` before `+` before the blank. A spec may end in an offset, `h - 1`: the array plus 1 is
+what transforms with g, as a gain is that enters as 1 + w.
 """
 
 import dataclasses

@@ -1,18 +1,13 @@
-"""When a teleport is refused, and the one place where parameters jump."""
+"""When a teleport is refused, and the parameters stay where they are."""
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
-import optax
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
-from symmetrax._tree import all_finite, safe_norm, select, widened
-from symmetrax.symmetry._base import AbstractLieSymmetry, AbstractSymmetry
-from symmetrax.teleportation._rounding import LOOSE, MOST, rounding
+from symmetrax._tree import all_finite, safe_norm, widened
+from symmetrax.teleportation._rounding import LOOSE, MOST
 
 #: Why a teleport was refused, by code; 0 is "not refused".
 REFUSALS = (
@@ -25,9 +20,6 @@ REFUSALS = (
 
 #: The code of an optimizer that did not step at all.
 NO_STEP = 4
-
-#: How often a guard that shortens jumps halves their coordinates, at most.
-HALVINGS = 8
 
 # What `defect` says where nothing measured it: without a guard no loss is evaluated.
 NOT_MEASURED = -1.0
@@ -99,167 +91,3 @@ class Guard(eqx.Module):
             most = LOOSE if rounding is None else jnp.minimum(rounding.astype(defect.dtype) / size, MOST)
         moved = ~(defect <= most)
         return defect, jnp.select([~finite, long, moved], [1, 2, 3], 0).astype(int)
-
-
-class Jump(NamedTuple):
-    """How far a teleport moved, and whether it did.
-
-    `displacement` is `symmetry.displacement(a, w)`, zeros if refused; `defect` the relative change of the
-    loss that was found (-1 without a guard: not measured); `refused` a code of `symmetrax.REFUSALS`.
-
-    >>> import symmetrax as sx
-    >>> Jump._fields, sx.REFUSALS[0]
-    (('displacement', 'defect', 'refused'), 'accepted')
-    """
-
-    displacement: PyTree
-    defect: Float[Array, ""]
-    refused: Int[Array, ""]
-
-
-def land(
-    displacement: PyTree,
-    params: PyTree,
-    *,
-    guard: Guard | None,
-    value_fn: Callable[[PyTree], Float[Array, ""]],
-) -> Jump:
-    """Take a displacement that was found without a group, unless `guard` refuses; a lower loss is welcome."""
-    if guard is None:
-        return Jump(displacement, jnp.array(NOT_MEASURED), jnp.array(0))
-    trial = jax.lax.stop_gradient(displacement)
-    here, there = value_fn(params), value_fn(optax.tree.add(params, trial))
-    most = rounding(value_fn, params, trial, here, linear=False)
-    defect, refused = guard.judge(trial, here, jnp.maximum(there, here), guard.longest(params), most)
-    taken = select(refused == 0, displacement, optax.tree.zeros_like(displacement))
-    return Jump(taken, jax.lax.stop_gradient(defect), refused)
-
-
-def jump(
-    symmetry: AbstractSymmetry,
-    element: PyTree,
-    params: PyTree,
-    batch: PyTree = None,
-    *,
-    guard: Guard | None,
-    value_fn: Callable[[PyTree], Float[Array, ""]] | None = None,
-    retreat: PyTree = None,
-    step: PyTree = None,
-    gradient: PyTree = None,
-) -> Jump:
-    """Move `params` by `element`, unless `guard` refuses.
-
-    The identity displaces by exactly zero, and its derivative is still the action's: a branch on a zero angle
-    would have none, and a head that starts at zero would never learn. A refused jump has zero derivative,
-    and none of its infinities or NaNs leak into a gradient: the differentiated action is evaluated at the
-    identity, and at `retreat` if given, a point known to be harmless, instead of `params`.
-
-    **Arguments:** `value_fn(params)` is the loss, needed with a guard. `step` is the one that was taken just
-    before, if any, which is part of the scale of the guard's lengths. `gradient` is the one at `params`, if
-    it is known: it tells the guard how far rounding can move the loss.
-    """
-    still = symmetry.identity()
-    return _jump(
-        symmetry, lambda a: a, element, still, params, batch, guard, value_fn, retreat, step, gradient
-    )
-
-
-def jump_by(
-    symmetry: AbstractLieSymmetry,
-    exp: Callable[[Float[Array, "..."]], PyTree],
-    coordinates: Float[Array, "..."],
-    params: PyTree,
-    batch: PyTree = None,
-    *,
-    guard: Guard | None,
-    value_fn: Callable[[PyTree], Float[Array, ""]] | None = None,
-    retreat: PyTree = None,
-    step: PyTree = None,
-    gradient: PyTree = None,
-) -> Jump:
-    """`jump` by the element `exp(coordinates)`, whose derivative may be infinite where it is refused."""
-    still = jnp.zeros_like(coordinates)
-    return _jump(symmetry, exp, coordinates, still, params, batch, guard, value_fn, retreat, step, gradient)
-
-
-def shortened(
-    symmetry: AbstractLieSymmetry,
-    exp: Callable[[Float[Array, "..."]], PyTree],
-    coordinates: Float[Array, "..."],
-    params: PyTree,
-    batch: PyTree = None,
-    *,
-    guard: Guard | None,
-    step: PyTree = None,
-) -> Float[Array, "..."]:
-    """The coordinates of a jump that is as long as `guard` allows: halved until it is, if the guard shortens.
-
-    How often they are halved is a constant to derivatives. What is too long after eight times stays as it is,
-    for the guard to refuse.
-    """
-    if guard is None or not guard.shorten:
-        return coordinates
-    at, place, step = jax.lax.stop_gradient((params, coordinates, step))
-    longest = guard.longest(at, step)
-
-    def too_long(share: Float[Array, ""]) -> Bool[Array, ""]:
-        length = safe_norm(symmetry.displacement(exp(share * place), at, batch))
-        return ~(length <= longest)  # so that NaN is too long
-
-    def halve(state):
-        share, _ = state
-        return share / 2, too_long(share / 2)
-
-    one = jnp.ones((), place.dtype)
-    share, left = jax.lax.while_loop(
-        lambda state: state[1] & (state[0] > 2.0**-HALVINGS), halve, (one, too_long(one))
-    )
-    return jnp.where(left, 1.0, share) * coordinates
-
-
-def _jump(symmetry, element, place, still, params, batch, guard, value_fn, retreat, step, gradient) -> Jump:
-    """Jump by `element(place)`, which is the identity where `place` is `still`."""
-
-    def displace(place: PyTree, params: PyTree) -> PyTree:
-        displacement = symmetry.displacement(element(place), params, batch)
-        resting = jax.tree.map(lambda a, e: jnp.all(a == e), place, still)
-        return zero_where(displacement, jnp.all(jnp.stack(jax.tree.leaves(resting))))
-
-    if guard is None:
-        return Jump(displace(place, params), jnp.array(NOT_MEASURED), jnp.array(0))
-    if value_fn is None:
-        raise ValueError(
-            "A guarded teleport compares losses: pass value_fn=..., a function from params to the loss, "
-            "as an extra argument of `update` (optax's own name), or guard=None to jump unchecked."
-        )
-    place_, params_, gradient_ = jax.lax.stop_gradient((place, params, gradient))
-    trial = displace(place_, params_)
-    longest = guard.longest(params_, jax.lax.stop_gradient(step))
-    here, there = value_fn(params_), value_fn(optax.tree.add(params_, trial))
-    most = rounding(value_fn, params_, trial, here, gradient_, linear=symmetry.linear)
-    defect, refused = guard.judge(trial, here, there, longest, most)
-    accepted = refused == 0
-    safe = select(accepted, place, still)
-    if retreat is not None:
-        # A constant: even at the identity an action may have no derivative there.
-        params = select(accepted, params, jax.lax.stop_gradient(retreat))
-    displacement = displace(safe, params)
-    return Jump(
-        select(accepted, displacement, optax.tree.zeros_like(displacement)),
-        jax.lax.stop_gradient(defect),
-        refused,
-    )
-
-
-@jax.custom_jvp
-def zero_where(displacement: PyTree, condition: Bool[Array, ""]) -> PyTree:
-    """Zeros where `condition` holds, with the derivative of `displacement` all the same.
-
-    Equal elements give equal ends but for rounding: the compiler may fuse the two calls differently.
-    """
-    return select(condition, optax.tree.zeros_like(displacement), displacement)
-
-
-@zero_where.defjvp
-def _zero_where_jvp(primals, tangents):
-    return zero_where(*primals), tangents[0]

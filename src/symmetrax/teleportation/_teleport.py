@@ -19,11 +19,12 @@ from symmetrax.discovery._plan import GROUPS
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.symmetry._groups import AbstractGroup
 from symmetrax.teleportation._closed_form import ClosedForm, has_closed_form
-from symmetrax.teleportation._guard import Guard, jump, land, shortened
+from symmetrax.teleportation._guard import Guard
 from symmetrax.teleportation._levelset import AbstractPointSearch
 from symmetrax.teleportation._objectives import Objective, squared_gradient_norm
 from symmetrax.teleportation._orbit import Orbit, price
 from symmetrax.teleportation._search import AbstractSearch, Ascent
+from symmetrax.teleportation._step import TeleportStep, teleport_by, teleport_to
 
 #: A symmetry, None for searches that need none, or "auto": to be found.
 SymmetryChoice = AbstractLieSymmetry | None | Literal["auto"]
@@ -114,17 +115,19 @@ def teleport(
         def value_fn(w):
             return apply(constants, w, batch)
 
-        trip = travel(value_fn, numbers, symmetry, batch, objective=objective, search=search, guard=guard)
-        there = optax.tree.add(numbers, trip.displacement)
-        return there, trip, objective(value_fn, numbers), objective(value_fn, there)
+        step = search_and_teleport(
+            value_fn, numbers, symmetry, batch, objective=objective, search=search, guard=guard
+        )
+        there = optax.tree.add(numbers, step.jump.displacement)
+        return there, step.algebra, step.jump, objective(value_fn, numbers), objective(value_fn, there)
 
-    there, trip, before, after = once(moved, constants, numbers, batch)
+    there, algebra, jumped, before, after = once(moved, constants, numbers, batch)
     info = Teleport(
         before=before,
         after=after,
-        algebra=trip.algebra,
-        defect=trip.defect,
-        refused=trip.refused,
+        algebra=algebra,
+        defect=jumped.defect,
+        refused=jumped.refused,
         evaluations=search_price(symmetry, objective, search, known=False),
         found=found,
         negligible=jnp.abs(after - before) <= NEGLIGIBLE * jnp.abs(before),
@@ -170,17 +173,7 @@ def check_auto(symmetry: str) -> None:
         raise ValueError(f"`symmetry` must be a symmetry, None or 'auto', got {symmetry!r}.")
 
 
-class Trip(NamedTuple):
-    """A search and the jump after it: `element` moved the parameters by `displacement`, if not refused."""
-
-    displacement: PyTree
-    element: PyTree
-    algebra: Float[Array, "..."]
-    defect: Float[Array, ""]
-    refused: Int[Array, ""]
-
-
-def travel(
+def search_and_teleport(
     value_fn: Callable[[PyTree], Float[Array, ""]],
     params: PyTree,
     symmetry: AbstractLieSymmetry | None,
@@ -191,22 +184,24 @@ def travel(
     guard: GuardChoice,
     gradient: PyTree = None,
     count: Int[Array, ""] | int = 0,
-) -> Trip:
-    """Search, judge, jump; see `teleport`. `gradient` is the one at `params`, if it is known."""
+) -> TeleportStep:
+    """Search and teleport; see `teleport`. `gradient` is the one at `params`, if it is known."""
     search = check_search(symmetry, search, objective)
     guard = settled_guard(guard, symmetry)
     if isinstance(search, AbstractPointSearch):
         displacement = optax.tree.sub(search(value_fn, params, batch).params, params)
-        jumped = land(displacement, params, guard=guard, value_fn=value_fn)
-        return Trip(jumped.displacement, None, jnp.zeros(0), jumped.defect, jumped.refused)
+        return teleport_to(displacement, params, guard=guard, value_fn=value_fn)
     assert symmetry is not None  # check_search saw to it
     orbit = Orbit(value_fn, params, symmetry, batch, objective, gradient, count)
-    xi = search(orbit)
-    xi = shortened(symmetry, symmetry.exp, xi, params, batch, guard=guard)
-    element = symmetry.exp(xi)
-    known = orbit.known_gradient
-    jumped = jump(symmetry, element, params, batch, guard=guard, value_fn=value_fn, gradient=known)
-    return Trip(jumped.displacement, element, xi, jumped.defect, jumped.refused)
+    return teleport_by(
+        symmetry,
+        search(orbit),
+        params,
+        batch,
+        guard=guard,
+        value_fn=value_fn,
+        gradient=orbit.known_gradient,
+    )
 
 
 def check_search(

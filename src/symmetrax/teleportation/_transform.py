@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from symmetrax._extras import bound, one_program, updated
+from symmetrax._numbers import check_whole
 from symmetrax._tree import select
 from symmetrax.discovery._found import Discovery
 from symmetrax.discovery._plan import GROUPS
@@ -34,9 +35,9 @@ from symmetrax.teleportation._teleport import (
     check_auto,
     check_search,
     discovered,
+    search_and_teleport,
     search_price,
     settled_guard,
-    travel,
 )
 from symmetrax.teleportation._transport import carry, check_movable, groups_carried, makers
 
@@ -149,7 +150,7 @@ def teleported(
         return chosen, None if free_form or chosen is None else chosen.zero()
 
     def init(params: PyTree) -> TeleportedState:
-        _check_whole(params)
+        check_whole(params)
         if isinstance(symmetry, AbstractLieSymmetry):
             symmetry.check(params)
         auto = loss if isinstance(symmetry, str) else None
@@ -180,7 +181,7 @@ def teleported(
                 f"`teleported` needs {missing}: call update(grads, state, params, value_fn=...), where "
                 "value_fn maps params to the loss."
             )
-        _check_whole(updates)
+        check_whole(updates)
         if batch is not None:
             extra["batch"] = batch
         value_fn = bound(value_fn, extra)
@@ -192,7 +193,7 @@ def teleported(
             return value_fn(eqx.combine(numbers, rest))
 
         def move():
-            trip = travel(
+            step = search_and_teleport(
                 value_of,
                 numbers,
                 symmetry,
@@ -203,25 +204,24 @@ def teleported(
                 gradient=given,
                 count=state.count,
             )
-            accepted = trip.refused == 0
+            displacement, defect, refused = step.jump
             carried = state.inner
             if transport == "reset":
-                carried = stepper.init(eqx.combine(optax.tree.add(numbers, trip.displacement), rest))
+                carried = stepper.init(eqx.combine(optax.tree.add(numbers, displacement), rest))
             elif transport == "carry" and symmetry is not None:
-                carried = carry(carried, symmetry, trip.element, params, batch, inner)
+                carried = carry(carried, symmetry, step.element, params, batch, inner)
             if symmetry is not None and symmetry.linear and not free_form:
-                gradient = symmetry.transport_gradient(trip.element, numbers, given, batch)
-                gradient = select(accepted, gradient, given)
+                gradient = step.gradient(given)
             else:
-                gradient = jax.grad(value_of)(optax.tree.add(numbers, trip.displacement))
+                gradient = jax.grad(value_of)(optax.tree.add(numbers, displacement))
             return (
-                trip.displacement,
+                displacement,
                 gradient,
-                select(accepted, carried, state.inner),
-                None if nowhere is None else trip.algebra.astype(nowhere.dtype),
-                trip.defect.astype(state.defect.dtype),
-                trip.refused.astype(state.refused.dtype),
-                state.outcomes.at[trip.refused].add(1),
+                select(refused == 0, carried, state.inner),
+                None if nowhere is None else step.algebra.astype(nowhere.dtype),
+                defect.astype(state.defect.dtype),
+                refused.astype(state.refused.dtype),
+                state.outcomes.at[refused].add(1),
                 state.evaluations + search_price(symmetry, objective, search, known=True),
             )
 
@@ -251,17 +251,6 @@ def teleported(
     return optax.GradientTransformationExtraArgs(init, one_program(update))
 
 
-def _check_whole(params: PyTree) -> None:
-    """Raise ValueError if a mask outside has hidden some of the parameters."""
-    hidden = [x for x in jax.tree.leaves(params, is_leaf=_is_hidden) if _is_hidden(x)]
-    if hidden:
-        raise ValueError(
-            f"`teleported` sees only part of the parameters: {len(hidden)} of them are masked. A symmetry "
-            "moves arrays together, so put the mask inside, teleported(optax.masked(inner, mask), symmetry), "
-            "not around."
-        )
-
-
 def _sum(displacement, step):
     """Their sum, where there are both."""
     present = [x for x in (displacement, step) if x is not None]
@@ -270,7 +259,3 @@ def _sum(displacement, step):
 
 def _is_none(leaf) -> bool:
     return leaf is None
-
-
-def _is_hidden(leaf) -> bool:
-    return isinstance(leaf, optax.MaskedNode)

@@ -9,8 +9,8 @@ import optax
 
 from symmetrax import theory
 from symmetrax.experiments.claims._claim import Claim, Split
-from symmetrax.learned._online import online_teleported
 from symmetrax.symmetry._quadratic import QuadraticForm
+from symmetrax.teleportation._online import online_teleported
 
 DRAWS = 1000
 

@@ -9,12 +9,12 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from symmetrax._extras import one_program
+from symmetrax._numbers import as_before, check_whole, hold, own, settled_state
 from symmetrax._tree import all_finite, select
-from symmetrax.learned._leap import unless
-from symmetrax.learned._numbers import as_before, check_whole, hold, own, settled_state
 from symmetrax.symmetry._base import AbstractLieSymmetry
-from symmetrax.teleportation._guard import NO_STEP, NOT_MEASURED, REFUSALS, Guard, Jump, jump, shortened
+from symmetrax.teleportation._guard import NO_STEP, NOT_MEASURED, REFUSALS, Guard
 from symmetrax.teleportation._schedule import Schedule, due, settled
+from symmetrax.teleportation._step import Jump, teleport_by
 from symmetrax.teleportation._teleport import GuardChoice, settled_guard
 
 
@@ -245,17 +245,12 @@ def jump_and_step(
     displacement, the inner state after it, and what became of the teleport."""
     held = hold(params, symmetry)
     at, value_fn = held.inside, held.loss(value_fn)
-    theta = shortened(symmetry, symmetry.exp, theta, at, batch, guard=guard)
-    element = symmetry.exp(theta)
-    jumped = jump(symmetry, element, at, batch, guard=guard, value_fn=value_fn)
-    moved = (jumped.refused == 0) & ~jnp.all(theta == 0)
-    element = select(moved, element, as_before(symmetry.identity(), element))
-    there = held.outside(optax.tree.add(at, jumped.displacement))
-    given = held.gradient(gradient)
-    carried = held.widened(symmetry.transport_gradient(element, at, given, batch))
-    carried = held.outside(unless(~moved, given, carried))
+    teleport = teleport_by(symmetry, theta, at, batch, guard=guard, value_fn=value_fn)
+    displacement = teleport.jump.displacement
+    there = held.outside(optax.tree.add(at, displacement))
+    carried = held.outside(teleport.gradient(held.gradient(gradient)))
     step, stepped = stepper.update(carried, inner, there)
-    return held.updates(optax.tree.add(jumped.displacement, held.widened(step)), gradient), stepped, jumped
+    return held.updates(optax.tree.add(displacement, held.widened(step)), gradient), stepped, teleport.jump
 
 
 @jax.custom_vjp

@@ -1,4 +1,4 @@
-"""What enters an optimizer of this room, and what leaves it.
+"""What enters an optimizer, and what leaves it.
 
 Callers hold parameters in any precision, on any devices, and with leaves that are no floats. Inside, all
 numbers are of one precision, float32 at least, and what the caller gets back is as it came: dtypes,
@@ -115,8 +115,8 @@ def check_whole(params: PyTree) -> None:
     if hidden:
         raise ValueError(
             f"An optimizer that teleports sees only part of the parameters: {hidden} of them are masked. A "
-            "symmetry moves arrays together, so put the mask inside, around the optimizer that it wraps, or "
-            "use the learned optimizer without a symmetry."
+            "symmetry moves arrays together, so put the mask inside, teleported(optax.masked(inner, mask), "
+            "symmetry), not around; a learned optimizer can be used without a symmetry."
         )
 
 

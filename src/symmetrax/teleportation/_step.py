@@ -1,0 +1,271 @@
+"""The one way to teleport: coordinates, shortened, become an element, and the guard judges where it leads."""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from symmetrax._tree import safe_norm, select
+from symmetrax.symmetry._base import AbstractLieSymmetry, AbstractSymmetry
+from symmetrax.teleportation._guard import NOT_MEASURED, Guard
+from symmetrax.teleportation._rounding import rounding
+
+#: What becomes of the last step, which momentum builds on, when the parameters jump.
+Transport = Literal["keep", "carry", "reset"]
+
+#: How often a guard that shortens jumps halves their coordinates, at most.
+HALVINGS = 8
+
+
+class Jump(NamedTuple):
+    """How far a teleport moved, and whether it did.
+
+    `displacement` is `symmetry.displacement(a, w)`, zeros if refused; `defect` the relative change of the
+    loss that was found (-1 without a guard: not measured); `refused` a code of `symmetrax.REFUSALS`.
+
+    >>> import symmetrax as sx
+    >>> Jump._fields, sx.REFUSALS[0]
+    (('displacement', 'defect', 'refused'), 'accepted')
+    """
+
+    displacement: PyTree
+    defect: Float[Array, ""]
+    refused: Int[Array, ""]
+
+
+class TeleportStep(NamedTuple):
+    """A teleport from `start` by the element exp(algebra): how far it moved, whether it did, what it carries.
+
+    `due` is False where none was wanted: nothing moves then. Searches without a group have no symmetry, no
+    `exp`, and no coordinates.
+
+    >>> TeleportStep._fields
+    ('symmetry', 'exp', 'start', 'batch', 'algebra', 'jump', 'due')
+    """
+
+    symmetry: AbstractLieSymmetry | None
+    exp: Callable[[Array], PyTree] | None
+    start: PyTree
+    batch: PyTree
+    algebra: Float[Array, "..."]
+    jump: Jump
+    due: Bool[Array, ""]
+
+    @property
+    def moved(self) -> Bool[Array, ""]:
+        """Whether the parameters jump."""
+        return self.due & (self.jump.refused == 0)
+
+    @property
+    def element(self) -> PyTree:
+        """The element that acted: the identity where the parameters stay."""
+        assert self.exp is not None
+        # Not a choice between two elements: of a refused one there may be no derivative.
+        return self.exp(self._made)
+
+    def gradient(self, gradient: PyTree) -> PyTree:
+        """The gradient where the teleport leads, from that at `start`: the same, bit for bit, if nowhere."""
+        assert self.symmetry is not None
+        carried = self.symmetry.transport_gradient(self.element, self.start, gradient, self.batch)
+        return unless(jnp.all(self._made == 0), gradient, carried)
+
+    def velocity(self, velocity: PyTree, transport: Transport) -> PyTree:
+        """What becomes of a velocity at `start`."""
+        if transport == "reset":
+            return select(self.moved, optax.tree.zeros_like(velocity), velocity)
+        if transport == "keep":
+            return velocity
+        assert self.symmetry is not None
+        still = (jax.lax.stop_gradient(self.start), optax.tree.zeros_like(velocity))
+        place, tangent = select(self.moved, (self.start, velocity), still)
+        carried = self.symmetry.transport_tangent(self.element, place, tangent, self.batch)
+        return select(self.moved, carried, velocity)
+
+    @property
+    def _made(self) -> Float[Array, "..."]:
+        """The coordinates, or those of the identity where the parameters stay."""
+        return jnp.where(self.moved, self.algebra, jnp.zeros_like(self.algebra))
+
+
+def teleport_by(
+    symmetry: AbstractLieSymmetry,
+    coordinates: Float[Array, "..."],
+    params: PyTree,
+    batch: PyTree = None,
+    *,
+    guard: Guard | None,
+    value_fn: Callable[[PyTree], Float[Array, ""]] | None = None,
+    exp: Callable[[Float[Array, "..."]], PyTree] | None = None,
+    due: Bool[Array, ""] | bool = True,
+    step: PyTree = None,
+    fallback: PyTree = None,
+    gradient: PyTree = None,
+) -> TeleportStep:
+    """Teleport `params` by exp(coordinates): shortened if the guard shortens, unless it refuses.
+
+    **Arguments:** `exp` is `symmetry.exp` by default; where the norm of the coordinates is bounded there are
+    cheaper ones. The others are as for `jump`.
+    """
+    exp = symmetry.exp if exp is None else exp
+    xi = shortened(symmetry, exp, coordinates, params, batch, guard=guard, step=step)
+    jumped = jump(
+        symmetry,
+        xi,
+        params,
+        batch,
+        exp=exp,
+        guard=guard,
+        value_fn=value_fn,
+        step=step,
+        fallback=fallback,
+        gradient=gradient,
+    )
+    return TeleportStep(symmetry, exp, params, batch, xi, jumped, jnp.asarray(due))
+
+
+def teleport_to(
+    displacement: PyTree,
+    params: PyTree,
+    *,
+    guard: Guard | None,
+    value_fn: Callable[[PyTree], Float[Array, ""]],
+) -> TeleportStep:
+    """Take a displacement that was found without a group, unless `guard` refuses.
+
+    Decreases of the loss are always accepted.
+    """
+
+    def taken(jumped: Jump) -> TeleportStep:
+        return TeleportStep(None, None, params, None, jnp.zeros(0), jumped, jnp.array(True))
+
+    if guard is None:
+        return taken(Jump(displacement, jnp.array(NOT_MEASURED), jnp.array(0)))
+    trial = jax.lax.stop_gradient(displacement)
+    here, there = value_fn(params), value_fn(optax.tree.add(params, trial))
+    most = rounding(value_fn, params, trial, here, linear=False)
+    defect, refused = guard.judge(trial, here, jnp.maximum(there, here), guard.longest(params), most)
+    moved = select(refused == 0, displacement, optax.tree.zeros_like(displacement))
+    return taken(Jump(moved, jax.lax.stop_gradient(defect), refused))
+
+
+def jump(
+    symmetry: AbstractSymmetry,
+    place: PyTree,
+    params: PyTree,
+    batch: PyTree = None,
+    *,
+    guard: Guard | None,
+    exp: Callable[[PyTree], PyTree] | None = None,
+    value_fn: Callable[[PyTree], Float[Array, ""]] | None = None,
+    step: PyTree = None,
+    fallback: PyTree = None,
+    gradient: PyTree = None,
+) -> Jump:
+    """Move `params` by the element `place`, or with `exp` by exp(place), unless `guard` refuses.
+
+    The identity displaces by exactly zero, and its derivative is still the action's: a branch on a zero angle
+    would have none, and a head that starts at zero would never learn. A refused jump has zero derivative,
+    and none of its infinities or NaNs leak into a gradient: the differentiated action is evaluated at the
+    identity, and at `fallback` if given, a point known to be harmless, instead of `params`.
+
+    **Arguments:** `value_fn(params)` is the loss, needed with a guard. `step` is the one that was taken just
+    before, if any, which is part of the scale of the guard's lengths. `gradient` is the one at `params`, if
+    it is known: it tells the guard how far rounding can move the loss.
+    """
+    still = symmetry.identity() if exp is None else jnp.zeros_like(place)
+
+    def displace(place: PyTree, params: PyTree) -> PyTree:
+        element = place if exp is None else exp(place)
+        displacement = symmetry.displacement(element, params, batch)
+        resting = jax.tree.map(lambda a, e: jnp.all(a == e), place, still)
+        return zero_where(displacement, jnp.all(jnp.stack(jax.tree.leaves(resting))))
+
+    if guard is None:
+        return Jump(displace(place, params), jnp.array(NOT_MEASURED), jnp.array(0))
+    if value_fn is None:
+        raise ValueError(
+            "A guarded teleport compares losses: pass value_fn=..., a function from params to the loss, "
+            "as an extra argument of `update` (optax's own name), or guard=None to jump unchecked."
+        )
+    place_, params_, gradient_ = jax.lax.stop_gradient((place, params, gradient))
+    trial = displace(place_, params_)
+    longest = guard.longest(params_, jax.lax.stop_gradient(step))
+    here, there = value_fn(params_), value_fn(optax.tree.add(params_, trial))
+    most = rounding(value_fn, params_, trial, here, gradient_, linear=symmetry.linear)
+    defect, refused = guard.judge(trial, here, there, longest, most)
+    accepted = refused == 0
+    if fallback is not None:
+        # A constant: even at the identity an action may have no derivative there.
+        params = select(accepted, params, jax.lax.stop_gradient(fallback))
+    displacement = displace(select(accepted, place, still), params)
+    return Jump(
+        select(accepted, displacement, optax.tree.zeros_like(displacement)),
+        jax.lax.stop_gradient(defect),
+        refused,
+    )
+
+
+def shortened(
+    symmetry: AbstractLieSymmetry,
+    exp: Callable[[Float[Array, "..."]], PyTree],
+    coordinates: Float[Array, "..."],
+    params: PyTree,
+    batch: PyTree = None,
+    *,
+    guard: Guard | None,
+    step: PyTree = None,
+) -> Float[Array, "..."]:
+    """The coordinates of a jump that is as long as `guard` allows: halved until it is, if the guard shortens.
+
+    How often they are halved is a constant to derivatives. What is too long after eight times stays as it is,
+    for the guard to refuse.
+    """
+    if guard is None or not guard.shorten:
+        return coordinates
+    at, place, step = jax.lax.stop_gradient((params, coordinates, step))
+    longest = guard.longest(at, step)
+
+    def too_long(share: Float[Array, ""]) -> Bool[Array, ""]:
+        length = safe_norm(symmetry.displacement(exp(share * place), at, batch))
+        return ~(length <= longest)  # so that NaN is too long
+
+    def halve(state):
+        share, _ = state
+        return share / 2, too_long(share / 2)
+
+    one = jnp.ones((), place.dtype)
+    share, left = jax.lax.while_loop(
+        lambda state: state[1] & (state[0] > 2.0**-HALVINGS), halve, (one, too_long(one))
+    )
+    return jnp.where(left, 1.0, share) * coordinates
+
+
+@jax.custom_jvp
+def zero_where(displacement: PyTree, condition: Bool[Array, ""]) -> PyTree:
+    """Zeros where `condition` holds, with the derivative of `displacement` all the same.
+
+    Equal elements give equal ends but for rounding: the compiler may fuse the two calls differently.
+    """
+    return select(condition, optax.tree.zeros_like(displacement), displacement)
+
+
+@zero_where.defjvp
+def _zero_where_jvp(primals, tangents):
+    return zero_where(*primals), tangents[0]
+
+
+@jax.custom_jvp
+def unless(condition: Bool[Array, ""], gradient: PyTree, carried: PyTree) -> PyTree:
+    """`gradient` where `condition` holds, else `carried`; the derivative is that of `carried` all the same.
+
+    The identity carries a gradient to itself, but for rounding: not at all where the map is singular.
+    """
+    return select(condition, gradient, carried)
+
+
+@unless.defjvp
+def unless_jvp(primals, tangents):
+    return unless(*primals), tangents[2]
