@@ -1,11 +1,14 @@
 """The optax wrapper that teleports on schedule, against loops in NumPy and the published numbers."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 import symmetrax as sx
 from symmetrax.teleportation._schedule import due
@@ -224,3 +227,34 @@ def test_wrong_calls_say_what_is_missing(unchecked):
         optimizer.update(x, optimizer.init(x), value_fn=sx.booth().loss)
     with pytest.raises(ValueError, match="must be one of keep, carry, reset, got 'move'"):
         sx.teleported(optax.sgd(0.1), sx.booth().symmetry(), transport="move")
+
+
+def conditions(jaxpr):
+    """How many branches a program has that are taken or not, in all its parts."""
+    inner = [part for equation in jaxpr.eqns for part in jaxprs_in_params(equation.params)]
+    return sum(e.primitive.name == "cond" for e in jaxpr.eqns) + sum(map(conditions, inner))
+
+
+def ascending(rate, task, schedule):
+    return sx.teleported(optax.sgd(rate), task.symmetry(), search=sx.Ascent(3), schedule=schedule, guard=None)
+
+
+@pytest.mark.parametrize("schedule", [{3}, sx.every_n_steps(4), sx.Plateau(patience=1)], ids=str)
+def test_many_tasks_search_only_at_the_steps_where_one_of_them_teleports(schedule):
+    family, key = sx.make_family("ellipse-random"), jax.random.key(0)
+    make = functools.partial(ascending, schedule=schedule)
+
+    def many(key):
+        return sx.unroll_many(make, 0.02, family, key, 6, 5, watch=("outcomes", "algebra"))
+
+    # A condition that differs from task to task would be no branch any more, but a choice: both sides run.
+    assert conditions(jax.make_jaxpr(many)(key).jaxpr) > 0
+    found = many(key)
+    shape = family.shapes[0]
+    for k, own in enumerate(jax.random.split(key, 5)):
+        draw, start = jax.random.split(own)
+        task = family.task(family.draw(draw), shape)
+        alone = sx.unroll(make(0.02, task), task, start, 6, watch=("outcomes", "algebra"))
+        np.testing.assert_allclose(found.loss[:, k], alone.loss, rtol=1e-4)
+        np.testing.assert_array_equal(found.watched["outcomes"][..., k], alone.watched["outcomes"])
+        np.testing.assert_allclose(found.watched["algebra"][..., k], alone.watched["algebra"], atol=1e-4)

@@ -396,7 +396,7 @@ def test_a_plateau_looks_at_the_loss_if_no_value_is_given(float64):
 
 def test_every_counts_from_its_start(float64):
     assert at_values(wrap(optax.sgd(0.1), schedule=sx.every_n_steps(4, start=2)), {}) == [2, 6, 10]
-    with pytest.raises(ValueError, match=r"between teleports, at least one, got every\(0, start=0\)"):
+    with pytest.raises(ValueError, match=r"between teleports, at least one, got every_n_steps\(0, start=0\)"):
         sx.every_n_steps(0)
 
 

@@ -136,6 +136,25 @@ def select(condition: Bool[Array, ""], yes: PyTree, no: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
+@jax.custom_batching.custom_vmap
+def anywhere(condition: Bool[Array, "..."]) -> Bool[Array, ""]:
+    """Whether a condition holds anywhere, under `vmap` anywhere in the batch.
+
+    Under `vmap` both branches of a condition are computed, for every member of the batch. What depends on
+    `anywhere(condition)` stays one branch for all.
+
+    >>> taken = jax.vmap(lambda x: jax.lax.cond(anywhere(x > 2), lambda: x + 10, lambda: x))
+    >>> print(taken(jnp.array([1.0, 2.0])), taken(jnp.array([1.0, 3.0])))
+    [1. 2.] [11. 13.]
+    """
+    return jnp.any(condition)
+
+
+@anywhere.def_vmap
+def _anywhere_in_batch(size: int, batched: list[bool], condition: Array) -> tuple[Array, bool]:
+    return anywhere(condition), False
+
+
 def relative(difference: PyTree, reference: PyTree) -> Float[Array, ""]:
     """Norm of `difference` over the norm of `reference`; 0 when both vanish."""
     top, bottom = safe_norm(difference), safe_norm(reference)

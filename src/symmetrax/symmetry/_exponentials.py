@@ -10,7 +10,9 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Float, PyTree
+
+from symmetrax._tree import anywhere
 
 #: Up to this norm the series and their squarings are exact to rounding.
 REACH = 20.0
@@ -89,7 +91,7 @@ def _doubled(near: PyTree, halvings: Array, double: Callable[[PyTree], PyTree]) 
         times = jnp.arange(_most_halvings(halvings.dtype), dtype=halvings.dtype)
         return jax.lax.scan(step, value, times)[0]
 
-    return jax.lax.cond(_anywhere(halvings > 0), jax.checkpoint(far), lambda value: value, near)
+    return jax.lax.cond(anywhere(halvings > 0), jax.checkpoint(far), lambda value: value, near)
 
 
 def _restored(matrix: Float[Array, "... n n"], form: Float[Array, "n n"] | None) -> Float[Array, "... n n"]:
@@ -101,17 +103,6 @@ def _restored(matrix: Float[Array, "... n n"], form: Float[Array, "n n"] | None)
     near = jax.lax.stop_gradient(gap) < 0.1
     safe, inverse = (jnp.where(near, one, eye) for one in (matrix, inverse))
     return jnp.where(near, 1.5 * safe - 0.5 * product(safe, product(inverse, safe)), matrix)
-
-
-@jax.custom_batching.custom_vmap
-def _anywhere(condition: Bool[Array, "..."]) -> Bool[Array, ""]:
-    """Whether a condition holds anywhere, under `vmap` in the whole batch: branches on it stay branches."""
-    return jnp.any(condition)
-
-
-@_anywhere.def_vmap
-def _anywhere_in_batch(size: int, batched: list[bool], condition: Array) -> tuple[Array, bool]:
-    return _anywhere(condition), False
 
 
 def exponential(matrix: Float[Array, "... n n"]) -> Float[Array, "... n n"]:

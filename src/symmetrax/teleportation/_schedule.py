@@ -14,7 +14,8 @@ from jaxtyping import Array, Bool, Float, Int
 class Plateau(eqx.Module):
     """Teleport when the loss has not fallen below its best by a part `rtol` for `patience` steps.
 
-    After a teleport the count starts anew.
+    After a teleport the count starts anew. Under `vmap` each task has a plateau of its own; a search then
+    runs, for all tasks at once, at every step at which any of them teleports.
 
     >>> Plateau(patience=3).rtol
     0.001

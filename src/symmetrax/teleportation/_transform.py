@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from symmetrax._extras import bound, one_program, updated
 from symmetrax._numbers import check_whole
-from symmetrax._tree import select
+from symmetrax._tree import anywhere, select
 from symmetrax.discovery._found import Discovery
 from symmetrax.discovery._plan import GROUPS
 from symmetrax.symmetry._base import AbstractLieSymmetry
@@ -235,8 +235,13 @@ def teleported(
             value = extra["value"] if extra.get("value") is not None else value_fn(params)
             progress = watched(schedule, progress, value)
         moves = due(schedule, state.count, progress)
+
+        def move_where_due():
+            return select(moves, move(), stay())
+
+        # Under `vmap` a search runs at the steps at which any member of the batch teleports, not at all.
         displacement, gradient, carried, xi, defect, refused, outcomes, spent = jax.lax.cond(
-            moves, move, stay
+            anywhere(moves), move_where_due, stay
         )
         progress = progress._replace(waited=jnp.where(moves, 0, progress.waited))
         there = eqx.combine(optax.tree.add(numbers, displacement), rest)
