@@ -5,6 +5,7 @@ import json
 from functools import cache
 
 import equinox as eqx
+import flax.serialization
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -563,14 +564,35 @@ def test_teleported_finds_its_symmetry_once_at_init():
         return optimizer.update(jax.grad(mse)(params), state, params, value_fn=mse)
 
     updates, after = step(params, state)
-    found = optax.tree.get(after, "found")
-    assert found is optax.tree.get(state, "found")
+    found = optimizer.found
     assert jax.tree.structure(optimizer.init(params)) == jax.tree.structure(state)
+    assert optimizer.found is found
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves((state, after)))
     assert [type(one.group) for one in found] == [sx.PositiveDiagonal, sx.Permutation]
     told = sx.teleported(optax.adam(1e-2), found.joined(compact=False), search=search, transport="carry")
     expected, _ = told.update(jax.grad(mse)(params), told.init(params), params, value_fn=mse)
     for path in params:
         np.testing.assert_allclose(updates[path], expected[path], rtol=1e-5)
+
+
+def test_the_state_of_an_optimizer_that_finds_its_symmetry_can_be_saved():
+    """It holds arrays alone; another process finds the symmetry by `init`, as it makes the optimizer."""
+    params, options = start(), {"loss": mse, "search": sx.ClosedForm(bound=0.3)}
+
+    def step(optimizer, state):
+        updates, state = optimizer.update(jax.grad(mse)(params), state, params, value_fn=mse)
+        return updates, state
+
+    first = sx.teleported(optax.adam(1e-2), "auto", **options)
+    _, state = step(first, first.init(params))
+    saved = flax.serialization.to_bytes(state)
+    other = sx.teleported(optax.adam(1e-2), "auto", **options)
+    assert other.found is None
+    with pytest.raises(ValueError, match=r"call init\(params\) once in this process"):
+        step(other, state)
+    restored = flax.serialization.from_bytes(other.init(params), saved)
+    for one, two in zip(*map(jax.tree.leaves, (step(first, state), step(other, restored))), strict=True):
+        np.testing.assert_array_equal(one, two)
 
 
 def test_auto_refuses_what_it_cannot_do(unchecked):

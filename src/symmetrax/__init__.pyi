@@ -138,4 +138,5 @@ from .teleportation._search import SinusoidPeak as SinusoidPeak
 from .teleportation._teleport import Teleport as Teleport
 from .teleportation._teleport import teleport as teleport
 from .teleportation._transform import TeleportedState as TeleportedState
+from .teleportation._transform import TeleportedTransformation as TeleportedTransformation
 from .teleportation._transform import teleported as teleported

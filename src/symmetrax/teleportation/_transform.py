@@ -51,7 +51,7 @@ class TeleportedState(NamedTuple):
     `symmetrax.Teleport`. `outcomes[code]` counts the teleports that ended with each code of
     `symmetrax.REFUSALS`: outcomes[0] were accepted, the others refused. `evaluations` counts the gradients
     that all searches so far have cost; `progress` is what a `Plateau` remembers. Read them with
-    `optax.tree.get(state, "outcomes")`. `found` is what `symmetry="auto"` found, else None; it has no arrays.
+    `optax.tree.get(state, "outcomes")`.
 
     >>> TeleportedState._fields[:6]
     ('count', 'inner', 'algebra', 'defect', 'refused', 'outcomes')
@@ -65,7 +65,26 @@ class TeleportedState(NamedTuple):
     outcomes: Int[Array, " codes"]
     evaluations: Float[Array, ""]
     progress: Progress
-    found: Any = None
+
+
+class TeleportedTransformation(optax.GradientTransformationExtraArgs):
+    """What `teleported` returns: an optax transformation that knows what `symmetry="auto"` found.
+
+    >>> import jax.numpy as jnp, optax, symmetrax as sx
+    >>> optimizer = sx.teleported(optax.sgd(0.1), "auto", loss=lambda p: jnp.sum((p["a"] @ p["b"]) ** 2))
+    >>> optimizer.found is None
+    True
+    >>> state = optimizer.init({"a": jnp.ones((2, 3)), "b": jnp.ones((3, 2))})
+    >>> print(optimizer.found[0].group)
+    GeneralLinear(3)
+    """
+
+    _discoveries: list[tuple[Any, Discovery]]
+
+    @property
+    def found(self) -> Discovery | None:
+        """What the last `init` found, None before it and for symmetries that were given."""
+        return self._discoveries[-1][1] if self._discoveries else None
 
 
 def teleported(
@@ -79,7 +98,7 @@ def teleported(
     transport: Literal["keep", "carry", "reset"] = "keep",
     loss: Callable[[PyTree, PyTree], Float[Array, ""]] | None = None,
     batch: PyTree = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> TeleportedTransformation:
     """Wrap the optax optimizer `inner`: on schedule, teleport first, then step from the new point.
 
     The update returned is the whole displacement, teleport and inner step together, so this stands last, and
@@ -104,9 +123,10 @@ def teleported(
 
     With `symmetry="auto"` the symmetries are found by `init`, outside compiled code, from `loss(params,
     batch)`, which must then be given here, with a `batch` (or a function of a key that draws one) if it needs
-    data. With transport="carry" only groups are looked for along which the state of `inner` can be carried
-    (scalings, if it holds squares). All exact ones but rotations are used together; `optax.tree.get(state,
-    "found")` is the `Discovery`.
+    data. All exact ones but rotations are used together; with transport="carry" only groups are looked for
+    along which the state of `inner` can be carried (scalings, if it holds squares). `optimizer.found` is the
+    `Discovery`, made once for parameters of one structure. It is no part of the state, which holds arrays
+    alone: in a new process call `init` before you restore a saved state.
 
     >>> import jax, jax.numpy as jnp, optax, symmetrax as sx
     >>> task = sx.booth(start=[5.0, -5.0])
@@ -143,10 +163,19 @@ def teleported(
         check_search(symmetry, search)
         guard = settled_guard(guard, symmetry)
 
-    def along(found: Discovery | None) -> tuple[AbstractLieSymmetry | None, Array | None]:
+    discoveries: list[tuple[Any, Discovery]] = []
+
+    def along(params: PyTree) -> tuple[AbstractLieSymmetry | None, Array | None]:
         """The symmetry, given or found, and the coordinates of a teleport that is not due."""
-        chosen = found.joined(compact=False) if found is not None else symmetry
-        assert not isinstance(chosen, str)  # init found it
+        chosen = symmetry
+        if isinstance(chosen, str):
+            found = [discovery for structure, discovery in discoveries if structure == _structure(params)]
+            if not found:
+                raise ValueError(
+                    "symmetry='auto' has not looked at parameters of this structure yet: call init(params) "
+                    "once in this process, before the first update and before you use a state that was saved."
+                )
+            chosen = found[0].joined(compact=False)
         return chosen, None if free_form or chosen is None else chosen.zero()
 
     def init(params: PyTree) -> TeleportedState:
@@ -156,8 +185,9 @@ def teleported(
         auto = loss if isinstance(symmetry, str) else None
         state = stepper.init(params)
         groups = groups_carried(state, params, inner) if auto and transport == "carry" else GROUPS
-        found = None if auto is None else discovered(auto, params, batch, groups)
-        chosen, nowhere = along(found)
+        if auto is not None and all(structure != _structure(params) for structure, _ in discoveries):
+            discoveries.append((_structure(params), discovered(auto, params, batch, groups)))
+        chosen, nowhere = along(params)
         if transport == "carry" and isinstance(chosen, NetworkSymmetry):
             # What cannot be carried is known before the first step.
             still = chosen.identity()
@@ -171,7 +201,6 @@ def teleported(
             outcomes=jnp.zeros(len(REFUSALS), int),
             evaluations=jnp.zeros(()),
             progress=beginning(),
-            found=found,
         )
 
     def update(updates, state, params=None, *, value_fn=None, batch=None, **extra):
@@ -185,7 +214,7 @@ def teleported(
         if batch is not None:
             extra["batch"] = batch
         value_fn = bound(value_fn, extra)
-        symmetry, nowhere = along(state.found)
+        symmetry, nowhere = along(params)
         numbers, rest = eqx.partition(params, eqx.is_inexact_array)
         given = jax.tree.map(lambda w, g: None if w is None else g, numbers, updates, is_leaf=_is_none)
 
@@ -250,10 +279,18 @@ def teleported(
         step, carried = updated(stepper, gradient, carried, there, offered, value=lambda: value_fn(there))
         whole = jax.tree.map(_sum, displacement, step, is_leaf=_is_none)
         return whole, TeleportedState(
-            state.count + 1, carried, xi, defect, refused, outcomes, spent, progress, state.found
+            state.count + 1, carried, xi, defect, refused, outcomes, spent, progress
         )
 
-    return optax.GradientTransformationExtraArgs(init, one_program(update))
+    transformation = TeleportedTransformation(init, one_program(update))
+    transformation._discoveries = discoveries
+    return transformation
+
+
+def _structure(params: PyTree) -> Any:
+    """What parameters of one model have in common: paths, shapes and types."""
+    leaves, structure = jax.tree.flatten(params)
+    return structure, [(jnp.shape(x), jnp.result_type(x)) if eqx.is_array_like(x) else x for x in leaves]
 
 
 def _sum(displacement, step):
