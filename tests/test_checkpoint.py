@@ -28,8 +28,8 @@ def network(key, width=6):
 
 
 def estimator(family="ellipse-random", unroll=5, guard=sx.Guard()):  # noqa: B008 (a frozen module)
-    recipe = sx.UpdateRule(teleports=jnp.ones(10, bool), guard=guard)
-    return sx.TruncatedBPTT(sx.make_family(family), recipe, steps=10, unroll=unroll, tasks=2)
+    rule = sx.UpdateRule(teleports=jnp.ones(10, bool), guard=guard)
+    return sx.TruncatedBPTT(sx.make_family(family), rule, steps=10, unroll=unroll, tasks=2)
 
 
 def train(path=None, make=network, it=None, key=KEY, stop_at=None, outer=OPTIMIZER, **options):
@@ -192,13 +192,13 @@ def test_an_edited_count_is_refused(checkpoint):
 
 
 class Keyed(eqx.Module):
-    """A recipe that holds typed keys, as those of an estimator with a random search do."""
+    """A rule that holds typed keys, as those of an estimator with a random search do."""
 
-    recipe: sx.UpdateRule
+    rule: sx.UpdateRule
     search: sx.Random
 
     def __call__(self, network, task):
-        return self.recipe(network, task)
+        return self.rule(network, task)
 
 
 def test_typed_keys_in_estimator_and_outer_state_survive(tmp_path):

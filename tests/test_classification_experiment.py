@@ -168,7 +168,7 @@ def test_arms_are_built_as_they_are_named():
         assert ("momentum" in emits) == trains.momentum, name
         assert ("update" in emits) == (trains.step == "update"), name
         assert any("algebra" in word for word in emits) == trains.teleports, name
-        assert arm.recipe.transport == trains.transport, name
+        assert arm.rule.transport == trains.transport, name
     assert {of for of, _ in CONTROLS.values()} <= set(TRAINED)
     known = set(with_controls(tuple(TRAINED)))
     asked = {name for row in ASKED for name in row[:2]} | {

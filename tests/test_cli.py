@@ -219,16 +219,16 @@ def test_a_family_is_an_object_or_a_function_that_makes_one(model):
 def test_evaluate_follows_a_card_to_the_letter():
     """The same steps teleport, under the same guard, in the same order."""
     network = sx.FlatGradientLSTM(2, algebra=1, width=3, depth=1, key=jax.random.key(0))
-    recipe = sx.UpdateRule(guard=sx.Guard(jump=np.inf, relative=0.5, shorten=True), order="teleport-first")
+    rule = sx.UpdateRule(guard=sx.Guard(jump=np.inf, relative=0.5, shorten=True), order="teleport-first")
     for schedule in ([1, 3], [False, True, False, True]):
-        card = json.loads(json.dumps({"schedule": schedule, "use": evaluation.usage(recipe)}))
-        found = evaluation._recipe(network, card, 4, sx.booth())
+        card = json.loads(json.dumps({"schedule": schedule, "use": evaluation.usage(rule)}))
+        found = evaluation._rule(network, card, 4, sx.booth())
         assert found.teleports.tolist() == [False, True, False, True]
-        assert (found.guard, found.order, found.transport) == (recipe.guard, recipe.order, recipe.transport)
+        assert (found.guard, found.order, found.transport) == (rule.guard, rule.order, rule.transport)
         assert found.gate == "hard"
-    assert evaluation._recipe(network, {"guarded": False}, 4, sx.booth()).guard is None
+    assert evaluation._rule(network, {"guarded": False}, 4, sx.booth()).guard is None
     plain = sx.FlatGradientLSTM(2, width=3, depth=1, key=jax.random.key(0))
-    assert evaluation._recipe(plain, {"schedule": [0]}, 4, sx.booth()).teleports is None
+    assert evaluation._rule(plain, {"schedule": [0]}, 4, sx.booth()).teleports is None
 
 
 def test_the_interval_of_one_network_is_over_its_tasks():

@@ -153,15 +153,15 @@ def test_a_finished_stage_is_not_trained_again(tmp_path, whole):
 
 def test_a_small_real_curriculum_learns():
     """On one ellipse: training on 8 steps gets more out of them than training on 4 did."""
-    family, recipe = sx.make_family("ellipse-fixed"), sx.UpdateRule()
+    family, rule = sx.make_family("ellipse-fixed"), sx.UpdateRule()
 
     def validate(network, steps):
-        trace = sx.unroll_many(recipe, network, family, jax.random.key(7), steps=steps, tasks=16)
+        trace = sx.unroll_many(rule, network, family, jax.random.key(7), steps=steps, tasks=16)
         return jnp.median(trace.loss[-1])
 
     trained = sx.curriculum_train(
         lambda key: sx.FlatGradientLSTM(2, width=6, depth=1, key=key),
-        lambda steps: sx.TruncatedBPTT(family, recipe, steps=steps, unroll=4, tasks=16),
+        lambda steps: sx.TruncatedBPTT(family, rule, steps=steps, unroll=4, tasks=16),
         optax.adam(3e-2),
         KEY,
         validate,

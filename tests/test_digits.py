@@ -98,7 +98,7 @@ class Unknown(sx.Classification):
 
 def test_nothing_can_teleport_without_a_symmetry():
     task = Unknown(FAMILY.train, FAMILY.test, 12, 64)
-    recipe = sx.UpdateRule(teleports=jnp.ones(3, bool))
+    rule = sx.UpdateRule(teleports=jnp.ones(3, bool))
     network = sx.CoordinatewiseLSTM(width=4, key=jax.random.key(0))
     with pytest.raises(ValueError, match="Unknown describes no symmetry"):
-        recipe(network, task)
+        rule(network, task)

@@ -104,7 +104,7 @@ def _check_tracks() -> None:
     arm = orbit_arm("crest", make_family("ellipse-random"), TRAINING, VARIANTS["crest"])
     networks = jax.vmap(arm.make)(jax.random.split(jax.random.key(0), 2))
     keys = jax.random.split(jax.random.key(1), 2)
-    tracks = follow_many(as_used(arm.recipe, 3), networks, arm.family, keys, steps=3, tasks=5)
+    tracks = follow_many(as_used(arm.rule, 3), networks, arm.family, keys, steps=3, tasks=5)
     matrices = np.stack([np.moveaxis(draw_many(arm.family, 5, key).matrix, -1, 0) for key in keys])
     newton, rest = tracks["newton"], tracks["update"] - tracks["newton"]
     before, after = (np.sum(np.einsum("stij,stkj->stki", matrices, v) ** 2, -1) for v in (newton, rest))

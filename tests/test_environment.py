@@ -28,10 +28,10 @@ NETWORKS = {
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_asking_the_network_by_hand_makes_its_trajectory(name):
-    network, recipe = NETWORKS[name]
+    network, rule = NETWORKS[name]
     task = sx.booth(start=[5.0, -5.0])
-    expected = sx.unroll(recipe(network, task), task, KEY, STEPS, points=True)
-    environment = sx.Environment(task, recipe)
+    expected = sx.unroll(rule(network, task), task, KEY, STEPS, points=True)
+    environment = sx.Environment(task, rule)
 
     @jax.jit
     def turn(state, memory):

@@ -19,12 +19,12 @@ step = eqx.filter_jit(lambda estimator, network, carry: estimator.step(network, 
 init = eqx.filter_jit(lambda estimator, network: estimator.init(network, KEY, None))
 
 
-def estimator(tasks=3, recipe=None, ratio=0.5, family="ellipse-random", **options):
-    if recipe is None:
-        recipe = sx.UpdateRule(teleports=jnp.ones(2 * UNROLL, bool), guard=None, meta_order=2)
+def estimator(tasks=3, rule=None, ratio=0.5, family="ellipse-random", **options):
+    if rule is None:
+        rule = sx.UpdateRule(teleports=jnp.ones(2 * UNROLL, bool), guard=None, meta_order=2)
     family = sx.make_family(family)
     return sx.TruncatedBPTT(
-        family, recipe, steps=2 * UNROLL, unroll=UNROLL, tasks=tasks, ratio=ratio, **options
+        family, rule, steps=2 * UNROLL, unroll=UNROLL, tasks=tasks, ratio=ratio, **options
     )
 
 
@@ -118,7 +118,7 @@ def test_every_update_and_teleport_of_a_window_reaches_its_losses(float64, invar
     """Each push has a derivative in its own window and in no other. Each angle too, but for a window's last
     one: a true symmetry hides it from the loss it reaches, and that of another function shows it."""
     symmetry = (sx.booth if invariant else sx.rosenbrock)().symmetry()
-    it = estimator(recipe=scripted(symmetry), family="booth", ratio=1.0)
+    it = estimator(rule=scripted(symmetry), family="booth", ratio=1.0)
     network = Script(jnp.full(2 * UNROLL, 0.1), jnp.full((2 * UNROLL, 2), 0.05))
     carry = init(it, network)
     for window in range(2):
@@ -134,7 +134,7 @@ def test_every_update_and_teleport_of_a_window_reaches_its_losses(float64, invar
 
 def test_a_batch_of_tasks_gives_the_mean_of_single_gradients():
     """To 1e-5: the tasks of a crew one by one, as crews without a task axis."""
-    it, network = estimator(tasks=5, recipe=sx.UpdateRule(teleports=jnp.ones(6, bool), guard=None)), small(8)
+    it, network = estimator(tasks=5, rule=sx.UpdateRule(teleports=jnp.ones(6, bool), guard=None)), small(8)
     carry = init(it, network)
     for _ in range(2):
         alone = [step(it, network, jax.tree.map(lambda x, i=i: x[..., i], carry)) for i in range(5)]

@@ -19,7 +19,7 @@ from symmetrax.experiments._arms import (
     adam,
     descent,
     evaluate,
-    recipe,
+    rule_of,
     tune,
 )
 from symmetrax.experiments._control_networks import RandomDirection
@@ -153,7 +153,7 @@ def test_the_control_arms_differ_only_in_what_they_control(small):
     key, family = jax.random.key(3), sx.make_family("ellipse-random")
     network = MakeFlatGradient(2, algebra=1, width=4)(key)
     arm = TrainedArm("teleport", "always")
-    make = recipe(arm, (), 4, training=False)
+    make = rule_of(arm, (), 4, training=False)
     options = {"steps": 4, "tasks": 5, "watch": ("algebra",)}
     keys, stack = jax.random.split(key, 1), lambda n: jax.tree.map(lambda x: x[None], n)
     learned, _ = evaluate(make, stack(network), family, keys, **options)
@@ -161,7 +161,7 @@ def test_the_control_arms_differ_only_in_what_they_control(small):
     first = (np.abs(np.asarray(t.watched["algebra"][0, 1])) for t in (learned, random))
     np.testing.assert_allclose(*first, rtol=1e-5)
     assert np.any(np.sign(learned.watched["algebra"]) != np.sign(random.watched["algebra"]))
-    off, _ = evaluate(recipe(arm, (), 4, training=False, off=True), stack(network), family, keys, **options)
+    off, _ = evaluate(rule_of(arm, (), 4, training=False, off=True), stack(network), family, keys, **options)
     plain = sx.unroll_many(lambda n, task: n.transform(), network, family, keys[0], 4, 5)
     np.testing.assert_allclose(off.loss[0], plain.loss, rtol=1e-5)
 

@@ -186,19 +186,19 @@ def test_what_was_learned_leaves_out_the_first_step_and_what_diverged():
 
 
 def test_refused_teleports_are_counted_and_do_not_count_as_applied():
-    recipe = sx.UpdateRule.at((0, 2), 3, guard=sx.Guard())
+    rule = sx.UpdateRule.at((0, 2), 3, guard=sx.Guard())
     told = {name: np.zeros((1, 2, 3)) for name in ("refused", "defect", "length")}
     told["refused"][0, 1, 2] = 3
     told["defect"][0, 0] = [1e-7, -1, 3e-7]
     told["defect"][0, 1] = [2e-7, -1, 0.5]
-    found = facts(Ran(np.ones((1, 2, 4)), told, {}, 1.0), recipe)
+    found = facts(Ran(np.ones((1, 2, 4)), told, {}, 1.0), rule)
     assert found["refused"] == 0.25
     assert found["defect_max"] == 3e-7
     assert found["defect_median"] == pytest.approx(2e-7)
     assert found["told"] == {"length": [0.0, 0.0, 0.0]}
     # To the letter, algorithm 3 teleports at every step.
     told["defect"][told["defect"] < 0] = 1e-7
-    found = facts(Ran(np.ones((1, 2, 4)), told, {}, 1.0), dataclasses.replace(recipe, as_printed=True))
+    found = facts(Ran(np.ones((1, 2, 4)), told, {}, 1.0), dataclasses.replace(rule, as_printed=True))
     assert found["refused"] == pytest.approx(1 / 6)
 
 

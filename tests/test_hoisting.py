@@ -38,9 +38,9 @@ def nothing(monkeypatch):
 
 
 def estimator(tasks, meta_order=1, remat=False):
-    recipe = sx.UpdateRule(teleports=jnp.ones(UNROLL, bool), guard=None, meta_order=meta_order)
+    rule = sx.UpdateRule(teleports=jnp.ones(UNROLL, bool), guard=None, meta_order=meta_order)
     family = sx.make_family("ellipse-random")
-    return sx.TruncatedBPTT(family, recipe, steps=UNROLL, unroll=UNROLL, tasks=tasks, remat=remat)
+    return sx.TruncatedBPTT(family, rule, steps=UNROLL, unroll=UNROLL, tasks=tasks, remat=remat)
 
 
 def network(key=KEY):

@@ -20,11 +20,11 @@ CHILD = f"""
     import jax, jax.numpy as jnp, numpy as np, optax, symmetrax as sx
 
     folder = sys.argv[1]
-    recipe = sx.UpdateRule(teleports=jnp.arange(10) % 3 == 2)
+    rule = sx.UpdateRule(teleports=jnp.arange(10) % 3 == 2)
     family = sx.make_family("ellipse-random")
     trained = sx.meta_train(
         lambda key: sx.FlatGradientLSTM(2, algebra=1, width=8, key=key),
-        sx.TruncatedBPTT(family, recipe, steps=10, unroll=5, tasks=2),
+        sx.TruncatedBPTT(family, rule, steps=10, unroll=5, tasks=2),
         optax.adam(1e-2),
         jax.random.key(0),
         runs={CHUNKS * RUNS_PER_CHUNK},

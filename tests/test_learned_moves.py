@@ -41,10 +41,8 @@ def algorithm_3(key, *, momentum=True, reach: float | None = 0.3):
     )
 
 
-def run(network, family, recipe, watch=("step_size", "momentum", "algebra", "refused", "previous")):
-    return sx.unroll_many(
-        recipe, network, family, jax.random.key(3), STEPS, tasks=3, watch=watch, points=True
-    )
+def run(network, family, rule, watch=("step_size", "momentum", "algebra", "refused", "previous")):
+    return sx.unroll_many(rule, network, family, jax.random.key(3), STEPS, tasks=3, watch=watch, points=True)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +55,7 @@ def family():
     return small_family(action="preimage")
 
 
-def recipe(times=(1, 3), **options):
+def rule(times=(1, 3), **options):
     return sx.UpdateRule.at(times, STEPS, guard=OPEN, **options)
 
 
@@ -97,7 +95,7 @@ def test_algorithm_3_is_what_it_says(float64, options):
     network = jax.tree.map(lambda w: w.astype(float), network)
     drawn = family.draw(jax.random.key(1))
     task = family.task(drawn)
-    trace = sx.unroll(recipe(**options)(network, task), task, jax.random.key(2), STEPS)
+    trace = sx.unroll(rule(**options)(network, task), task, jax.random.key(2), STEPS)
     start = task.init(jax.random.split(jax.random.key(2), 3)[0])
     wanted = by_hand(network, task, start, (1, 3), **options)
     np.testing.assert_allclose(trace.loss[1:], wanted, rtol=1e-9)
@@ -105,7 +103,7 @@ def test_algorithm_3_is_what_it_says(float64, options):
 
 def test_the_options_differ_from_one_another(network, family):
     options = [{}, {"transport": "carry"}, {"transport": "reset"}, {"as_printed": True}]
-    finals = [np.asarray(run(network, family, recipe(**o)).loss[-1]) for o in options]
+    finals = [np.asarray(run(network, family, rule(**o)).loss[-1]) for o in options]
     for i in range(4):
         for j in range(i):
             assert np.all(np.abs(finals[i] / finals[j] - 1) > 1e-5)
@@ -113,22 +111,22 @@ def test_the_options_differ_from_one_another(network, family):
 
 def test_no_momentum_is_the_arm_without_momentum(network, family):
     without = algorithm_3(jax.random.key(0), momentum=False)
-    ours, theirs = (run(net, family, recipe()) for net in (Fixed(network, momentum=0.0), without))
+    ours, theirs = (run(net, family, rule()) for net in (Fixed(network, momentum=0.0), without))
     np.testing.assert_array_equal(ours.loss, theirs.loss)
-    assert float(jnp.max(jnp.abs(run(network, family, recipe()).loss - theirs.loss))) > 1e-3
+    assert float(jnp.max(jnp.abs(run(network, family, rule()).loss - theirs.loss))) > 1e-3
 
 
 def test_the_identity_is_the_arm_without_teleports(network, family):
-    still = run(Fixed(network, algebra=0.0), family, recipe())
+    still = run(Fixed(network, algebra=0.0), family, rule())
     never = run(network, family, sx.UpdateRule(None))
-    off = run(network, family, recipe(times=()))
+    off = run(network, family, rule(times=()))
     np.testing.assert_array_equal(still.loss, never.loss)
     np.testing.assert_array_equal(off.loss, never.loss)
 
 
 def test_a_reset_without_teleport_is_a_control(network, family):
     still = Fixed(network, algebra=0.0)
-    trace = run(still, family, recipe(transport="reset"))
+    trace = run(still, family, rule(transport="reset"))
     velocity = np.asarray(trace.watched["previous"]["w1"])
     assert np.all(velocity[2] == 0)
     assert np.all(velocity[4] == 0)
@@ -136,7 +134,7 @@ def test_a_reset_without_teleport_is_a_control(network, family):
 
 
 def test_the_trace_tells_what_was_emitted(network, family):
-    watched = run(network, family, recipe()).watched
+    watched = run(network, family, rule()).watched
     assert np.all((watched["step_size"][1:] > RATES[0]) & (watched["step_size"][1:] < RATES[1]))
     assert np.all((watched["momentum"][1:] > 0) & (watched["momentum"][1:] < 1))
     assert np.all(watched["step_size"][0] == -1)
@@ -163,7 +161,7 @@ def test_each_network_has_its_own_outer_rate(network):
 
 
 def test_two_networks_train(family, network):
-    estimator = sx.TruncatedBPTT(family, recipe(), STEPS, 3, tasks=2)
+    estimator = sx.TruncatedBPTT(family, rule(), STEPS, 3, tasks=2)
     outer = sx.each_network(optax.adam(1e-4), optax.adam(1e-3))
     trained = sx.meta_train(algorithm_3, estimator, outer, jax.random.key(0), runs=1)
     assert trained.skipped.tolist() == [0]
@@ -209,9 +207,9 @@ def test_overflowing_elements_are_refused_and_training_goes_on(family):
     check_that_training_goes_on(make, family, guarded)
 
 
-def check_that_training_goes_on(make, family, recipe):
+def check_that_training_goes_on(make, family, rule):
     """Refused teleports leave finite meta-gradients: no window is lost, and the weights move."""
-    estimator = sx.TruncatedBPTT(family, recipe, 2, 2, tasks=4)
+    estimator = sx.TruncatedBPTT(family, rule, 2, 2, tasks=4)
     key = jax.random.key(0)
     trained = sx.meta_train(make, estimator, optax.adam(1e-3), key, runs=2)
     assert trained.skipped.tolist() == [0]
@@ -237,7 +235,7 @@ def test_pairs_of_matrices_have_elements_of_their_own(shared):
         (4,) * 4, shared=shared, emits=("step_size",), reach=0.01, fixed=True, width=6, key=key
     )
     assert len(network.cores) == (1 if shared else 2)
-    trace = run(network, family, recipe(), watch=("algebra", "step_size"))
+    trace = run(network, family, rule(), watch=("algebra", "step_size"))
     elements = np.moveaxis(np.asarray(trace.watched["algebra"]), 1, -1).reshape(STEPS + 1, 3, 2, 16)
     np.testing.assert_allclose(np.linalg.norm(elements[2], axis=-1), 0.01, rtol=1e-5)
     assert np.all(np.linalg.norm(elements[2, :, 0] - elements[2, :, 1], axis=-1) > 1e-5)
@@ -309,24 +307,24 @@ def test_bad_networks_are_refused(network, family, unchecked):
     with pytest.raises(ValueError, match="Two of the networks joined here emit update"):
         run(twice, family, sx.UpdateRule(None))
     with pytest.raises(ValueError, match="emits no step"):
-        run(sx.FlatGradientLSTM(32, emits=(), algebra=16, width=4, key=key), family, recipe())
+        run(sx.FlatGradientLSTM(32, emits=(), algebra=16, width=4, key=key), family, rule())
     with pytest.raises(ValueError, match="this network emits none"):
-        run(algorithm_3(key, momentum=False), family, recipe(as_printed=True))
+        run(algorithm_3(key, momentum=False), family, rule(as_printed=True))
     with pytest.raises(ValueError, match="emit only one of them"):
         sx.FlatGradientLSTM(2, emits=("update", "step_size"), key=key)
     both = sx.Joint((sx.FlatGradientLSTM(32, width=4, key=key), network.networks[0]))
     with pytest.raises(ValueError, match="emits an update and a step size"):
         run(both, family, sx.UpdateRule(None))
     with pytest.raises(ValueError, match="does not go with transport='carry'"):
-        run(network, family, recipe(as_printed=True, transport="carry"))
+        run(network, family, rule(as_printed=True, transport="carry"))
     with pytest.raises(ValueError, match="`transport` must be one of keep, carry, reset, got 'zero'"):
-        run(network, family, recipe(transport="zero"))
+        run(network, family, rule(transport="zero"))
     with pytest.raises(ValueError, match=r"built for 32 parameters, got 98.*PerNeuronLSTM"):
         run(network, sx.RegressionFamily("other", dims=(7, 7, 7), samples=7), sx.UpdateRule(None))
     with pytest.raises(ValueError, match=r"built for matrices .* PerNeuronLSTM"):
-        run(sx.LayerPairLSTM((5, 5, 5), emits=("step_size",), key=key), family, recipe())
+        run(sx.LayerPairLSTM((5, 5, 5), emits=("step_size",), key=key), family, rule())
     with pytest.raises(ValueError, match=r"shape \(16,\), but the symmetry has \(4,\).*PerNeuronLSTM"):
-        run(network, small_family(), recipe())
+        run(network, small_family(), rule())
     with pytest.raises(ValueError, match="step 9, outside the horizon of 6 steps"):
         sx.UpdateRule.at([1, 9], STEPS)
     with pytest.raises(ValueError, match=r"counted from 0, .*got \(-1,\)"):

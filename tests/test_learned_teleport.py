@@ -75,8 +75,8 @@ def test_zero_angle_equals_vanilla_bit_for_bit(name, tasks):
     """S06: on random tasks, in single precision, batched or not, guarded or not."""
     updates, state = replay(plain, network(algebra=0), name, tasks)
     for guard in (None, sx.Guard()):
-        recipe = sx.UpdateRule(teleports=jnp.ones(6, bool), guard=guard)
-        found, after = replay(recipe, without_angle(network()), name, tasks)
+        rule = sx.UpdateRule(teleports=jnp.ones(6, bool), guard=guard)
+        found, after = replay(rule, without_angle(network()), name, tasks)
         assert not jnp.any(after.algebra)
         assert eqx.tree_equal(after.memory, state.memory)
         assert jnp.array_equal(found, updates)
@@ -145,8 +145,8 @@ def test_a_schedule_teleports_at_its_steps_only():
 def test_a_refused_teleport_leaves_the_update():
     family = "rosenbrock-random"
     vanilla, _ = replay(plain, network(algebra=0), family, 7)
-    recipe = sx.UpdateRule(teleports=jnp.arange(6) >= 2, guard=sx.Guard(jump=jnp.array(1e-20)))
-    refused, state = replay(recipe, network(), family, 7)
+    rule = sx.UpdateRule(teleports=jnp.arange(6) >= 2, guard=sx.Guard(jump=jnp.array(1e-20)))
+    refused, state = replay(rule, network(), family, 7)
     assert jnp.array_equal(refused, vanilla)
     assert jnp.array_equal(state.previous, vanilla)
     assert not jnp.any(state.refused[:2])
@@ -158,8 +158,8 @@ def test_a_refused_teleport_leaves_the_update():
 def test_an_accepted_teleport_keeps_the_loss_of_the_updated_point(float64, name):
     """S06: f(a.(x + u)) = f(x + u), in every family, wherever the guard lets it pass."""
     family, (drawn, points, gradients) = scenes.__wrapped__(name, 64)
-    recipe = sx.UpdateRule(teleports=jnp.ones(6, bool), guard=sx.Guard(jump=1e3, tolerance=1e-8))
-    updates, state = _replay(recipe, network(), family, (drawn, points, gradients))
+    rule = sx.UpdateRule(teleports=jnp.ones(6, bool), guard=sx.Guard(jump=1e3, tolerance=1e-8))
+    updates, state = _replay(rule, network(), family, (drawn, points, gradients))
     at = jax.vmap(lambda d, x: jax.vmap(family.task(d).loss)(x), in_axes=-1, out_axes=-1)
     here, there = (eqx.filter_jit(at)(drawn, points + move) for move in (state.previous, updates))
     accepted = state.refused == 0

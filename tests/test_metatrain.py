@@ -35,9 +35,9 @@ def forgetful(key):
     return sx.FlatGradientMLP(2, width=16, key=key)
 
 
-def estimator(recipe=None, family="ellipse-random", tasks=4, steps=10):
-    recipe = sx.UpdateRule(teleports=jnp.ones(10, bool), guard=None) if recipe is None else recipe
-    return sx.TruncatedBPTT(sx.make_family(family), recipe, steps=steps, unroll=5, tasks=tasks)
+def estimator(rule=None, family="ellipse-random", tasks=4, steps=10):
+    rule = sx.UpdateRule(teleports=jnp.ones(10, bool), guard=None) if rule is None else rule
+    return sx.TruncatedBPTT(sx.make_family(family), rule, steps=steps, unroll=5, tasks=tasks)
 
 
 def rate(key):

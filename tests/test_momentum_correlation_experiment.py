@@ -66,10 +66,10 @@ def test_gains_are_those_of_the_gradients_at_both_ends(ran):
     streams = momentum_correlation.Streams.of(0, 2)
     # The networks of the run are forgotten: measure others in both ways.
     networks = jax.vmap(arm.make)(jax.random.split(jax.random.key(5), 2))
-    seen = momentum_correlation.measure(arm, arm.recipe, networks, streams.test, 4, 5, None)
+    seen = momentum_correlation.measure(arm, arm.rule, networks, streams.test, 4, 5, None)
     own = jax.tree.map(lambda x: x[1], networks)
     watch = ("algebra", "momentum", "previous", "refused")
-    trace = sx.unroll_many(arm.recipe, own, arm.family, streams.test[1], 4, 5, watch=watch, points=True)
+    trace = sx.unroll_many(arm.rule, own, arm.family, streams.test[1], 4, 5, watch=watch, points=True)
     np.testing.assert_allclose(seen["loss"][1], trace.loss.T, rtol=1e-5)
     np.testing.assert_allclose(seen["momentum"][1], trace.watched["momentum"][1:].T, rtol=1e-6)
     inputs, targets = (np.asarray(x, float) for x in draw_many(arm.family, 5, streams.test[1]))
@@ -114,7 +114,7 @@ def test_a_refused_teleport_is_no_event():
 def test_digits_have_the_networks_for_any_width():
     group = Group("digits", dataclasses.replace(BUDGET, steps=12))
     arm = make_arm(group)
-    assert due(arm.recipe, 12).tolist() == [5, 10]
+    assert due(arm.rule, 12).tolist() == [5, 10]
     assert arm.make(jax.random.key(0)).contract()["emits"][:2] == ["step_size", "momentum"]
     task = arm.family.task((), 16)
     pixels, labels = momentum_correlation.everything(task)

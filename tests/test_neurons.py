@@ -248,9 +248,9 @@ def test_one_optimizer_teleports_exactly_on_every_width_and_depth(both, widths):
     x, labels = normal(0, 7, 4, dtype=np.float32), np.arange(7) % 2
     images = Images(x, labels.astype(np.int32))
     task = sx.Classification(images, images, widths, 7, classes=2)
-    recipe = sx.UpdateRule.at((0, 2), 3, guard=sx.Guard(jump=jnp.inf))
+    rule = sx.UpdateRule.at((0, 2), 3, guard=sx.Guard(jump=jnp.inf))
     run = jax.jit(lambda r, n: sx.unroll(r(n, task), task, KEY, 3, points=True))
-    trace, off = run(recipe, both), run(sx.UpdateRule.at((), 3, guard=recipe.guard), both)
+    trace, off = run(rule, both), run(sx.UpdateRule.at((), 3, guard=rule.guard), both)
     assert np.all(trace.watched["refused"] == 0)
     defect = trace.watched["defect"]
     np.testing.assert_array_equal(defect[:, None] >= 0, [[False], [True], [False], [True]])
@@ -271,8 +271,8 @@ def test_meta_training_teaches_both_networks(both):
         lambda b: b.networks[1].head, both, jax.tree.map(jnp.zeros_like, both.networks[1].head)
     )
     family = sx.RegressionFamily("small", dims=(4, 3, 2), samples=3, start="gaussian")
-    recipe = sx.UpdateRule.at((0, 2), 4, guard=None)
-    estimator = sx.TruncatedBPTT(family, recipe, steps=4, unroll=2, tasks=2)
+    rule = sx.UpdateRule.at((0, 2), 4, guard=None)
+    estimator = sx.TruncatedBPTT(family, rule, steps=4, unroll=2, tasks=2)
     outer = sx.each_network(optax.adam(1e-3), optax.adam(1e-2))
     trained = sx.meta_train(lambda key: fresh, estimator, outer, KEY, runs=2, chunk=2)
     assert trained.skipped[0] == 0

@@ -112,8 +112,8 @@ def test_a_network_that_emits_nothing_goes_to_the_crest_if_that_is_its_centre():
     network = made(centre="peak", gated=False, reach=1.0)
     head = jax.tree.map(jnp.zeros_like, network.algebra_head)
     network = eqx.tree_at(lambda n: n.algebra_head, network, head)
-    recipe = sx.UpdateRule.at([0], 1, guard=None, order="teleport-first")
-    trace = sx.unroll(recipe(network, task), task, KEY, 1, watch=("algebra",))
+    rule = sx.UpdateRule.at([0], 1, guard=None, order="teleport-first")
+    trace = sx.unroll(rule(network, task), task, KEY, 1, watch=("algebra",))
     orbit = Orbit(task.loss, jnp.array([5.0, -5.0]), task.symmetry())
     np.testing.assert_allclose(trace.watched["algebra"][-1], slopes(orbit, orbit.zero()).peak, rtol=1e-5)
     assert abs(float(trace.watched["algebra"][-1, 0])) <= network.algebra_bound
@@ -127,8 +127,8 @@ def test_nothing_depends_on_the_units_of_loss_and_parameters(float64, teleports)
     plain = sx.generalized_booth(matrix, offset, start=[2.0, 1.0])
     other = sx.generalized_booth(c * s * matrix, c * offset, start=[2.0 / s, 1.0 / s])
     network = made(algebra=1 if teleports else 0, orbit=1)
-    recipe = sx.UpdateRule.at(range(6), 6, guard=None) if teleports else sx.UpdateRule()
-    runs = [sx.unroll(recipe(network, task), task, KEY, 6, points=True) for task in (plain, other)]
+    rule = sx.UpdateRule.at(range(6), 6, guard=None) if teleports else sx.UpdateRule()
+    runs = [sx.unroll(rule(network, task), task, KEY, 6, points=True) for task in (plain, other)]
     np.testing.assert_allclose(runs[1].loss / c**2, runs[0].loss, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(runs[1].params * s, runs[0].params, rtol=1e-9, atol=1e-12)
 
@@ -140,8 +140,8 @@ def test_without_teleports_it_is_the_same_optimizer():
     assert eqx.tree_equal(vanilla.head, teleporting.head)
     task = sx.booth(start=[5.0, -5.0])
     runs = [
-        sx.unroll(recipe(network, task), task, KEY, 5).loss
-        for network, recipe in ((vanilla, sx.UpdateRule()), (teleporting, sx.UpdateRule.at([], 5)))
+        sx.unroll(rule(network, task), task, KEY, 5).loss
+        for network, rule in ((vanilla, sx.UpdateRule()), (teleporting, sx.UpdateRule.at([], 5)))
     ]
     assert np.array_equal(*runs)
 
@@ -167,8 +167,8 @@ def test_a_gate_is_smooth_in_training_and_hard_at_test(z, hard):
     task = sx.booth(start=[5.0, -5.0])
     algebra = {}
     for gate in ("soft", "hard"):
-        recipe = sx.UpdateRule.at([0], 1, guard=None, gate=gate)
-        trace = sx.unroll(recipe(gate_at(z), task), task, KEY, 1, watch=("algebra", "gate"))
+        rule = sx.UpdateRule.at([0], 1, guard=None, gate=gate)
+        trace = sx.unroll(rule(gate_at(z), task), task, KEY, 1, watch=("algebra", "gate"))
         algebra[gate] = float(trace.watched["algebra"][-1, 0])
         p = float(trace.watched["gate"][-1])
     assert p == pytest.approx(1 / (1 + np.exp(-z)), rel=1e-5)
@@ -180,8 +180,8 @@ def test_a_soft_gate_has_a_derivative_and_a_hard_one_none():
     task = sx.booth(start=[5.0, -5.0])
 
     def end(z, gate):
-        recipe = sx.UpdateRule.at([0], 2, guard=None, gate=gate)
-        return sx.unroll(recipe(gate_at(z), task), task, KEY, 2).loss[-1]
+        rule = sx.UpdateRule.at([0], 2, guard=None, gate=gate)
+        return sx.unroll(rule(gate_at(z), task), task, KEY, 2).loss[-1]
 
     assert jax.grad(end)(-0.2, "soft") != 0
     assert jax.grad(end)(-0.2, "hard") == 0
@@ -236,10 +236,10 @@ def test_it_learns_to_optimize_with_and_without_teleports():
     guard = sx.Guard(jump=jnp.inf, relative=1.0, shorten=True)
     medians = {}
     for algebra in (0, 1):
-        recipe = sx.UpdateRule(
+        rule = sx.UpdateRule(
             jnp.ones(10, bool) if algebra else None, sx.Guard(jump=jnp.inf, relative=1.0, shorten=True)
         )
-        estimator = sx.TruncatedBPTT(family, recipe, steps=10, unroll=10, tasks=64)
+        estimator = sx.TruncatedBPTT(family, rule, steps=10, unroll=10, tasks=64)
         outer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
         trained = sx.meta_train(
             lambda key, algebra=algebra: made(algebra=algebra, orbit=1, width=16, key=key),
@@ -249,7 +249,7 @@ def test_it_learns_to_optimize_with_and_without_teleports():
             runs=120,
         )
         assert trained.losses[0, -20:].mean() < 0.5 * trained.losses[0, :20].mean()
-        hard = sx.UpdateRule(recipe.teleports, guard, gate="hard")
+        hard = sx.UpdateRule(rule.teleports, guard, gate="hard")
         trace = sx.unroll_many(hard, trained.network(), family, jax.random.key(5), 10, 500)
         assert np.all(np.isfinite(trace.loss))
         medians[algebra] = float(jnp.median(trace.loss[-1]))

@@ -120,13 +120,13 @@ def test_resumed_training_stops_where_an_uninterrupted_one_does(tmp_path, stop):
 
 
 def test_a_learned_optimizer_keeps_its_best_weights():
-    family, recipe = sx.make_family("ellipse-fixed"), sx.UpdateRule()
+    family, rule = sx.make_family("ellipse-fixed"), sx.UpdateRule()
 
     def validate(network):
-        unseen = sx.unroll_many(recipe, network, family, jax.random.key(7), steps=5, tasks=8)
+        unseen = sx.unroll_many(rule, network, family, jax.random.key(7), steps=5, tasks=8)
         return jnp.median(unseen.loss[-1])
 
-    estimator = sx.TruncatedBPTT(family, recipe, steps=5, unroll=5, tasks=4)
+    estimator = sx.TruncatedBPTT(family, rule, steps=5, unroll=5, tasks=4)
     trained = sx.meta_train(
         lambda key: sx.FlatGradientLSTM(2, width=6, depth=1, key=key),
         estimator,

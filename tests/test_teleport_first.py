@@ -70,14 +70,14 @@ def test_no_teleport_is_the_optimizer_without_to_the_bit(guard):
     still = jax.tree.map(jnp.zeros_like, network.algebra_head)
     network = eqx.tree_at(lambda n: n.algebra_head, network, still)
     vanilla = sx.unroll(network.transform(), task, KEY, 5).loss
-    recipe = sx.UpdateRule.at(range(5), 5, guard=guard, order="teleport-first")
-    assert np.array_equal(sx.unroll(recipe(network, task), task, KEY, 5).loss, vanilla)
+    rule = sx.UpdateRule.at(range(5), 5, guard=guard, order="teleport-first")
+    assert np.array_equal(sx.unroll(rule(network, task), task, KEY, 5).loss, vanilla)
 
 
 def test_a_refused_teleport_leaves_the_plain_step():
     task = sx.booth(start=[5.0, -5.0])
-    recipe = sx.UpdateRule.at([0], 1, guard=sx.Guard(jump=1e-3), order="teleport-first")
-    environment = sx.Environment(task, recipe)
+    rule = sx.UpdateRule.at([0], 1, guard=sx.Guard(jump=1e-3), order="teleport-first")
+    environment = sx.Environment(task, rule)
     state = environment.reset(KEY)
     after, _ = environment.step(state, sx.Proposal(step_size=jnp.array(0.01), algebra=jnp.array([1.0])))
     assert int(after.state.refused) == 2

@@ -43,7 +43,7 @@ class Environment(eqx.Module):
 
     The state s_t is everything that goes from one step to the next: the parameters x_t, the loss and its
     gradient there, the velocity, the batch. The action is a `Proposal`: an update (or a step size), and if
-    `recipe` says that step t teleports, the coordinates of a group element. The cost is the loss at x_t+1.
+    `rule` says that step t teleports, the coordinates of a group element. The cost is the loss at x_t+1.
     What happens to a move is what happens to it in `unroll`, so that a network that is asked by hand makes
     the trajectory that it makes there. Under `jit`, `vmap` and `scan` as everything else. Source: section 3.2
     of arXiv:2504.15399, which states learning to optimize as reinforcement learning.
@@ -58,12 +58,12 @@ class Environment(eqx.Module):
     """
 
     task: AbstractTask
-    recipe: UpdateRule = UpdateRule()
+    rule: UpdateRule = UpdateRule()
 
     def reset(self, key: Key[Array, ""]) -> Carry:
         """The random start of the task, as `unroll` has it for the same key."""
         check_key(key)
-        return begin(self.recipe(_Told(Proposal()), self.task), self.task, key)
+        return begin(self.rule(_Told(Proposal()), self.task), self.task, key)
 
     def observe(self, state: Carry, wants: tuple[Want, ...] = ()) -> Observation:
         """What a network sees in a state; `wants` names what has a price (`network.wants`)."""
@@ -86,5 +86,5 @@ class Environment(eqx.Module):
 
     def step(self, state: Carry, move: Proposal) -> tuple[Carry, Float[Array, ""]]:
         """Make a move; the state after it, and the loss there."""
-        after = step(self.recipe(_Told(move), self.task), self.task, state)
+        after = step(self.rule(_Told(move), self.task), self.task, state)
         return after, after.value

@@ -184,15 +184,15 @@ class MakeFlatGradient(eqx.Module):
         )
 
 
-def recipe(
+def rule_of(
     arm: TrainedArm, schedule: tuple[int, ...], steps: int, *, training: bool, off: bool = False
 ) -> UpdateRule:
     """How the network of an arm is used: which of `steps` steps teleport, guarded or not.
 
-    The order of the meta-gradient matters to training alone; leaving it out of test recipes lets arms share
+    The order of the meta-gradient matters to training alone; leaving it out of test rules lets arms share
     compiled programs.
 
-    >>> recipe(TrainedArm("teleport-schedule", "schedule"), (2,), 4, training=False).teleports.tolist()
+    >>> rule_of(TrainedArm("teleport-schedule", "schedule"), (2,), 4, training=False).teleports.tolist()
     [False, False, True, False]
     """
     teleports = None

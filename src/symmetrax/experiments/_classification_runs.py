@@ -133,12 +133,12 @@ def run_group(settings: Config, group: Group, folder: RunFolder, reporter: Repor
         trained = train(arm, _budget(settings, group, name), streams, folder, reporter)
         reporter.note(f"{arm.name} and its controls on unseen runs")
         own, facts_of = {}, {}
-        for use, (recipe, networks) in _uses(
+        for use, (rule, networks) in _uses(
             settings, group, name, arm, family, trained.networks, streams
         ).items():
-            own[use] = _run(settings, group, recipe, networks, family, streams.test)
+            own[use] = _run(settings, group, rule, networks, family, streams.test)
             more = trained.facts if use == name else {"networks_of": name}
-            facts_of[use] = facts(own[use], recipe) | more | _constants(networks)
+            facts_of[use] = facts(own[use], rule) | more | _constants(networks)
         if name in SAVED:
             _save(settings, group, folder, arm, trained.networks, own[name], name)
         return own, facts_of
@@ -180,31 +180,31 @@ def _uses(
     networks: PyTree,
     streams: Streams,
 ) -> dict[str, tuple[UpdateRule, PyTree]]:
-    """The trained arm and its controls: a recipe, and networks with the seeds first."""
+    """The trained arm and its controls: a rule, and networks with the seeds first."""
     plain = Adjusted.plain(networks, settings.seeds)
     yes = jnp.ones(settings.seeds, bool)
-    uses: dict[str, tuple[UpdateRule, PyTree]] = {name: (arm.recipe, plain)}
+    uses: dict[str, tuple[UpdateRule, PyTree]] = {name: (arm.rule, plain)}
     for control, (of, how) in CONTROLS.items():
         if of != name or control not in group.arms:
             continue
-        recipe, used = arm.recipe, plain
+        rule, used = arm.rule, plain
         if how == "off":
-            recipe = switched_off(recipe)
+            rule = switched_off(rule)
         elif how == "random":
             used = dataclasses.replace(plain, random=yes)
         elif how == "still":
             used = dataclasses.replace(plain, share=jnp.zeros(settings.seeds))
         else:
-            held = _medians(settings, group, arm.recipe, family, plain, streams)
+            held = _medians(settings, group, arm.rule, family, plain, streams)
             used = {width: dataclasses.replace(plain, held=yes, **given) for width, given in held.items()}
-        uses[control] = recipe, used
+        uses[control] = rule, used
     return uses
 
 
 def _medians(
     settings: Config,
     group: Group,
-    recipe: UpdateRule,
+    rule: UpdateRule,
     family: AbstractTaskFamily,
     networks: PyTree,
     streams: Streams,
@@ -214,9 +214,7 @@ def _medians(
     That stream belongs to training: nothing of the reported runs goes into the constants.
     """
     keys = jax.random.split(jax.random.fold_in(streams.tune, 2), settings.seeds)
-    runs = {
-        width: _run(settings, group, recipe, networks, family, keys, only=width) for width in family.shapes
-    }
+    runs = {width: _run(settings, group, rule, networks, family, keys, only=width) for width in family.shapes}
     return {width: medians(ran) for width, ran in runs.items()}
 
 
@@ -304,7 +302,7 @@ def _save(
         "unroll": settings.unroll,
         "schedule": list(settings.size.schedule),
         "seed": settings.seed,
-        "use": usage(arm.recipe),
+        "use": usage(arm.rule),
     }
     evaluation = {
         "runs": ran.runs,

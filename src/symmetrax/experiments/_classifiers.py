@@ -170,18 +170,18 @@ def image_family(name: str, widths: tuple[Widths, ...], batch: int) -> ImageFami
 def trained_arm(name: str, family: ImageFamily, size: Size) -> LearnedArm:
     """The arm `name` of `TRAINED` on a family; an arm of the kind "whole" serves its first width alone.
 
-    >>> trained_arm("lr-tele", image_family("digits", (16,), 64), Size()).recipe.transport
+    >>> trained_arm("lr-tele", image_family("digits", (16,), 64), Size()).rule.transport
     'keep'
     """
     trains = TRAINED[name]
-    recipe = scheduled(size, trains.transport) if trains.teleports else UpdateRule(guard=_guard(size))
+    rule = scheduled(size, trains.transport) if trains.teleports else UpdateRule(guard=_guard(size))
     if trains.step == "whole":
         builds, rates = _whole(family.task((), family.shapes[0]), trains, size), size.whole_rates
     else:
         builds, rates = _for_any_size(trains, size), size.rates if trains.step == "lr" else size.update_rates
     # Together even if there is one: the networks for the step of all arms of a kind then start equal.
     outer = clipped_adams(rates[: len(builds)], size.clip)
-    return LearnedArm(name, BuildJoint(builds), recipe, outer, family)
+    return LearnedArm(name, BuildJoint(builds), rule, outer, family)
 
 
 def _for_any_size(trains: Trains, size: Size) -> tuple[Build, ...]:

@@ -111,19 +111,19 @@ def learned_arm(name: str, law: Start, networks: Networks, steps: int) -> Learne
     """The trained arm of this name, for a horizon of `steps` steps.
 
     >>> arm = learned_arm("every-10", "uniform", Networks(), 100)
-    >>> int(arm.recipe.teleports.sum())
+    >>> int(arm.rule.teleports.sum())
     10
     """
     spec = SPECS[name]
     guard = Guard(jump=np.inf, tolerance=networks.tolerance)
-    recipe = UpdateRule(guard=guard)
+    rule = UpdateRule(guard=guard)
     if spec.every is not None:
         times = range(0, steps, spec.every) if spec.every else ()
         options: dict[str, Any] = {"transport": spec.transport, "as_printed": spec.as_printed}
-        recipe = UpdateRule.at(times, steps, guard=guard, **options)
+        rule = UpdateRule.at(times, steps, guard=guard, **options)
     make = BuildJoint(tuple(_network(part, spec, networks) for part in spec.parts))
     outer = _outer(tuple(_rate(part, spec, networks) for part in spec.parts))
-    return LearnedArm(name, make, recipe, outer, family(law, networks, spec.action))
+    return LearnedArm(name, make, rule, outer, family(law, networks, spec.action))
 
 
 def _network(part: Part, spec: Spec, networks: Networks) -> Build:
@@ -180,7 +180,7 @@ def controls(arm: LearnedArm) -> list[Control]:
         return [Control(f"{name}-only-reset", name, change=lambda n, seen: Fixed(n, algebra=0.0))]
     if spec.every and not spec.as_printed:
         found = [
-            Control(f"{name}-off", name, switched_off(arm.recipe)),
+            Control(f"{name}-off", name, switched_off(arm.rule)),
             Control(f"{name}-random", name, change=lambda n, seen: RandomDirection(n)),
         ]
     if name in ("lr", "lr-tele", "lr-momentum", "lr-tele-momentum"):

@@ -80,7 +80,7 @@ class LearnedArm:
     """A learned optimizer: its network, its use on a task, its outer optimizer, and the tasks it meets.
 
     `family` matters where arms see one law of tasks with different symmetries. Arms that have equal builders,
-    recipes but for arrays, and one `outer` object, share compiled programs.
+    rules but for arrays, and one `outer` object, share compiled programs.
 
     >>> from symmetrax.learned._flat_gradient import FlatGradientLSTM
     >>> from symmetrax.tasks._families import make_family
@@ -91,37 +91,37 @@ class LearnedArm:
 
     name: str
     make: MakeNetwork
-    recipe: UpdateRule
+    rule: UpdateRule
     outer: optax.GradientTransformation
     family: AbstractTaskFamily
 
 
 @dataclasses.dataclass(frozen=True)
 class Control:
-    """The networks of the trained arm `of`, used by another recipe (None: the arm's), or changed.
+    """The networks of the trained arm `of`, used by another rule (None: the arm's), or changed.
 
     `change(networks, seen)` gives what is run instead of the networks (stacked over seeds), for instance
     `RandomDirection(networks)`; `seen` is what they did on tasks of the training stream, from which constants
     can be taken (see `learned_constant`).
 
-    >>> Control("teleport-off", of="teleport", recipe=UpdateRule()).of
+    >>> Control("teleport-off", of="teleport", rule=UpdateRule()).of
     'teleport'
     """
 
     name: str
     of: str
-    recipe: UpdateRule | None = None
+    rule: UpdateRule | None = None
     change: Callable[[PyTree, "Ran"], PyTree] = lambda networks, seen: networks
 
 
-def switched_off(recipe: UpdateRule) -> UpdateRule:
-    """The same recipe, with no teleport due at any step; it shares compiled programs with the first.
+def switched_off(rule: UpdateRule) -> UpdateRule:
+    """The same rule, with no teleport due at any step; it shares compiled programs with the first.
 
     >>> switched_off(UpdateRule.at((0, 2), 4)).teleports.tolist()
     [False, False, False, False]
     """
-    teleports = recipe.teleports
-    return dataclasses.replace(recipe, teleports=None if teleports is None else jnp.zeros_like(teleports))
+    teleports = rule.teleports
+    return dataclasses.replace(rule, teleports=None if teleports is None else jnp.zeros_like(teleports))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +209,7 @@ def train(
     """
     estimator = TruncatedBPTT(
         arm.family,
-        arm.recipe,
+        arm.rule,
         budget.steps,
         budget.unroll,
         budget.tasks,
@@ -221,7 +221,7 @@ def train(
     stopping = None
     if budget.patience:
         key = jax.random.fold_in(streams.tune, 1)
-        quality = Validation(arm.recipe, arm.family, key, budget.steps, budget.validation_tasks, budget.shape)
+        quality = Validation(arm.rule, arm.family, key, budget.steps, budget.validation_tasks, budget.shape)
         stopping = EarlyStopping(quality, budget.patience)
     path = folder.path / "checkpoints" / f"{arm.name}.safetensors"
     with reporter.training(arm.name, budget.runs) as progress, _Clock(path.with_suffix(".json")) as clock:
@@ -307,14 +307,14 @@ def run_arm(
     keys = {"steps": steps, **options}
     half = max(parts // 2, 1)
     stream = jax.random.split(jax.random.fold_in(streams.tune, 2), len(streams.test))
-    recipe = arm.recipe
-    if not len(due(recipe, steps)):
-        recipe = dataclasses.replace(recipe, teleports=None)
-    seen = run_many(recipe, networks, arm.family, stream, tasks=tasks * half // parts, parts=half, **keys)
+    rule = arm.rule
+    if not len(due(rule, steps)):
+        rule = dataclasses.replace(rule, teleports=None)
+    seen = run_many(rule, networks, arm.family, stream, tasks=tasks * half // parts, parts=half, **keys)
     keys["parts"] = parts
-    ran = {arm.name: run_many(recipe, networks, arm.family, streams.test, tasks=tasks, **keys)}
+    ran = {arm.name: run_many(rule, networks, arm.family, streams.test, tasks=tasks, **keys)}
     for control in controls:
         if control.of == arm.name:
-            changed, how = control.change(networks, seen), control.recipe or recipe
+            changed, how = control.change(networks, seen), control.rule or rule
             ran[control.name] = run_many(how, changed, arm.family, streams.test, tasks=tasks, **keys)
     return ran, seen

@@ -182,20 +182,20 @@ def _kept(seen: Ran, name: str) -> Float[np.ndarray, "seeds tasks steps"]:
     return np.where(finite, seen.told[name], np.nan)
 
 
-def due(recipe: UpdateRule, steps: int) -> Int[np.ndarray, " due"]:
-    """The steps at which a recipe teleports.
+def due(rule: UpdateRule, steps: int) -> Int[np.ndarray, " due"]:
+    """The steps at which a rule teleports.
 
     >>> due(UpdateRule.at((0, 2), 4), 4).tolist()
     [0, 2]
     """
-    if recipe.teleports is None:
+    if rule.teleports is None:
         return np.zeros(0, int)
-    if recipe.as_printed:
+    if rule.as_printed:
         return np.arange(steps)
-    return np.flatnonzero(np.asarray(recipe.teleports)[:steps])
+    return np.flatnonzero(np.asarray(rule.teleports)[:steps])
 
 
-def facts(ran: Ran, recipe: UpdateRule | None = None) -> dict[str, Any]:
+def facts(ran: Ran, rule: UpdateRule | None = None) -> dict[str, Any]:
     """What `results.json` tells of a run beside its losses.
 
     Seconds and gradient evaluations (one for each step; a learned teleport costs none); medians over all runs
@@ -211,8 +211,8 @@ def facts(ran: Ran, recipe: UpdateRule | None = None) -> dict[str, Any]:
         "gradient_evaluations": float(ran.steps),
         "told": {name: _medians(values) for name, values in told.items() if np.any(values != -1.0)},
     }
-    steps = np.zeros(0, int) if recipe is None else due(recipe, ran.steps)
-    if len(steps) and recipe is not None and recipe.guard is not None:
+    steps = np.zeros(0, int) if rule is None else due(rule, ran.steps)
+    if len(steps) and rule is not None and rule.guard is not None:
         refused, defect = (ran.told[name][..., steps] for name in ("refused", "defect"))
         applied = defect[refused == 0]
         found["refused"] = float(np.mean(refused > 0))

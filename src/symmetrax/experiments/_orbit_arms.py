@@ -123,7 +123,7 @@ def orbit_arm(
 
     >>> from symmetrax.tasks._families import make_family
     >>> arm = orbit_arm("vanilla", make_family("ellipse-fixed"), Training(), None)
-    >>> arm.make(jax.random.key(0)).algebra, arm.recipe.teleports
+    >>> arm.make(jax.random.key(0)).algebra, arm.rule.teleports
     (0, None)
     """
     look = variant or Variant()
@@ -138,8 +138,8 @@ def orbit_arm(
         reach=math.pi if variant else None,
         width=training.width,
     )
-    recipe = how(variant, training.steps) if variant else UpdateRule()
-    return LearnedArm(name, make, recipe, _outer(training.rate, training.updates), family)
+    rule = how(variant, training.steps) if variant else UpdateRule()
+    return LearnedArm(name, make, rule, _outer(training.rate, training.updates), family)
 
 
 def how(variant: Variant, steps: int) -> UpdateRule:
@@ -154,15 +154,15 @@ def how(variant: Variant, steps: int) -> UpdateRule:
     return UpdateRule.at(range(steps), steps, guard=guard, order=variant.order)
 
 
-def as_used(recipe: UpdateRule, steps: int) -> UpdateRule:
-    """A recipe as it is used on unseen tasks: hard gates, and teleports at all steps if at any.
+def as_used(rule: UpdateRule, steps: int) -> UpdateRule:
+    """A rule as it is used on unseen tasks: hard gates, and teleports at all steps if at any.
 
     >>> as_used(how(VARIANTS["crest"], 5), 7).teleports.sum().item()
     7
     """
-    if recipe.teleports is None:
-        return recipe
-    return UpdateRule.at(range(steps), steps, guard=recipe.guard, order=recipe.order, gate="hard")
+    if rule.teleports is None:
+        return rule
+    return UpdateRule.at(range(steps), steps, guard=rule.guard, order=rule.order, gate="hard")
 
 
 @functools.cache
@@ -197,9 +197,9 @@ def run_used(
     **options: Any,
 ) -> Ran:
     """Run an arm's networks on unseen tasks, of its family or another; `options` are those of `run_many`."""
-    recipe = as_used(arm.recipe, steps)
+    rule = as_used(arm.rule, steps)
     options = {"watch": WATCHED, "parts": 2, **options}
-    return run_many(recipe, networks, family or arm.family, keys, steps=steps, tasks=tasks, **options)
+    return run_many(rule, networks, family or arm.family, keys, steps=steps, tasks=tasks, **options)
 
 
 def gradients_per_step(arm: LearnedArm) -> float:
@@ -213,7 +213,7 @@ def gradients_per_step(arm: LearnedArm) -> float:
     5.0
     """
     options: dict[str, Any] = dict(cast(Build, arm.make).options)
-    guarded = arm.recipe.teleports is not None and arm.recipe.guard is not None
+    guarded = arm.rule.teleports is not None and arm.rule.guard is not None
     return 1.0 + SLOPES * ("slopes" in options["sees"]) * options["orbit"] + GUARD * guarded
 
 

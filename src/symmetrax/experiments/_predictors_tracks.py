@@ -27,7 +27,7 @@ Tracks = dict[str, np.ndarray]
 
 
 def follow_many(
-    recipe: UpdateRule,
+    rule: UpdateRule,
     networks: PyTree,
     family: AbstractTaskFamily,
     keys: Key[Array, " seeds"],
@@ -45,18 +45,18 @@ def follow_many(
     - "oracle": the angle from there to the orbit's steepest point, the nearer of the two; NaN unless the map
       is affine, where it has a closed form.
     """
-    found = _follow(recipe, networks, family, keys, steps, tasks)
+    found = _follow(rule, networks, family, keys, steps, tasks)
     return {name: np.asarray(values, float) for name, values in found.items()}
 
 
 @eqx.filter_jit
-def _follow(recipe, networks, family, keys, steps, tasks):
+def _follow(rule, networks, family, keys, steps, tasks):
     arrays, static = eqx.partition(networks, eqx.is_array)
     watch = ("algebra", "gate", "refused", "previous")
 
     def of_seed(inputs):
         network, key = eqx.combine(inputs[0], static), inputs[1]
-        trace = unroll_many(recipe, network, family, key, steps, tasks, watch=watch, points=True)
+        trace = unroll_many(rule, network, family, key, steps, tasks, watch=watch, points=True)
         drawn = draw_many(family, tasks, key)
         told = {name: values[1:] for name, values in trace.watched.items()}
 
@@ -65,7 +65,7 @@ def _follow(recipe, networks, family, keys, steps, tasks):
 
             def one(drawn, point, update, algebra, refused):
                 task = family.task(drawn)
-                return _looked(task, point, update, algebra, refused, recipe.order == "teleport-first")
+                return _looked(task, point, update, algebra, refused, rule.order == "teleport-first")
 
             each = jax.vmap(one, in_axes=-1, out_axes=-1)
             return each(drawn, point, told["previous"], told["algebra"], told["refused"])

@@ -86,7 +86,7 @@ def learned_arms(names: tuple[str, ...], size: Size, family: ImageFamily) -> lis
 
 
 def uses(networks: dict[str, PyTree], size: Size, seeds: int) -> dict[str, tuple[UpdateRule, PyTree]]:
-    """Every learned arm and its controls: a recipe, and networks with the seeds first; all one structure."""
+    """Every learned arm and its controls: a rule, and networks with the seeds first; all one structure."""
     on = scheduled(size)
     off, found = switched_off(on), {}
     for name, trained in networks.items():

@@ -153,11 +153,11 @@ def _draw_trajectories(settings: Config, folder: RunFolder) -> None:
     traces = {}
     for name, variant in (("vanilla", None), ("crest", plane_league.VARIANTS["crest"])):
         network, _ = load(folder.path / "artifacts" / f"{family.name}-{name}.safetensors")
-        recipe = as_used(orbit_arm(name, family, settings.plane.training, variant).recipe, STEPS)
+        rule = as_used(orbit_arm(name, family, settings.plane.training, variant).rule, STEPS)
         networks = jax.tree.map(lambda x: jnp.asarray(x)[None], network)
         watch = ("algebra", "refused") if variant else ()
         options = {"steps": STEPS, "tasks": TASKS, "watch": watch, "points": True}
-        traces[name], _ = evaluate(recipe, networks, family, streams.test[:1], **options)
+        traces[name], _ = evaluate(rule, networks, family, streams.test[:1], **options)
     arrays = trajectories(traces, family, streams.test[0], TASKS, first=("crest",))
     folder.arrays("trajectories", arrays)
     plots.trajectories(

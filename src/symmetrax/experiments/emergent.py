@@ -114,7 +114,7 @@ def _part(family: str, label: str, settings: Config, streams: Streams, folder: R
     trained = trained_arm(arm, settings.training, streams, folder, reporter)
     steps = settings.training.steps
     tracks = follow_many(
-        as_used(arm.recipe, steps),
+        as_used(arm.rule, steps),
         trained.networks,
         arm.family,
         streams.test,

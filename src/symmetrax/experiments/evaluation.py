@@ -79,27 +79,27 @@ def _run(
 ) -> dict[str, Any]:
     # Another stream than any training: the experiments of this library draw from the keys' first split.
     streams = Streams.of(seed + 1_000_003, 1)
-    recipes = {}
+    rules = {}
     for shape in family.shapes:  # all of them, so that a network that does not fit is refused at once
-        recipes[shape] = _recipe(network, training, steps, family.task(family.draw(streams.tune), shape))
+        rules[shape] = _rule(network, training, steps, family.task(family.draw(streams.tune), shape))
     networks = jax.tree.map(lambda x: x[None], network)
     losses: dict[str, list[np.ndarray]] = {"learned": [], "adam": []}
     seconds = dict.fromkeys(losses, 0.0)
     refused = []
-    for shape, recipe in recipes.items():
+    for shape, rule in rules.items():
         arm = TunedArm("adam", adam)
         tuned = tune([arm], family, streams.tune, steps=steps, tasks=min(tasks, 200), shape=shape)["adam"]
         same = {name: jnp.full(1, value) for name, value in tuned.items()}
-        on = due(recipe, steps)
-        watch = ("refused",) if len(on) and recipe.guard is not None else ()
-        for name, make, nets, seen in (("learned", recipe, networks, watch), ("adam", adam, same, ())):
+        on = due(rule, steps)
+        watch = ("refused",) if len(on) and rule.guard is not None else ()
+        for name, make, nets, seen in (("learned", rule, networks, watch), ("adam", adam, same, ())):
             run = {"steps": steps, "tasks": tasks, "shape": shape, "watch": seen}
             trace, spent = evaluate(make, nets, family, streams.test, **run)
             seconds[name] += spent
             losses[name].append(np.asarray(trace.loss).reshape(1, steps + 1, tasks).transpose(0, 2, 1))
             refused += [np.asarray(trace.watched[key])[0, on] > 0 for key in seen]
     arrays = {name: np.concatenate(parts, axis=1) for name, parts in losses.items()}
-    arms = compare(arrays, (), tasks * len(recipes))
+    arms = compare(arrays, (), tasks * len(rules))
     for name, arm in arms.items():
         arm["seconds"] = seconds[name]
     arms["learned"]["versus"]["adam"] = over_tasks(log_ratios(arrays["learned"], arrays["adam"]))._asdict()
@@ -122,7 +122,7 @@ def _own_family(name: str) -> AbstractTaskFamily:
     )
 
 
-def _recipe(
+def _rule(
     network: AbstractLearnedOptimizer, training: dict[str, Any], steps: int, task: AbstractTask
 ) -> UpdateRule:
     """The network used as its card says, on schedule, under a guard and in an order, where it can teleport.
@@ -160,18 +160,18 @@ def _teleports(schedule: Any, steps: int) -> np.ndarray:
     return teleports
 
 
-def usage(recipe: UpdateRule) -> dict[str, Any]:
-    """How a recipe uses a network, but for its schedule, as JSON values for the card of an artifact.
+def usage(rule: UpdateRule) -> dict[str, Any]:
+    """How a rule uses a network, but for its schedule, as JSON values for the card of an artifact.
 
     >>> usage(UpdateRule(guard=Guard(jump=jnp.inf, relative=0.5), order="teleport-first"))["guard"]["jump"]
     'inf'
     """
-    guard = recipe.guard
+    guard = rule.guard
     given = {} if guard is None else {name: getattr(guard, name) for name in BOUNDS}
     bounds = {name: str(float(bound)) for name, bound in given.items() if bound is not None}
     return {
-        "order": recipe.order,
-        "transport": recipe.transport,
+        "order": rule.order,
+        "transport": rule.transport,
         "guard": None if guard is None else {**bounds, "shorten": guard.shorten},
     }
 

@@ -263,8 +263,8 @@ def _part(name: str, arm: LearnedArm, settings: Config, streams: Streams, folder
         watch=WATCH,
         measure=Fresh(family(chosen.law, chosen.networks, "scaling")),
     )
-    recipes = {control.name: control.recipe or arm.recipe for control in asked} | {arm.name: arm.recipe}
-    told = {which: facts(r, recipes[which]) for which, r in ran.items()}
+    rules = {control.name: control.rule or arm.rule for control in asked} | {arm.name: arm.rule}
+    told = {which: facts(r, rules[which]) for which, r in ran.items()}
     told[arm.name] |= {**trained.facts, "left_out": left_out(seen)}
     if np.all(np.sum(np.isfinite(seen.losses).all(axis=-1), axis=1) > 0):
         told[arm.name]["lengths"] = learned_course(seen, "previous").tolist()
@@ -298,7 +298,7 @@ def _save(name: str, arm: LearnedArm, trained: Trained, settings: Config, folder
         "unroll": settings.unroll,
         "runs": trained.facts["trajectories"],
         "seed": settings.seed,
-        "use": usage(arm.recipe),
+        "use": usage(arm.rule),
     }
     network = jax.tree.map(lambda x: x[0], trained.networks)
     save(network, folder.path / "artifacts" / f"{name}-{arm.name}.safetensors", training=training)

@@ -103,7 +103,7 @@ def config(name: str, preset: str = "full", seed: int = 0) -> Config:
 def arm(family: str, every: int | None, settings: Config) -> LearnedArm:
     """The optimizer that learns to teleport every so many steps, or never (None).
 
-    >>> arm("ellipse-random", 5, Config()).recipe.teleports.sum().item()
+    >>> arm("ellipse-random", 5, Config()).rule.teleports.sum().item()
     4
     """
     steps = settings.horizon(family).steps
@@ -111,14 +111,12 @@ def arm(family: str, every: int | None, settings: Config) -> LearnedArm:
     name = f"every-{every}" if every else NEVER
     if family == REGRESSION:
         found = learned_arm("lr-tele-momentum", "uniform", settings.networks, steps)
-        return dataclasses.replace(
-            found, name=name, recipe=UpdateRule.at(times, steps, guard=found.recipe.guard)
-        )
+        return dataclasses.replace(found, name=name, rule=UpdateRule.at(times, steps, guard=found.rule.guard))
     make = Build.of(FlatGradientLSTM, size=2, algebra=1, width=settings.plane_width)
     # The bound on jumps is what the badly conditioned family needs; the other's teleports are of any length.
     guard = Guard(jump=3.0 if family.startswith("rosenbrock") else np.inf, tolerance=1e-3)
-    recipe = UpdateRule.at(times, steps, guard=guard)
-    return LearnedArm(name, make, recipe, _outer(settings.plane_rate), make_family(family))
+    rule = UpdateRule.at(times, steps, guard=guard)
+    return LearnedArm(name, make, rule, _outer(settings.plane_rate), make_family(family))
 
 
 @functools.cache
@@ -183,9 +181,9 @@ def _part(family: str, own: LearnedArm, settings: Config, streams: Streams, fold
     )
     named = dataclasses.replace(own, name=f"{family}-{own.name}")
     trained = train(named, budget, streams, folder, reporter)
-    off = [Control(f"{own.name}-off", own.name, switched_off(own.recipe))] if own.name != NEVER else []
+    off = [Control(f"{own.name}-off", own.name, switched_off(own.rule))] if own.name != NEVER else []
     ran, _ = run_arm(own, off, trained.networks, streams, steps=horizon.steps, tasks=settings.tasks)
-    told = {name: facts(r, own.recipe if name == own.name else None) for name, r in ran.items()}
+    told = {name: facts(r, own.rule if name == own.name else None) for name, r in ran.items()}
     told[own.name] |= trained.facts
     for card in told.values():
         del card["told"]

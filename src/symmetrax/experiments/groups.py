@@ -142,8 +142,8 @@ def arm(name: str, family: AbstractTaskFamily, training: Training) -> LearnedArm
         return dataclasses.replace(orbit_arm(name, family, training, None), make=blind)
     found = orbit_arm(name, family, training, variant, size=size, coordinates=coordinates)
     # Numbers that are arrays: arms that differ in them alone share compiled programs.
-    guard = jax.tree.map(jnp.asarray, found.recipe.guard)
-    return dataclasses.replace(found, recipe=dataclasses.replace(found.recipe, guard=guard))
+    guard = jax.tree.map(jnp.asarray, found.rule.guard)
+    return dataclasses.replace(found, rule=dataclasses.replace(found.rule, guard=guard))
 
 
 class Shuffled(eqx.Module):
@@ -334,7 +334,7 @@ def _learned(
     or where there are none with random elements of the group."""
     own = arm(name, family, settings.trained(family.name))
     trained = trained_arm(own, settings.trained(family.name), streams, folder, reporter)
-    how = as_used(own.recipe, settings.steps)
+    how = as_used(own.rule, settings.steps)
     uses: dict[str, MakeTransform] = {name: how}
     if name in VARIANTS:
         uses[f"{name}-off"] = switched_off(how)
@@ -352,10 +352,10 @@ def _learned(
     cards: Cards = {}
     for key, r in ran.items():
         use = uses[key]
-        recipe = use if isinstance(use, UpdateRule) and name in VARIANTS else None
+        rule = use if isinstance(use, UpdateRule) and name in VARIANTS else None
         cards[key] = {}
         for steps in settings.horizons:
-            card = facts(_until(r, steps), recipe)
+            card = facts(_until(r, steps), rule)
             del card["told"]
             card["gradient_evaluations"] = steps * (price - GUARD * key.endswith("-off"))
             cards[key][str(steps)] = card

@@ -149,8 +149,8 @@ def _tested(name: str, source: str, settings: Config, streams: Streams, folder, 
     arm, training = _arm(name, source, settings)
     networks = trained_arm(arm, training, streams, folder, reporter).networks
     options = {"steps": settings.steps, "tasks": settings.tasks, "watch": (), "parts": 1}
-    recipe = as_used(arm.recipe, settings.steps)
-    return {f: run_many(recipe, networks, make_family(f), streams.test, **options) for f in settings.families}
+    rule = as_used(arm.rule, settings.steps)
+    return {f: run_many(rule, networks, make_family(f), streams.test, **options) for f in settings.families}
 
 
 Losses = dict[str, dict[str, np.ndarray]]

@@ -102,10 +102,10 @@ def run(settings: Config, folder: RunFolder, reporter: Reporter) -> dict[str, An
         reporter.note(f"{group.name}: gains of all teleports on unseen runs")
         shape = group.width if group.name == "digits" else None
         seen, still = (
-            measure(arm, recipe, trained.networks, streams.test, group.budget.steps, settings.tasks, shape)
-            for recipe in (arm.recipe, switched_off(arm.recipe))
+            measure(arm, rule, trained.networks, streams.test, group.budget.steps, settings.tasks, shape)
+            for rule in (arm.rule, switched_off(arm.rule))
         )
-        steps = due(arm.recipe, group.budget.steps)
+        steps = due(arm.rule, group.budget.steps)
         events = gather(seen, steps)
         folder.arrays(f"{group.name}-events", {**events, "step": steps})
         table[group.name] = correlate(events)
@@ -139,7 +139,7 @@ def make_arm(group: Group) -> LearnedArm:
 
 def measure(
     arm: LearnedArm,
-    recipe: UpdateRule,
+    rule: UpdateRule,
     networks: PyTree,
     keys: Key[Array, " seeds"],
     steps: int,
@@ -150,18 +150,18 @@ def measure(
 
     With x_t the points and v the velocity that is kept, a teleport starts at x_t + v and ends at x_{t+1}.
     """
-    found = _measure(recipe, networks, arm.family, keys, steps, tasks, shape)
+    found = _measure(rule, networks, arm.family, keys, steps, tasks, shape)
     return {name: np.asarray(values) for name, values in found.items()}
 
 
 @eqx.filter_jit
-def _measure(recipe, networks, family, keys, steps, tasks, shape):
+def _measure(rule, networks, family, keys, steps, tasks, shape):
     arrays, static = eqx.partition(networks, eqx.is_array)
     watch = ("momentum", "refused", "previous")
 
     def of_seed(inputs):
         network, key = eqx.combine(inputs[0], static), inputs[1]
-        trace = unroll_many(recipe, network, family, key, steps, tasks, shape=shape, watch=watch, points=True)
+        trace = unroll_many(rule, network, family, key, steps, tasks, shape=shape, watch=watch, points=True)
         drawn = draw_many(family, tasks, key)
 
         def norms(points):

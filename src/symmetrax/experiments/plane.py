@@ -29,7 +29,7 @@ from symmetrax.experiments._arms import (
     evaluate,
     oracle_descent,
     oracle_evaluations,
-    recipe,
+    rule_of,
     tune,
 )
 from symmetrax.experiments._control_networks import RandomDirection
@@ -190,7 +190,7 @@ def train(
 ) -> MetaTrained:
     """Meta-train one arm with all its seeds, from its checkpoint if there is one."""
     make = MakeFlatGradient(2, int(arm.uses_algebra), settings.width, settings.depth, arm.inputs)
-    how = recipe(arm, settings.schedule, settings.steps, training=True)
+    how = rule_of(arm, settings.schedule, settings.steps, training=True)
     estimator = TruncatedBPTT(family, how, settings.steps, settings.unroll)
     with reporter.training(arm.name, settings.runs) as progress:
         return meta_train(
@@ -217,15 +217,15 @@ def _outer_adam(rate: float) -> optax.GradientTransformation:
 def paper_arm(name: str, family: str, steps: int | None = None) -> LearnedArm:
     """An arm of these figures with its published settings, for other experiments.
 
-    Its recipe is that of training, or with `steps` that of a test of so many steps.
+    Its rule is that of training, or with `steps` that of a test of so many steps.
 
-    >>> paper_arm("teleport", "ellipse-fixed", steps=50).recipe.teleports.sum().item()
+    >>> paper_arm("teleport", "ellipse-fixed", steps=50).rule.teleports.sum().item()
     50
     """
     settings = Config(figure="", family=family)
     arm = next(a for a in ARMS if isinstance(a, TrainedArm) and a.name == name)
     make = MakeFlatGradient(2, int(arm.uses_algebra), settings.width, settings.depth, arm.inputs)
-    how = recipe(arm, settings.schedule, steps or settings.steps, training=steps is None)
+    how = rule_of(arm, settings.schedule, steps or settings.steps, training=steps is None)
     return LearnedArm(name, make, how, _outer_adam(settings.learning_rate), make_family(family))
 
 
@@ -272,7 +272,7 @@ def _use(
     extras = {"skipped_windows": int(np.sum(trained[of.name].skipped))}
     # The derivative along the orbit is one Hessian-vector product, counted as two gradients.
     extra = 2 if of.inputs else 0
-    return recipe(of, settings.schedule, settings.steps, training=False, off=off), networks, extra, extras
+    return rule_of(of, settings.schedule, settings.steps, training=False, off=off), networks, extra, extras
 
 
 def describe(settings: Config, ran: dict[str, Ran]) -> dict[str, Any]:

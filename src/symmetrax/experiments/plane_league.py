@@ -216,12 +216,12 @@ def _learned(name, family, settings, streams, folder, reporter, distance=False):
     trained = trained_arm(named, settings.training, streams, folder, reporter, **options)
     ran, facts = _everywhere(arm, trained, settings, streams)
     if name in CANDIDATES and not distance:
-        off = switched_off(as_used(arm.recipe, settings.horizons[-1]))
+        off = switched_off(as_used(arm.rule, settings.horizons[-1]))
         options = {"steps": settings.horizons[-1], "tasks": settings.tasks, "watch": WATCHED, "parts": 2}
         ran["off"] = _kept(run_many(off, trained.networks, arm.family, streams.test, **options), settings)
     if not distance:
         card = {"family": family, "arm": name, "horizon": settings.training.steps, "seed": settings.seed}
-        card |= {"training": dataclasses.asdict(settings.training), "use": usage(arm.recipe)}
+        card |= {"training": dataclasses.asdict(settings.training), "use": usage(arm.rule)}
         save(_first(trained), folder.path / "artifacts" / f"{family}-{name}.safetensors", training=card)
     return {f"start-{key}": r for key, r in ran.items()}, {
         **facts,
@@ -235,7 +235,7 @@ def _paper(name, family, settings, streams, folder, reporter):
     training = Training(settings.paper_runs, tasks=1, steps=20, unroll=5)
     named = dataclasses.replace(arm, name=PAPER + name)
     trained = trained_arm(named, training, streams, folder, reporter)
-    used = dataclasses.replace(arm, recipe=paper_arm(name, family, steps=settings.chosen_at[-1]).recipe)
+    used = dataclasses.replace(arm, rule=paper_arm(name, family, steps=settings.chosen_at[-1]).rule)
     ran, facts = _everywhere(used, trained, settings, streams, settings.chosen_at[-1])
     extra = 2 if "orbit" in name else 0
     return {f"start-{key}": r for key, r in ran.items()}, {**facts, "gradients_per_step": 1.0 + extra}
@@ -253,14 +253,14 @@ def _everywhere(arm: LearnedArm, trained: Trained, settings: Config, streams: St
 
 
 def _run(arm, trained, settings, keys, family, published: int | None = None) -> Ran:
-    """Run an arm to the last horizon; one of the paper's, by its own recipe, to the step `published`."""
+    """Run an arm to the last horizon; one of the paper's, by its own rule, to the step `published`."""
     tasks = settings.tasks
     if published is None:
         steps = settings.horizons[-1]
         return _kept(run_used(arm, trained.networks, keys, steps=steps, tasks=tasks, family=family), settings)
-    watch = ("refused",) if arm.recipe.guard is not None and arm.recipe.teleports is not None else ()
+    watch = ("refused",) if arm.rule.guard is not None and arm.rule.teleports is not None else ()
     options = {"steps": published, "tasks": tasks, "watch": watch, "parts": 2}
-    return _kept(run_many(arm.recipe, trained.networks, family, keys, **options), settings)
+    return _kept(run_many(arm.rule, trained.networks, family, keys, **options), settings)
 
 
 def _hand_made(arm, family, settings, streams):

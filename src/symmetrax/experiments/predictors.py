@@ -136,7 +136,7 @@ def _runs(name: str, settings: Config, streams: Streams, folder: RunFolder, repo
                     (CHOSEN, validation(streams), settings.chosen_on),
                 )
             }
-            card = facts(own[label], as_used(arm.recipe, settings.steps))
+            card = facts(own[label], as_used(arm.rule, settings.steps))
             del card["told"]
             card["gradient_evaluations"] *= gradients_per_step(arm)
             return own, {label: {**card, **trained.facts}}

@@ -106,7 +106,7 @@ def run(settings: Config, folder: RunFolder, reporter: Reporter) -> dict[str, An
         )
         trained = train(arm, budget, streams, folder, reporter)
         networks[arm.name], training[arm.name] = trained.networks, trained.facts
-        usages[arm.name] = usage(arm.recipe)
+        usages[arm.name] = usage(arm.rule)
     groups, rans, notes, there = {}, {}, [], None
     for target in settings.targets:
         if target.data == "mnist" and not os.environ.get(FOLDER):

@@ -33,7 +33,7 @@ def _booleans(teleports: Any) -> Any:
 
 
 class UpdateRule(eqx.Module):
-    """From a network and a task to an optax transformation: `recipe(network, task)`.
+    """From a network and a task to an optax transformation: `rule(network, task)`.
 
     Where a task brings its own symmetry, this hands it to `AbstractLearnedOptimizer.transform`, which
     explains the other fields. It is a module, so that the schedule and the guard are arguments of compiled
@@ -58,7 +58,7 @@ class UpdateRule(eqx.Module):
 
     @classmethod
     def at(cls, times: Schedule, steps: int, **options: Any) -> "UpdateRule":
-        """The recipe that teleports at these of `steps` steps, counted from 0; `options`: the other fields.
+        """The rule that teleports at these of `steps` steps, counted from 0; `options`: the other fields.
 
         Raises ValueError for times outside the horizon.
 

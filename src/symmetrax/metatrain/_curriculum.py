@@ -88,10 +88,10 @@ def curriculum_train(
     Raises ValueError for horizons that do not grow.
 
     >>> import jax, optax, symmetrax as sx
-    >>> family, recipe = sx.make_family("booth"), sx.UpdateRule()
-    >>> estimator = lambda steps: sx.TruncatedBPTT(family, recipe, steps=steps, unroll=5, tasks=4)
+    >>> family, rule = sx.make_family("booth"), sx.UpdateRule()
+    >>> estimator = lambda steps: sx.TruncatedBPTT(family, rule, steps=steps, unroll=5, tasks=4)
     >>> def validate(network, steps):
-    ...     trace = sx.unroll_many(recipe, network, family, jax.random.key(7), steps=steps, tasks=8)
+    ...     trace = sx.unroll_many(rule, network, family, jax.random.key(7), steps=steps, tasks=8)
     ...     return trace.loss[-1].mean()
     >>> make = lambda key: sx.CoordinatewiseLSTM(width=4, key=key)
     >>> trained = curriculum_train(

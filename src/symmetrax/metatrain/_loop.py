@@ -383,7 +383,7 @@ _ASPECTS = {
     "precision": "precision",
     "chunk": "number of runs in a chunk",
     "identity": "`identity`",
-    "estimator": "estimator: family, recipe, steps, ...",
+    "estimator": "estimator: family, rule, steps, ...",
     "networks": "networks to go on from",
     "key": "key",
 }

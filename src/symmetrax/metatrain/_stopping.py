@@ -24,11 +24,11 @@ class EarlyStopping:
     100" trajectories until more do not help: `chunk=100, stopping=EarlyStopping(validate, patience=1)`.
 
     >>> import jax, jax.numpy as jnp, optax, symmetrax as sx
-    >>> family, recipe = sx.make_family("ellipse-fixed"), sx.UpdateRule()
+    >>> family, rule = sx.make_family("ellipse-fixed"), sx.UpdateRule()
     >>> def validate(network):
-    ...     unseen = sx.unroll_many(recipe, network, family, jax.random.key(7), steps=10, tasks=16)
+    ...     unseen = sx.unroll_many(rule, network, family, jax.random.key(7), steps=10, tasks=16)
     ...     return jnp.median(unseen.loss[-1])
-    >>> estimator = sx.TruncatedBPTT(family, recipe, steps=10, unroll=5, tasks=16)
+    >>> estimator = sx.TruncatedBPTT(family, rule, steps=10, unroll=5, tasks=16)
     >>> make = lambda key: sx.FlatGradientLSTM(2, width=8, key=key)
     >>> stopping = EarlyStopping(validate, patience=2)
     >>> trained = sx.meta_train(
