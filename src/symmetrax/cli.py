@@ -14,6 +14,8 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from symmetrax._optional import STUDIES, needing
+
 INTERRUPTED = 128 + 2  # what shells say of a program that SIGINT ended
 CLOSED = 128 + 13  # and of one whose reader has gone away
 
@@ -27,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.formatwarning = _note
     _prepare_jax()
     try:
-        with _interrupts_end(given):
+        with _interrupts_end(given), needing("The command line"):
             _run(given)
     except KeyboardInterrupt:
         _stop(_stopped(given), INTERRUPTED)
@@ -35,6 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Nobody reads any more; without this the interpreter would complain when it flushes.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (it stays open)
         raise SystemExit(CLOSED) from None
+    except ModuleNotFoundError as error:
+        if error.name not in STUDIES:
+            raise
+        _stop(str(error))
     except OSError as error:
         _stop(_about_files(error))
     except ValueError as error:

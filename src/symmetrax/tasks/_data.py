@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array
 
+from symmetrax._optional import needing
+
 #: The environment variable that names the folder of data files.
 FOLDER = "SYMMETRAX_DATA"
 
@@ -41,7 +43,8 @@ def digits() -> tuple[Images, Images]:
     >>> train.pixels.shape, test.labels.shape, float(train.pixels.max())
     ((1437, 64), (360,), 1.0)
     """
-    from sklearn.datasets import load_digits  # takes a second to import
+    with needing("digits()"):
+        from sklearn.datasets import load_digits  # takes a second to import
 
     data, target = load_digits(return_X_y=True)
     images = Images((data / 16).astype(np.float32), target.astype(np.int32))
@@ -165,7 +168,8 @@ def _read(images: pathlib.Path, labels: pathlib.Path) -> Images:
 
 @functools.cache
 def _from_openml() -> tuple[Images, Images]:
-    from sklearn.datasets import fetch_openml  # takes a second to import
+    with needing("The download of MNIST"):
+        from sklearn.datasets import fetch_openml  # takes a second to import
 
     # The other parser needs pandas.
     data, target = fetch_openml("mnist_784", version=1, as_frame=False, parser="liac-arff", return_X_y=True)
