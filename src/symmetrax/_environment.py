@@ -66,7 +66,7 @@ class Environment(eqx.Module):
         return begin(self.rule(_Told(Proposal()), self.task), self.task, key)
 
     def observe(self, state: Carry, wants: tuple[Want, ...] = ()) -> Observation:
-        """What a network sees in a state; `wants` names what has a price (`network.wants`)."""
+        """The observation of a network in a state; `wants` names the expensive parts (`network.wants`)."""
         key = jax.random.split(jax.random.fold_in(state.key, state.count))[1]
 
         def value_fn(params: PyTree) -> Float[Array, ""]:

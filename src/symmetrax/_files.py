@@ -390,7 +390,7 @@ def _name(path: tuple) -> str:
 
 
 def _what(found: os.stat_result) -> str:
-    """What kind of file it is, in words."""
+    """The kind of a file, in words."""
     kinds = {
         stat.S_ISDIR: "a folder",
         stat.S_ISCHR: "a device",

@@ -1,4 +1,4 @@
-"""What enters an optimizer, and what leaves it.
+"""Conversion between a caller's parameters and an optimizer's numbers.
 
 Callers hold parameters in any precision, on any devices, and with leaves that are no floats. Inside, all
 numbers are of one precision, float32 at least, and what the caller gets back is as it came: dtypes,
@@ -66,7 +66,7 @@ class Held(NamedTuple):
         return lambda tree: jnp.asarray(value_fn(eqx.combine(self.outside(tree), self.rest)), self.dtype)
 
     def gradient(self, updates: PyTree) -> PyTree:
-        """What the caller gives as the gradient, as a tree like `inside`; ValueError if an array has none."""
+        """The caller's gradient, as a tree like `inside`; ValueError if an array has none."""
 
         def wide(path, number, given):
             if number is None:

@@ -114,7 +114,7 @@ def opened(fun: Callable, *example: PyTree) -> tuple[Callable, list]:
 
 
 class _Rest:
-    """What is not an array among some arguments: equal to another that makes the same function."""
+    """The arguments that are not arrays: equal to another that makes the same function."""
 
     def __init__(self, tree: PyTree):
         leaves, structure = jax.tree.flatten(tree)
@@ -134,7 +134,7 @@ class _Rest:
 
 @jax.tree_util.register_static
 class _Aside:
-    """What is not an array among results, put into their structure."""
+    """The results that are not arrays, kept in their tree structure."""
 
     def __init__(self, tree: PyTree):
         self.tree = tree
@@ -212,7 +212,7 @@ class _Same:
 
 
 def _key(value: Any) -> Any:
-    """What to compare and to hash instead of `value`: equal only for what computes the same."""
+    """A key to compare and hash instead of `value`: equal only for what computes the same."""
     match value:
         case ClosedJaxpr():
             return _key(value.jaxpr), tuple(_Same(constant) for constant in value.consts)

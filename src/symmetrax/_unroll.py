@@ -46,7 +46,7 @@ class Carry(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """What was seen along the way, one array per quantity with the step as its first axis.
+    """A record of a run, one array per quantity with the step as its first axis.
 
     `loss` and `gradient_norm` are at the points reached; `watched` holds what the optimizer's state tells
     under the names asked for, and `params` the points, if they were asked for (else None).
@@ -134,7 +134,7 @@ def advance(
 
 
 def observe(carry: Carry, watch: tuple[str, ...], points: bool, axis: int | None) -> Trace:
-    """What a trace keeps of one moment."""
+    """The entry of a trace for one moment."""
     norm = safe_norm if axis is None else jax.vmap(safe_norm, in_axes=axis)
     watched = {name: _outermost(carry.state, name) for name in watch}
     watched = {name: value for name, value in watched.items() if value is not None}

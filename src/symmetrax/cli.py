@@ -86,7 +86,7 @@ def _stopped(given: list[str]) -> str:
 
 
 def _asked(arguments: list[str]) -> Callable[[], None]:
-    """What the arguments ask for, ready to run. Raises ValueError, in one line, if they ask for nothing."""
+    """The command that the arguments ask for. Raises ValueError, in one line, if there is none."""
     import tyro
 
     from symmetrax._commands import COMMANDS, deferred
@@ -113,7 +113,7 @@ def _asked(arguments: list[str]) -> Callable[[], None]:
 
 
 def _in_one_line(box: str, arguments: list[str]) -> str:
-    """What tyro says in a box, without its frame: the first paragraph, a near match, and where there is help.
+    """tyro's boxed message in one line: its first paragraph, a near match, and where to find help.
 
     >>> print(_in_one_line("╭─ Title ─╮\\n│ Unrecognized options: --sed │\\n╰─╯", ["run", "--sed"]))
     Unrecognized options: --sed. Did you mean '--seed'? For help: symmetrax run --help

@@ -128,7 +128,7 @@ class Certifier:
         return _Trial(noise, leaves, batch, other is not None, value, gradient, lengths)
 
     def __call__(self, symmetry: NetworkSymmetry) -> Certificate:
-        """What the symmetry, whose specs name arrays by path, does to the loss and its gradients."""
+        """Measure how a symmetry, whose specs name arrays by path, changes the loss and its gradients."""
         changes: dict[bool, list[float]] = {False: [], True: []}
         moves: list[float] = []
         residuals: dict[str, list[float]] = {path: [] for path in self._loss.leaves}

@@ -87,7 +87,7 @@ def _in_double(leaf: Any) -> Any:
 
 
 def _model(name: str) -> tuple[Callable, Any, Any]:
-    """What the function says: a loss, parameters, and a batch or None. Raises ValueError if it does not."""
+    """The function's result: a loss, parameters, and a batch or None. Raises ValueError if it does not."""
     make = named(name, "function")
     if not callable(make):
         module, _, attribute = name.partition(":")

@@ -33,7 +33,8 @@ TRIES = 4
 
 
 def permutation_shapes(places: Sequence[Place], blocks: Iterable[int]) -> list[Shape]:
-    """What may be permuted: whole axes, whole axes for each value of an index, and `blocks` of an axis, or in
+    """The shapes that may be permuted: whole axes, whole axes for each value of an index, and `blocks` of an
+    axis, or in
     them."""
     found: dict[Shape, None] = {(place.leads, place.length): None for place in places if place.length > 1}
     for count in blocks:

@@ -138,7 +138,7 @@ def double_of(dtype: Any) -> Any:
 
 
 def tolerances(precision: float) -> tuple[float, float]:
-    """What counts as rounding of a loss, and of gradients, for numbers of this machine precision.
+    """The tolerances for rounding of a loss, and of gradients, for numbers of this machine precision.
 
     >>> tolerances(1e-16), tolerances(1e-7)
     ((1e-09, 1e-08), (1e-05, 0.01))
@@ -153,7 +153,7 @@ def _is_float(dtype: Any) -> bool:
 
 
 def _wide(dtype: Any) -> Any:
-    """What takes the place of a dtype. Floats of a byte and less are no shortcut but quantize, and stay."""
+    """The wider dtype. Floats of a byte and less quantize on purpose, and stay."""
     return double_of(dtype) if _is_float(dtype) and np.dtype(dtype).itemsize > 1 else dtype
 
 

@@ -291,7 +291,7 @@ class _Search:
         return symmetry_of(*space.named(number), self.loss.given)
 
     def told(self) -> tuple[Found, ...]:
-        """What was found, without what later finds imply, in the order of the groups, numbered anew."""
+        """The symmetries found, without those that others imply, ordered by group and renumbered."""
         linked = {(type(chain.group), chain.axes) for chain, _ in self.links}
         pairs: list[tuple[Space | Chain, Found]] = [
             (space, one)

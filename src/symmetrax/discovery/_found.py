@@ -1,4 +1,4 @@
-"""What was found: spaces with their certificates, as a table, as text to paste, as JSON."""
+"""The result of a search: spaces with their certificates, as a table, as code to paste, as JSON."""
 
 import dataclasses
 import functools
@@ -80,7 +80,7 @@ class Cost:
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, eq=False)
 class Discovery:
-    """What `find_symmetries` found. A sequence of `Found`; prints as a table.
+    """The result of `find_symmetries`: a sequence of `Found`; prints as a table.
 
     `rejected`: candidates whose certificate failed, which are no symmetries. `asked`: the names of the groups
     that were looked for, `unfinished` of those for which budget or memory did not suffice, or of which
@@ -110,7 +110,7 @@ class Discovery:
 
     @functools.cached_property  # compiled steps that carry a discovery compare it at every call
     def _told(self) -> tuple:
-        """What two discoveries of one model have in common: symmetries and outcomes, not defects or times."""
+        """The part that two discoveries of one model share: symmetries and outcomes, not defects or times."""
         return tuple(
             (group_code(one.group), one.certificate.outcome, *one.symmetry.specs.items())
             for one in self.found

@@ -93,7 +93,7 @@ class Products:
         return part(point.gradient), part(point.leaves)
 
     def _taken(self, site: Site, count: int, what: str, whole: Callable[[Point], np.ndarray]) -> np.ndarray:
-        """What `whole` makes of the first points, kept for all sites on this axis."""
+        """`whole` at the first points, cached for all sites on this axis."""
         key = (site.path, site.axis, site.lead, what)
         kept = self._kept.get(key)
         done = 0 if kept is None else len(kept)
@@ -119,17 +119,17 @@ class Moments:
         self.squares = [products.sizes(site, count, *at) for site in sites]
 
     def antisymmetric(self) -> Columns:
-        """What rotations see: M - M^T, above the diagonal."""
+        """The moments for rotations: M - M^T, above the diagonal."""
         rows, columns = np.triu_indices(len(self.units), 1)
         return self._columns(lambda m: m - m.swapaxes(-1, -2), rows, columns)
 
     def symmetric(self, specs: Sequence[int]) -> Columns:
-        """What stretching sees: M + M^T, with the diagonal."""
+        """The moments for symmetric generators: M + M^T, with the diagonal."""
         rows, columns = np.triu_indices(len(self.units))
         return self._columns(lambda m: m + m.swapaxes(-1, -2), rows, columns, specs)
 
     def trace(self, specs: Sequence[int]) -> Columns:
-        """What scales common to a block see."""
+        """The moments for scales that a block shares."""
         sums = [
             (np.einsum("pbii->pb", self.values[k]), np.einsum("pbii->pb", self.squares[k])) for k in specs
         ]

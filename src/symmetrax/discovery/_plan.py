@@ -1,4 +1,4 @@
-"""What can be asked of a model before anything is evaluated, and what the answers cost."""
+"""The plan of a search, made before anything is evaluated: its questions, and their cost."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ def discovery_cost(
     heads: int | Sequence[int] | None = None,
     trials: int = 3,
 ) -> Cost:
-    """What `find_symmetries` will cost with these arguments, in evaluations of the loss.
+    """The cost of `find_symmetries` with these arguments, in evaluations of the loss.
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> params = {"w": jnp.ones((4, 3)), "b": jnp.zeros(4), "out": jnp.ones((2, 4))}

@@ -372,7 +372,7 @@ def _without_gradient(
 
 
 def _not_finite(loss: Loss, leaves: Leaves, value: float) -> str:
-    """What to say of a loss without a finite gradient near the parameters: which arrays are to blame."""
+    """The message for a loss without a finite gradient near the parameters, naming the culprits."""
     blamed = []
     for path, leaf in leaves.items():
         alone, gradient = loss.gradient(loss.leaves | {path: leaf}, loss.batch)

@@ -70,7 +70,7 @@ def segment_questions(
 def _pieces(
     place: Place, blocks: int, width: int, start: int, size: int, heads: Sequence[int] | None
 ) -> Iterator[tuple[Shape, Site]]:
-    """What may act on one segment of every block: a matrix, or a matrix of size 2 for every frequency."""
+    """The groups that may act on one segment of every block: matrices, of size 2 per frequency or full."""
     pairs = size // 2 if size % 2 == 0 else 0
     if blocks == 1:  # a segment of the whole axis, which may itself be merged
         for front in divisors(size):

@@ -85,7 +85,7 @@ def with_per(group: Callable[..., AbstractGroup], shape: Shape, **kwargs: Any) -
 
 
 def spec_text(specs: Sequence[Spec], name: str, indices: Sequence[str]) -> str:
-    """What some sites on one array say in the notation. Raises ValueError if no spec can say it."""
+    """The axis spec of some sites on one array. Raises ValueError if no spec can say it."""
     words = ["_"] * len(specs[0].site.shape)
     for axis in sorted({spec.site.axis for spec in specs}):
         here = sorted(

@@ -252,7 +252,7 @@ _DOUBLE = (np.float64, np.int64, np.uint64)
 
 
 def _as_saved(expected: jax.ShapeDtypeStruct, found: jax.ShapeDtypeStruct | None) -> jax.ShapeDtypeStruct:
-    """What is expected, in the precision of what was found, if both are numbers of one sort."""
+    """The expected value, in the precision of the one found, if both are numbers of one sort."""
     for sort in (jnp.floating, jnp.signedinteger):
         if found is not None and jnp.issubdtype(expected.dtype, sort) and jnp.issubdtype(found.dtype, sort):
             return jax.ShapeDtypeStruct(expected.shape, found.dtype)
@@ -314,7 +314,7 @@ def _build(
 
 
 def _unknown(where: str, kind: Any, classes: dict[str, Any], kinds: dict[str, Any]) -> str:
-    """What to say of a kind that is not known."""
+    """The error message for an unknown kind."""
     own = classes.get(kind) if isinstance(kind, str) else None
     if isinstance(own, str):
         name = own.rpartition(":")[2].rpartition(".")[2]
@@ -400,7 +400,7 @@ def _record(network: AbstractLearnedOptimizer) -> dict[str, Any]:
 
 @eqx.filter_jit
 def _steps(network: AbstractLearnedOptimizer, seen: dict[str, Any]) -> dict[str, Any]:
-    """What the network proposes in its first steps: its memory counts from the second on."""
+    """The network's proposals in its first steps: its memory counts from the second on."""
     info, told = network.example()._replace(**seen), {}
     memory = network.memory(info.params, info.symmetry)
     for step, factor in enumerate(FACTORS):

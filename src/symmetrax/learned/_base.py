@@ -89,7 +89,7 @@ class AbstractLearnedOptimizer(eqx.Module):
 
     @property
     def algebra_bound(self) -> float | None:
-        """What the norm of the emitted coordinates, or of each layer's, never exceeds: `exp` is cheaper then.
+        """A bound on the norm of the emitted coordinates, or of each layer's; `exp` is cheaper then.
 
         None where there is no bound.
         """
@@ -121,7 +121,8 @@ class AbstractLearnedOptimizer(eqx.Module):
 
     @abstractmethod
     def contract(self) -> dict[str, Any]:
-        """What the network reads and emits, in order, as JSON values: two networks of one contract agree on
+        """The inputs and outputs of the network, in order, as JSON values: two networks of one contract agree
+        on
         the meaning of every input and output."""
 
     def transform(
@@ -322,7 +323,7 @@ def look(
     key: Key[Array, ""] | None,
     meta_order: int = 1,
 ) -> Observation:
-    """What a network sees that asks for `wants`; a constant to derivatives if `meta_order` is 1."""
+    """The observation of a network that asks for `wants`; a constant to derivatives if `meta_order` is 1."""
     seen = {"gradient": gradient, "value": value}
     dear = [want for want in wants if want != "symmetry"]
     if dear:
@@ -332,7 +333,7 @@ def look(
 
 
 def _harmless(info: Observation) -> tuple[Observation, Bool[Array, ""]]:
-    """What is seen, with zeros for all derivatives where any is not finite, and whether all are.
+    """The observation, with zeros for all derivatives where any is not finite, and whether all are.
 
     A step from zeros is not made either, but has finite derivatives. The loss may overflow where its gradient
     does not: that is for networks that read it.

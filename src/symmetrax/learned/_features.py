@@ -1,4 +1,4 @@
-"""What a learned optimizer sees at a step."""
+"""A learned optimizer's observations and proposals."""
 
 import math
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from symmetrax.teleportation._objectives import OrbitDerivatives
 
 
 class Observation(NamedTuple):
-    """What is known when an optimizer has to move.
+    """The information that an optimizer gets at a step.
 
     `gradient` and `params` have the structure of the parameters, `previous` is the last step (zeros at
     first), `orbit_derivative` the derivative of the squared gradient norm in the algebra coordinates (None
@@ -38,7 +38,7 @@ class Observation(NamedTuple):
 
 
 class Proposal(NamedTuple):
-    """What a network emits: any of an update, algebra coordinates, a step size, a momentum; None for others.
+    """A network's output: any of an update, algebra coordinates, a step size, a momentum; None for others.
 
     The step is u = `update`, or what `update` makes of the gradient where the step starts, if it is a
     function; without one, -`step_size` * gradient. With `momentum` steps add up,

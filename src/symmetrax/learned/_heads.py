@@ -1,4 +1,4 @@
-"""What becomes of a head's numbers: bounded, smooth, never clipped, since a clip has no gradient."""
+"""Squashing of a head's outputs: bounded, smooth, never clipped, since a clip has no gradient."""
 
 from collections.abc import Sequence
 
@@ -59,7 +59,7 @@ def check_heads(
     reach: float | int | None,
     fixed: bool,
 ) -> tuple[str, ...]:
-    """What a network emits, in the order of `known`; ValueError for names or numbers that do not fit.
+    """The outputs of a network, in the order of `known`; ValueError for names or numbers that do not fit.
 
     >>> check_heads(["momentum", "step_size"], ("step_size", "momentum"), RATES, None, False)
     ('step_size', 'momentum')

@@ -209,7 +209,7 @@ class Linear(eqx.Module):
 
 
 def side_by_side(heads: Sequence[Linear], x: Float[Array, "width *b"]) -> Float[Array, "outputs *b"]:
-    """What several heads say, one after another.
+    """Concatenates the outputs of several heads.
 
     In one product, since the derivative of a single row would be recomputed in every gate's; but for large
     ones, whose derivatives are not taken there.

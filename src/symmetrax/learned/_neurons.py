@@ -202,8 +202,8 @@ def unit_sums(symmetry: NetworkSymmetry, params: PyTree, gradient: PyTree) -> di
 def unit_features(
     symmetry: NetworkSymmetry, params: PyTree, gradient: PyTree
 ) -> Float[Array, "features units"]:
-    """What a `PerNeuronLSTM` sees of every unit: the names are in `FEATURES`, the units in the order of the
-    algebra's coordinates.
+    """The features of every unit for a `PerNeuronLSTM`: the names are in `FEATURES`, the units in the order
+    of the algebra's coordinates.
 
     None of them changes with the scale of parameters or gradients, and all have finite derivatives, where
     weights or gradients are zero too. The layer of a unit is its space.

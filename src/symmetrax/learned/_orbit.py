@@ -254,7 +254,7 @@ class OrbitLSTM(AbstractLearnedOptimizer):
 
 
 def _along(info: Observation, name: str) -> Float[Array, " features"]:
-    """What the network sees along the orbit.
+    """The network's features along the orbit.
 
     With J the squared gradient norm, a = J'/J and b = J''/J, coordinate by coordinate. Where J(t) is a
     constant and a sinusoid of 2 t, as for a quadratic turned by an angle t, its peak is at half the angle of

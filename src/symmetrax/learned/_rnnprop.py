@@ -21,7 +21,7 @@ LARGEST = 1e18
 
 
 class RNNPropMemory(NamedTuple):
-    """What `RNNProp` remembers of n coordinates: steps taken, both moments of the gradient, the LSTM's state.
+    """The memory of `RNNProp` for n coordinates: steps taken, both moments of the gradient, the LSTM's state.
 
     >>> RNNPropMemory._fields
     ('count', 'first', 'second', 'core')

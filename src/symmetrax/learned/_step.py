@@ -143,7 +143,7 @@ class StepLSTM(AbstractLearnedOptimizer):
 
 
 def step_features(info: Observation, memory: StepMemory) -> tuple[Float[Array, " features"], StepMemory]:
-    """What a `StepLSTM` sees (the names are in `FEATURES`), and the memory with the norms of this step.
+    """The features of a `StepLSTM` (the names are in `FEATURES`), and the memory with the norms of this step.
 
     Nothing in it changes when parameters, or losses, are measured in another unit. Norms count from the first
     gradient that is not zero: before it, and in ratios to what was zero, all is 0.

@@ -142,6 +142,6 @@ def _on(validate: Callable[[PyTree, int], Float[Array, ""]], steps: int) -> Call
 
 
 def _numbers(validate: Callable[[PyTree], Any], networks: PyTree) -> Float[np.ndarray, " seeds"]:
-    """What every seed's network is worth; infinite if that is not finite."""
+    """The validation value of every seed's network; infinite if that is not finite."""
     found = np.asarray(validations(validate, networks))
     return np.where(np.isfinite(found), found, np.inf)

@@ -43,7 +43,7 @@ ENOUGH_WINDOWS = 10
 
 
 class MetaTrained(NamedTuple):
-    """What meta-training gives. Every array has the seeds as its first axis.
+    """The result of meta-training. Every array has the seeds as its first axis.
 
     `networks` is the trained network, all seeds stacked; `losses` the mean meta-loss of every run, shape
     (seeds, runs); `skipped` the number of windows whose meta-gradient was not finite and was not used. With
@@ -67,7 +67,7 @@ class MetaTrained(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """What a progress callback is told after every chunk.
+    """The state of the training, passed to a progress callback after every chunk.
 
     >>> Progress(done=50, runs=500, loss=0.1, tasks_per_second=1e3).done
     50

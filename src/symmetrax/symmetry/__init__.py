@@ -1,1 +1,1 @@
-"""What leaves a loss unchanged."""
+"""Symmetries: transformations of parameters that leave a loss unchanged."""

@@ -194,7 +194,7 @@ class ActivationGL(AbstractLieSymmetry):
         jax.eval_shape(self._read, named_shapes(params))
 
     def outputs(self, params: PyTree, batch: PyTree) -> Inexact[Array, "samples outputs"]:
-        """What the network computes on the batch."""
+        """The network's outputs on the batch."""
         layers, x = self.opened(params, batch)
         with jax.default_matmul_precision("highest"):
             return self._seen(layers, x)[-1] @ layers[-1].T
@@ -289,7 +289,7 @@ class ActivationGL(AbstractLieSymmetry):
         return cast(Callable, self.inverse_activation)(features)
 
     def _seen(self, layers: list[Array], x: Array) -> list[Array]:
-        """What each layer multiplies its weights with: features, and a one if it has a bias."""
+        """The inputs of every layer: features, and a one if it has a bias."""
         seen = [with_one(x, layers[0])]
         for weight, after in pairwise(layers):
             seen.append(with_one(self.activation(seen[-1] @ weight.T), after))
@@ -392,5 +392,5 @@ def _lost_rank(x: Inexact[Array, "n p"]) -> Bool[Array, ""]:
 
 
 def _rounding(x: Float[Array, "..."]) -> Float[Array, ""]:
-    """What may pass for rounding: the square root of the machine precision."""
+    """The tolerance for rounding: the square root of the machine precision."""
     return jnp.sqrt(jnp.finfo(x.dtype).eps)

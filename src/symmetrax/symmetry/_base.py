@@ -1,4 +1,4 @@
-"""What leaves a loss unchanged: the two interfaces of a symmetry.
+"""The two interfaces of a symmetry, a transformation that leaves a loss unchanged.
 
 A symmetry is an *action*: a group element `a` moves parameters `w` to `act(a, w)` and every loss that has
 the symmetry keeps its value, `loss(act(a, w)) = loss(w)`. Elements are pytrees; so are parameters.
@@ -143,7 +143,7 @@ class AbstractLieSymmetry(AbstractSymmetry):
         return self.exp(coordinates)
 
     def jet(self, direction: Float[Array, "..."], t: Float[Array, ""]) -> PyTree:
-        """What has the value and the first three derivatives of `exp(t * direction)` at t = 0.
+        """A curve with the value and the first three derivatives of `exp(t * direction)` at t = 0.
 
         Enough for velocities, accelerations and changes of curvature; some groups have it cheaper than exp.
         """

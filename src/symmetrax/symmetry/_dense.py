@@ -34,7 +34,7 @@ class DenseAction:
         }
 
     def multiply(self, word: Word, x: np.ndarray) -> np.ndarray:
-        """What a word does to `x` of shape (indices, size, rest)."""
+        """The action of a word on `x` of shape (indices, size, rest)."""
         group = self.symmetry.spaces[word.name]
         if word not in self.factors:
             element = element_for(group, self.element[word.name], word)

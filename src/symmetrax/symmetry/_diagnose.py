@@ -170,7 +170,7 @@ class _Editor:
                 return edits
 
     def elsewhere(self) -> tuple[Node, ...]:
-        """What the specs put on an axis: with either star, and with or without a blank in a merged one."""
+        """The entries on an axis in all specs: with either star, with or without a blank in a merged one."""
         found: dict[Node, None] = {Plain(): None}
         for node in (node for text in self.symmetry.specs.values() for node in parse(text)):
             for one in (node, _flipped(node, self.space)):

@@ -79,7 +79,7 @@ def project_horizontal(
 
 
 def conserved_quantities(symmetry: NetworkSymmetry, params: PyTree) -> dict[str, Array]:
-    """What gradient flow keeps constant, by space, for every group that is not discrete.
+    """The quantities that gradient flow keeps constant, by space, for every group that is not discrete.
 
     Noether's theorem for parameters: W moves by g or g^-T along its axes and the loss does not, so under
     dW/dt = -grad the moments sum(+- W W') over the specs of a space stay: row energies minus column energies
@@ -186,7 +186,7 @@ def _row_scale(group: AbstractGroup, blocks: _Blocks) -> Float[Array, "..."]:
 
 
 def _placed(part: Array, touch: Touch, group: AbstractGroup) -> Array:
-    """What belongs to the elements that a word names, among zeros for the group's other elements."""
+    """The part of the elements that a word names, with zeros for the group's other elements."""
     if touch.word.index is None:
         return part
     shape = (*group.lengths, *part.shape[len(touch.indices) :])
@@ -332,7 +332,7 @@ def _real(x: Array) -> PyTree:
 
 
 def _as_given(parts: PyTree, like: Array) -> Array:
-    """What `_real` took apart, together again, in the dtype of `like`."""
+    """The inverse of `_real`, in the dtype of `like`."""
     return (jax.lax.complex(*parts) if isinstance(parts, tuple) else parts).astype(like.dtype)
 
 

@@ -232,7 +232,7 @@ def _sorted_along(x: np.ndarray, axes: set[int]) -> np.ndarray:
 
 
 def _rounding(score: float) -> float:
-    """What may pass for rounding in a score: the search must not run in circles."""
+    """The tolerance for rounding in a score, without which the search could run in circles."""
     return 1e-12 * abs(score) + 1e-300
 
 

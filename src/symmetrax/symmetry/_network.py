@@ -315,7 +315,7 @@ def apply(group: AbstractGroup, element: PyTree, x: Array, touch: Touch) -> Arra
 
 
 def element_for(group: AbstractGroup, element: PyTree, word: Word) -> PyTree:
-    """What a word makes of an element: its dual, its power, those of some indices."""
+    """The part of an element that a word refers to: its dual, its power, those of some indices."""
     if word.index is not None:
         taken = word.index if isinstance(word.index, int) else slice(*word.index)
         element = jax.tree.map(lambda leaf: leaf[taken], element)

@@ -83,7 +83,7 @@ _OFFSET = re.compile(r"(?<=[\w)\]*])\s*-\s*(?P<offset>-?\d+(?:\.\d+)?)\s*$")
 
 
 def offset_of(text: str) -> float:
-    """What the group acts on is the array plus this: 1 for a gain that enters as 1 + w, as a rule 0.
+    """The group acts on the array plus this offset: 1 for a gain that enters as 1 + w, as a rule 0.
 
     >>> offset_of("_ h - 1"), offset_of("_ h^-2")
     (1.0, 0.0)

@@ -212,7 +212,7 @@ def verify(
 
 
 def _default_tolerance(*arrays: Array | jax.ShapeDtypeStruct) -> float:
-    """What counts as rounding in the coarsest of these dtypes."""
+    """The tolerance for rounding in the coarsest of these dtypes."""
     eps = max(float(jnp.finfo(x.dtype).eps) for x in arrays if jnp.issubdtype(x.dtype, jnp.inexact))
     return 1e-9 if eps < 1e-12 else 1e-3 if eps < 1e-6 else 16 * eps
 

@@ -1,1 +1,1 @@
-"""What is optimized."""
+"""Optimization tasks and families of them."""

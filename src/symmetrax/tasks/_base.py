@@ -1,4 +1,4 @@
-"""What is optimized: tasks, and families that tasks are drawn from."""
+"""The interfaces of optimization tasks, and of families that tasks are drawn from."""
 
 from abc import abstractmethod
 from collections.abc import Hashable

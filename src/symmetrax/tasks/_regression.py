@@ -66,7 +66,7 @@ class Regression(AbstractTask):
         return 0.5 * jnp.sum(jnp.square(targets - self.network(params, inputs)))
 
     def symmetry(self) -> AbstractLieSymmetry:
-        """What `action` says: see `MLP`."""
+        """The symmetry named by `action`: see `MLP`."""
         if self.action == "scaling":
             return self.network.symmetry()
         return self.network.invertible_symmetry(self.action)

@@ -25,7 +25,7 @@ SCALINGS = (PositiveDiagonal, NonzeroDiagonal, ScaledRotation)
 
 
 class Block(eqx.Module):
-    """What is left of a block of an array.
+    """A block of an array, reduced to sums of squares.
 
     "squares": squares, summed over axes that nothing stretches. "gram": the Gram matrices of the one axis
     that is touched. "whole": the block itself.
@@ -103,7 +103,8 @@ class Energies(eqx.Module):
         return total(terms)
 
     def share(self, space: str, parts: dict[str, Array]) -> Iterator[tuple[Touch, float, Array]]:
-        """What `space` acts on when the others are at `parts`: touches, exponents, squares or Gram matrices.
+        """The arrays that `space` acts on when the others are at `parts`: touches, exponents, squares or Gram
+        matrices.
 
         A scaling s = exp(t) contributes sum(squares * exp(2 * exponent * t)), with squares of shape (*per,
         size); a matrix g contributes tr(g' g Gram), or tr((g' g)^-1 Gram) where the exponent is -1.
@@ -128,7 +129,7 @@ class Energies(eqx.Module):
         return -touch.exponent if self.dual else touch.exponent
 
     def _matrix(self, touch: Touch, part: Array) -> Array:
-        """What a general linear element multiplies by at this touch."""
+        """The matrix that a general linear element multiplies by at this touch."""
         group = self.symmetry.spaces[touch.word.name]
         element = group.exp(part if touch.word.index is None else part[touch.taken])
         return element[0] if self._exponent(touch) > 0 else element[1]

@@ -183,7 +183,7 @@ def patches(
     dilation: Sequence[int] | None = None,
     layout: Layout = "out in",
 ) -> Float[Array, "rows width"]:
-    """What a convolution's weights meet: one row per position and image, for `NullSpace`.
+    """The patches that a convolution's weights multiply: one row per position and image, for `NullSpace`.
 
     **Arguments:** `kernel_shape` holds the spatial sizes, such as (3, 3); `strides`, `padding` and `dilation`
     are those of `jax.lax.conv_general_dilated`. With the layout "out in", as in Equinox, `x` has the shape

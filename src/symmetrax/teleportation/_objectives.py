@@ -1,4 +1,4 @@
-"""What a good point on the orbit is: scalars measured at a point, larger is better."""
+"""Objectives on the orbit: scalars measured at a point, larger is better."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Objective = Callable[[Callable[[PyTree], Float[Array, ""]], PyTree], Float[Array
 
 
 class AbstractObjective(eqx.Module):
-    """What a search raises on the orbit, with its price.
+    """An objective that a search raises on the orbit, with its cost.
 
     `value_fn` maps parameters to the loss; `negate` turns an objective around. Derivatives with respect to
     `params` must be finite wherever the loss has them, also where its gradient is zero.

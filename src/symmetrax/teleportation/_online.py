@@ -19,7 +19,7 @@ from symmetrax.teleportation._teleport import GuardChoice, settled_guard
 
 
 class LastStep(NamedTuple):
-    """What the step before this one started from, and whether it teleported: its end is differentiated.
+    """The start of the previous step, and whether it teleported: its end is differentiated.
 
     >>> LastStep._fields
     ('params', 'gradient', 'inner', 'moved')

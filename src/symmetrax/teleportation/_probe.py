@@ -22,7 +22,7 @@ from symmetrax.teleportation._teleport import GuardChoice, check_search, settled
 
 
 class Gain(NamedTuple):
-    """What `teleport_gain` found on an orbit.
+    """The result of `teleport_gain` on an orbit.
 
     `here` is the objective at the point, `median` and `largest` those over the draws that the guard accepts,
     `accepted` their share among all draws; `evaluations` is the price in gradients of the loss. `headroom`,

@@ -99,7 +99,7 @@ def _eps(variable: Any) -> float:
 
 
 def _product_eps(equation: Any) -> float:
-    """What accelerators make of float32 products of default precision."""
+    """The precision of float32 products on accelerators, at default precision."""
     short = SHORT_PRODUCTS.get(jax.default_backend(), 0.0)
     precision = equation.params["precision"]
     pair = precision if isinstance(precision, tuple) else (precision,)

@@ -73,7 +73,7 @@ class TeleportStep(NamedTuple):
         return unless(jnp.all(self._made == 0), gradient, carried)
 
     def velocity(self, velocity: PyTree, transport: Transport) -> PyTree:
-        """What becomes of a velocity at `start`."""
+        """A velocity at `start`, transported to where the teleport leads."""
         if transport == "reset":
             return select(self.moved, optax.tree.zeros_like(velocity), velocity)
         if transport == "keep":

@@ -40,7 +40,7 @@ GuardChoice = Guard | None | Literal["default"]
 
 
 class Teleport(NamedTuple):
-    """What a teleport did. `before` and `after` are the objective at the old and the new point.
+    """The record of a teleport. `before` and `after` are the objective at the old and the new point.
 
     `algebra` holds the coordinates that were found (none for searches without a group); `defect` the relative
     change of the loss (-1 without a guard: not measured); `refused` a code of `symmetrax.REFUSALS`;

@@ -68,7 +68,7 @@ class TeleportedState(NamedTuple):
 
 
 class TeleportedTransformation(optax.GradientTransformationExtraArgs):
-    """What `teleported` returns: an optax transformation that knows what `symmetry="auto"` found.
+    """The optax transformation that `teleported` returns; `found` holds what `symmetry="auto"` found.
 
     >>> import jax.numpy as jnp, optax, symmetrax as sx
     >>> optimizer = sx.teleported(optax.sgd(0.1), "auto", loss=lambda p: jnp.sum((p["a"] @ p["b"]) ** 2))
@@ -83,7 +83,7 @@ class TeleportedTransformation(optax.GradientTransformationExtraArgs):
 
     @property
     def found(self) -> Discovery | None:
-        """What the last `init` found, None before it and for symmetries that were given."""
+        """The result of the last `init`; None before it, and for symmetries that you gave."""
         return self._discoveries[-1][1] if self._discoveries else None
 
 
@@ -288,7 +288,7 @@ def teleported(
 
 
 def _structure(params: PyTree) -> Any:
-    """What parameters of one model have in common: paths, shapes and types."""
+    """A key for parameters of one model: their tree structure, shapes and types."""
     leaves, structure = jax.tree.flatten(params)
     return structure, [(jnp.shape(x), jnp.result_type(x)) if eqx.is_array_like(x) else x for x in leaves]
 

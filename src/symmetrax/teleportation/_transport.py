@@ -1,4 +1,4 @@
-"""What becomes of an optimizer's state when the parameters jump: carried along with them."""
+"""Transport of an optimizer's state: carried along when the parameters jump."""
 
 import functools
 import types
@@ -174,7 +174,7 @@ def _is_made_by(name: str, made_by: set[str]) -> bool:
 def _moves(
     symmetry: AbstractLieSymmetry, element: PyTree, params: PyTree, batch: PyTree
 ) -> dict[str, Callable[[PyTree], PyTree]]:
-    """What a jump does to each kind of thing that an optimizer remembers."""
+    """How each kind of entry in an optimizer's state transforms under a jump."""
 
     def whole(move: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
         """`move` for trees of which a mask hides a part: an action wants all arrays."""
@@ -247,7 +247,7 @@ def groups_carried(
 
 
 def _kind(state: Any, field: str, borrowed: list[dict[str, str]]) -> str | None:
-    """What a field of a state is, if it is known."""
+    """The kind of a field of a state, if it is known."""
     name = type(state).__name__
     if name == "ScaleByAdamState" and borrowed:
         return borrowed[0].get(field)

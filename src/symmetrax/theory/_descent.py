@@ -1,4 +1,4 @@
-"""What a larger gradient guarantees: one step, many steps, and Newton's step, with and without a teleport.
+"""The guarantees of a larger gradient: one step, many steps, and Newton's step, with and without a teleport.
 
 Losses are functions of a pytree `x`; `smoothness` is L, a Lipschitz constant of the gradient, `convexity` is
 mu of strong convexity, `rate` the step size. Conditions on the loss itself cannot be seen from one point:

@@ -1,4 +1,4 @@
-"""What a teleport changes on the whole way down: flows, lasting gains, teleporting once, endless orbits.
+"""The effect of a teleport on the whole way down: flows, lasting gains, teleporting once, endless orbits.
 
 The statements of arXiv:2205.10637, proposition 3.4 of arXiv:2305.13404 and proposition B.2 of
 arXiv:2403.03362, for any loss and any symmetry of this package.

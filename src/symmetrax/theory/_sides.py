@@ -1,4 +1,4 @@
-"""What a proposition's function returns, and the checks on what it is given."""
+"""The result of a proposition's function, and checks on its arguments."""
 
 from typing import NamedTuple
 
