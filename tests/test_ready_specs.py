@@ -38,6 +38,13 @@ def test_the_activation_of_a_model_chooses_the_group(activation, group):
     np.testing.assert_allclose(jax.vmap(there)(x), jax.vmap(model)(x), atol=1e-5)
 
 
+def test_a_filtered_model_does_not_tell_its_activation():
+    params = eqx.filter(mlp(jax.nn.gelu), eqx.is_inexact_array)
+    with pytest.raises(ValueError, match=r"activation` of these parameters is None.*Pass the whole model"):
+        sx.mlp_symmetry(params)
+    assert sx.mlp_symmetry(params, group=sx.Permutation).spaces["hidden1"] == sx.Permutation(4)
+
+
 @pytest.mark.parametrize("activation", [jax.nn.gelu, jax.nn.silu, jax.nn.softplus, jax.nn.relu6, jnp.cos])
 def test_an_activation_without_scalings_or_signs_is_an_error_that_says_how_to_choose(activation):
     model = mlp(activation)

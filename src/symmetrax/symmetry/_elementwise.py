@@ -30,6 +30,11 @@ def chosen_group(params: PyTree, group: MakeGroup | None, degree: float | int) -
     activation = getattr(params, "activation", None)
     known = None if activation is None else _symmetries(activation)
     if known is None:
+        if group is None and activation is None and hasattr(params, "activation"):
+            raise ValueError(
+                "The `activation` of these parameters is None: filtering leaves only the arrays of a model. "
+                f"Pass the whole model, whose activation tells its symmetry. Or: {_ADVICE}"
+            )
         if group is None and activation is not None:
             raise ValueError(
                 f"The activation {_title(activation)} cannot be called on a number here, and does not tell "
