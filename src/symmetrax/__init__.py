@@ -1,7 +1,7 @@
 """Parameter symmetries, teleportation along them, and optimizers learned together with both.
 
-The public names are listed once, in `__init__.pyi`; each is imported when it is first used, so that
-importing the package (for a command line's help, say) costs nothing.
+The public names are listed in `__init__.pyi`, and each is imported on first use, so that importing the
+package (for example to print a command's help) is cheap.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""The commands. What is heavy is imported when a command needs it, so that `--help` answers at once."""
+"""The commands. Each imports its heavy dependencies when it runs, so that `--help` is fast."""
 
 import functools
 import inspect
@@ -14,7 +14,7 @@ from symmetrax.experiments._registry import EXPERIMENTS, PRESETS, checked_seed, 
 
 
 def _argument(metavar: str, default: str | None = None) -> Any:
-    """How help shows an argument: what it takes, and what its absence means."""
+    """Sets how help displays an argument: its placeholder and its default."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=None if default is None else f"({default})")
 
 
@@ -37,12 +37,12 @@ def run(
     out: Annotated[Path | None, _argument("FOLDER", "default: runs/NAME-PRESET-SEED")] = None,
     seed: int = 0,
 ) -> None:
-    """Run an experiment, or continue one that was stopped.
+    """Run an experiment, or resume one that was interrupted.
 
     Args:
-        name: What to run; `symmetrax list` names them.
+        name: The experiment; `symmetrax list` shows all names.
         preset: "full", or "quick" for fewer seeds and tasks.
-        out: The folder of the run.
+        out: The output folder of the run.
         seed: Seed of all random draws.
     """
     run_experiment(name, preset, out, seed)
@@ -56,12 +56,12 @@ def evaluate(
     tasks: int = 1000,
     seed: int = 0,
 ) -> None:
-    """Evaluate a trained optimizer from its file on unseen tasks, beside tuned Adam.
+    """Evaluate a trained optimizer from a file on unseen tasks, next to tuned Adam.
 
     Args:
-        artifact: A .safetensors file that `symmetrax run` or `symmetrax.save` wrote.
-        family: The task family: one that `symmetrax list` names, or your own as MODULE:OBJECT, a family or a
-            function without arguments that returns one. The module may be in the working directory.
+        artifact: A .safetensors file written by `symmetrax run` or `symmetrax.save`.
+        family: The task family: a name from `symmetrax list`, or your own as MODULE:OBJECT, either a family
+            or a function without arguments that returns one. The module may be in the working directory.
         steps: Steps per task.
         tasks: Number of tasks.
         seed: Seed of the tasks.
@@ -72,7 +72,7 @@ def evaluate(
 
 
 def claims(json: bool = False) -> None:
-    """Check the papers' claims as numbers; exit code 1 if one fails.
+    """Check the papers' claims numerically; exit code 1 if a claim fails.
 
     Args:
         json: Print a JSON list instead of a table.
@@ -100,20 +100,20 @@ def discover(
     double: bool = False,
     json: Annotated[Path | None, _argument("FILE", "default: none is written")] = None,
 ) -> None:
-    """Find the symmetries of your model from gradients of its loss, and certify them.
+    """Discover the symmetries of your model from gradients of its loss, and certify them.
 
     Args:
-        function: A function without arguments that returns (loss, params), or (loss, params, batch); batch is
-            data, or a function of a key that draws some. The module may be in the working directory.
-        groups: What to look for: GeneralLinear (any invertible map), ScaledRotation (one with a factor),
-            Orthogonal (rotations), PositiveDiagonal (units scaled), SignDiagonal (units negated), Permutation
-            (units swapped).
-        heads: The numbers of heads into which an axis of attention may be split; to say them saves time.
-        budget: The most times that the loss, or its gradient, may be computed; what is left out is told.
-        trials: How many random transformations each symmetry has to pass before it is told.
+        function: A function without arguments that returns (loss, params) or (loss, params, batch), where
+            batch is data or a function of a key that draws some. The module may be in the working directory.
+        groups: The groups to search: GeneralLinear (any invertible map), ScaledRotation (a rotation times a
+            factor), Orthogonal (rotations), PositiveDiagonal (scaled units), SignDiagonal (negated units),
+            Permutation (permuted units).
+        heads: The numbers of heads into which an attention axis may be split; specifying them saves time.
+        budget: The maximum number of evaluations of the loss or its gradient; skipped questions are reported.
+        trials: The number of random transformations that each symmetry must pass before it is reported.
         seed: Seed of all random draws: other points, other transformations.
-        double: Make the model in double precision too. The search is in double precision either way.
-        json: A file to write everything to that was found, as JSON; "-" is standard output, and then all
+        double: Build the model in double precision too. The search uses double precision either way.
+        json: A file to which to write all results as JSON; "-" is standard output, in which case everything
             else goes to standard error.
     """
     from symmetrax.discovery._command import discover_from
@@ -131,7 +131,7 @@ def discover(
 
 
 def bench(json: bool = False, quick: bool = False) -> None:
-    """Time this library against plain PyTorch, and print the ratios.
+    """Time this library against plain PyTorch and print the ratios.
 
     Args:
         json: Print a JSON list instead of a table.
@@ -164,7 +164,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 def deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
-    """The command with its signature, but it only binds its arguments: parsing ends before anything runs."""
+    """Wraps a command to only bind its arguments, so that parsing is complete before anything runs."""
 
     @functools.wraps(command)
     def bind(*arguments: Any, **options: Any) -> Callable[[], None]:
@@ -174,7 +174,7 @@ def deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
 
 
 def options(command: Callable[..., None]) -> list[str]:
-    """The options of a command as they are written.
+    """The options of a command as written on the command line.
 
     >>> options(evaluate)
     ['--family', '--steps', '--tasks', '--seed']

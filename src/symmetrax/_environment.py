@@ -1,4 +1,4 @@
-"""Optimization as a control problem: a task that waits for moves."""
+"""Optimization as a control problem: a gym-style reset/step interface to a task."""
 
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ from symmetrax.tasks._base import AbstractTask
 
 
 class _Told(AbstractLearnedOptimizer):
-    """A network that proposes what it was told."""
+    """A network that proposes a fixed move."""
 
     kind: ClassVar[str] = "told"
     move: Proposal
@@ -39,14 +39,14 @@ class _Told(AbstractLearnedOptimizer):
 
 
 class Environment(eqx.Module):
-    """A task as an environment with `reset` and `step`, for policies that are trained by any other means.
+    """A task as an environment with `reset` and `step`, for policies trained with any other method.
 
-    The state s_t is everything that goes from one step to the next: the parameters x_t, the loss and its
+    The state s_t is everything carried from one step to the next: the parameters x_t, the loss and its
     gradient there, the velocity, the batch. The action is a `Proposal`: an update (or a step size), and if
-    `rule` says that step t teleports, the coordinates of a group element. The cost is the loss at x_t+1.
-    What happens to a move is what happens to it in `unroll`, so that a network that is asked by hand makes
-    the trajectory that it makes there. Under `jit`, `vmap` and `scan` as everything else. Source: section 3.2
-    of arXiv:2504.15399, which states learning to optimize as reinforcement learning.
+    `rule` schedules a teleport at step t, the coordinates of a group element. The cost is the loss at x_t+1.
+    Moves are processed exactly as in `unroll`, so calling a network step by step here reproduces its
+    trajectory there. Works under `jit`, `vmap` and `scan`. Source: section 3.2 of arXiv:2504.15399, which
+    formulates learning to optimize as reinforcement learning.
 
     >>> import jax, jax.numpy as jnp, symmetrax as sx
     >>> environment = Environment(sx.booth(start=[5.0, -5.0]), sx.UpdateRule.at([0], 3))
@@ -61,12 +61,12 @@ class Environment(eqx.Module):
     rule: UpdateRule = UpdateRule()
 
     def reset(self, key: Key[Array, ""]) -> Carry:
-        """The random start of the task, as `unroll` has it for the same key."""
+        """Returns the random start of the task, as `unroll` draws it from the same key."""
         check_key(key)
         return begin(self.rule(_Told(Proposal()), self.task), self.task, key)
 
     def observe(self, state: Carry, wants: tuple[Want, ...] = ()) -> Observation:
-        """The observation of a network in a state; `wants` names the expensive parts (`network.wants`)."""
+        """Returns a network's observation of a state; `wants` lists the expensive parts (`network.wants`)."""
         key = jax.random.split(jax.random.fold_in(state.key, state.count))[1]
 
         def value_fn(params: PyTree) -> Float[Array, ""]:
@@ -85,6 +85,6 @@ class Environment(eqx.Module):
         )
 
     def step(self, state: Carry, move: Proposal) -> tuple[Carry, Float[Array, ""]]:
-        """Make a move; the state after it, and the loss there."""
+        """Makes a move; returns the state after it and the loss there."""
         after = step(self.rule(_Told(move), self.task), self.task, state)
         return after, after.value

@@ -1,4 +1,4 @@
-"""Extra arguments of an optimizer's `update`: each optimizer is given those that it takes."""
+"""Extra arguments of an optimizer's `update`: each optimizer receives those that it accepts."""
 
 import functools
 import inspect
@@ -12,15 +12,15 @@ from jaxtyping import PyTree
 
 from symmetrax._programs import once, opened
 
-#: What optimizers are told about a loss, by name; none of it is an argument of the loss.
+#: Arguments that describe a loss to an optimizer; none of them is an argument of the loss.
 ABOUT_THE_LOSS = ("value", "grad", "value_fn")
 
 
 def bound(value_fn: Callable, given: Mapping[str, Any]) -> Callable:
-    """`value_fn` as a function of the parameters alone: its other arguments come from `given`, by name.
+    """`value_fn` as a function of the parameters alone; its other arguments come from `given`, by name.
 
-    So optax's line searches call it. They refuse what their `value_fn` does not take; this one takes all of
-    `given`, and ignores it. Raises TypeError where an argument is missing.
+    This is how optax's line searches call it. They refuse arguments that their `value_fn` does not accept;
+    this one takes all of `given` and ignores the rest. Raises TypeError if an argument is missing.
 
     >>> distance = bound(lambda x, target: (x - target) ** 2, {"target": 3.0, "key": None})
     >>> distance(1.0), distance(1.0, key=None)
@@ -46,7 +46,7 @@ def bound(value_fn: Callable, given: Mapping[str, Any]) -> Callable:
 
 
 def explained(loss: Callable, params: PyTree, *args: Any, **extra: Any) -> Any:
-    """loss(params, ...); a call of what was filtered out of a model gets an error that says so.
+    """loss(params, ...), with a clear error if the loss calls a part that was filtered out of the model.
 
     >>> explained(lambda w: w["act"](1.0), {"act": None})
     Traceback (most recent call last):
@@ -65,7 +65,7 @@ def explained(loss: Callable, params: PyTree, *args: Any, **extra: Any) -> Any:
 
 
 def _parameters(value_fn: Callable) -> dict[str, bool]:
-    """The parameters of a loss behind the first, by name, and whether each must be given."""
+    """The parameters of a loss after the first, by name, and whether each is required."""
     try:
         found = [*inspect.signature(value_fn).parameters.values()][1:]
     except (TypeError, ValueError):  # not every callable has a signature
@@ -82,9 +82,9 @@ def updated(
     offered: Mapping[str, Any],
     value: Callable[[], Any] | None = None,
 ) -> tuple[PyTree, optax.OptState]:
-    """One update of an optimizer, which is given what it takes of `offered`.
+    """Makes one update of an optimizer, passing those of `offered` that it accepts.
 
-    `value()` is the loss here, for optimizers that ask for it where `offered` does not have it.
+    `value()` is the loss here, for optimizers that need it if `offered` lacks it.
 
     >>> import optax
     >>> step = optax.sgd(0.1)
@@ -96,7 +96,7 @@ def updated(
         try:
             return stepper.update(updates, state, params, **given)
         except TypeError as error:
-            # No optax optimizer says beforehand what it takes: those in a chain are hidden in closures.
+            # optax optimizers do not declare what they accept: those in a chain are hidden in closures.
             refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
             if refused is not None and refused[1] in given:
                 del given[refused[1]]
@@ -107,9 +107,9 @@ def updated(
 
 
 def one_program(update: Callable) -> Callable:
-    """An optax `update` that is one program where it is called outside of compiled code.
+    """Makes an optax `update` run as one program when called outside of compiled code.
 
-    It is compiled once, however often its closures, and the `value_fn` that it is given, are made anew.
+    It compiles only once, no matter how often its closures and its `value_fn` are recreated.
     """
 
     @functools.wraps(update)

@@ -1,6 +1,6 @@
-"""Files that are whole or absent, and arrays with a JSON card that are what was written. No pickles.
+"""Atomic files, and checksummed files of arrays with a JSON card. No pickles.
 
-This is the one place that decides what may be written to, and what may be read.
+This module alone decides which paths may be written, and what may be read.
 """
 
 import contextlib
@@ -28,11 +28,11 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-#: Bounds on what is parsed before anything is known about a file.
+#: Limits on what is parsed before anything is known about a file.
 LONGEST_HEADER = 16_000_000
 DEEPEST_CARD = 50
 
-# The types of arrays that files hold, by their names in the format.
+# The dtypes of arrays that files may hold, by their names in the format.
 _DTYPES = {
     "BOOL": np.dtype(bool),
     "BF16": np.dtype(jnp.bfloat16),
@@ -42,19 +42,19 @@ _DTYPES = {
     "C64": np.dtype("complex64"),
 }
 
-#: Names of arrays, and their shapes and dtypes; typed keys are among them.
+#: Names of arrays with their shapes and dtypes, including typed keys.
 Layout = dict[str, jax.ShapeDtypeStruct]
 
 
 def check_writable(path: str | pathlib.Path) -> pathlib.Path:
-    """The file that writing to `path` makes or replaces: links are followed.
+    """Returns the file that writing to `path` creates or replaces, following links.
 
-    Raises ValueError for what exists and is no regular file (a folder, a device, a pipe), for what may not be
-    written, and for a file that this process prints to.
+    Raises ValueError for an existing path that is not a regular file (a folder, a device, a pipe) or not
+    writable, and for a file to which this process prints.
     """
     target = pathlib.Path(os.path.realpath(path))
     try:
-        found = os.stat(path)  # not of the target, since the path of an open pipe leads nowhere
+        found = os.stat(path)  # not of the target: the path of an open pipe does not resolve to a file
     except FileNotFoundError:
         found = None
     except OSError as error:
@@ -76,10 +76,10 @@ def check_writable(path: str | pathlib.Path) -> pathlib.Path:
 
 
 def write_atomic(path: str | pathlib.Path, content: bytes | str) -> None:
-    """Write a file so that a crash at any moment leaves the old one or the new one, never a part.
+    """Writes a file atomically: a crash at any moment leaves the old file or the new one, never a part.
 
-    Any number of processes may write and read the same path: each writes to a file of its own, which then
-    takes the name. Raises ValueError for what `check_writable` refuses, before anything is written.
+    Any number of processes may write and read the same path: each writes to a temporary file of its own and
+    then renames it. Raises ValueError, before writing anything, for paths that `check_writable` refuses.
     """
     target = check_writable(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -93,11 +93,11 @@ def write_atomic(path: str | pathlib.Path, content: bytes | str) -> None:
             if target.exists():
                 temporary.chmod(stat.S_IMODE(target.stat().st_mode))
             if fcntl is None:
-                file.close()  # Windows renames no open file
-            temporary.replace(target)  # while it is locked, so that nobody sweeps it away
+                file.close()  # Windows does not rename open files
+            temporary.replace(target)  # while it is locked, so that no other process deletes it
     finally:
         temporary.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # not every system can, and the content is safe
+    with contextlib.suppress(OSError):  # some systems do not support this, and the content is safe anyway
         folder = os.open(target.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -107,10 +107,10 @@ def write_atomic(path: str | pathlib.Path, content: bytes | str) -> None:
 
 @contextlib.contextmanager
 def alone_in(folder: pathlib.Path) -> Iterator[None]:
-    """Hold a folder, which must exist, for this process alone; a process that dies lets go of it.
+    """Locks an existing folder for this process alone; the lock is released if the process dies.
 
-    Raises ValueError, naming the holder, if another process has it. Where the file system has no locks,
-    nothing is held.
+    Raises ValueError, naming the holder, if another process holds the lock. Does nothing if the file system
+    does not support locks.
     """
     if fcntl is None:
         yield
@@ -125,7 +125,7 @@ def alone_in(folder: pathlib.Path) -> Iterator[None]:
                 )
         if _is_at(path, file):
             break
-        file.close()  # whoever held it deleted it between our opening and locking it
+        file.close()  # the previous holder deleted it between our opening and locking it
     with file:
         since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
         file.truncate(0)
@@ -138,15 +138,15 @@ def alone_in(folder: pathlib.Path) -> Iterator[None]:
 
 
 def save_arrays(path: str | pathlib.Path, arrays: dict[str, Any], card: dict[str, Any]) -> None:
-    """Write arrays, typed keys among them, and a JSON card as one `.safetensors` file with a checksum.
+    """Writes arrays, including typed keys, and a JSON card as one `.safetensors` file with a checksum.
 
-    Raises ValueError, and writes nothing, for a card that is not JSON or too long or deep, for dtypes that
-    the format lacks, and for what `check_writable` refuses.
+    Raises ValueError, and writes nothing, for a card that is not JSON, too long or too deep, for dtypes that
+    the format lacks, and for paths that `check_writable` refuses.
     """
     implementations = {
         name: str(jax.random.key_impl(array)) for name, array in arrays.items() if is_key(array)
     }
-    # Not np.ascontiguousarray, which gives a number of shape () an axis.
+    # Not np.ascontiguousarray, which adds an axis to a number of shape ().
     plain = {name: np.asarray(_data(array), order="C") for name, array in arrays.items()}
     for name, array in plain.items():
         if array.dtype not in _DTYPES.values():
@@ -168,7 +168,7 @@ def save_arrays(path: str | pathlib.Path, arrays: dict[str, Any], card: dict[str
 
 
 def check_card(card: dict[str, Any], where: str) -> dict[str, Any]:
-    """The card as it is read. Raises ValueError, for what is at `where`, if it is no JSON or too deep."""
+    """Returns the card as it will be read; ValueError, naming `where`, if it is not JSON or too deep."""
     try:
         read = json.loads(json.dumps(card))
     except (TypeError, ValueError, RecursionError) as error:
@@ -179,7 +179,7 @@ def check_card(card: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 class ArrayFile(NamedTuple):
-    """An open file of arrays, whose header is as it was written; the arrays are not read yet."""
+    """An open file of arrays with a verified header; the arrays are not read yet."""
 
     path: pathlib.Path
     card: Any
@@ -190,7 +190,7 @@ class ArrayFile(NamedTuple):
     digest: str
 
     def read(self) -> dict[str, Any]:
-        """The arrays by name. Raises ValueError if they are not those that were written."""
+        """Returns the arrays by name. Raises ValueError if they differ from those that were written."""
         digest, arrays = hashlib.sha256(), {}
         for name, (start, dtype, shape) in sorted(self.places.items()):
             self.file.seek(start)
@@ -210,14 +210,14 @@ class ArrayFile(NamedTuple):
 
 @contextlib.contextmanager
 def open_arrays(path: str | pathlib.Path, what: str) -> Iterator[ArrayFile]:
-    """Open what `save_arrays` wrote. Raises ValueError, naming `what` was expected, for anything else.
+    """Opens a file from `save_arrays`. Raises ValueError, saying `what` was expected, for anything else.
 
-    What is read is bounded by the header's length, so that a caller may look at card and layout first.
+    Only the header is read, up to a maximum length, so that you can inspect card and layout first.
     """
     path = pathlib.Path(path)
     try:
         found = path.stat()
-        if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
+        if not stat.S_ISREG(found.st_mode):  # opening a pipe would block
             raise ValueError(f"{path} is {_what(found)}. Expected a {what}.")
         file = path.open("rb")
     except FileNotFoundError:
@@ -229,13 +229,13 @@ def open_arrays(path: str | pathlib.Path, what: str) -> Iterator[ArrayFile]:
 
 
 def load_arrays(path: str | pathlib.Path, what: str) -> tuple[dict[str, Any], Any]:
-    """The arrays and the card of what `save_arrays` wrote. Raises ValueError for anything else."""
+    """Returns the arrays and the card of a file from `save_arrays`. Raises ValueError for anything else."""
     with open_arrays(path, what) as file:
         return file.read(), file.card
 
 
 def named_arrays(tree: PyTree) -> dict[str, Any]:
-    """The arrays of a tree by path: `core.cells.0.bias`. Typed keys stay what they are."""
+    """Returns the arrays of a tree by path: `core.cells.0.bias`. Typed keys remain typed."""
     named = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name = _name(path)
@@ -247,12 +247,12 @@ def named_arrays(tree: PyTree) -> dict[str, Any]:
 
 
 def layout_of(tree: PyTree) -> Layout:
-    """Names, shapes and dtypes of the arrays of a tree."""
+    """Returns the names, shapes and dtypes of the arrays of a tree."""
     return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in named_arrays(tree).items()}
 
 
 def check_layout(found: Layout, expected: Layout, where: str) -> None:
-    """Raise ValueError, for what is at `where`, unless names, shapes and dtypes are exactly those."""
+    """Raises ValueError, naming `where`, unless names, shapes and dtypes match exactly."""
     for name, wanted in expected.items():
         if name not in found:
             raise ValueError(f"{where} lacks the array {name!r} of shape {wanted.shape}.")
@@ -266,7 +266,7 @@ def check_layout(found: Layout, expected: Layout, where: str) -> None:
 
 
 def restore(like: PyTree, arrays: dict[str, Any]) -> PyTree:
-    """A tree like `like` of the arrays of these names, whose layout has been checked."""
+    """Returns a tree like `like` with the arrays of these names, whose layout has been checked."""
 
     def leaf(at, expected):
         found = arrays[_name(at)]
@@ -276,12 +276,12 @@ def restore(like: PyTree, arrays: dict[str, Any]) -> PyTree:
 
 
 def is_key(leaf: Any) -> bool:
-    """Whether it is an array of typed keys, or the shape of one."""
+    """Returns whether `leaf` is an array of typed keys, or the shape of one."""
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def check_finite_arrays(arrays: dict[str, Any], where: str) -> None:
-    """Raise ValueError, for what is at `where`, if an array has an entry that is infinite or NaN."""
+    """Raises ValueError, naming `where`, if an array has an entry that is infinite or NaN."""
     for name, array in arrays.items():
         if not is_key(array) and jnp.issubdtype(array.dtype, jnp.inexact):
             bad = np.size(array) - int(np.sum(np.isfinite(np.asarray(array))))
@@ -321,7 +321,7 @@ def _opened(path: pathlib.Path, file: BinaryIO, what: str) -> ArrayFile:
 
 
 def _checked(path, metadata, places, file, what) -> tuple:
-    """The fields of an `ArrayFile` but for its path, from the metadata of a header that is whole."""
+    """Returns the fields of an `ArrayFile` except its path, from the metadata of a complete header."""
     strings = isinstance(metadata, dict) and all(isinstance(text, str) for text in metadata.values())
     if not strings or "card" not in metadata:
         raise ValueError(f"{path} has no card in its metadata, so it is not a {what}.")
@@ -360,7 +360,7 @@ def _stored_layout(arrays: dict[str, np.ndarray]) -> dict[str, tuple[np.dtype, t
 
 
 def _digest(metadata: dict[str, str], layout: dict[str, tuple[np.dtype, tuple[int, ...]]]) -> str:
-    """The checksum of all that a header says but for itself; that of the arrays is in `metadata`."""
+    """The checksum of everything in a header but itself; `metadata` includes the checksum of the arrays."""
     told = sorted((name, dtype.name, *shape) for name, (dtype, shape) in layout.items())
     return hashlib.sha256(json.dumps([metadata, told], sort_keys=True).encode()).hexdigest()
 
@@ -373,7 +373,7 @@ def _data_digest(arrays: dict[str, np.ndarray]) -> str:
 
 
 def _depth(value: Any) -> int:
-    """How deep lists and objects are nested, found without a recursion."""
+    """The nesting depth of lists and objects, found without recursion."""
     depth, level = 0, [value]
     while level:
         inner = (x.values() if isinstance(x, dict) else x if isinstance(x, list) else () for x in level)
@@ -409,7 +409,7 @@ def _is_open_as(descriptor: int, found: os.stat_result) -> bool:
 
 
 def _lock(file: BinaryIO) -> bool | None:
-    """Lock an open file until it is closed: False if another process has it, None if there are no locks."""
+    """Locks an open file until it is closed: False if another process holds it, None without lock support."""
     if fcntl is None:
         return None
     try:
@@ -422,7 +422,7 @@ def _lock(file: BinaryIO) -> bool | None:
 
 
 def _is_at(path: pathlib.Path, file: BinaryIO) -> bool:
-    """Whether an open file still has this path."""
+    """Returns whether an open file still has this path."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
@@ -430,28 +430,28 @@ def _is_at(path: pathlib.Path, file: BinaryIO) -> bool:
 
 
 def _holder(file: BinaryIO) -> str:
-    """Who has locked a file, from what it says."""
+    """Describes the process that has locked a file, from the file's content."""
     try:
         file.seek(0)
         told = json.loads(file.read(1000))
         return f"process {told['pid']} on {told['host']} since {told['since']}"
-    except (OSError, ValueError, KeyError, TypeError):  # it has not said so yet
+    except (OSError, ValueError, KeyError, TypeError):  # not written yet
         return "another process"
 
 
 def _fresh(target: pathlib.Path) -> tuple[pathlib.Path, BinaryIO]:
-    """A new file of this process alone beside the target, locked: so others can tell that it is in use."""
+    """Creates a temporary file beside the target, locked so that other processes see that it is in use."""
     while True:
         temporary = target.with_name(f"{_stem(target)}{os.getpid()}-{secrets.token_hex(4)}.tmp")
         file = temporary.open("xb")
-        # Between its making and its locking it looked left behind, and may have been swept away.
+        # Between creation and locking it looked abandoned, and may have been deleted by another process.
         if _lock(file) is not False and _is_at(temporary, file):
             return temporary, file
         file.close()
 
 
 def _sweep(target: pathlib.Path) -> None:
-    """Delete what killed processes left beside the target: files of theirs that nobody holds."""
+    """Deletes the temporary files that killed processes left beside the target: those that nobody locks."""
     stem = _stem(target)
     for left in target.parent.iterdir():
         if left.name.startswith(stem) and left.name.endswith(".tmp"):
@@ -461,5 +461,5 @@ def _sweep(target: pathlib.Path) -> None:
 
 
 def _stem(target: pathlib.Path) -> str:
-    """How the names of temporary files for the target begin; names have a greatest length."""
+    """The prefix of temporary files for the target, truncated because file names have a maximum length."""
     return f".{target.name[:50]}."

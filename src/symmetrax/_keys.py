@@ -1,4 +1,4 @@
-"""Keys of random numbers, checked where people pass them in."""
+"""Validation of random keys at the public interface."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def check_key(key: object) -> None:
-    """Raise TypeError for what is no key of `jax.random`, such as a seed.
+    """Raises TypeError for anything that is not a key of `jax.random`, such as a seed.
 
     >>> check_key(0)
     Traceback (most recent call last):
@@ -14,7 +14,7 @@ def check_key(key: object) -> None:
     """
     if isinstance(key, jax.Array | np.ndarray):
         typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-        if typed or (key.dtype == np.uint32 and key.ndim > 0):  # the older keys are plain arrays
+        if typed or (key.dtype == np.uint32 and key.ndim > 0):  # legacy keys are plain arrays
             return
     seed = key if isinstance(key, int) and not isinstance(key, bool) else 0
     raise TypeError(

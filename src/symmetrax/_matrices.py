@@ -1,4 +1,4 @@
-"""Checks on matrices and vectors that people pass in: shapes, finite, symmetric, invertible."""
+"""Validation of matrices and vectors passed by users: shape, finiteness, symmetry, invertibility."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -7,14 +7,14 @@ from jaxtyping import Array, Bool, Float
 
 from symmetrax._tree import check_finite
 
-#: Eigenvalues smaller than this many roundings of the largest one, times the dimension, are zero.
+#: Eigenvalues smaller than this many rounding errors of the largest one, times the dimension, count as zero.
 SLACK = 10
 
 
 def symmetric(name: str, matrix: Float[Array, "n n"], *, invertible: bool = False) -> Float[Array, "n n"]:
-    """`matrix` in floating point, made symmetric to the last digit.
+    """Converts `matrix` to floating point and makes it exactly symmetric.
 
-    Raises ValueError, with `name`, if it is not square; and, unless it is traced, if it is not finite, not
+    Raises ValueError, naming `name`, if it is not square; and, unless it is traced, if it is not finite, not
     symmetric to half the digits, or (with `invertible`) singular to working precision.
     """
     matrix = floating(matrix)
@@ -29,8 +29,11 @@ def symmetric(name: str, matrix: Float[Array, "n n"], *, invertible: bool = Fals
 
 
 def vector(name: str, value: Float[Array, " n"], size: int) -> Float[Array, " n"]:
-    """`value` in floating point. Raises ValueError, with `name`, if it has not `size` entries or, unless it
-    is traced, if they are not finite."""
+    """Converts `value` to floating point.
+
+    Raises ValueError, naming `name`, if it does not have `size` entries or, unless it is traced, if they are
+    not finite.
+    """
     value = floating(value)
     if value.shape != (size,):
         raise ValueError(f"`{name}` must have shape ({size},), got {value.shape}.")
@@ -39,13 +42,13 @@ def vector(name: str, value: Float[Array, " n"], size: int) -> Float[Array, " n"
 
 
 def floating(value: Array | float) -> Array:
-    """An array of floats: integers become floats, and floats stay as they are."""
+    """Converts integers to floats; floats stay unchanged."""
     value = jnp.asarray(value)
     return value if jnp.issubdtype(value.dtype, jnp.floating) else value.astype(float)
 
 
 def regular(values: Float[Array, " n"]) -> Bool[Array, ""]:
-    """Whether no eigenvalue is zero to working precision."""
+    """Returns whether no eigenvalue is zero to working precision."""
     sizes = jnp.abs(values)
     return jnp.min(sizes) > SLACK * len(values) * jnp.finfo(values.dtype).eps * jnp.max(sizes)
 

@@ -1,8 +1,8 @@
-"""Conversion between a caller's parameters and an optimizer's numbers.
+"""Conversion between the caller's parameters and the numbers that an optimizer works on.
 
-Callers hold parameters in any precision, on any devices, and with leaves that are no floats. Inside, all
-numbers are of one precision, float32 at least, and what the caller gets back is as it came: dtypes,
-shardings, and a state whose leaves never change their type.
+The caller's parameters may have any precision, live on any devices, and contain leaves that are not floats.
+Internally, all numbers have one precision, at least float32. Results are converted back to the caller's
+dtypes and shardings, and the leaves of the state never change their type.
 """
 
 from collections.abc import Callable
@@ -21,17 +21,17 @@ from symmetrax._tree import all_finite, leaf_name
 
 try:
     from jax.experimental.shard_alike import shard_alike
-except ImportError:  # a compiler that is not told decides by itself
+except ImportError:  # without it, the compiler chooses the sharding itself
 
     def shard_alike(x, y):
         return x, y
 
 
 class Held(NamedTuple):
-    """Parameters as the caller holds them, and the precision in which they are worked on.
+    """Parameters as the caller holds them, and the precision in which to work on them.
 
-    `numbers` has the floats among them as arrays and None elsewhere, `rest` the other leaves: integers,
-    booleans, functions, which nothing here moves.
+    `numbers` has their floats as arrays and None elsewhere; `rest` has the other leaves (integers, booleans,
+    functions), which never move.
 
     >>> held = hold({"w": jnp.ones(2, jnp.bfloat16), "steps": 3, "gain": 0.5})
     >>> print(held.numbers["steps"], held.rest["steps"], held.numbers["gain"].shape, held.dtype)
@@ -44,29 +44,29 @@ class Held(NamedTuple):
 
     @property
     def inside(self) -> PyTree:
-        """The numbers in the precision of the work."""
+        """The numbers in working precision."""
         return self.widened(self.numbers)
 
     def widened(self, tree: PyTree) -> PyTree:
-        """A tree of floats in the precision of the work."""
+        """Converts a tree of floats to working precision."""
         return jax.tree.map(lambda x: jnp.asarray(x, self.dtype), tree)
 
     def outside(self, tree: PyTree) -> PyTree:
-        """A tree like `numbers` in the caller's precisions."""
+        """Converts a tree like `numbers` to the caller's precisions."""
         return jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), tree, self.numbers)
 
     def beside(self, tree: PyTree) -> PyTree:
-        """A tree like `numbers`, in the caller's precisions and on the devices of the parameters."""
+        """Converts a tree like `numbers` to the caller's precisions, on the devices of the parameters."""
         return jax.tree.map(_alike, self.numbers, self.outside(tree))
 
     def loss(self, value_fn: Callable[[PyTree], Any] | None) -> Callable[[PyTree], Float[Array, ""]] | None:
-        """The caller's loss, as a function of a tree like `inside`."""
+        """Returns the caller's loss as a function of a tree like `inside`."""
         if value_fn is None:
             return None
         return lambda tree: jnp.asarray(value_fn(eqx.combine(self.outside(tree), self.rest)), self.dtype)
 
     def gradient(self, updates: PyTree) -> PyTree:
-        """The caller's gradient, as a tree like `inside`; ValueError if an array has none."""
+        """Returns the caller's gradient as a tree like `inside`; ValueError if an array has no gradient."""
 
         def wide(path, number, given):
             if number is None:
@@ -78,7 +78,7 @@ class Held(NamedTuple):
         return jax.tree_util.tree_map_with_path(wide, self.numbers, updates, is_leaf=_is_none)
 
     def updates(self, tree: PyTree, given: PyTree) -> PyTree:
-        """A tree like `inside` as updates: zeros for what is no float, and None where None was `given`."""
+        """Converts a tree like `inside` to updates: zeros for non-floats, and None where None was `given`."""
 
         def narrow(number, rest, given, x):
             if number is not None:
@@ -88,12 +88,12 @@ class Held(NamedTuple):
         return jax.tree.map(narrow, self.numbers, self.rest, given, self.beside(tree), is_leaf=_is_none)
 
     def lands(self, displacement: PyTree) -> Bool[Array, ""]:
-        """Whether the parameters are finite after the displacement, in the caller's precisions."""
+        """Returns whether the parameters are finite after the displacement, in the caller's precisions."""
         return all_finite(optax.tree.add(self.numbers, self.outside(displacement)))
 
 
 def hold(params: PyTree, *beside: PyTree) -> Held:
-    """The parameters, to be worked on in float64 if they or arrays `beside` them are, else in float32.
+    """Wraps parameters, with working precision float64 if they or arrays `beside` them are, else float32.
 
     Raises ValueError for complex parameters.
     """
@@ -109,7 +109,7 @@ def hold(params: PyTree, *beside: PyTree) -> Held:
 
 
 def check_whole(params: PyTree) -> None:
-    """Raise ValueError if a mask outside has hidden some of the parameters from a symmetry."""
+    """Raises ValueError if an outer mask has hidden some of the parameters from a symmetry."""
     is_hidden = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
     hidden = sum(map(is_hidden, jax.tree.leaves(params, is_leaf=is_hidden)))
     if hidden:
@@ -121,35 +121,36 @@ def check_whole(params: PyTree) -> None:
 
 
 def at_precision(tree: PyTree, dtype: Any) -> PyTree:
-    """A module with its arrays of floats in this precision."""
+    """Converts the floating-point arrays of a module to this precision."""
     return jax.tree.map(lambda x: jnp.asarray(x, dtype) if _is_float_array(x) else x, tree)
 
 
 def settled_state(state: PyTree) -> PyTree:
-    """A first state, each leaf an array of its own that can be donated, of a type that is not weak."""
+    """Makes each leaf of an initial state an array of its own that can be donated and is not weakly typed."""
     return jax.tree.map(own, state)
 
 
 def own(x: Any) -> Any:
-    """A copy of an array or number."""
+    """Returns a copy of an array or number."""
     return jax.random.clone(x) if _is_key(x) else jnp.array(x, dtype=jnp.result_type(x))
 
 
 def as_before(state: PyTree, before: PyTree) -> PyTree:
-    """The state with the types of the leaves that it had `before`."""
+    """Casts the leaves of a state to the types that they had `before`."""
     return jax.tree.map(lambda x, like: x if _is_key(like) else jnp.asarray(x, like.dtype), state, before)
 
 
 def gathered(x: Any) -> Any:
-    """An array that can be reshaped at will: where a mesh with explicit axes splits it, a whole one."""
+    """Returns an array that can be reshaped freely, gathered if a mesh with explicit axes shards it."""
     sharding = _explicit(x) if eqx.is_array(x) else None
     return x if sharding is None else jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec()))
 
 
 def flat(tree: PyTree) -> tuple[Float[Array, " n"], Callable[[Array], PyTree]]:
-    """All entries of a tree as one vector, and the way back.
+    """Returns all entries of a tree as one vector, and the inverse function.
 
-    `jax.flatten_util.ravel_pytree` for trees of one dtype, whose arrays may be split over explicit axes.
+    Like `jax.flatten_util.ravel_pytree`, for trees of one dtype whose arrays may be sharded over explicit
+    axes.
 
     >>> vector, back = flat({"a": jnp.ones((2, 2)), "b": jnp.zeros(1)})
     >>> print(vector, jax.tree.map(jnp.shape, back(vector)))
@@ -167,13 +168,13 @@ def flat(tree: PyTree) -> tuple[Float[Array, " n"], Callable[[Array], PyTree]]:
 
 
 def _beside(x: Array, part: Array) -> Array:
-    """`part` split over devices as `x`, which has its shape, where a mesh has explicit axes."""
+    """Shards `part` like `x`, which has the same shape, if a mesh has explicit axes."""
     sharding = _explicit(x)
     return part if sharding is None else jax.sharding.reshard(part, sharding)
 
 
 def _alike(x: Array, y: Array) -> Array:
-    """`y` on the devices of `x`, which has its shape: what the compiler chooses for it may be elsewhere."""
+    """Places `y` on the devices of `x`, which has its shape; left alone, the compiler may choose others."""
     if _explicit(x) is not None or _explicit(y) is not None:
         return y
     if isinstance(y, Tracer):
@@ -182,7 +183,7 @@ def _alike(x: Array, y: Array) -> Array:
 
 
 def _explicit(x: Any) -> NamedSharding | None:
-    """The sharding of an array that is split along explicit axes of a mesh, which its type tells."""
+    """Returns the sharding of an array along explicit mesh axes, as given by its type; else None."""
     sharding = jax.typeof(x).sharding
     if all(axis is None for axis in sharding.spec):
         return None

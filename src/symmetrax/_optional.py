@@ -1,15 +1,15 @@
-"""Packages that the core does without, and what to say where one of them is missing."""
+"""Optional dependencies, and the error for a missing one."""
 
 import contextlib
 from collections.abc import Iterator
 
-#: What the extra `studies` installs, by the names that are imported.
+#: The packages installed by the extra `studies`, by import name.
 STUDIES = ("matplotlib", "rich", "sklearn", "tyro")
 
 
 @contextlib.contextmanager
 def needing(what: str) -> Iterator[None]:
-    """Say how to install a package of the extra `studies` that `what` imports here, if it is missing.
+    """Raises with install instructions if a package of the extra `studies` that `what` imports is missing.
 
     >>> with needing("The example"):
     ...     raise ModuleNotFoundError("No module named 'rich'", name="rich")

@@ -1,9 +1,9 @@
-"""Programs that are compiled once: a function is recognized by what it computes, not by which object it is.
+"""Programs that compile once, because a function is identified by its computation, not its object identity.
 
-JAX keeps a compiled program for the function object that it was made from. Where a loop makes a closure at
-every step, `lambda w: loss(w, batch)`, and control flow makes its own, that is a new program at every step.
-Here a call is traced, the arrays that it closes over become arguments, and a program that computes the same
-is looked up by the equations of the trace.
+JAX caches a compiled program by the function object. If a loop creates a closure at every step, such as
+`lambda w: loss(w, batch)`, or a branch function for control flow, every step compiles a new program. Here a
+call is traced, the arrays that it closes over become arguments, and a program for the same computation is
+looked up by the equations of the trace.
 """
 
 import functools
@@ -18,13 +18,13 @@ from jax.core import Tracer, eval_jaxpr
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxprs_in_params
 from jaxtyping import PyTree
 
-#: So many programs are kept, and so many functions with what they close over; the oldest are dropped.
+#: The numbers of programs kept, and of functions kept with their closures; the oldest are dropped.
 KEPT, KEPT_FUNCTIONS = 256, 32
 
-#: What carries rules for its derivative. Programs are not differentiated, so that the rules do not matter.
+#: Primitives with custom derivative rules. Programs are not differentiated, so the rules do not matter.
 WITH_RULES = ("custom_jvp_call", "custom_vjp_call")
 
-#: What a function raises in a trace that looks at the values of its arguments.
+#: Errors raised in a trace by a function that depends on the values of its arguments.
 LOOKS_AT_VALUES = (
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
@@ -34,11 +34,11 @@ LOOKS_AT_VALUES = (
 
 
 def once(fun: Callable, *args: Any) -> Any:
-    """`fun(*args)` in one program, compiled once for all functions that compute the same.
+    """`fun(*args)` as one program, compiled once for all functions with the same computation.
 
-    Arrays and numbers among the arguments are inputs of the program; all else is part of the function, which
-    is traced at every call. It is a plain call inside compiled code, under transformations, and where `fun`
-    looks at values, as a search on the host does.
+    Arrays and numbers among the arguments are inputs of the program; everything else is part of the function,
+    which is traced at every call. This is a plain call inside compiled code, under transformations, and if
+    `fun` depends on the values of its arguments, as a search on the host does.
 
     >>> import jax.numpy as jnp
     >>> [float(once(lambda x: rate * x, jnp.array(3.0))) for rate in jnp.array([1.0, 2.0])]
@@ -51,10 +51,10 @@ def once(fun: Callable, *args: Any) -> Any:
 
 
 def compiled(fun: Callable) -> Callable:
-    """As `equinox.filter_jit`, but a function or an optimizer that was made anew does not compile anew.
+    """Like `equinox.filter_jit`, but recreated functions and optimizers do not trigger recompilation.
 
-    A function among the arguments is traced once for each object, and compiled once for all objects that
-    compute the same.
+    A function among the arguments is traced once per object, and compiled once for all objects with the same
+    computation.
 
     >>> import jax.numpy as jnp
     >>> at_three = compiled(lambda f, x: f(x))
@@ -75,11 +75,11 @@ def compiled(fun: Callable) -> Callable:
 
 
 def opened(fun: Callable, *example: PyTree) -> tuple[Callable, list]:
-    """`fun` as a function of its constants and its arguments, and the constants.
+    """Returns `fun` as a function of its constants and its arguments, and the constants.
 
-    They are the numbers and arrays that it closes over, and what it makes of these alone. So a function that
-    is made anew with other numbers, or takes another part of the data, differs in its constants only. It is
-    traced at `example`; at arguments of other shapes or types, `fun` itself is called.
+    The constants are the numbers and arrays that `fun` closes over, and anything computed from these alone.
+    So a function that is recreated with other numbers, or for another part of the data, differs only in its
+    constants. `fun` is traced at `example`; for arguments of other shapes or dtypes, `fun` itself is called.
 
     >>> import jax.numpy as jnp
     >>> data = jnp.arange(6.0).reshape(2, 3)
@@ -114,7 +114,7 @@ def opened(fun: Callable, *example: PyTree) -> tuple[Callable, list]:
 
 
 class _Rest:
-    """The arguments that are not arrays: equal to another that makes the same function."""
+    """The non-array arguments; equal to others that define the same function."""
 
     def __init__(self, tree: PyTree):
         leaves, structure = jax.tree.flatten(tree)
@@ -134,14 +134,14 @@ class _Rest:
 
 @jax.tree_util.register_static
 class _Aside:
-    """The results that are not arrays, kept in their tree structure."""
+    """The non-array results, kept in their tree structure."""
 
     def __init__(self, tree: PyTree):
         self.tree = tree
 
 
 def _tracer(fun: Callable, rest: _Rest) -> Any:
-    """`fun` of its arrays alone, to be traced."""
+    """Returns `fun` as a function of its arrays alone, ready for tracing."""
 
     def of_arrays(numbers: PyTree) -> tuple[PyTree, _Aside]:
         arrays, aside = eqx.partition(fun(*eqx.combine(numbers, rest.tree)), eqx.is_array)
@@ -155,12 +155,12 @@ def _whole(result: tuple[PyTree, _Aside]) -> Any:
 
 
 def _traced(tracer: Any, numbers: PyTree) -> Any:
-    """The trace, or None where values are looked at, or belong to a derivative that is taken outside."""
+    """Returns the trace, or None if `fun` depends on values or closes over those of an outer derivative."""
     try:
         traced = tracer.trace(numbers)
     except LOOKS_AT_VALUES:
         return None
-    # Values of an outer derivative that the function closes over are constants, or inputs beside its own.
+    # Values of an outer derivative that the function closes over appear as constants or as additional inputs.
     own = len(traced.jaxpr.jaxpr.invars) == len(jax.tree.leaves(numbers))
     return traced if own and not any(isinstance(x, Tracer) for x in traced.jaxpr.consts) else None
 
@@ -174,7 +174,7 @@ def _run(tracer: Any, numbers: PyTree, plainly: Callable[[], Any]) -> Any:
 
 
 class _Trace:
-    """The equations of a trace: equal to another that computes the same from inputs of the same types."""
+    """The equations of a trace; equal to another with the same computation and input types."""
 
     def __init__(self, jaxpr: Jaxpr):
         self.jaxpr, self.key = jaxpr, _key(jaxpr)
@@ -189,7 +189,7 @@ class _Trace:
 
 @functools.lru_cache(maxsize=KEPT)
 def _program_of(jaxpr: Jaxpr) -> Callable:
-    # A function that is called again has the same trace: reading it anew would take longer than running it.
+    # Repeated calls of a function share a trace: reading it again would take longer than running the program.
     return _program(_Trace(jaxpr))
 
 
@@ -199,7 +199,7 @@ def _program(trace: _Trace) -> Callable:
 
 
 class _Same:
-    """An object that equals nothing but itself."""
+    """An object that equals only itself."""
 
     def __init__(self, value: Any):
         self.value = value
@@ -212,7 +212,7 @@ class _Same:
 
 
 def _key(value: Any) -> Any:
-    """A key to compare and hash instead of `value`: equal only for what computes the same."""
+    """Returns a key to compare and hash instead of `value`: equal only for equal computations."""
     match value:
         case ClosedJaxpr():
             return _key(value.jaxpr), tuple(_Same(constant) for constant in value.consts)
@@ -265,14 +265,14 @@ class _Later:
 
 
 class _Step:
-    """An equation that is left to do, on values known and yet to be known."""
+    """An equation that remains to be evaluated, with known and unknown inputs."""
 
     def __init__(self, equation: JaxprEqn, inputs: list, outputs: list):
         self.equation, self.inputs, self.outputs = equation, inputs, outputs
 
 
 def _open(closed: ClosedJaxpr, inputs: Sequence[Any], steps: list[_Step]) -> list[Any]:
-    """The results of a trace; in `steps`, the equations left when all that is known is worked out."""
+    """Returns the results of a trace; appends to `steps` the equations that depend on the arguments."""
     jaxpr = closed.jaxpr
     known = [_Known(constant) for constant in closed.consts]
     values: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*known, *inputs], strict=True))
@@ -294,7 +294,7 @@ def _open(closed: ClosedJaxpr, inputs: Sequence[Any], steps: list[_Step]) -> lis
 
 
 def _calls_with_constants(equation: JaxprEqn) -> bool:
-    """Whether this calls a compiled function that closes over arrays."""
+    """Returns whether this calls a compiled function that closes over arrays."""
     inner = equation.params.get("jaxpr")
     return (
         equation.primitive.name in ("jit", "pjit") and isinstance(inner, ClosedJaxpr) and bool(inner.consts)
@@ -302,14 +302,14 @@ def _calls_with_constants(equation: JaxprEqn) -> bool:
 
 
 def _can_be_done(equation: JaxprEqn, inputs: list[Any]) -> bool:
-    """Whether an equation follows from constants, at no cost of compilation."""
+    """Returns whether an equation follows from constants, without requiring compilation."""
     known = all(isinstance(ref, _Known) for ref in inputs)
     closes_over = any(not isinstance(atom, Literal) for atom in equation.invars)
     return known and closes_over and not equation.effects and not [*jaxprs_in_params(equation.params)]
 
 
 def _bind(equation: JaxprEqn, values: list[Any]) -> list[Any]:
-    """An equation, done."""
+    """Evaluates an equation."""
     primitive = equation.primitive
     outputs = primitive.bind(*values, **primitive.get_bind_params(equation.params))
     return list(outputs) if primitive.multiple_results else [outputs]
@@ -321,7 +321,7 @@ def _signature(args: PyTree) -> Any:
 
 
 def _underway(args: Any) -> bool:
-    """Whether this is inside a trace, for a program or a derivative, or is not to be compiled at all."""
+    """Returns whether a trace is in progress, for a program or a derivative, or compilation is disabled."""
     if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
         return True
     leaves = jax.tree.leaves(args)

@@ -1,11 +1,11 @@
-"""Words for people: near matches of names that were not found."""
+"""Suggestions of near matches for unknown names."""
 
 import difflib
 from collections.abc import Iterable
 
 
 def near_match(name: str, names: Iterable[str]) -> str:
-    """A hint to append to an error about an unknown name; empty if nothing is near.
+    """Returns a hint to append to an error about an unknown name; empty if no name is close.
 
     >>> near_match("ralu", ["tanh", "relu"])
     " Did you mean 'relu'?"

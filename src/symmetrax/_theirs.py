@@ -1,4 +1,4 @@
-"""Code of the user's that a command names as MODULE:NAME: found, run, and named where it fails."""
+"""User code that a command names as MODULE:NAME: importing it, and attributing its errors."""
 
 import contextlib
 import importlib
@@ -17,9 +17,10 @@ _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib"
 
 
 def named(name: str, what: str) -> Any:
-    """The object that a user calls MODULE:NAME; `what` it should be. The working directory is searched too.
+    """Imports the object that a user names as MODULE:NAME; `what` describes it in errors.
 
-    Raises ValueError if there is none, or if its module cannot be imported.
+    The working directory is searched too. Raises ValueError if there is no such object, or if its module
+    cannot be imported.
 
     >>> named("json:dumps", "function")([1])
     '[1]'
@@ -44,7 +45,7 @@ def named(name: str, what: str) -> Any:
             module = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-                raise  # something that the module itself imports
+                raise  # caused by an import within the module itself
             near = near_match(module_name, [path.stem for path in pathlib.Path().glob("*.py")])
             raise ValueError(f"There is no module {module_name!r}: {error}.{near}") from None
         found = getattr(module, attribute, None)
@@ -55,8 +56,10 @@ def named(name: str, what: str) -> Any:
 
 @contextlib.contextmanager
 def blamed(what: str) -> Iterator[None]:
-    """Turn an exception into a ValueError of one line that names it and, if user's code raised it or called
-    what did, the last place there. Those that this library raises for bad input are left as they are.
+    """Converts an exception to a one-line ValueError that names it and the last place in user code.
+
+    The place is included if user code raised the exception or called the code that did. Errors that this
+    library raises for invalid input are left unchanged.
 
     >>> with blamed("The model"):
     ...     {}["width"]
@@ -77,7 +80,7 @@ def blamed(what: str) -> Iterator[None]:
 
 
 def _place(error: BaseException) -> str | None:
-    """The last place in code that is neither this library's nor of any that is installed."""
+    """The last place in code that belongs neither to this library nor to any installed one."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}"
     places = [

@@ -1,7 +1,7 @@
-"""Pytree algebra that optax does not have: norms of every dtype and size, and tests for finiteness.
+"""Pytree operations missing from optax: norms for every dtype and magnitude, and finiteness tests.
 
-Norms and pairings are those of the real vector of all entries, the two parts of a complex number being two
-entries, and they are summed in single precision at least: squares of float16 overflow at 256.
+Norms and pairings treat a tree as the real vector of all its entries, where a complex number counts as two
+entries. Sums are taken at least in single precision: squares of float16 overflow at 256.
 """
 
 from collections.abc import Collection
@@ -15,7 +15,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 
 def widened(x: ArrayLike) -> Array:
-    """`x` in single precision at least: half floats and integers are converted, complex stays complex."""
+    """Converts `x` to at least single precision: half precision is converted, complex stays complex."""
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         return x.astype(float)
@@ -31,12 +31,12 @@ def squares(x: ArrayLike) -> Float[Array, "..."]:
 
 
 def squared_norm(tree: PyTree) -> Float[Array, ""]:
-    """Sum of the squares |x|^2 of all entries."""
+    """The sum of the squares |x|^2 of all entries."""
     return total([jnp.sum(squares(x)) for x in jax.tree.leaves(tree)])
 
 
 def pairing(left: PyTree, right: PyTree) -> Float[Array, ""]:
-    """Sum of the products of all entries; the real part of conj(left) * right where they are complex."""
+    """The sum of the products of all entries; the real part of conj(left) * right if they are complex."""
 
     def product(x: Array, y: Array) -> Array:
         x, y = widened(x), widened(y)
@@ -56,9 +56,9 @@ def total(numbers: list[Float[Array, ""]]) -> Float[Array, ""]:
 
 
 def magnitude(tree: PyTree) -> Float[Array, ""]:
-    """A power of two near the largest entry, by which you divide before squaring: exact, and a constant.
+    """A power of two near the largest entry, to divide by before squaring: exact, and a constant.
 
-    1 where all entries are zero, and where one is infinite or NaN.
+    It is 1 if all entries are zero, or if any is infinite or NaN.
     """
     leaves = [jnp.abs(part) for x in jax.tree.leaves(jax.lax.stop_gradient(tree)) for part in _parts(x)]
     kind = total([jnp.zeros((), x.dtype) for x in leaves]).dtype
@@ -66,7 +66,7 @@ def magnitude(tree: PyTree) -> Float[Array, ""]:
     biggest = jnp.max(jnp.stack(largest))
     usable = (biggest > 0) & jnp.isfinite(biggest)
     _, exponent = jnp.frexp(jnp.where(usable, biggest, 1.0))
-    # Compilers multiply by reciprocals, and those of the largest floats are flushed to zero.
+    # Compilers multiply by reciprocals, and the reciprocals of the largest floats are flushed to zero.
     most = jnp.finfo(kind).maxexp - 28
     return jnp.ldexp(jnp.ones((), kind), jnp.clip(exponent - 1, -most, most))
 
@@ -77,12 +77,12 @@ def _parts(x: ArrayLike) -> tuple[Array, ...]:
 
 
 def scaled(tree: PyTree, scale: Float[Array, ""]) -> PyTree:
-    """`tree` divided by `scale`, in single precision at least."""
+    """`tree` divided by `scale`, in at least single precision."""
     return jax.tree.map(lambda x: widened(x) / scale.astype(widened(x).dtype), tree)
 
 
 def replicated(x: Array) -> Array:
-    """`x` whole on every device, where the mesh has explicit axes: for what is small, or cannot be split."""
+    """Replicates `x` on every device of a mesh with explicit axes: for small or indivisible arrays."""
     sharding = jax.typeof(x).sharding
     if all(axis is None for axis in sharding.spec):
         return x
@@ -98,7 +98,7 @@ def safe_norm(tree: PyTree) -> Float[Array, ""]:
 
 
 def conjugate(tree: PyTree) -> PyTree:
-    """The direction of steepest ascent from a gradient of JAX, and back; real arrays stay as they are.
+    """Converts a JAX gradient to the direction of steepest ascent, and back; the identity on real arrays.
 
     For complex parameters `jax.grad` returns the conjugate of that direction.
     """
@@ -106,7 +106,7 @@ def conjugate(tree: PyTree) -> PyTree:
 
 
 def times(scale: Float[Array, ""], tree: PyTree) -> PyTree:
-    """scale * tree, computed in single precision at least and returned as `tree` is."""
+    """scale * tree, computed in at least single precision and returned in the dtypes of `tree`."""
 
     def product(x: Array) -> Array:
         wide = widened(x)
@@ -116,7 +116,7 @@ def times(scale: Float[Array, ""], tree: PyTree) -> PyTree:
 
 
 def shift(params: PyTree, scale: Float[Array, ""] | float, direction: PyTree) -> PyTree:
-    """params + scale * direction, computed in single precision at least and returned as `params` are."""
+    """params + scale * direction, computed in at least single precision, in the dtypes of `params`."""
 
     def moved(w: Array, d: Array) -> Array:
         wide = widened(w)
@@ -126,22 +126,22 @@ def shift(params: PyTree, scale: Float[Array, ""] | float, direction: PyTree) ->
 
 
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
-    """Whether no entry is infinite or NaN."""
+    """Returns whether all entries are finite."""
     leaves = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
     return jnp.all(jnp.stack(leaves)) if leaves else jnp.array(True)
 
 
 def select(condition: Bool[Array, ""], yes: PyTree, no: PyTree) -> PyTree:
-    """`yes` where the scalar `condition` holds, else `no`: trees of equal structure, typed keys included."""
+    """`yes` where the scalar `condition` holds, else `no`: trees of equal structure, including typed keys."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
 @jax.custom_batching.custom_vmap
 def anywhere(condition: Bool[Array, "..."]) -> Bool[Array, ""]:
-    """Whether a condition holds anywhere, under `vmap` anywhere in the batch.
+    """Returns whether a condition holds anywhere; under `vmap`, anywhere in the batch.
 
-    Under `vmap` both branches of a condition are computed, for every member of the batch. What depends on
-    `anywhere(condition)` stays one branch for all.
+    Under `vmap`, a `lax.cond` on `condition` computes both branches for every member of the batch. A
+    `lax.cond` on `anywhere(condition)` remains a single branch for all.
 
     >>> taken = jax.vmap(lambda x: jax.lax.cond(anywhere(x > 2), lambda: x + 10, lambda: x))
     >>> print(taken(jnp.array([1.0, 2.0])), taken(jnp.array([1.0, 3.0])))
@@ -156,13 +156,13 @@ def _anywhere_in_batch(size: int, batched: list[bool], condition: Array) -> tupl
 
 
 def relative(difference: PyTree, reference: PyTree) -> Float[Array, ""]:
-    """Norm of `difference` over the norm of `reference`; 0 when both vanish."""
+    """Norm of `difference` relative to the norm of `reference`; 0 if both vanish."""
     top, bottom = safe_norm(difference), safe_norm(reference)
     return jnp.where(top == 0, 0.0, top / jnp.where(bottom == 0, 1e-30, bottom).astype(top.dtype))
 
 
 def leaf_name(path: tuple) -> str:
-    """The name of a leaf from its key path: `blocks.0.attn.weight`; "params" for a lone array.
+    """The name of a leaf, from its key path: `blocks.0.attn.weight`; "params" for a lone array.
 
     >>> import jax
     >>> [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path({"w": [1.0, 2.0]})]
@@ -172,10 +172,10 @@ def leaf_name(path: tuple) -> str:
 
 
 def leaf_names(tree: PyTree) -> list[str]:
-    """The names of all leaves of a tree, in its order.
+    """The names of all leaves of a tree, in order.
 
-    Where an array is alone in a box, as in flax's variables and partitioned arrays, the box's `.value` is not
-    part of the name: a state of variables and the tree of their arrays have the same names.
+    If an array is the only leaf of a box, as in flax's variables and partitioned arrays, the box's `.value`
+    is not part of the name: a state of variables and the tree of their arrays have the same names.
 
     >>> leaf_names({"w": [1.0, 2.0], "b": 3.0})
     ['b', 'w.0', 'w.1']
@@ -184,7 +184,7 @@ def leaf_names(tree: PyTree) -> list[str]:
 
     def opened(k: int) -> tuple:
         path, box = paths[k], paths[k][:-1]
-        beside = paths[max(k - 1, 0) : k] + paths[k + 1 : k + 2]  # the leaves of a box stand together
+        beside = paths[max(k - 1, 0) : k] + paths[k + 1 : k + 2]  # the leaves of a box are adjacent
         alone = all(other[: len(box)] != box for other in beside)
         return box if alone and path[-1:] == (jax.tree_util.GetAttrKey("value"),) else path
 
@@ -192,7 +192,7 @@ def leaf_names(tree: PyTree) -> list[str]:
 
 
 def known_name(name: str, names: Collection[str]) -> str:
-    """`name`, or what it is without a box's `.value` if only that is among `names`.
+    """Returns `name`, without the `.value` of a box if only the shortened name is among `names`.
 
     >>> known_name("one.kernel.value", ["one.bias", "one.kernel"])
     'one.kernel'
@@ -202,7 +202,7 @@ def known_name(name: str, names: Collection[str]) -> str:
 
 
 def check_finite(params: PyTree, what: str) -> None:
-    """Raise ValueError, naming the leaf, if concrete parameters are not finite; traced ones pass."""
+    """Raises ValueError, naming the leaf, if concrete parameters are not finite; traced ones pass."""
     for name, leaf in zip(leaf_names(params), jax.tree.leaves(params), strict=True):
         if not isinstance(leaf, Tracer) and not bool(np.all(np.isfinite(leaf))):
             raise ValueError(f"Cannot {what} a point that is not finite: {name} is {leaf}.")

@@ -1,8 +1,8 @@
-"""One optimizer on one task, or on many at once: the only place where an optimizer meets a loss.
+"""Runs an optimizer on one task or on many at once: the only place where optimizers evaluate losses.
 
-Follow one number through. `begin` draws the starting point and evaluates the loss and its gradient there.
-A step hands them to the optimizer's `update`, applies it, draws the next batch, and evaluates at the *new*
-point, so that every update and teleport in a window reaches a loss in that window: after T steps a trace
+The order of evaluation: `begin` draws the starting point and evaluates the loss and its gradient there. A
+step passes them to the optimizer's `update`, applies it, draws the next batch, and evaluates at the *new*
+point, so that every update and teleport in a window affects a loss in that window: after T steps a trace
 holds f(x_1) ... f(x_T).
 """
 
@@ -21,16 +21,16 @@ from symmetrax._tree import check_finite, safe_norm
 from symmetrax.learned._networks import GATES
 from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
 
-#: What is read from an optimizer's state into the trace, where the state has it.
+#: The fields of an optimizer's state that are copied to the trace, if the state has them.
 WATCHED = ("algebra", "defect", "refused", "previous", "step_size", "momentum")
 
 
-#: What `remat` does not recompute.
+#: The checkpoint policy of `remat`: the values that are not recomputed.
 KEEP = jax.checkpoint_policies.save_only_these_names(GATES)
 
 
 class Carry(NamedTuple):
-    """Everything that goes from one step to the next: `value` and `gradient` are at `params` on `batch`.
+    """The state carried from one step to the next: `value` and `gradient` are at `params` on `batch`.
 
     >>> Carry._fields
     ('params', 'state', 'batch', 'value', 'gradient', 'key', 'count')
@@ -46,10 +46,10 @@ class Carry(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """A record of a run, one array per quantity with the step as its first axis.
+    """A record of a run, with one array per quantity and the step as its first axis.
 
-    `loss` and `gradient_norm` are at the points reached; `watched` holds what the optimizer's state tells
-    under the names asked for, and `params` the points, if they were asked for (else None).
+    `loss` and `gradient_norm` are measured at the points reached. `watched` holds the requested fields of the
+    optimizer's state, and `params` the points, if you requested them (else None).
 
     >>> Trace._fields
     ('loss', 'gradient_norm', 'watched', 'params')
@@ -66,7 +66,7 @@ MakeTransform = Callable[[Any, AbstractTask], optax.GradientTransformation]
 
 
 def begin(transform: optax.GradientTransformation, task: AbstractTask, key: Key[Array, ""]) -> Carry:
-    """The random start of a task: its point, first batch, loss and gradient, and a fresh optimizer state.
+    """Starts a task at random: draws its point and first batch, and initializes the optimizer.
 
     >>> import jax, optax, symmetrax as sx
     >>> begin(optax.sgd(0.1), sx.booth(start=[5.0, -5.0]), jax.random.key(0)).value.item()
@@ -80,7 +80,7 @@ def begin(transform: optax.GradientTransformation, task: AbstractTask, key: Key[
 
 
 def step(transform: optax.GradientTransformation, task: AbstractTask, carry: Carry) -> Carry:
-    """One update, and the evaluation at the point it leads to.
+    """Makes one update and evaluates the task at the point reached.
 
     >>> import jax, optax, symmetrax as sx
     >>> task = sx.booth(start=[5.0, -5.0])
@@ -89,7 +89,7 @@ def step(transform: optax.GradientTransformation, task: AbstractTask, carry: Car
     """
     fresh, own = jax.random.split(jax.random.fold_in(carry.key, carry.count))
     after = task.batch(fresh)
-    # Equal arrays, but these do not change in the loop: what an action computes from them alone leaves it.
+    # Equal arrays, but these are constant in the loop: computations that depend only on them are hoisted.
     now = after if task.same_batch else carry.batch
     data = {"batch": now, "key": own}
     value_fn = bound(lambda params: task.loss(params, now), data)
@@ -111,12 +111,11 @@ def advance(
     remat: bool = False,
     axis: int | None = None,
 ) -> tuple[Carry, Trace]:
-    """`steps` steps in one `lax.scan`; the trace holds what each of them reached.
+    """Runs `steps` steps in one `lax.scan`; the trace records the point that each of them reached.
 
-    `remat` recomputes each step in the backward pass instead of storing it, but for what its products gave:
-    less memory, and often faster.
-    `axis` is the axis of tasks in `carry`, if there is one. `along` has the steps as its first axis; step t
-    is then `one_step(carry, along[t])`.
+    `remat` recomputes each step in the backward pass, except for the results of its matrix products, instead
+    of storing it: this saves memory and is often faster. `axis` is the axis of tasks in `carry`, if there is
+    one. If given, `along` has the steps as its first axis, and step t is `one_step(carry, along[t])`.
 
     >>> import functools, jax, optax, symmetrax as sx
     >>> task, optimizer = sx.booth(), optax.sgd(0.05)
@@ -134,7 +133,7 @@ def advance(
 
 
 def observe(carry: Carry, watch: tuple[str, ...], points: bool, axis: int | None) -> Trace:
-    """The entry of a trace for one moment."""
+    """Returns the entry of a trace for the current step."""
     norm = safe_norm if axis is None else jax.vmap(safe_norm, in_axes=axis)
     watched = {name: _outermost(carry.state, name) for name in watch}
     watched = {name: value for name, value in watched.items() if value is not None}
@@ -142,7 +141,7 @@ def observe(carry: Carry, watch: tuple[str, ...], points: bool, axis: int | None
 
 
 def _outermost(state: optax.OptState, name: str) -> Any:
-    """The value of that name in a state, of the outer transformation where one wraps another; else None."""
+    """Returns the field `name` of a state, from the outermost transformation that has it; else None."""
     found = optax.tree.get_all_with_path(state, name)
     return min(found, key=lambda item: len(item[0]))[1] if found else None
 
@@ -150,7 +149,7 @@ def _outermost(state: optax.OptState, name: str) -> Any:
 def _from_start(
     one_step, carry: Carry, steps: int, watch: tuple[str, ...], points: bool, axis: int | None
 ) -> Trace:
-    """The trace of `steps` steps with the start in front."""
+    """Returns the trace of `steps` steps, preceded by the start."""
     if steps < 1:
         raise ValueError(f"An unroll needs at least one step, got steps={steps}.")
     first = observe(carry, watch, points, axis)
@@ -167,13 +166,13 @@ def unroll(
     watch: tuple[str, ...] = WATCHED,
     points: bool = False,
 ) -> Trace:
-    """Run any optax optimizer on a task from a random start.
+    """Runs any optax optimizer on a task from a random start.
 
-    Index 0 of the trace is the start, so 12 steps give 13 numbers. The optimizer gets the extra arguments
-    `value`, `grad`, `value_fn`, `batch` and `key`, and ignores what it does not know.
+    Index 0 of the trace is the start, so 12 steps give 13 numbers. The optimizer receives the extra arguments
+    `value`, `grad`, `value_fn`, `batch` and `key`, and ignores those that it does not accept.
 
-    **Arguments:** `watch` names what to read from the optimizer's state, such as "algebra", "defect",
-    "refused"; `points=True` keeps the parameters of every step. Raises ValueError for a start that is not
+    **Arguments:** `watch` names the fields to record from the optimizer's state, such as "algebra", "defect",
+    "refused"; `points=True` records the parameters of every step. Raises ValueError for a start that is not
     finite.
 
     >>> import jax, optax, symmetrax as sx
@@ -195,10 +194,10 @@ def _unroll(transform, task, key, steps, watch, points):
 
 
 class Crew(NamedTuple):
-    """Many tasks of one family underway: their arrays and carries, with the task as the *last* axis.
+    """Many tasks of one family in progress: their arrays and carries, with the task as the *last* axis.
 
-    The last axis makes the recurrent core's products one large matrix product, two times faster than the
-    first from about a hundred tasks. A single task has no axis at all, which is faster for one.
+    The last axis turns the products of the recurrent core into one large matrix product; from about a hundred
+    tasks this is twice as fast as the first axis. A single task has no such axis, which is faster for one.
 
     >>> Crew._fields
     ('drawn', 'carry')
@@ -216,7 +215,7 @@ def begin_many(
     tasks: int,
     key: Key[Array, ""],
 ) -> Crew:
-    """Draw `tasks` random tasks and begin them; a single one has no task axis."""
+    """Draws `tasks` random tasks and starts them; a single task has no task axis."""
 
     def one(key):
         draw, start = jax.random.split(key)
@@ -228,7 +227,7 @@ def begin_many(
 
 
 def draw_many(family: AbstractTaskFamily, tasks: int, key: Key[Array, ""]) -> PyTree:
-    """The arrays of the tasks that `begin_many` draws from the same key."""
+    """Returns the arrays of the tasks that `begin_many` draws from the same key."""
     return _for_tasks(lambda key: family.draw(jax.random.split(key)[0]), tasks, key)
 
 
@@ -246,9 +245,9 @@ def advance_many(
     steps: int,
     **options: Any,
 ) -> tuple[Crew, Trace]:
-    """`advance` for every task of a crew; the trace has the step first and the task last.
+    """`advance` for many tasks at once; the first axis of the trace is the step, the last the task.
 
-    With `along`, whose axes are the step first and the task last, the transform of step t is
+    With `along`, whose first axis is the step and whose last is the task, the transform of step t is
     `make_transform((network, along[t]), task)`.
     """
     one_step, axis = _each(make_transform, network, family, shape, crew)
@@ -257,7 +256,7 @@ def advance_many(
 
 
 def _each(make_transform, network, family, shape, crew: Crew) -> tuple[Callable[..., Carry], int | None]:
-    """One step of every task of a crew, and the axis of tasks."""
+    """Returns a function for one step of every task, and the axis of tasks."""
 
     def one_step(drawn, carry, *entry):
         task = family.task(drawn, shape)
@@ -281,12 +280,12 @@ def unroll_many(
     watch: tuple[str, ...] = (),
     points: bool = False,
 ) -> Trace:
-    """Run an optimizer on `tasks` random tasks of a family; the step is the first axis, the task the last.
+    """Runs an optimizer on `tasks` random tasks of a family; the first axis is the step, the last the task.
 
-    The tasks depend on `key` alone, so that all optimizers that are given the same key meet the same ones.
+    The tasks depend only on `key`, so that all optimizers given the same key see the same tasks.
 
-    **Arguments:** `make_transform(network, task)` gives the optax transformation for a task, with `network`
-    any pytree it needs (hyperparameters, a learned optimizer); see `symmetrax.UpdateRule`.
+    **Arguments:** `make_transform(network, task)` returns the optax transformation for a task, where
+    `network` is any pytree it needs (hyperparameters, a learned optimizer); see `symmetrax.UpdateRule`.
 
     >>> import jax, optax, symmetrax as sx
     >>> family = sx.make_family("ellipse-random")

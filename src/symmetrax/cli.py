@@ -1,6 +1,6 @@
-"""The command line's entry point: every outcome but success is one line on standard error.
+"""The command-line entry point: every outcome except success is one line on standard error.
 
-It imports what it runs inside `main`, so that an interrupt during the start is answered like any other.
+`main` does its own imports, so that an interrupt during startup is handled like any other.
 """
 
 import contextlib
@@ -16,14 +16,14 @@ from pathlib import Path
 
 from symmetrax._optional import STUDIES, needing
 
-INTERRUPTED = 128 + 2  # what shells say of a program that SIGINT ended
-CLOSED = 128 + 13  # and of one whose reader has gone away
+INTERRUPTED = 128 + 2  # the exit code that shells report for a program ended by SIGINT
+CLOSED = 128 + 13  # and for a program whose output pipe was closed
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `symmetrax`.
 
-    Exit code 2 for bad input and for files that cannot be used, 130 for an interrupt, 1 for a failed claim.
+    Exit code 2 for invalid input and unusable files, 130 for an interrupt, 1 for a failed claim.
     """
     given = [*(sys.argv[1:] if arguments is None else arguments)]
     warnings.formatwarning = _note
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         _stop(_stopped(given), INTERRUPTED)
     except BrokenPipeError:
-        # Nobody reads any more; without this the interpreter would complain when it flushes.
+        # Nobody is reading any more; without this, the interpreter would fail when it flushes.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (it stays open)
         raise SystemExit(CLOSED) from None
     except ModuleNotFoundError as error:
@@ -57,16 +57,16 @@ def _run(given: list[str]) -> None:
 
 @contextlib.contextmanager
 def _interrupts_end(given: list[str]) -> Iterator[None]:
-    """Let an interrupt end the process at once.
+    """Lets an interrupt end the process at once.
 
-    As an exception it would get lost where it is raised in a callback of the garbage collector, and become
-    another one while an extension is imported. All files are written so that a kill leaves them whole.
+    As an exception, it would be lost if raised in a callback of the garbage collector, and replaced by
+    another one during the import of an extension. All files are written so that a kill leaves them intact.
     """
 
     def end(*_: object) -> None:
-        with contextlib.suppress(Exception):  # they may be in use
+        with contextlib.suppress(Exception):  # the streams may be in use
             sys.stdout.flush()
-        terminal = "\x1b[?25h\n" if sys.stderr.isatty() else ""  # a progress bar has hidden the cursor
+        terminal = "\x1b[?25h\n" if sys.stderr.isatty() else ""  # restore the cursor hidden by a progress bar
         os.write(2, f"{terminal}symmetrax: {_stopped(given)}\n".encode(errors="backslashreplace"))
         os._exit(INTERRUPTED)
 
@@ -86,7 +86,7 @@ def _stopped(given: list[str]) -> str:
 
 
 def _asked(arguments: list[str]) -> Callable[[], None]:
-    """The command that the arguments ask for. Raises ValueError, in one line, if there is none."""
+    """Returns the command that the arguments ask for. Raises a one-line ValueError if there is none."""
     import tyro
 
     from symmetrax._commands import COMMANDS, deferred
@@ -113,7 +113,7 @@ def _asked(arguments: list[str]) -> Callable[[], None]:
 
 
 def _in_one_line(box: str, arguments: list[str]) -> str:
-    """tyro's boxed message in one line: its first paragraph, a near match, and where to find help.
+    """Reduces tyro's boxed message to one line: its first paragraph, a near match, and where to find help.
 
     >>> print(_in_one_line("╭─ Title ─╮\\n│ Unrecognized options: --sed │\\n╰─╯", ["run", "--sed"]))
     Unrecognized options: --sed. Did you mean '--seed'? For help: symmetrax run --help
@@ -121,7 +121,7 @@ def _in_one_line(box: str, arguments: list[str]) -> str:
     from symmetrax._commands import COMMANDS, options
     from symmetrax._text import near_match
 
-    title, *lines = box.splitlines() or [""]  # the frame is of spaces where there is no Unicode
+    title, *lines = box.splitlines() or [""]  # without Unicode, the frame consists of spaces
     inside = [line.strip("│|╰╯ ").replace("─", "-") for line in lines]
     paragraphs = "\n".join("" if not line.strip("-") else line for line in inside).strip().split("\n\n")
     text = " ".join((paragraphs[0] or title).split()).replace(" (required)", "").rstrip(".")
@@ -140,7 +140,7 @@ def _about_files(error: OSError) -> str:
 
 
 def _note(message: Warning | str, *_: object, **__: object) -> str:
-    """A warning in one line, for people who did not write the code that it comes from."""
+    """Formats a warning as one line, for readers who did not write the code that raised it."""
     return f"symmetrax: note: {' '.join(str(message).split())}\n"
 
 
@@ -156,9 +156,12 @@ def _version() -> str:
 
 
 def _prepare_jax() -> None:
-    """Settings that must stand before JAX is imported: a compilation cache that keeps every program, and one
-    host device per core, over which the seeds of an experiment are spread. What the user has set stays."""
-    with contextlib.suppress(OSError, RuntimeError):  # without a place for it programs are compiled anew
+    """Applies the settings that JAX reads on import; those that the user has set take precedence.
+
+    They are a compilation cache that keeps every program, and one host device per core, over which the seeds
+    of an experiment are distributed.
+    """
+    with contextlib.suppress(OSError, RuntimeError):  # without a cache folder, programs are recompiled
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "symmetrax", "jax")
         cache.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))

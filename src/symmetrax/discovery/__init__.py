@@ -1,1 +1,1 @@
-"""Symmetries that nobody wrote down: read off gradients of a loss, and certified."""
+"""Discovery of symmetries from gradients of a loss, with certificates."""

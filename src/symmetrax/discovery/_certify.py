@@ -1,4 +1,4 @@
-"""Certificates: what a symmetry does to the loss and to every gradient, measured at generic points."""
+"""Certificates: how a symmetry changes the loss and every gradient, measured at generic points."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,32 +15,33 @@ from symmetrax.symmetry._dense import DenseAction
 from symmetrax.symmetry._groups import AbstractGroup
 from symmetrax.symmetry._network import NetworkSymmetry
 
-#: What a symmetry that is not exact may change at most to be called approximate: the loss, and a gradient.
+#: Largest relative changes of the loss and of a gradient under a symmetry that is still called approximate.
 APPROXIMATE, APPROXIMATE_GRADIENT = 1e-2, 1e-1
 
-#: The noise of the points at which elements act, in turn: relative to the size of each array.
+#: Noise of the points at which elements act, in rotation, relative to the size of each array.
 SPREADS = (SPREAD, 0.0, SPREAD / 5)
 
-#: A relative move up to which nothing has moved.
+#: Relative moves up to this size count as no move.
 STILL = 1e-6
 
 
-#: Outcomes of what holds as well as the loss can show, best first: in double precision, and where parts of
-#: the loss have no more than single or half precision.
+#: Outcomes of symmetries that hold to the precision of the loss, best first: in double precision, or if
+#: parts of the loss have only single or half precision.
 HOLDS = ("exact", "single precision", "half precision")
 
 
 @dataclasses.dataclass(frozen=True)
 class Certificate:
-    """Worst relative defects of one symmetry, over `trials` random elements.
+    """The worst relative defects of a symmetry, over `trials` random elements.
 
-    They act on `params` with noise of half the size of every array, on `params` as they are, with noise of a
-    tenth, and so on in turn. `invariance`: |loss(a.w) - loss(w)| on the data that the search saw, relative to
-    how much the loss varies under such noise; `fresh`: on other data, None if there is none. `leaves`: ||grad
-    at a.w - grad carried by a||, relative to the latter, array by array; `gradient` is the largest of them.
-    `moved` is the *smallest* relative move of the arrays with a spec: what moves nothing is no symmetry.
-    `tolerance` and `gradient_tolerance` are what counts as rounding. All is measured in double precision;
-    where a part of the loss has less (code outside of JAX), the tolerances are wide, and the outcome says so.
+    They act in turn on `params` with noise of half the size of every array, on `params` unchanged, and on
+    `params` with noise of a tenth. `invariance`: |loss(a.w) - loss(w)| on the data that the search used,
+    relative to how much the loss varies under such noise. `fresh`: the same on other data, None if there is
+    none. `leaves`: ||grad at a.w - grad carried by a||, relative to the latter, per array; `gradient` is
+    their maximum. `moved` is the *smallest* relative move of the arrays with a spec: a transformation that
+    moves nothing is not a symmetry. `tolerance` and `gradient_tolerance` are the thresholds for rounding. All
+    measurements are in double precision; if a part of the loss has less (code outside JAX), the tolerances
+    are wider, and the outcome says so.
 
     >>> good = Certificate(1e-16, None, {"w": 1e-15}, trials=3, tolerance=1e-9, gradient_tolerance=1e-8)
     >>> good.outcome
@@ -59,12 +60,12 @@ class Certificate:
 
     @property
     def gradient(self) -> float:
-        """The worst residual of the gradient law over all arrays."""
+        """The largest residual of the gradient law over all arrays."""
         return float(np.max(list(self.leaves.values())))
 
     @property
     def defect(self) -> float:
-        """The worst change of the loss, on any data; NaN if a loss was not finite."""
+        """The largest change of the loss, on any data; NaN if a loss was not finite."""
         return float(np.max([self.invariance, self.invariance if self.fresh is None else self.fresh]))
 
     @property
@@ -75,7 +76,7 @@ class Certificate:
 
     @property
     def outcome(self) -> str:
-        """In words: exact (single or half precision, if the loss shows no more), approximate or wrong."""
+        """The outcome: exact (single or half precision if the loss has no more), approximate or wrong."""
         if not self.moved > STILL:
             return "wrong"
         if self.defect <= self.tolerance and self.gradient <= self.gradient_tolerance:
@@ -85,7 +86,7 @@ class Certificate:
 
     @property
     def holds(self) -> bool:
-        """Whether no defect can be seen in the precision of the loss."""
+        """Whether no defect is visible at the precision of the loss."""
         return self.outcome == self.best
 
 
@@ -101,10 +102,10 @@ class _Trial:
 
 
 class Certifier:
-    """Certifies symmetries at the same points, for one gradient each at every point.
+    """Certifies all symmetries at the same points, at the cost of one gradient per point and symmetry.
 
-    `rough` is whether the loss has no gradient at the parameters themselves, so that points near them replace
-    them.
+    `rough` indicates that the loss has no gradient at the parameters themselves, so that nearby points
+    replace them.
     """
 
     def __init__(self, loss: Loss, key: Key[Array, ""], rng: np.random.Generator, trials: int):
@@ -128,7 +129,7 @@ class Certifier:
         return _Trial(noise, leaves, batch, other is not None, value, gradient, lengths)
 
     def __call__(self, symmetry: NetworkSymmetry) -> Certificate:
-        """Measure how a symmetry, whose specs name arrays by path, changes the loss and its gradients."""
+        """Measures how a symmetry, whose specs name arrays by path, changes the loss and its gradients."""
         changes: dict[bool, list[float]] = {False: [], True: []}
         moves: list[float] = []
         residuals: dict[str, list[float]] = {path: [] for path in self._loss.leaves}
@@ -137,7 +138,7 @@ class Certifier:
             element = {name: drawn}
             touched = {path: np.asarray(trial.leaves[path]) for path in symmetry.specs}
             there = DenseAction(symmetry, element).act(touched, symmetry)
-            if trial.spread:  # zeros stay where they are
+            if trial.spread:  # without noise, arrays of zeros do not move
                 steps = _norm(there[path] - touched[path] for path in there)
                 moves.append(steps / max(_norm(touched.values()), 1e-300))
             value, gradient = self._loss.gradient(trial.leaves | there, trial.batch)
@@ -160,10 +161,10 @@ class Certifier:
         )
 
     def _rounding(self, lengths: Mapping[str, float]) -> dict[str, float]:
-        """For each array, the length of a gradient of which the tolerance is what rounding makes of it.
+        """For each array, the gradient length at which rounding errors reach the tolerance.
 
-        Arrays have different units: what compares them is the change of the loss along each, gradient times
-        size.
+        Arrays have different units. They are compared by the change of the loss along each of them: gradient
+        times size.
         """
         sizes = self._loss.sizes()
         effect = max(self._loss.variation, *(lengths[path] * size for path, size in sizes.items()))
@@ -171,7 +172,7 @@ class Certifier:
         return {path: share * effect / size for path, size in sizes.items()}
 
     def _elements(self, group: AbstractGroup) -> list[Any]:
-        """A random element for every trial, the same for all spaces of one kind: drawing takes longest."""
+        """Draws a random element per trial, shared by all spaces of one kind because drawing is slow."""
         options = [getattr(group, field.name) for field in dataclasses.fields(group) if field.name != "per"]
         key = (type(group), group.lengths, *options)
         if key not in self._drawn:
@@ -185,7 +186,7 @@ def _norm(leaves: Any) -> float:
 
 
 def as_pattern(path: str) -> str:
-    """A path as a pattern of specs that matches it alone.
+    """Escapes a path into a spec pattern that matches only this path.
 
     >>> as_pattern("layers.{x}")
     'layers.{{x}}'
@@ -196,5 +197,5 @@ def as_pattern(path: str) -> str:
 def symmetry_of(
     spaces: Mapping[str, Any], specs: Mapping[str, str], given: Mapping[str, jax.ShapeDtypeStruct]
 ) -> NetworkSymmetry:
-    """The network symmetry on arrays named by path."""
+    """Builds the network symmetry on arrays named by path."""
     return NetworkSymmetry(spaces, {as_pattern(path): text for path, text in specs.items()}, dict(given))

@@ -1,8 +1,9 @@
-"""Spaces that follow one another along a stacked axis: hidden layers of one width that are scanned.
+"""Spaces chained along a stacked axis: scanned hidden layers of equal width.
 
-There the search finds one space with the same scales in every layer, which acts on both axes of the stacked
-matrices. If the layers have scales of their own, the output of one is the input of the next: `h[1:]` on the
-one axis, `h[:-1]*` on the other, `h[0]` and the last one on what is before and behind the stack.
+For such layers the search finds a single space with the same scales in every layer, which acts on both axes
+of the stacked matrices. If each layer has its own scales, the output of one layer is the input of the next:
+`h[1:]` on one axis, `h[:-1]*` on the other, and `h[0]` and the last one on the arrays before and after the
+stack.
 """
 
 import dataclasses
@@ -13,13 +14,13 @@ from typing import Any
 from symmetrax.discovery._spaces import LETTERS, Space, with_per
 from symmetrax.symmetry._groups import AbstractGroup, PositiveDiagonal
 
-#: Arrays of which the shape does not say whether they are stacked: so many are tried both ways.
+#: Maximum number of arrays of ambiguous shape that are tried both as stacked and as not stacked.
 MOST_UNCLEAR = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """A space for every layer of a stack, and one more: `words` has the axis and the word of every spec."""
+    """A space per layer of a stack, plus one; `words` has the axis and the word of every spec."""
 
     group: AbstractGroup
     words: tuple[tuple[str, int, int, str], ...]  # path, number of axes, axis, index and star of the space
@@ -27,7 +28,7 @@ class Chain:
     gap: tuple[float, float]
 
     def named(self, number: int) -> tuple[dict[str, AbstractGroup], dict[str, str]]:
-        """The space under a name of its own, and its specs in the notation."""
+        """The space under its own name, and its specs in spec notation."""
         name, index = f"{LETTERS[type(self.group)]}{number}", f"h{number}"
         specs: dict[str, list[str]] = {}
         for path, axes, axis, word in self.words:
@@ -38,18 +39,18 @@ class Chain:
 
     @property
     def axes(self) -> frozenset[tuple[str, int]]:
-        """The axes that it touches."""
+        """The axes that the chain touches."""
         return frozenset((path, axis) for path, _, axis, _ in self.words)
 
     def of(self, kind: type[AbstractGroup]) -> "Chain":
-        """The same specs with a group that is its own dual."""
+        """The same specs with a self-dual group."""
         words = tuple((path, axes, axis, word.rstrip("*")) for path, axes, axis, word in self.words)
         group: Any = with_per(kind, (self.group.lengths, self.group.size))
         return dataclasses.replace(self, group=group, words=words)
 
 
 def chains(space: Space) -> Iterator[Chain]:
-    """The ways in which scales that all layers share may be scales of each layer."""
+    """Enumerates the ways to split scales shared by all layers into scales per layer."""
     if not isinstance(space.group, PositiveDiagonal) or space.group.per:
         return
     sites = [spec.site for spec in space.specs]

@@ -1,4 +1,4 @@
-"""`symmetrax discover`: the model comes from a function that the user names."""
+"""`symmetrax discover`: runs a search on the model returned by a user's function."""
 
 import contextlib
 import sys
@@ -15,10 +15,10 @@ from symmetrax._theirs import blamed, named
 from symmetrax.discovery._find import find_symmetries
 from symmetrax.discovery._plan import GROUPS, discovery_cost
 
-#: In place of a file.
+#: Path that stands for standard output.
 STANDARD_OUTPUT = Path("-")
 
-#: The most random transformations of each certificate: the points of all are kept.
+#: Maximum number of random transformations per certificate; the points of all of them stay in memory.
 MOST_TRIALS = 1000
 
 
@@ -33,9 +33,9 @@ def discover_from(
     double: bool,
     json: Path | None,
 ) -> None:
-    """Print what the search will cost, what it found, and the specs as code; write JSON if a file is given.
+    """Prints the predicted cost, the result and the specs as code; writes JSON if a file is given.
 
-    With "-" for the file the JSON goes to standard output, and all else to standard error.
+    If the file is "-", the JSON goes to standard output and everything else to standard error.
     """
     by_name = {group.__name__: group for group in GROUPS}
     for name in groups:
@@ -73,7 +73,7 @@ def discover_from(
 
 
 def _check_target(json: Path) -> None:
-    """Raise ValueError, before anything is computed, if the JSON cannot be written there."""
+    """Raises ValueError, before any computation, if the JSON cannot be written there."""
     try:
         target = check_writable(json)
     except ValueError as error:
@@ -87,7 +87,7 @@ def _in_double(leaf: Any) -> Any:
 
 
 def _model(name: str) -> tuple[Callable, Any, Any]:
-    """The function's result: a loss, parameters, and a batch or None. Raises ValueError if it does not."""
+    """Calls the function, which returns a loss, parameters and optionally a batch, else raises ValueError."""
     make = named(name, "function")
     if not callable(make):
         module, _, attribute = name.partition(":")

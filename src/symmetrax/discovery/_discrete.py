@@ -1,10 +1,10 @@
-"""Permutations and signs: from gradients where two units are the same, and losses where one is flipped.
+"""Permutations and signs: from gradients with two units tied, and losses with units flipped.
 
-Where unit u is copied over unit v on every axis of a space, swapping the two changes nothing: the gradient
-has equal slices there. So all candidate axes are tied at once; those with equal slices stay; and axes that
-lose equality when one of them is untied belong together. A sign is looked for on the axes of a space already
-found: if flipping one set of its specs, or another, gives the same loss, flipping where they differ changes
-nothing.
+If unit u is copied over unit v on every axis of a space, swapping the two changes nothing, so the gradient
+has equal slices there. The search therefore ties all candidate axes at once and keeps those with equal
+slices; axes that lose equality when one of them is untied belong together. Signs are searched for on the axes
+of spaces already found: if flipping one set of specs gives the same loss as flipping another, flipping their
+symmetric difference changes nothing.
 """
 
 import dataclasses
@@ -22,20 +22,22 @@ from symmetrax.discovery._sites import MOST_PARTS, Shape, Site
 from symmetrax.discovery._spaces import Space, Spec, implied, with_per
 from symmetrax.symmetry._groups import Permutation, PositiveDiagonal, SignDiagonal
 
-#: Specs of a space, with the copies along an axis one by one, among which all sets are tried for signs.
+#: Maximum number of specs (counting copies along an axis separately) for which all sets are tried for signs.
 MOST_SPECS = 14
 
-#: Of more specs than that, the sets that are tried.
+#: The sets that are tried if there are more specs.
 LIKELY = "all of them, on those with odd charges, and on all but vectors"
 
-#: How often a point is drawn anew because a unit was dead there.
+#: Maximum number of points drawn because a unit was dead at the previous one.
 TRIES = 4
 
 
 def permutation_shapes(places: Sequence[Place], blocks: Iterable[int]) -> list[Shape]:
-    """The shapes that may be permuted: whole axes, whole axes for each value of an index, and `blocks` of an
-    axis, or in
-    them."""
+    """The shapes that may be permuted, largest first.
+
+    They are whole axes, whole axes for each value of an index, `blocks` of an axis, and units within `blocks`
+    of an axis.
+    """
     found: dict[Shape, None] = {(place.leads, place.length): None for place in places if place.length > 1}
     for count in blocks:
         found[(), count] = None
@@ -46,32 +48,32 @@ def permutation_shapes(places: Sequence[Place], blocks: Iterable[int]) -> list[S
 
 
 def permutation_price(places: Sequence[Place], blocks: int) -> int:
-    """The most gradients that permutations cost, with so many numbers of blocks to be found."""
+    """Upper bound on the gradients spent on permutations, with `blocks` numbers of blocks to be found."""
     sizes = [len(sites) for shape in permutation_shapes(places, ()) for sites in variants(shape, places)]
     whole = sum(_most(size) for size in sizes)
     return whole + blocks * (4 + MOST_PARTS) * _most(len([place for place in places if not place.lead]))
 
 
 def sign_price(axes: int) -> int:
-    """The most losses that signs cost where so many axes may carry a space."""
+    """Upper bound on the losses spent on signs if this many axes may carry a space."""
     return axes * _sign_most(MOST_SPECS)
 
 
 def _most(sites: int) -> int:
-    """The most gradients that one shape of permutations costs, those that hold nearly included."""
+    """Upper bound on the gradients for one shape of permutations, including approximate ones."""
     return TRIES * (1 + 2 * (1 + sites))
 
 
 def _sign_most(specs: int) -> int:
-    """The most losses that signs on so many specs cost."""
+    """Upper bound on the losses for signs on this many specs."""
     return 2 ** (specs // 2) + 2 ** (specs - specs // 2) + 1 + MOST_SPECS if specs <= MOST_SPECS else 4
 
 
 def variants(shape: Shape, places: Sequence[Place]) -> list[list[Site]]:
-    """Sites of one shape, at most one on an axis: copies of all units one after another, or unit by unit.
+    """Sites of one shape, at most one per axis: copies either of the whole unit list, or of each unit.
 
-    Where an axis is a few times as long as another, it may also be that many parts with units in each: heads
-    of queries, keys and values one after another.
+    If an axis is a small multiple of another's length, it may also consist of that many parts with units in
+    each, for instance concatenated heads of queries, keys and values.
     """
     sites = [site for site in matrix_sites(shape, places) if site.second == site.third == 1]
     found = []
@@ -95,7 +97,7 @@ def variants(shape: Shape, places: Sequence[Place]) -> list[list[Site]]:
 
 
 def _in_parts(place: Place, parts: int, size: int) -> Site:
-    """An axis that is a few parts, each of blocks that are the units."""
+    """An axis made of a few parts, each of which consists of blocks, the units."""
     block = place.length // parts // size
     return place.site(size, repeats=parts, stride=size * block, tail=block)
 
@@ -108,7 +110,7 @@ def permutations(
     known: Sequence[Space],
     skip: Callable[..., bool],
 ) -> Iterator[tuple[Look, list[list[Space]]]]:
-    """Candidates for the permutations of each shape; `skip(price, what, group)` says what is too dear."""
+    """Candidates for the permutations of each shape; `skip(evaluations, what, group)` enforces the budget."""
     for shape in shapes:
         for sites in variants(shape, places):
             group = with_per(Permutation, shape)
@@ -130,20 +132,20 @@ class _Ties:
     def __init__(self, loss: Loss, sites: Sequence[Site], rng: np.random.Generator):
         self.loss, self.sites, self.rng = loss, sites, rng
         self.nearest = np.inf
-        # Differences that count as none, then as nearly none; and slices that count as zero.
+        # Differences that count as zero, then as approximately zero; and slices that count as zero.
         self.limits = sorted({threshold(loss.precision), max(NEARLY, threshold(loss.precision))})
         self.least = min(30 * loss.precision, 1e-4)
         self.draw(0)
 
     def draw(self, number: int) -> None:
-        """Another point, and another unit copied over one far from it: neighbours in a head look alike."""
+        """Draws another point and another unit to copy over a distant one, since neighbours are similar."""
         last = self.sites[0].size - 1
         unit = (0, last, last // 2, int(self.rng.integers(last + 1)))[number % 4]
         self.leaves = self.loss.placed(self.loss.generic(self.rng))
         self.pair = (unit, last if unit <= last // 2 and unit != last else 0)
 
     def differences(self, tied: Sequence[Site]) -> dict[Site, float]:
-        """How far the gradients' two slices are apart, relative to them; NaN where both are zero."""
+        """Relative differences of the gradients' two slices; NaN if both are zero."""
         leaves: Leaves = dict(self.leaves)
         for site in tied:
             leaves[site.path] = site.copied(np.asarray(leaves[site.path]), *self.pair)
@@ -157,7 +159,10 @@ class _Ties:
         return found
 
     def settled(self, tied: Sequence[Site]) -> dict[Site, float]:
-        """The same at a point where no unit is dead, as far as a few points go: dead slices say nothing."""
+        """The differences at a point without dead units, if a few draws find one.
+
+        Dead slices are uninformative.
+        """
         apart: dict[Site, float] = {}
         for number in range(TRIES):
             apart = self.differences(tied)
@@ -169,7 +174,7 @@ class _Ties:
     def components(self) -> list[tuple[list[Site], tuple[float, float]]]:
         """Sets of axes that are permuted together, with the differences on both sides of the decision.
 
-        First those that show no difference; then, if there are small ones, those with small ones.
+        Sets without differences come first, then, if there are any, those with small differences.
         """
         apart, found, counted = self.settled(self.sites), [], 0
         for limit in self.limits:
@@ -183,7 +188,7 @@ class _Ties:
     def linked(
         self, alike: list[Site], apart: dict[Site, float], limit: float
     ) -> list[tuple[list[Site], tuple[float, float]]]:
-        """Those of some axes that are permuted together: untying one shows which need it."""
+        """Groups axes that are permuted together: untying one shows which others depend on it."""
         if len(alike) < len(self.sites):
             apart = self.settled(alike)
             alike = [site for site in alike if apart[site] <= limit]
@@ -194,7 +199,7 @@ class _Ties:
             without = self.settled([site for site in alike if site is not loose])
             lost = [site for site in alike if not without[site] <= limit and site is not loose]
             members, gap = [loose, *lost], min((without[site] for site in lost), default=np.inf)
-            # Where activations are linear, an axis may lose nothing but what an earlier one lost too.
+            # With linear activations, untying an axis may only break axes that an earlier one broke too.
             for other in [one for one in found if set(one[0]) & set(members)]:
                 found.remove(other)
                 members, gap = [*dict.fromkeys([*other[0], *members])], min(gap, other[1][1])
@@ -204,7 +209,7 @@ class _Ties:
 
 @dataclasses.dataclass(frozen=True)
 class _Atom:
-    """A spec, or one of the copies along its axis, of which the sign may be flipped."""
+    """A spec, or one of the copies along its axis, whose sign may be flipped."""
 
     spec: int
     copies: tuple[int, ...] | None
@@ -217,7 +222,7 @@ def signs(
     rng: np.random.Generator,
     skip: Callable[..., bool],
 ) -> Iterator[tuple[Look, list[list[Space]]]]:
-    """Sign flips on the specs of spaces already found, candidates to be certified."""
+    """Sign flips on the specs of spaces already found: candidates to be certified."""
     asked: list[Space] = []
     for base in sorted(bases, key=lambda base: -len(base.specs)):
         sites = [spec.site for spec in base.specs]
@@ -263,7 +268,10 @@ def _atoms(sites: Sequence[Site]) -> list[_Atom]:
 
 
 class _Flips:
-    """Losses where half of the units have their signs flipped on some specs: one unit alone is too little."""
+    """Losses with the signs of half of the units flipped on some specs.
+
+    Flipping a single unit has too little effect.
+    """
 
     def __init__(self, loss: Loss, sites: Sequence[Site], rng: np.random.Generator):
         self.loss, self.sites, self.tolerance = loss, sites, tolerances(loss.precision)[0]
@@ -280,9 +288,9 @@ class _Flips:
         return self.loss.value(leaves, self.loss.batch)
 
     def all(self, atoms: Sequence[_Atom], given: Sequence[frozenset[_Atom]]) -> list[tuple[_Atom, ...]]:
-        """A basis of all sets whose flip keeps the loss, beyond those given, the smallest first.
+        """A basis of all sets whose flip preserves the loss, beyond `given`, the smallest first.
 
-        Losses of flips on one half of the specs are compared with those on the other.
+        It compares the losses of flips on one half of the specs with those on the other half.
         """
         half = len(atoms) // 2
         left, right = (
@@ -315,7 +323,7 @@ class _Flips:
         return basis
 
     def likely(self, base: Space) -> list[tuple[_Atom, ...]]:
-        """Of many specs, a few sets: those of `LIKELY`."""
+        """Tries only the sets described in `LIKELY`, if there are many specs."""
         specs = range(len(self.sites))
         sets = [
             list(specs),
@@ -338,5 +346,5 @@ def _subsets(atoms: Sequence[_Atom]) -> list[tuple[_Atom, ...]]:
 
 
 def sign_bases(spaces: Sequence[Space]) -> list[Space]:
-    """The spaces on whose specs signs may act: of permutations, and of scales."""
+    """The spaces on whose specs signs may act: those of permutations and of scales."""
     return [s for s in spaces if isinstance(s.group, Permutation | PositiveDiagonal)]

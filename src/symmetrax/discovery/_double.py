@@ -1,7 +1,7 @@
-"""A loss in double precision, however it was written: its program is traced as it is, and run wider.
+"""Evaluates a loss in double precision, however it was written, by tracing and widening its program.
 
-Casting the parameters is not enough: losses close over arrays in single precision, cast to short floats, are
-compiled already, or draw random numbers that change with the precision. A traced program shows all of it.
+Casting the parameters is not enough: losses close over single-precision arrays, cast to short floats, are
+already compiled, or draw random numbers that depend on the precision. A traced program exposes all of this.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,11 +14,11 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from jaxtyping import Array, PyTree
 
-#: Machine precision of the numbers that programs are run with.
+#: Machine epsilon of the floats that programs are run with.
 DOUBLE = float(np.finfo(np.float64).eps)
 
-#: Operations that only call another program, and the parameters of theirs that hold it. Custom derivatives
-#: have been used by now: the programs are those of gradients.
+#: Primitives that only call another program, and the parameters that hold it. Custom derivatives have already
+#: been applied, because the traced programs include differentiation.
 CALLS = (
     "jit",
     "pjit",
@@ -35,18 +35,18 @@ CALLS = (
 )
 PROGRAMS = ("jaxpr", "call_jaxpr", "fun_jaxpr", "call")
 
-#: Operations that take numbers of the length they were made for: code that is not JAX's own, and bits.
+#: Primitives that need their original dtypes: code outside JAX, and operations on bits.
 FOREIGN = ("pure_callback", "io_callback", "ffi_call", "pallas_call", "bitcast_convert_type")
 
-#: Operations without a result.
+#: Primitives without a result.
 SILENT = ("debug_callback", "debug_print")
 
 
 class InDouble:
-    """Runs `fun(arrays, rest, batch)`, which takes arrays of these dtypes, on arrays in double precision.
+    """Runs `fun(arrays, rest, batch)`, which takes arrays of these dtypes, on double-precision arrays.
 
-    `x64` is whether `fun` is traced with double precision enabled. `precision` is the machine precision of
-    the coarsest numbers that depend on the arrays: that of double, unless code outside of JAX computes in
+    `x64` says whether `fun` is traced with double precision enabled. `precision` is the machine epsilon of
+    the coarsest numbers that depend on the arrays: double precision, unless code outside JAX computes with
     less.
     """
 
@@ -71,7 +71,7 @@ class InDouble:
     def _run(
         self, program: Jaxpr, consts: Sequence[Any], inputs: Sequence[Any], live: Sequence[bool]
     ) -> list[Array]:
-        """The results of a program; `live` inputs depend on the parameters."""
+        """Runs a program and returns its results; `live` inputs depend on the parameters."""
         known: dict[Any, Any] = {}
         for variable, x in zip([*program.constvars, *program.invars], [*consts, *inputs], strict=True):
             known[variable] = _cast(x, _wide(_dtype(variable)))
@@ -107,13 +107,13 @@ class InDouble:
             return inputs
         else:
             params = {key: self._parameter(x, any(live)) for key, x in params.items()}
-            if "precision" in params:  # how short floats are multiplied
+            if "precision" in params:  # the matmul precision setting, which is for short floats
                 params["precision"] = None
         results = equation.primitive.bind(*inputs, **params)
         return results if equation.primitive.multiple_results else [results]
 
     def _parameter(self, x: Any, live: bool) -> Any:
-        """A parameter of an operation: a dtype, a program (of a loop, of a branch), or several."""
+        """Widens a parameter of an operation: a dtype, a program (of a loop or branch), or a tuple."""
         if isinstance(x, ClosedJaxpr):
             inputs = [jax.ShapeDtypeStruct(v.aval.shape, _wide(_dtype(v))) for v in x.jaxpr.invars]
             lives = [live] * len(inputs)
@@ -129,7 +129,7 @@ class InDouble:
 
 
 def double_of(dtype: Any) -> Any:
-    """The dtype of double precision for a floating-point dtype, complex if that is.
+    """The double-precision dtype for a floating-point dtype; complex stays complex.
 
     >>> double_of(jnp.bfloat16), double_of(np.complex64)
     (dtype('float64'), dtype('complex128'))
@@ -138,7 +138,7 @@ def double_of(dtype: Any) -> Any:
 
 
 def tolerances(precision: float) -> tuple[float, float]:
-    """The tolerances for rounding of a loss, and of gradients, for numbers of this machine precision.
+    """Rounding tolerances of a loss and of its gradients, for numbers with this machine epsilon.
 
     >>> tolerances(1e-16), tolerances(1e-7)
     ((1e-09, 1e-08), (1e-05, 0.01))
@@ -153,12 +153,12 @@ def _is_float(dtype: Any) -> bool:
 
 
 def _wide(dtype: Any) -> Any:
-    """The wider dtype. Floats of a byte and less quantize on purpose, and stay."""
+    """The wider dtype. Floats of one byte or less quantize on purpose, and stay."""
     return double_of(dtype) if _is_float(dtype) and np.dtype(dtype).itemsize > 1 else dtype
 
 
 def _cast(x: Any, dtype: Any) -> Any:
-    """An array with this dtype; keys and the like, which have none of NumPy's, as they are."""
+    """Casts an array to this dtype; leaves extended dtypes such as keys unchanged."""
     if not jnp.issubdtype(dtype, jax.dtypes.extended) and getattr(x, "dtype", None) != dtype:
         return (
             jax.lax.convert_element_type(x, dtype)

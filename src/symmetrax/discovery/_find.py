@@ -45,28 +45,29 @@ def find_symmetries(
     budget: int | None = None,
     trials: int = 3,
 ) -> Discovery:
-    """Find the symmetries of a loss from its gradients, without being told, and certify each.
+    """Discovers the symmetries of a loss from its gradients alone, and certifies each one.
 
-    Where a group acts on some axes of the parameters, the loss does not change along it, so that moments of
-    gradient and parameter add up to zero over these axes: with G the gradient by W, of shape (n, rest), and M
-    = G W^T, the sum of all M is zero where it may be any matrix, of M - M^T where it is a rotation, of charge
-    * diag(M) where it is a scale. All axes, all layouts of merged and concatenated ones, are columns of one
-    matrix, gradients at generic points its rows, and the null space is the list of specs. Permutations show
-    as equal slices of the gradient where two units are made equal, signs as equal losses where units are
-    flipped. Whatever is proposed is then certified: at random elements, at `params` and at generic points
-    around them, by the loss and by the gradient law of every array. All of it is computed in double
-    precision, whatever the precision of the loss and of `params`.
+    If a group acts on some axes of the parameters, the loss is constant along its orbits, so moments of
+    gradient and parameter sum to zero over these axes. With G the gradient with respect to W, of shape (n,
+    rest), and M = G W^T, the sum over axes of M vanishes for general matrices, of M - M^T for rotations, and
+    of charge * diag(M) for scalings. Every axis, in every layout of merged and concatenated axes, is a column
+    of one matrix whose rows are gradients at generic points; its null space is the list of specs.
+    Permutations show up as equal slices of the gradient when two units are made equal, signs as equal losses
+    when units are flipped. Every candidate is then certified with random elements, at `params` and at generic
+    points around them, by the loss and by the gradient law of every array. All computations are in double
+    precision, regardless of the precision of the loss and of `params`.
 
-    **Arguments:** `loss(params)`, or `loss(params, batch)` where `batch` is given or the loss needs one,
-    returns a scalar that JAX can differentiate. `params` is any pytree; only its arrays of floats are looked
-    at. `batch` is a batch, or a function of a key that draws one: then the certificates also use fresh ones.
-    `groups` restricts what is looked for, and `heads` the numbers of heads that a merged axis is split into
-    (default: all divisors). `budget` bounds the evaluations of the loss, gradients and values alike; what did
-    not fit is told. `trials` is the number of random elements of each certificate.
+    **Arguments:** `loss(params)`, or `loss(params, batch)` if you pass `batch` or the loss requires one,
+    returns a scalar that JAX can differentiate. `params` is any pytree; only its floating-point arrays are
+    searched. `batch` is a batch, or a function that draws one from a key: then the certificates also use
+    fresh batches. `groups` restricts the search, and `heads` the numbers of heads that a merged axis is split
+    into (default: all divisors). `budget` limits the number of evaluations of the loss, counting both
+    gradients and values; questions skipped for lack of budget are listed in the report. `trials` is the
+    number of random elements per certificate.
 
-    **Returns** a `Discovery`; print it for a table, `discovery.text` is the code that makes what was found.
-    Raises ValueError if the loss is not a finite scalar, is random, or does not depend on `params`, if there
-    are no arrays of floats, and if the budget is too small.
+    **Returns** a `Discovery`; print it for a table, `discovery.text` is code that constructs the symmetries
+    found. Raises ValueError if the loss is not a finite scalar, is random, or does not depend on `params`, if
+    there are no floating-point arrays, and if the budget is too small.
 
     >>> import jax, jax.numpy as jnp
     >>> params = {"w": jnp.ones((4, 3)), "b": jnp.zeros(4), "out": jnp.ones((2, 4))}
@@ -106,9 +107,9 @@ def find_symmetries(
 
 
 class _Search:
-    """Asks one kind of question after another; candidates that hold are known to all later questions.
+    """Asks one kind of question after another; later questions take into account the candidates that hold.
 
-    Those that hold nearly are not: inside of them others may hold exactly.
+    Candidates that hold only approximately are not used that way, because they may contain exact symmetries.
     """
 
     def __init__(self, loss: Loss, plan: Plan, key: Key[Array, ""], rng: np.random.Generator):
@@ -132,7 +133,7 @@ class _Search:
         self.certificates = 0
 
     def run(self) -> None:
-        """Large groups first, so that what they imply need not be found again."""
+        """Searches large groups first, so that what they imply need not be found again."""
         wanted = set(self.plan.groups)
         lie = bool(wanted & set(MATRICES))
         if lie:
@@ -160,7 +161,7 @@ class _Search:
         self.unchain()
 
     def unchain(self) -> None:
-        """Scales that the layers of a stack share, given to each layer if it may have its own."""
+        """Splits scales shared by the layers of a stack into independent scales per layer, if these hold."""
         for space in [*self.spaces]:
             for chain in chains(space):
                 if not self.loss.affords(3 * self.plan.trials):
@@ -202,7 +203,7 @@ class _Search:
         return [site for site in sites if site.path not in self.dark]
 
     def segments(self) -> list[tuple[Shape, list[Site]]]:
-        """Questions about pieces of the axes that no group so far acts on as a whole."""
+        """Questions about segments of axes on which no group found so far acts as a whole."""
         bare = [place for place in self.live if not self.explains(place)]
         questions = [*segment_questions(bare, [p.length for p in self.live], self.plan.heads)]
         needed = max([0, *(points_needed(shape, len(sites)) for shape, sites in questions)])
@@ -212,7 +213,7 @@ class _Search:
         return questions
 
     def explains(self, place: Place) -> bool:
-        """Whether some space acts on the whole axis, and leaves no room for other matrices."""
+        """Whether a known space acts on the whole axis and rules out further matrix groups there."""
         return any(
             spec.site.path == place.path and spec.site.axis == place.axis and spec.site.whole and fills(space)
             for space in self.spaces
@@ -220,7 +221,7 @@ class _Search:
         )
 
     def blocks(self) -> list[int]:
-        """Numbers of blocks that spaces found show (heads, groups of normalizations), or `heads` says."""
+        """Numbers of blocks (heads, normalization groups) given by `heads` or by the spaces found so far."""
         counts: dict[int, int] = dict.fromkeys(self.plan.heads or (), len(self.spaces) + 1)
         for space in self.spaces:
             group = space.group
@@ -232,7 +233,7 @@ class _Search:
         return often[:MOST_BLOCKS]
 
     def skip(self, evaluations: int, what: str, *groups: type) -> bool:
-        """Whether so many more evaluations are beyond the budget; what they were for is noted."""
+        """Whether `evaluations` more would exceed the budget; if so, records what was skipped."""
         if self.loss.affords(evaluations + self.plan.trials):
             return False
         self.unasked.append(f"{what} ({evaluations} evaluations)")
@@ -248,7 +249,7 @@ class _Search:
                 self.offer([space for space in options if isinstance(space.group, self.plan.groups)])
 
     def offer(self, options: Sequence[Space]) -> None:
-        """Keep the first that holds, or else the first that nearly does."""
+        """Keeps the first option that holds, or else the first that holds approximately."""
         tried: list[tuple[Space, Found]] = []
         for space in options:
             if follows(space, self.known(space)):
@@ -279,11 +280,11 @@ class _Search:
             self.found_nearly.append(best)
 
     def known(self, space: Space) -> list[Space]:
-        """The spaces in which this one would be nothing new: those that hold nearly, if it does no better."""
+        """The spaces in which this one would be redundant; approximate ones count unless it is exact."""
         return [*self.spaces, *(self.nearly if space.gap[0] > self.threshold else ())]
 
     def certifiable(self) -> bool:
-        """Whether one more certificate is within the budget, and within what the plan foresees."""
+        """Whether another certificate is within the budget and within the plan's limit."""
         self.certificates += 1
         return self.loss.affords(self.plan.trials) and self.certificates <= self.plan.candidates
 
@@ -291,7 +292,7 @@ class _Search:
         return symmetry_of(*space.named(number), self.loss.given)
 
     def told(self) -> tuple[Found, ...]:
-        """The symmetries found, without those that others imply, ordered by group and renumbered."""
+        """Returns the symmetries found, except those implied by others, ordered by group and renumbered."""
         linked = {(type(chain.group), chain.axes) for chain, _ in self.links}
         pairs: list[tuple[Space | Chain, Found]] = [
             (space, one)
@@ -341,10 +342,11 @@ def _listed(names: Sequence[str], most: int = 6) -> str:
 
 
 def fills(space: Space) -> bool:
-    """Whether a space leaves no room for matrices on the axes on which it acts as a whole.
+    """Whether a space rules out other matrix groups on the axes on which it acts as a whole.
 
-    Scaled rotations do, since a head of which only a part turns shows pairs on all of it; and so does what
-    acts alike on copies: queries, keys and values that are fused may be turned together, but also one by one.
+    Scaled rotations do not: a head that rotates only partially shows pairs along all of it. Neither do groups
+    that act identically on copies: fused queries, keys and values may rotate together, but also
+    independently.
     """
     if isinstance(space.group, GeneralLinear):
         return True

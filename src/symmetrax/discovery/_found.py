@@ -1,4 +1,4 @@
-"""The result of a search: spaces with their certificates, as a table, as code to paste, as JSON."""
+"""The result of a search: certified symmetries, as a table, as code to paste, and as JSON."""
 
 import dataclasses
 import functools
@@ -19,9 +19,9 @@ from symmetrax.symmetry._network import NetworkSymmetry
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """A symmetry of one space, its certificate, and the gap that decided it.
+    """A symmetry of one space, its certificate, and the numerical gap that decided it.
 
-    `gap` has the largest number that counted as zero and the smallest that did not: singular values of
+    `gap` holds the largest number that counted as zero and the smallest that did not: singular values of
     columns of length about 1 for Lie groups, relative differences for permutations and signs.
 
     >>> import jax, jax.numpy as jnp, symmetrax as sx
@@ -48,9 +48,9 @@ class Found:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Evaluations of the loss, gradients and values alike, by what they are for.
+    """Evaluations of the loss, counting both gradients and values, by purpose.
 
-    `points` and `checks` are exact, the others are the most that can be needed.
+    `points` and `checks` are exact; the other fields are upper bounds.
 
     >>> Cost(points=20, segments=0, permutations=10, signs=4, certificates=12).total
     49
@@ -80,14 +80,14 @@ class Cost:
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, eq=False)
 class Discovery:
-    """The result of `find_symmetries`: a sequence of `Found`; prints as a table.
+    """The result of `find_symmetries`: a sequence of `Found` that prints as a table.
 
-    `rejected`: candidates whose certificate failed, which are no symmetries. `asked`: the names of the groups
-    that were looked for, `unfinished` of those for which budget or memory did not suffice, or of which
-    not all were tried; `looked`: every
-    question, with the number of candidate axes and how close to zero the nearest non-relation came. `idle`:
-    arrays that do not change the loss, `steep` ones that change it but have no gradient. `notes`: what a
-    reader should know, in words. `cost` is what was expected, `evaluations` what was spent.
+    `rejected`: candidates whose certificate failed, which are not symmetries. `asked`: names of the groups
+    that were searched for. `unfinished`: those whose search was cut short by budget or memory, or was not
+    exhaustive. `looked`: every question, with the number of candidate axes and the distance from zero of the
+    nearest non-relation. `idle`: arrays that do not change the loss. `steep`: arrays that change it but have
+    no gradient. `notes`: remarks for the reader. `cost` is the predicted number of evaluations, `evaluations`
+    the actual number.
     """
 
     found: tuple[Found, ...]
@@ -108,7 +108,7 @@ class Discovery:
     def __hash__(self) -> int:
         return hash(self._told)
 
-    @functools.cached_property  # compiled steps that carry a discovery compare it at every call
+    @functools.cached_property  # cached because compiled steps compare a static discovery at every call
     def _told(self) -> tuple:
         """The part that two discoveries of one model share: symmetries and outcomes, not defects or times."""
         return tuple(
@@ -127,20 +127,20 @@ class Discovery:
 
     @property
     def exact(self) -> tuple[Found, ...]:
-        """Those that hold to rounding."""
+        """The symmetries that hold up to rounding."""
         return tuple(one for one in self.found if one.certificate.outcome == "exact")
 
     @property
     def approximate(self) -> tuple[Found, ...]:
-        """Those that hold up to a defect, which their certificate tells."""
+        """The symmetries that hold up to a defect, which their certificates record."""
         return tuple(one for one in self.found if one.certificate.outcome == "approximate")
 
     def joined(self, *, compact: bool = True, discrete: bool = False) -> NetworkSymmetry | None:
-        """All exact symmetries as one (or all that hold as far as the loss shows), or None if there is none.
+        """Joins all exact symmetries (or all that hold as far as the loss shows); None if there are none.
 
-        Without `compact`, rotations are left out: gradient norms are the same on their whole orbit. Those
-        that cannot act together with the ones before them (they would not commute, or one spec cannot say
-        both) are left out too.
+        Without `compact`, rotations are left out: gradient norms are constant on their whole orbit.
+        Symmetries that cannot act together with earlier ones (they would not commute, or no single spec can
+        express both) are also left out.
         """
         whole: NetworkSymmetry | None = None
         for one in (one for one in self.found if one.certificate.holds):
@@ -157,11 +157,11 @@ class Discovery:
 
     @property
     def text(self) -> str:
-        """Python that makes every symmetry found from `params`: to paste."""
+        """Python code, ready to paste, that constructs every symmetry found from `params`."""
         return "\n\n".join(_code(family) for family in families(self.found))
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the arrays, as what `json.dumps` takes."""
+        """Returns everything except the arrays, as input for `json.dumps`."""
         return {
             "found": [_entry(one) for one in self.found],
             "rejected": [_entry(one) for one in self.rejected],
@@ -220,20 +220,20 @@ def _entry(one: Found) -> dict[str, Any]:
 
 
 def _json(value: Any) -> Any:
-    """A field of a certificate: a number, or the numbers of all arrays."""
+    """Converts a field of a certificate: a number, or the numbers of all arrays."""
     if isinstance(value, dict):
         return {path: _finite(defect) for path, defect in value.items()}
     return _finite(value) if isinstance(value, float) else value
 
 
 def _finite(value: float) -> float | None:
-    """None for a number that is not finite, which JSON does not have."""
+    """Replaces numbers that are not finite, which JSON cannot represent, by None."""
     return value if math.isfinite(value) else None
 
 
 @dataclasses.dataclass(frozen=True)
 class _Family:
-    """Symmetries of repeated layers, that differ by one number in the paths of their arrays."""
+    """Symmetries of repeated layers, which differ in one number in the paths of their arrays."""
 
     members: list[Found]
     specs: dict[str, str]
@@ -247,7 +247,7 @@ class _Family:
 
 
 def families(found: Sequence[Found]) -> list[_Family]:
-    """Repeated layers taken together, in the order in which they were found."""
+    """Groups the symmetries of repeated layers, in the order in which they were found."""
     by_pattern: dict[tuple, list[tuple[Found, dict[str, str]]]] = {}
     for k, one in enumerate(found):
         numbers = {part for path in one.symmetry.specs for part in path.split(".") if part.isdigit()}
@@ -276,7 +276,7 @@ def families(found: Sequence[Found]) -> list[_Family]:
 
 
 def _table(found: Sequence[Found]) -> str:
-    """One line for every symmetry or family of them, and its specs under it."""
+    """Formats one line per symmetry or family, followed by its specs."""
     if not found:
         return "No symmetries found."
     rows = [("space", "outcome", "loss", "gradient", "gap")]
@@ -316,7 +316,7 @@ def _code(family: _Family) -> str:
 
 
 def group_code(group: AbstractGroup) -> str:
-    """A group as the Python that makes it.
+    """Formats a group as the Python expression that constructs it.
 
     >>> import symmetrax as sx
     >>> group_code(sx.GeneralLinear(4, per={"h": 2}))

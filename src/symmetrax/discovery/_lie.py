@@ -1,8 +1,8 @@
 """Lie groups from gradients: relations between moments of gradients and parameters.
 
 If a group acts on some axes, the derivative of the loss along it is zero: the moments M = G W^T of gradient
-and parameter along those axes add up to zero. All matrix groups here contain rotations, so the antisymmetric
-parts of the moments find them, layout by layout; the symmetric parts then tell which group it is. Scales are
+and parameter along those axes sum to zero. All matrix groups here contain rotations, so the antisymmetric
+parts of the moments find them, layout by layout; the symmetric parts then identify the group. Scales are
 relations between the diagonals, and their coefficients are the charges.
 """
 
@@ -20,15 +20,15 @@ from symmetrax.discovery._spaces import Space, Spec, implied, together, with_per
 from symmetrax.symmetry._groups import Permutation, PositiveDiagonal, SignDiagonal
 from symmetrax.symmetry._matrix_groups import GeneralLinear, Orthogonal, ScaledRotation
 
-#: Directions without a mean that are compared.
+#: Maximum number of zero-mean directions that are compared.
 DIRECTIONS = 24
 
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """One question: the relations between some sites, of one shape, and the closest it came to another.
+    """One question: the relations between sites of one shape, and how close the nearest non-relation came.
 
-    `only` says what was tried where that is not all: nothing else can be ruled out.
+    If not everything was tried, `only` says what was; nothing else can be ruled out.
     """
 
     group: str
@@ -50,8 +50,8 @@ def matrix_groups(
 ) -> Iterator[tuple[Look, list[list[Space]]]]:
     """Candidates for the matrix groups of each shape on its sites; ask for large matrices first.
 
-    A candidate is a list of spaces to be tried in turn. `known` spaces are those found so far, `nearly` those
-    that hold up to a defect; both may grow between one answer and the next.
+    A candidate is a list of spaces to try in order. `known` are the spaces found so far, `nearly` those that
+    hold up to a defect; both may grow between answers.
     """
     for shape, sites in questions:
         moments = Moments(products, shape, sites, rng)
@@ -64,7 +64,7 @@ def matrix_groups(
             for relation in found
             if _even(relation) and (options := _options(moments, relation, shape, groups, tolerance))
         ]
-        if shape[1] == 2:  # pairs known to turn may be free to do more
+        if shape[1] == 2:  # pairs known to rotate may have a larger group
             turning = [Relation(relation, 0.0, nearest) for relation in given if np.all(relation >= 0)]
             options = (_options(moments, relation, shape, groups, tolerance) for relation in turning)
             spaces += [found[:1] for found in options if found and isinstance(found[0].group, GeneralLinear)]
@@ -72,7 +72,7 @@ def matrix_groups(
 
 
 def _even(relation: Relation) -> bool:
-    """Whether all coefficients are alike, as those of rotations are."""
+    """Whether all coefficients are equal, as they are for rotations."""
     values = relation.coefficients[relation.support]
     return bool(np.all(np.abs(values / values[0] - 1) < 0.1))
 
@@ -80,7 +80,7 @@ def _even(relation: Relation) -> bool:
 def _options(
     moments: Moments, relation: Relation, shape: Shape, groups: Sequence[type], tolerance: float
 ) -> list[Space]:
-    """The groups whose rotations these may be, large ones first; symmetric parts of the moments tell."""
+    """The groups whose rotations these may be, large ones first; the symmetric moments decide."""
     specs = relation.support
     limit = tolerance if relation.inside <= tolerance else NEARLY
     tests = [(GeneralLinear, moments.symmetric)]
@@ -110,7 +110,10 @@ def centred_rotations(
     known: Sequence[Space],
     nearly: Sequence[Space],
 ) -> Iterator[tuple[Look, list[list[Space]]]]:
-    """Candidates for rotations that keep the mean of an axis, where not all do: streams read by LayerNorm."""
+    """Candidates for rotations that fix the mean of an axis, as in residual streams read by LayerNorm.
+
+    They are relevant if not all rotations are symmetries.
+    """
     for size in sorted(
         {place.length for place in places if not place.lead and place.length > 2}, reverse=True
     ):
@@ -151,7 +154,7 @@ def centred_rotations(
 
 
 def _frame(size: int, count: int) -> np.ndarray:
-    """Orthonormal vectors whose entries add up to zero."""
+    """Orthonormal vectors whose entries sum to zero."""
     rng = np.random.default_rng(size)
     drawn = rng.normal(size=(size, count))
     return np.linalg.qr(drawn - drawn.mean(axis=0))[0]
@@ -165,7 +168,7 @@ def scales(
     known: Sequence[Space],
     nearly: Sequence[Space],
 ) -> Iterator[tuple[Look, list[list[Space]]]]:
-    """Candidates for positive scalings, with their charges; many scales first, one for whole arrays last."""
+    """Candidates for positive scalings, with their charges: many scales first, single ones last."""
     at = [place for place in places if place in measured.products]
     for shape in scale_shapes(at):
         sites = scale_sites(shape, at)
@@ -190,9 +193,10 @@ def shifted_scales(
 ) -> Iterator[tuple[Look, list[list[Space]]]]:
     """Candidates for scales of vectors plus a constant: gains that enter as 1 + w.
 
-    Where w + c scales, gradient times w and c times the gradient are one term of a relation: with the
-    gradients as columns of their own, the coefficients tell c. Asked where vectors have no scales so far, and
-    answered where c is a multiple of 1/2: a small constant is told as the defect of plain scales.
+    If w + c scales, then gradient times w and c times the gradient form a single term of a relation: with the
+    gradients as separate columns, the coefficients determine c. The search covers vectors without scales so
+    far, and accepts a constant c that is a multiple of 1/2; a small constant is reported as a defect of plain
+    scales.
     """
     at = [place for place in places if place in measured.products]
     for shape in scale_shapes(at):
@@ -217,7 +221,7 @@ def shifted_scales(
             np.append(r, np.zeros(len(lone)))
             for r in implied(sites, with_per(PositiveDiagonal, shape), known)
         ]
-        # Translations, as of two biases that are added, are relations between gradients alone.
+        # Translations, for instance of two biases that are added, are relations between gradients alone.
         given += [
             np.append(np.zeros(len(sites)), relation.coefficients)
             for relation in relations(stacked(slopes), tolerance)[0]
@@ -233,7 +237,7 @@ def shifted_scales(
 
 
 def _shifted(relation: Relation, sites: Sequence[Site], lone: Sequence[int], shape: Shape) -> Space | None:
-    """The scales that a relation between products and gradients tells of, if it has constants."""
+    """Converts a relation between products and gradients to scales, if it has constants."""
     products, slopes = np.split(relation.coefficients, [len(sites)])
     constants = {k: slope for k, slope in zip(lone, slopes, strict=True) if slope}
     if not constants or any(products[k] == 0 for k in constants):
@@ -244,7 +248,7 @@ def _shifted(relation: Relation, sites: Sequence[Site], lone: Sequence[int], sha
             exact = float(constants.get(k, 0.0) / products[k])
             shift = round(2 * exact) / 2
             if abs(shift - exact) > 1e-5 or (k in constants and not shift):
-                return None  # a defect of the scales, and no constant that a model was given
+                return None  # a defect of the scales, not a constant in the model
             specs.append(Spec(dataclasses.replace(site, shift=shift), float(powers[k])))
     return Space(with_per(PositiveDiagonal, shape), tuple(specs), (relation.inside, relation.outside))
 
@@ -252,7 +256,7 @@ def _shifted(relation: Relation, sites: Sequence[Site], lone: Sequence[int], sha
 def _scale_rows(
     measured: Measured, shape: Shape, columns: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Points and units that make enough rows for so many columns."""
+    """Chooses points and units that give enough rows for this many columns."""
     units, points = int(np.prod(shape[0])) * shape[1], len(next(iter(measured.products.values())))
     chosen = rng.permutation(points * units)[: max(3 * columns + 16, 64)]
     return np.divmod(np.sort(chosen), units)
@@ -261,7 +265,7 @@ def _scale_rows(
 def _products(
     measured: Measured, sites: Sequence[Site], rows: tuple[np.ndarray, np.ndarray]
 ) -> list[tuple[np.ndarray, float]]:
-    """Gradient times parameter by unit, at some points and units, and the length of what is unrelated."""
+    """Gradient times parameter per unit, at some points and units, and its length if unrelated."""
     parts = []
     for site in sites:
         terms = _units(measured.products[_place(site)], site)
@@ -275,5 +279,5 @@ def _place(site: Site) -> Place:
 
 
 def _units(terms: np.ndarray, site: Site) -> np.ndarray:
-    """Sums over the copies of each unit, (points, units), of terms along an axis."""
+    """Sums terms along an axis over the copies of each unit: (points, units)."""
     return terms[:, :, site.positions].sum(axis=-1).reshape(len(terms), -1)

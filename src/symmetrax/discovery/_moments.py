@@ -1,4 +1,4 @@
-"""Moments G W^T of gradients and parameters along axes, sampled alike on all sites of a shape."""
+"""Moments G W^T of gradients and parameters along axes, sampled identically on all sites of a shape."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,43 +9,43 @@ from symmetrax.discovery._points import Leaves, Measured, Point
 from symmetrax.discovery._relations import Columns
 from symmetrax.discovery._sites import Shape, Site
 
-#: Units and values of the indices that are compared, and pairs of units in all: more tell nothing new.
+#: Numbers of units and index values that are compared, and of pairs in total; more add no information.
 UNITS, BLOCKS, PAIRS = 6, 32, 400
 
-#: The most entries of moments of whole axes that are kept (512 MB); then only what is asked for is computed.
+#: Maximum number of cached entries of whole-axis moments (512 MB); beyond it, only samples are computed.
 MOST_KEPT = 1 << 26
 
-#: Rows for every column of a null space.
+#: Number of rows per column of a null space.
 ROWS = 1.5
 
 
 def points_needed(shape: Shape, sites: int) -> int:
-    """Gradients that settle the matrix groups of one shape on so many sites."""
+    """Number of gradients that determine the matrix groups of one shape on this many sites."""
     return math.ceil((ROWS * sites + 8) / rows(shape, 1))
 
 
 def rows(shape: Shape, points: int) -> int:
-    """Equations that so many gradients give for matrices of one shape."""
+    """Number of equations for matrices of one shape from this many gradients."""
     blocks, units = _sampled(shape)
     return points * blocks * units * (units - 1) // 2
 
 
 def _sampled(shape: Shape) -> tuple[int, int]:
-    """How many values of the indices, and units at each, are looked at: about `PAIRS` pairs of units."""
+    """Numbers of index values, and of units at each, to sample: about `PAIRS` pairs of units."""
     count, size = int(np.prod(shape[0])), shape[1]
     units = min(size, max(UNITS, math.ceil(math.sqrt(2 * PAIRS / min(count, BLOCKS)))))
     return min(count, max(BLOCKS, 2 * PAIRS // (units * (units - 1)))), units
 
 
 def spread_out(size: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Random indices below `size`, one from each of `count` equal parts; all if there are no more."""
+    """Random indices below `size`, one from each of `count` equal parts; all indices if there are no more."""
     count = min(size, count)
     edges = np.arange(count + 1) * size // count
     return rng.integers(edges[:-1], edges[1:])
 
 
 class Products:
-    """Moments G W^T of all axes at all points: computed once for each, as a whole, while there is room."""
+    """Moments G W^T of all axes at all points, computed once each, as a whole, while memory allows."""
 
     def __init__(self, measured: Measured):
         self.points = measured.points
@@ -53,9 +53,9 @@ class Products:
         self._kept: dict[tuple, np.ndarray] = {}
 
     def entries(self, site: Site, count: int, blocks: np.ndarray, units: np.ndarray) -> np.ndarray:
-        """The moments at the first `count` points, at some values of the indices, between some units.
+        """The moments at the first `count` points, at some index values, between some units.
 
-        Of shape (points, blocks, units, units).
+        The shape is (points, blocks, units, units).
         """
         if not self._fits(site, count):
             pairs = (
@@ -72,7 +72,7 @@ class Products:
         return kept[:, outer[:, None, None, None], at[:, :, None], at[:, None]].sum(axis=-1)
 
     def sizes(self, site: Site, count: int, blocks: np.ndarray, units: np.ndarray) -> np.ndarray:
-        """Squares of the lengths that such entries have where gradient and parameter are unrelated."""
+        """Expected squares of these entries if gradient and parameter are unrelated."""
 
         def whole(point: Point) -> np.ndarray:
             g, w = self._pair(point, lambda x: site.in_front(np.abs(x[site.path]) ** 2))
@@ -83,7 +83,7 @@ class Products:
         return (g[:, :, :, None] * w[:, :, None]).sum(axis=-1)
 
     def _fits(self, site: Site, count: int) -> bool:
-        """Whether the moments of the whole axis at so many points may be kept, or are."""
+        """Whether the moments of the whole axis at this many points are cached, or may be."""
         done = len(self._kept.get((site.path, site.axis, site.lead, "moments"), ()))
         each = site.length**2 * int(np.prod([length for _, length in site.lead]))
         return count <= done or self._size + (count - done) * each <= MOST_KEPT
@@ -93,7 +93,7 @@ class Products:
         return part(point.gradient), part(point.leaves)
 
     def _taken(self, site: Site, count: int, what: str, whole: Callable[[Point], np.ndarray]) -> np.ndarray:
-        """`whole` at the first points, cached for all sites on this axis."""
+        """Evaluates `whole` at the first points, cached for all sites on this axis."""
         key = (site.path, site.axis, site.lead, what)
         kept = self._kept.get(key)
         done = 0 if kept is None else len(kept)
@@ -105,7 +105,7 @@ class Products:
 
 
 class Moments:
-    """Moments of one shape on many sites, at some values of the indices and some units."""
+    """Moments of one shape on many sites, at some index values and units."""
 
     def __init__(self, products: Products, shape: Shape, sites: Sequence[Site], rng: np.random.Generator):
         per, size = shape
@@ -124,12 +124,12 @@ class Moments:
         return self._columns(lambda m: m - m.swapaxes(-1, -2), rows, columns)
 
     def symmetric(self, specs: Sequence[int]) -> Columns:
-        """The moments for symmetric generators: M + M^T, with the diagonal."""
+        """The moments for symmetric generators: M + M^T, including the diagonal."""
         rows, columns = np.triu_indices(len(self.units))
         return self._columns(lambda m: m + m.swapaxes(-1, -2), rows, columns, specs)
 
     def trace(self, specs: Sequence[int]) -> Columns:
-        """The moments for scales that a block shares."""
+        """The moments for scales shared by a block."""
         sums = [
             (np.einsum("pbii->pb", self.values[k]), np.einsum("pbii->pb", self.squares[k])) for k in specs
         ]
@@ -141,7 +141,7 @@ class Moments:
             [
                 (
                     part(self.values[k])[..., rows, columns].ravel(),
-                    # The square counts every pair twice, as the part does.
+                    # The squares count every pair twice, as `part` does.
                     np.sqrt((self.squares[k] + self.squares[k].swapaxes(-1, -2))[..., rows, columns].sum()),
                 )
                 for k in chosen
@@ -150,5 +150,5 @@ class Moments:
 
 
 def stacked(parts: Sequence[tuple[np.ndarray, float]]) -> Columns:
-    """Columns side by side, from pairs of a column and its scale."""
+    """Stacks columns side by side, from pairs of a column and its scale."""
     return Columns(np.stack([value for value, _ in parts], axis=1), np.array([scale for _, scale in parts]))

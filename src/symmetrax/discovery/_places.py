@@ -1,4 +1,4 @@
-"""The axes of all arrays, and what words may stand on them: factorizations, layouts, copies."""
+"""The axes of all arrays, and the words that may appear on them: factorizations, layouts, copies."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,13 +7,13 @@ import numpy as np
 
 from symmetrax.discovery._sites import Shape, Site
 
-#: The most copies of a merged axis that share an element, where the group has indices of its own.
+#: Maximum number of copies along a merged axis that share an element, for groups with indices.
 MOST_REPEATS = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """An axis of an array, with the array axes that may be indices of a group there."""
+    """An axis of an array, with the array axes that may serve as a group's indices there."""
 
     path: str
     shape: tuple[int, ...]
@@ -29,7 +29,7 @@ class Place:
         return self.shape[self.axis]
 
     def per(self, *inside: int) -> tuple[int, ...]:
-        """Lengths of a group's indices here, with some inside the axis."""
+        """The lengths of a group's indices here, including those inside the axis."""
         return (*self.leads, *(length for length in inside if length > 1))
 
     def site(self, size: int, **layout: int) -> Site:
@@ -37,11 +37,11 @@ class Place:
 
 
 def places(shapes: Mapping[str, tuple[int, ...]]) -> list[Place]:
-    """All axes, with the array axes that may be indices there: none, the first one, the one before, or both.
+    """Lists all axes, with the array axes that may be indices: none, the first, the previous one, or both.
 
-    In matrices only lengths that are stacked somewhere (in an array of three axes or more) count as indices.
-    The first axis of a convolution in groups has the groups in front: a part of it is an index where the
-    number of groups times what each reads is the length of some other axis.
+    For matrices, only lengths that are stacked somewhere (in an array of three or more axes) count as
+    indices. In a grouped convolution the first axis starts with the groups: a part of it counts as an index
+    if the number of groups times the inputs per group is the length of some other axis.
     """
     lengths = {length for shape in shapes.values() for length in shape}
     deep = [shape for shape in shapes.values() if len(shape) > 2]
@@ -68,8 +68,8 @@ def places(shapes: Mapping[str, tuple[int, ...]]) -> list[Place]:
 def matrix_shapes(at: Sequence[Place], heads: Sequence[int] | None) -> list[Shape]:
     """Shapes of matrix groups that fill some axis exactly, large matrices first.
 
-    An axis may be merged from an index and a space, or from two indices and a space of size 2, as rotary
-    embeddings are. `heads` restricts the lengths of the index in front.
+    An axis may merge an index and a space, or two indices and a space of size 2, as in rotary embeddings.
+    `heads` restricts the length of the leading index.
     """
     found: dict[Shape, None] = {}
     for place in at:
@@ -85,12 +85,12 @@ def matrix_shapes(at: Sequence[Place], heads: Sequence[int] | None) -> list[Shap
 
 
 def splits(blocks: int, heads: Sequence[int] | None) -> bool:
-    """Whether an axis may be split into so many blocks: into any number, or as many as given heads."""
+    """Whether an axis may be split into this many blocks; any number, unless `heads` are given."""
     return blocks == 1 or heads is None or blocks in heads
 
 
 def ordered(shapes: Mapping[Shape, None]) -> list[Shape]:
-    """Large matrices first, then many of them: what is implied by another comes after it."""
+    """Sorts large matrices first, then many of them, so that implied shapes come last."""
     return sorted(shapes, key=lambda shape: (-shape[1], -int(np.prod(shape[0])), shape))
 
 
@@ -123,7 +123,7 @@ def _layouts(place: Place, per: tuple[int, ...], size: int) -> Iterator[Site]:
 
 
 def scale_sites(shape: Shape, at: Sequence[Place]) -> list[Site]:
-    """All words for a space of scales; for a single scale, one for every whole array."""
+    """All words for a space of scales; for a single scale, one word per whole array."""
     per, size = shape
     if size == 1 and not per:
         firsts = {place.path: place for place in reversed(at) if not place.lead}
@@ -134,7 +134,7 @@ def scale_sites(shape: Shape, at: Sequence[Place]) -> list[Site]:
 
 
 def is_vector(shape: tuple[int, ...]) -> bool:
-    """Whether an array has at most one axis longer than 1: biases and gains.
+    """Whether an array has at most one axis longer than 1, like biases and gains.
 
     >>> is_vector((6, 1, 1)), is_vector((6, 2))
     (True, False)
@@ -143,14 +143,14 @@ def is_vector(shape: tuple[int, ...]) -> bool:
 
 
 def scale_shapes(at: Sequence[Place]) -> list[Shape]:
-    """Numbers of scales that divide some axis, many first, down to a single one."""
+    """Numbers of scales that divide some axis, from many down to a single one."""
     found = {(place.leads, size): None for place in at for size in divisors(place.length)}
     found |= {((), 1): None}
     return ordered({shape: None for shape in found if shape[1] > 1 or not shape[0]})
 
 
 def divisors(n: int) -> list[int]:
-    """Divisors of n, from 1 to n.
+    """The divisors of n, from 1 to n.
 
     >>> divisors(12)
     [1, 2, 3, 4, 6, 12]

@@ -1,4 +1,4 @@
-"""The plan of a search, made before anything is evaluated: its questions, and their cost."""
+"""The plan of a search, made before any evaluation: its questions and their cost."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,17 +18,17 @@ from symmetrax.discovery._sites import Shape, Site
 from symmetrax.symmetry._groups import AbstractGroup, Permutation, PositiveDiagonal, SignDiagonal
 from symmetrax.symmetry._matrix_groups import GeneralLinear, Orthogonal, ScaledRotation
 
-#: Groups of matrices that mix the entries of an axis.
+#: Matrix groups that mix the entries of an axis.
 MATRICES = (GeneralLinear, Orthogonal, ScaledRotation)
 
-#: All groups that can be looked for, in the order in which they are told.
+#: All groups that the search supports, in the order in which they are reported.
 GROUPS = (*MATRICES, PositiveDiagonal, SignDiagonal, Permutation)
 
-#: The most gradients kept for pieces of fused axes, and the memory that they and their points may take, in
-#: bytes.
+#: Maximum number of gradients kept for segments of fused axes, and the memory limit in bytes for them and
+#: their points.
 MOST_POINTS, MEMORY = 512, 1 << 29
 
-#: Numbers of blocks (heads, groups of a normalization) of which permutations are tried.
+#: How many numbers of blocks (heads, normalization groups) are tried for permutations.
 MOST_BLOCKS = 4
 
 
@@ -39,7 +39,7 @@ def discovery_cost(
     heads: int | Sequence[int] | None = None,
     trials: int = 3,
 ) -> Cost:
-    """The cost of `find_symmetries` with these arguments, in evaluations of the loss.
+    """Predicts the cost of `find_symmetries` with these arguments, in evaluations of the loss.
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> params = {"w": jnp.ones((4, 3)), "b": jnp.zeros(4), "out": jnp.ones((2, 4))}
@@ -51,7 +51,7 @@ def discovery_cost(
 
 
 def chosen_groups(groups: type | Sequence[type], trials: int) -> tuple[type[AbstractGroup], ...]:
-    """The groups to look for. Raises ValueError for what cannot be found, for none, and for no trial."""
+    """Returns the groups to search for. Raises ValueError for unsupported groups, none, or no trials."""
     chosen = (groups,) if isinstance(groups, type) else tuple(groups)
     for group in chosen:
         if group not in GROUPS:
@@ -65,7 +65,7 @@ def chosen_groups(groups: type | Sequence[type], trials: int) -> tuple[type[Abst
 
 
 def chosen_heads(heads: int | Sequence[int] | None, at: Sequence[Place]) -> tuple[int, ...] | None:
-    """The numbers of heads to try, or None for all. Raises ValueError for those that divide no axis."""
+    """Returns the numbers of heads to try, or None for all; raises ValueError if one divides no axis."""
     if heads is None:
         return None
     counts = (heads,) if isinstance(heads, int) else tuple(heads)
@@ -78,7 +78,7 @@ def chosen_heads(heads: int | Sequence[int] | None, at: Sequence[Place]) -> tupl
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The questions that can be asked before anything is evaluated, and what they cost."""
+    """The questions that can be determined before any evaluation, and their cost."""
 
     at: tuple[Place, ...]
     matrices: tuple[tuple[Shape, list[Site]], ...]
@@ -123,7 +123,7 @@ class Plan:
         return cls(tuple(at), tuple(matrices), groups, counts, trials, whole, candidates, cost)
 
     def afford(self, budget: int | None) -> None:
-        """Raise ValueError if a budget does not even buy the gradients that all else rests on."""
+        """Raises ValueError if the budget does not cover the gradients that the whole search depends on."""
         least = self.cost.checks + self.cost.points + 1 + 2 * self.trials
         if budget is not None and budget < least:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Gradients of a loss at generic points: what all relations are read off."""
+"""Gradients of a loss at generic points, from which all relations are derived."""
 
 import dataclasses
 import inspect
@@ -17,27 +17,27 @@ from symmetrax.discovery._double import InDouble, double_of, tolerances
 from symmetrax.discovery._places import Place
 from symmetrax.discovery._sites import in_front
 
-#: How far generic points are from the given parameters, relative to the size of each array.
+#: Distance of generic points from the given parameters, relative to the size of each array.
 SPREAD = 0.5
 
-#: Beside others of this size, relative to them, an array is all but zero.
+#: Arrays below this size, relative to their neighbours, count as zero.
 TINY = 1e-6
 
-#: The most entries along an axis and its indices for which scales are looked for one by one.
+#: Maximum number of entries along an axis and its indices for which individual scales are searched.
 MOST_SCALES = 1 << 16
 
 
-#: Arrays by name, of NumPy or JAX.
+#: NumPy or JAX arrays by name.
 Leaves = dict[str, Any]
 
 
 class Loss:
-    """A loss on the floating-point arrays of its parameters, by name, with its data and a count of its calls.
+    """A loss as a function of the named floating-point arrays of its parameters, with its data.
 
-    It is evaluated in double precision (`precision` is the machine precision of the coarsest part), in a unit
-    that keeps its squares in range; `variation` is how much it varies under the noise of generic points.
-    `x64` is whether the loss and its data were made with double precision enabled. Raises ValueError, saying
-    what is wrong, if it is not a finite, repeatable scalar.
+    It counts its evaluations and computes in double precision (`precision` is the machine epsilon of the
+    coarsest part), in a unit that keeps squares in range; `variation` is how much it varies under the noise
+    of generic points. `x64` says whether the loss and its data were created with double precision enabled.
+    Raises a descriptive ValueError if the loss is not a finite, repeatable scalar.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Loss:
         numbers, self._rest = eqx.partition(params, is_searched)
         arrays, self._structure = jax.tree.flatten(numbers)
         named = dict(zip(leaf_names(numbers), arrays, strict=True))
-        #: The arrays as they were given, without their numbers.
+        #: Shapes and dtypes of the given arrays.
         self.given = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in named.items()}
         self.leaves: dict[str, np.ndarray] = {
             path: np.asarray(leaf).astype(double_of(leaf.dtype)) for path, leaf in named.items()
@@ -72,16 +72,16 @@ class Loss:
 
         self.evaluations, self._budget = 0, budget
         self._check_scalar(value)
-        #: Why the loss cannot be evaluated in double precision, or nothing.
+        #: Why the loss cannot be evaluated in double precision; empty if it can.
         self.narrow = self._choose(value)
         self.start = self._check_value()
 
     def affords(self, evaluations: int) -> bool:
-        """Whether the budget has room for so many more."""
+        """Whether the budget allows this many more evaluations."""
         return self._budget is None or self.evaluations + evaluations <= self._budget
 
     def fresh(self, key: Key[Array, ""]) -> Any:
-        """Other data, or None if the loss has only one batch."""
+        """Draws other data, or returns None if the loss has only one batch."""
         if self._draw is None:
             return None
         with jax.enable_x64(self._x64):
@@ -92,7 +92,7 @@ class Loss:
         return float(self._call(self._value, leaves, batch)) / self.unit
 
     def gradient(self, leaves: Leaves, batch: Any) -> tuple[float, dict[str, np.ndarray]]:
-        """The loss and its gradient, as NumPy arrays by name."""
+        """Returns the loss and its gradient, as NumPy arrays by name."""
         self.evaluations += 1
         value, gradient = self._call(self._value_and_gradient, leaves, batch)
         taken = [np.asarray(g).astype(double_of(g.dtype), copy=False) for g in gradient]
@@ -100,20 +100,21 @@ class Loss:
         return float(value) / self.unit, dict(zip(self.leaves, taken, strict=True))
 
     def apart(self, value: float, other: float) -> float:
-        """How far two losses are apart, relative to how much the loss varies.
+        """Distance between two losses, relative to how much the loss varies.
 
-        Beside an offset of the loss so large that rounding is more than that, relative to what can be seen.
+        If the loss has an offset so large that rounding exceeds this, the distance is relative to the visible
+        scale instead.
         """
         seen = 10 * self.precision / tolerances(self.precision)[0] * max(abs(value), abs(other))
         return abs(value - other) / max(self.variation, seen)
 
     def generic(self, rng: np.random.Generator, spread: float = SPREAD) -> dict[str, np.ndarray]:
-        """The arrays with noise of `spread` times their size, or that of those beside them if all but zero.
+        """Adds noise of `spread` times its size to each array, or its neighbours' size if it is almost zero.
 
-        What is positive stays so: variances, temperatures.
+        Positive arrays, such as variances and temperatures, stay positive.
 
-        At zeros and ones a loss has relations that it has nowhere else. The noise of all points are stretches
-        of one long row of normal numbers: drawing new ones would take longer than a gradient.
+        At zeros and ones a loss has relations that hold nowhere else. The noise of every point is a window
+        into one long pool of normal numbers, because drawing new ones would take longer than a gradient.
         """
         total = sum(leaf.size * (2 if np.iscomplexobj(leaf) else 1) for leaf in self.leaves.values())
         if not len(self._pool):
@@ -131,9 +132,9 @@ class Loss:
         return moved
 
     def settle(self, leaves: Leaves, gradient: Leaves) -> float:
-        """Choose the unit by a first gradient; returns the factor by which losses change from now on.
+        """Chooses the unit from a first gradient; returns the factor by which losses change from now on.
 
-        It is 1 unless squares of the numbers would be too large or too small for double precision.
+        It is 1 unless squares would overflow or underflow in double precision.
         """
         effect = max(float(np.max(np.abs(gradient[path] * leaf))) for path, leaf in leaves.items())
         extreme = effect > 0 and not 1e-100 < effect < 1e100
@@ -142,11 +143,11 @@ class Loss:
         return factor
 
     def sizes(self) -> dict[str, float]:
-        """The length of each array, or that of its noise where it is all but zero."""
+        """The length of each array, or the length of its noise if the array is almost zero."""
         return {path: size * np.sqrt(self.leaves[path].size) for path, size in self._sizes.items()}
 
     def placed(self, leaves: dict[str, np.ndarray]) -> dict[str, Array]:
-        """The arrays as those of JAX: a point that is used often is then copied once."""
+        """Converts to JAX arrays, so that a point that is used often is copied only once."""
         return {path: jnp.asarray(leaf) for path, leaf in leaves.items()}
 
     def _call(self, program: Callable, leaves: Leaves, batch: Any) -> Any:
@@ -157,7 +158,7 @@ class Loss:
             return program([jnp.asarray(leaf) for leaf in given], self._rest, batch)
 
     def _choose(self, value: Callable) -> str:
-        """Compile the loss in double precision; or, where that cannot be, as it is, and say why."""
+        """Compiles the loss in double precision or, if that fails, unchanged, and returns the reason."""
         self.narrow = ""
         dtypes = [x.dtype for x in self.given.values()]
         programs = [InDouble(fun, dtypes, x64=self._x64) for fun in (value, eqx.filter_value_and_grad(value))]
@@ -165,7 +166,7 @@ class Loss:
         try:
             self.value(self.leaves, self.batch)
             self.gradient(self.leaves, self.batch)
-        except Exception as error:  # whatever a program cannot do with longer numbers
+        except Exception as error:  # a program can fail in many ways when its dtypes are widened
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
         else:
             self.precision = max(program.precision for program in programs)
@@ -207,7 +208,7 @@ class Loss:
 
 
 def is_searched(leaf: Any) -> bool:
-    """Whether a leaf is an array in which symmetries are looked for: of floats, and not empty.
+    """Whether a leaf is an array in which symmetries are searched for: floating-point and not empty.
 
     >>> is_searched(jnp.ones(2)), is_searched(jnp.zeros((0, 2))), is_searched(jnp.arange(2))
     (True, False, False)
@@ -216,9 +217,9 @@ def is_searched(leaf: Any) -> bool:
 
 
 def noise_sizes(leaves: Leaves) -> dict[str, float]:
-    """The root mean square of each array; where that is all but zero, of the arrays beside it.
+    """The root mean square of each array or, if that is almost zero, of its neighbours.
 
-    Beside an array are those with the longest part of its path in common, matrices if there are any: noise
+    The neighbours of an array are those that share the longest prefix of its path, preferably matrices: noise
     on a bias is as large as on the weights next to it.
 
     >>> noise_sizes({"a.w": np.full((2, 2), 0.02), "a.b": np.zeros(2), "c": np.full((2, 2), 4.0)})
@@ -256,7 +257,7 @@ def _needs_batch(loss: Callable) -> bool:
 
 
 def _dtypes(jaxpr: Jaxpr) -> set:
-    """Types of all floating-point numbers in a program, but for constants."""
+    """The dtypes of all floating-point numbers in a program, except constants."""
     made = [equation for equation in jaxpr.eqns if not all(isinstance(x, Literal) for x in equation.invars)]
     values = [*jaxpr.invars, *(value for equation in made for value in equation.outvars)]
     dtypes = {getattr(value.aval, "dtype", None) for value in values}
@@ -270,7 +271,7 @@ def _dtypes(jaxpr: Jaxpr) -> set:
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """Parameters and the gradient there, by name."""
+    """Parameters and the gradient at them, by name."""
 
     leaves: dict[str, np.ndarray]
     gradient: dict[str, np.ndarray]
@@ -278,12 +279,12 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """Gradients at generic points: all of them at the first few, products with the parameters at all.
+    """Gradients at generic points: full ones at the first few, products with the parameters at all.
 
-    `products` has for every place the sums of gradient times parameter over all other axes, of shape (points,
-    indices, length); `sizes` the squared length of such products for every array, of shape (points,);
-    `slopes` the gradients where there are no other axes, those of vectors, in the shape of their products.
-    `idle` arrays do not change the loss; `steep` ones do, but have no gradient.
+    `products` has, for every place, the sums of gradient times parameter over all other axes, of shape
+    (points, indices, length). `sizes` has the squared length of such products for every array, of shape
+    (points,). `slopes` has the gradients of vectors, which have no other axes, in the shape of their
+    products. `idle` arrays do not change the loss; `steep` ones do, but have no gradient.
     """
 
     points: list[Point]
@@ -297,7 +298,7 @@ class Measured:
 def measure(
     loss: Loss, places: Sequence[Place], rng: np.random.Generator, *, count: int, whole: int
 ) -> Measured:
-    """The gradient at `count` generic points, kept as a whole at the first `whole` of them.
+    """Computes the gradient at `count` generic points, and keeps it in full at the first `whole` of them.
 
     Sets the unit of the loss, and how much it varies.
     """
@@ -332,7 +333,7 @@ def measure(
 
 
 def more_points(loss: Loss, rng: np.random.Generator, count: int) -> list[Point]:
-    """Gradients at other generic points."""
+    """Computes gradients at more generic points."""
     taken = (_generic_gradient(loss, rng) for _ in range(count))
     return [Point(leaves, gradient) for leaves, _, gradient in taken]
 
@@ -348,7 +349,7 @@ def _generic_gradient(loss: Loss, rng: np.random.Generator) -> tuple[Leaves, flo
 def _without_gradient(
     loss: Loss, leaves: Leaves, here: float, effects: np.ndarray, rng: np.random.Generator
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The arrays without an effect on the loss, and those with an effect that no gradient shows."""
+    """The arrays with no effect on the loss, and those with an effect but no gradient."""
     least = min(30 * loss.precision, 1e-4) * np.max(effects)
     silent = [path for path, effect in zip(loss.leaves, effects, strict=True) if effect <= least]
     other = loss.generic(rng)
@@ -358,7 +359,7 @@ def _without_gradient(
         return not abs(there - here) <= 100 * loss.precision * max(abs(here), abs(there), loss.variation)
 
     changed = bool(silent) and matters(silent)
-    apart = changed and loss.affords(len(silent))  # beyond the budget, none of them is called idle
+    apart = changed and loss.affords(len(silent))  # without the budget to test them, report none as idle
     steep = [path for path in silent if not apart or matters([path])] if changed else []
     if len(silent) == len(effects):
         what = (
@@ -372,7 +373,7 @@ def _without_gradient(
 
 
 def _not_finite(loss: Loss, leaves: Leaves, value: float) -> str:
-    """The message for a loss without a finite gradient near the parameters, naming the culprits."""
+    """The error message for a loss without a finite gradient near the parameters; names the culprits."""
     blamed = []
     for path, leaf in leaves.items():
         alone, gradient = loss.gradient(loss.leaves | {path: leaf}, loss.batch)
@@ -387,5 +388,5 @@ def _not_finite(loss: Loss, leaves: Leaves, value: float) -> str:
 
 
 def _along(place: Place, terms: np.ndarray) -> np.ndarray:
-    """Sums over all axes but a place's own: (indices, length)."""
+    """Sums over all axes except a place's own: (indices, length)."""
     return in_front(terms.reshape(place.shape), place.lead, place.axis).sum(axis=-1).astype(float)

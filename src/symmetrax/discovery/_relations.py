@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-#: Singular values of columns of length 1 up to which a relation is looked at as an approximate one.
+#: Largest singular value, for columns of length 1, of an approximate relation.
 NEARLY = 2e-3
 
 
 def threshold(precision: float) -> float:
-    """Singular values of normalized columns, and differences of slices, up to which a relation is exact.
+    """Largest singular value of normalized columns, or difference of slices, of an exact relation.
 
     >>> threshold(1e-16), threshold(1e-7)
     (1e-07, 0.0003)
@@ -20,7 +20,7 @@ def threshold(precision: float) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Relation:
-    """Coefficients with which columns add up to zero, and the singular values on both sides of the gap."""
+    """Coefficients with which columns sum to zero, and the singular values on both sides of the gap."""
 
     coefficients: np.ndarray
     inside: float
@@ -48,12 +48,13 @@ def relations(
     known: Sequence[np.ndarray] = (),
     nearly: Sequence[np.ndarray] = (),
 ) -> tuple[list[Relation], float]:
-    """All relations between the columns that `known` ones do not imply, and the far side of their gap.
+    """All relations between the columns that `known` ones do not imply, and the upper end of their gap.
 
-    Exact ones come first. Columns are measured relative to their scales, so that singular values have no
-    units: up to `tolerance` they are zero; between it and `NEARLY`, and far from the next one, they are
-    nearly so. Of each known relation one column is left out, which leaves the others of the null space as
-    they are; of those known to hold `nearly`, when exact ones have been found.
+    Exact relations come first. Columns are measured relative to their scales, so singular values are
+    dimensionless: up to `tolerance` they count as zero; between it and `NEARLY`, and well separated from the
+    next one, as approximately zero. For each known relation one column is left out, which leaves the rest of
+    the null space unchanged; the same is done for the `nearly` relations after the exact ones have been
+    found.
     """
     unit = columns.normalized()
     kept = columns.scales > 0
@@ -95,10 +96,10 @@ def _right_singular(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def echelon(rows: np.ndarray, clean: float) -> tuple[np.ndarray, list[int]]:
-    """A basis of the same space in reduced row echelon form, small entries set to zero; and its pivots.
+    """Reduced row echelon form of a basis, with small entries set to zero, and its pivots.
 
-    Pivots are taken in order of the columns, but not where all entries are small. Spaces that share no column
-    come out one by one.
+    Pivots are chosen in column order, skipping columns whose entries are all small. Spaces that share no
+    columns are separated.
 
     >>> echelon(np.array([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]]), clean=1e-6)
     (array([[1., 1., 0.],
@@ -119,7 +120,7 @@ def echelon(rows: np.ndarray, clean: float) -> tuple[np.ndarray, list[int]]:
 
 
 def charges(coefficients: np.ndarray) -> np.ndarray:
-    """Coefficients as multiples of a half, where they are such: the smallest 1 in size, the first positive.
+    """Rounds coefficients to multiples of 1/2 if close, with minimum magnitude 1, the first positive.
 
     >>> charges(np.array([0.0, -0.501, -0.5, 1.0])).tolist()
     [0.0, 1.0, 1.0, -2.0]

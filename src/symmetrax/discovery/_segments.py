@@ -1,8 +1,8 @@
-"""Concatenated axes: where fused projections may be cut, and the words for their pieces.
+"""Concatenated axes: candidate cuts of fused projections, and the words for their segments.
 
-Nothing says where a fused axis is cut. Tried are equal parts, the lengths of other axes, those lengths
-divided by a number of heads, and what they leave; within a head also a rotary part. What is right is decided
-by the gap.
+Nothing in the parameters says where a fused axis is cut. The candidates are equal parts, the lengths of other
+axes, those lengths divided by a number of heads, and the remainders; within a head also a rotary part. The
+gap decides which are right.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from symmetrax.discovery._places import MOST_REPEATS, Place, divisors, matrix_sites, ordered, splits
 from symmetrax.discovery._sites import Shape, Site
 
-#: The most blocks into which an axis is split before each is cut.
+#: Maximum number of blocks into which an axis is split before each block is cut.
 MOST_BLOCKS = 64
 
-#: The longest block of which every even part is tried as the rotary one; of longer ones only quarters.
+#: Maximum block length for which every even rotary part is tried; longer blocks try only quarters.
 LONGEST = 16
 
 
@@ -45,10 +45,10 @@ def cuts(length: int, hints: Sequence[int]) -> set[tuple[int, int]]:
 def segment_questions(
     places: Sequence[Place], lengths: Sequence[int], heads: Sequence[int] | None
 ) -> Iterator[tuple[Shape, list[Site]]]:
-    """For every shape that a segment of one of the axes may have: all its sites on them.
+    """For every shape that a segment of one of the axes may have: all of its sites on them.
 
-    `lengths` are those of all axes of all arrays, from which cuts are guessed. Axes on which a group acts as
-    a whole need not be among `places`: it would not leave room for another.
+    `lengths` are the lengths of all axes of all arrays, from which cuts are guessed. `places` may omit axes
+    on which a group acts as a whole, because it rules out other groups there.
     """
     lengths = sorted({*lengths})
     rests = {a - b for a in lengths for b in lengths if a > b}
@@ -70,9 +70,9 @@ def segment_questions(
 def _pieces(
     place: Place, blocks: int, width: int, start: int, size: int, heads: Sequence[int] | None
 ) -> Iterator[tuple[Shape, Site]]:
-    """The groups that may act on one segment of every block: matrices, of size 2 per frequency or full."""
+    """The groups that may act on one segment of every block: 2x2 matrices per frequency, or full ones."""
     pairs = size // 2 if size % 2 == 0 else 0
-    if blocks == 1:  # a segment of the whole axis, which may itself be merged
+    if blocks == 1:  # a segment of the whole axis, which may itself be a merged axis
         for front in divisors(size):
             if size // front > 1 and splits(front, heads):
                 yield ((place.per(front), size // front), place.site(size // front, start=start, first=front))
@@ -81,7 +81,7 @@ def _pieces(
                 layouts = {"start": start, "first": front, "stride": 2 * within, layout: within}
                 yield ((place.per(front, within), 2), place.site(2, **layouts))
         return
-    for front in divisors(blocks):  # a segment of every block, one element for each or for several
+    for front in divisors(blocks):  # a segment of every block, with one element per block or per several
         copies = blocks // front
         if copies > MOST_REPEATS:
             continue

@@ -1,4 +1,4 @@
-"""Where a space may touch an array: candidate words for every axis, and which of them imply which."""
+"""Sites where a space may act on an array: candidate words for every axis, and their implications."""
 
 import dataclasses
 import functools
@@ -7,23 +7,23 @@ from typing import Any
 
 import numpy as np
 
-#: A shape of elements: lengths of the group's indices, and the size of its matrices.
+#: The shape of a group's elements: lengths of its indices, and size of its matrices.
 Shape = tuple[tuple[int, ...], int]
 
-#: The most copies of an axis, one after another, on which scales may act one by one.
+#: Maximum number of consecutive copies along an axis on which scales may act independently.
 MOST_PARTS = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """A word that may stand on one axis of an array: which entries belong to which unit of a space.
+    """A candidate word on one axis of an array: which entries belong to which unit of a space.
 
-    The axis is `start` plain entries, then `first * repeats` blocks of `stride` entries, then plain ones. In
-    a block, after `offset` plain entries, lie `second`, `size`, `third` and `tail`, the first slowest;
-    `first`, `second` and `third` are indices of the group; along `repeats` and `tail` one element acts many
-    times: `(kv _ f z)` is first=kv, repeats, second=f, size=z. Other array axes may be indices too: `lead`
-    has each with the length that counts, the slowest part of the axis if it is less than the whole. What acts
-    is linear in the array plus `shift`.
+    The axis consists of `start` plain entries, then `first * repeats` blocks of `stride` entries, then plain
+    ones. In a block, after `offset` plain entries, come `second`, `size`, `third` and `tail`, from slowest to
+    fastest. `first`, `second` and `third` are indices of the group; along `repeats` and `tail` the same
+    element acts many times: `(kv _ f z)` is first=kv, repeats, second=f, size=z. Other array axes may be
+    indices too: `lead` lists each with its effective length, which is the slowest part of the axis if it is
+    less than the whole. The action is linear in the array plus `shift`.
     """
 
     path: str
@@ -43,18 +43,18 @@ class Site:
 
     @property
     def per(self) -> tuple[int, ...]:
-        """Lengths of the group's indices."""
+        """The lengths of the group's indices."""
         inside = (length for length in (self.first, self.second, self.third) if length > 1)
         return (*(length for _, length in self.lead), *inside)
 
     @property
     def indices(self) -> int:
-        """Number of values of the group's indices."""
+        """The number of values of the group's indices."""
         return int(np.prod(self.per))
 
     @property
     def length(self) -> int:
-        """Length of the axis."""
+        """The length of the axis."""
         return self.shape[self.axis]
 
     @property
@@ -64,12 +64,12 @@ class Site:
 
     @property
     def copies(self) -> int:
-        """How often one element acts along the axis."""
+        """How many times one element acts along the axis."""
         return self.repeats * self.tail
 
     @functools.cached_property
     def positions(self) -> np.ndarray:
-        """Places on the axis, of shape (first * second * third, size, copies)."""
+        """Positions on the axis, of shape (first * second * third, size, copies)."""
         p, r, f, i, q, t = np.ogrid[
             : self.first, : self.repeats, : self.second, : self.size, : self.third, : self.tail
         ]
@@ -79,9 +79,9 @@ class Site:
 
     @functools.cached_property
     def labels(self) -> tuple[np.ndarray, np.ndarray]:
-        """For all entries along the axes involved: the coordinate there, and which matrix acts; -1 for none.
+        """For all entries along the axes involved: their coordinate and the matrix that acts, or -1.
 
-        Both broadcast against the array; coordinates count units, slowest the group's indices.
+        Both broadcast against the array; coordinates count units, with the group's indices slowest.
         """
         leads = [length for _, length in self.lead]
         places, outer = self.positions, int(np.prod(leads))
@@ -103,7 +103,7 @@ class Site:
         return spread(coordinate), spread(matrix)
 
     def parts(self) -> list["Site"]:
-        """A few copies one after another (gates of an LSTM, a fused gate and up), each by itself."""
+        """Splits a few consecutive copies (gates of an LSTM, a fused gate and up) into single sites."""
         if not (1 < self.repeats <= MOST_PARTS and self.first == self.second == self.third == self.tail == 1):
             return [self]
         return [
@@ -123,10 +123,10 @@ class Site:
         new: Callable[[np.ndarray], np.ndarray],
         copies: Sequence[int] | None = None,
     ) -> np.ndarray:
-        """The array with the slices of some units at the first value of every index replaced by `new(front)`.
+        """Replaces the slices of some units at the first value of every index by `new(front)`.
 
-        `front` is the array with the indices and the axis in front, cut to that value; `new` returns what to
-        put there for the units. `copies` picks some of their places along the axis.
+        `front` is the array with the indices and the axis in front, restricted to that value; `new` returns
+        the replacement for the units. `copies` selects some of their positions along the axis.
         """
         out = x.reshape(self.shape).copy()
         front = np.moveaxis(out, (*(k for k, _ in self.lead), self.axis), range(len(self.lead) + 1))
@@ -136,7 +136,7 @@ class Site:
         return out.reshape(x.shape)
 
     def copied(self, x: np.ndarray, u: int, v: int) -> np.ndarray:
-        """The array with unit u's slice in the place of unit v's too, at the first value of every index."""
+        """Copies unit u's slice over unit v's, at the first value of every index."""
         every = (slice(None),) * len(self.lead)
         return self.change(x, v, lambda corner: corner[(*every, self.positions[0, u])])
 
@@ -144,30 +144,30 @@ class Site:
         return self.positions[0, units] if copies is None else self.positions[0, units][..., list(copies)]
 
     def flipped(self, x: np.ndarray, units: np.ndarray, copies: Sequence[int] | None) -> np.ndarray:
-        """The array with the signs of some units' slices changed, at the first value of every index."""
+        """Flips the signs of some units' slices, at the first value of every index."""
         every = (slice(None),) * len(self.lead)
         return self.change(
             x, units, lambda corner: -corner[(*every, self._at(units, copies))] - 2 * self.shift, copies
         )
 
     def gather(self, x: np.ndarray, blocks: np.ndarray, units: np.ndarray) -> np.ndarray:
-        """Slices of the array at some values of the indices and some units: (blocks, units, all the rest)."""
+        """Slices of the array at some index values and some units: (blocks, units, rest)."""
         outer, at = self.sampled(blocks, units)
         taken = self.in_front(x)[outer[:, None, None], at]
         return taken.reshape(len(blocks), len(units), -1)
 
     def sampled(self, blocks: np.ndarray, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where some units are at some values of the indices: rows of `in_front`, and places on the axis."""
+        """Rows of `in_front` and positions on the axis, for some index values and units."""
         outer, inner = np.divmod(blocks, len(self.positions))
         return outer, self.positions[inner][:, units]
 
     def in_front(self, x: Any) -> Any:
-        """The array as (all values of the indices `lead`, the axis, the rest)."""
+        """Reshapes the array to (all values of the indices `lead`, the axis, the rest)."""
         return in_front(x.reshape(self.shape), self.lead, self.axis)
 
 
 def in_front(x: Any, lead: Sequence[tuple[int, int]], axis: int) -> Any:
-    """An array as (all values of the indices, the axis, the rest), its indices being parts of axes."""
+    """Reshapes an array to (all values of the indices, the axis, the rest); indices are parts of axes."""
     count, first = len(lead), (*(k for k, _ in lead), axis)
     front = x.transpose((*first, *(k for k in range(x.ndim) if k not in first)))
     parts = [size for (k, length) in lead for size in (length, x.shape[k] // length)]
@@ -180,9 +180,9 @@ def in_front(x: Any, lead: Sequence[tuple[int, int]], axis: int) -> Any:
 def carried(bigs: Sequence[Site], smalls: Sequence[Site], *, matrices: bool) -> np.ndarray | None:
     """How the coordinates on `smalls` follow from those on `bigs`, or None if they do not.
 
-    Both are sites on one array: of several spaces, whose coordinates are counted one after another, and of
-    one smaller space. With `matrices`, a matrix of the smaller space must also act inside one of another. Two
-    specs of a space imply a smaller space if the answer is the same for both.
+    Both are sites on one array: `bigs` of several spaces, whose coordinates are counted consecutively, and
+    `smalls` of one smaller space. With `matrices`, a matrix of the smaller space must also act inside a
+    matrix of another space. Two specs of a space imply a smaller space if the result is the same for both.
     """
     axes = {axis for big in bigs for axis in (big.axis, *(lead for lead, _ in big.lead))}
     if any(small.axis not in axes and small.size * small.indices > 1 for small in smalls):
@@ -213,9 +213,9 @@ def carried(bigs: Sequence[Site], smalls: Sequence[Site], *, matrices: bool) -> 
 def _paint(
     site: Site, shape: tuple[int, ...], coordinate: np.ndarray, matrix: np.ndarray, count: int, *, grow: bool
 ) -> int:
-    """Write a site's labels into arrays of all labels; return the next free coordinate if they grow."""
+    """Writes a site's labels into arrays of all labels; returns the next free coordinate if they grow."""
     labels, blocks = site.labels
-    # Along axes that are none of its own, one matrix acts many times.
+    # Along axes other than the site's own, the same matrix acts many times.
     own = {site.axis, *(axis for axis, _ in site.lead)}
     others = [axis for axis, length in enumerate(shape) if axis not in own and length > 1]
     copies = np.zeros([1] * len(shape), int)

@@ -1,4 +1,4 @@
-"""Candidate spaces: a kind of group on a set of sites, what implies what, and the symmetry they make."""
+"""Candidate spaces: a group acting on a set of sites, their implications, and their symmetries."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from symmetrax.symmetry._groups import AbstractGroup, Permutation, PositiveDiago
 from symmetrax.symmetry._matrix_groups import GeneralLinear, Orthogonal, ScaledRotation
 from symmetrax.symmetry._specs import written
 
-#: Letters of spaces by group, and of the group's indices, in specs.
+#: Letters used in specs for spaces, by group, and for the group's indices.
 LETTERS = {GeneralLinear: "g", Orthogonal: "o", ScaledRotation: "z", PositiveDiagonal: "s"}
 LETTERS |= {SignDiagonal: "e", Permutation: "p"}
 INDICES = "hijkl"
@@ -43,16 +43,16 @@ class Space:
 
     @property
     def touched(self) -> frozenset[tuple[str, int, float]]:
-        """The axes that it touches, with the shifts of what it acts on."""
+        """The axes that the space touches, with the shifts of the arrays it acts on."""
         return frozenset((spec.site.path, spec.site.axis, spec.site.shift) for spec in self.specs)
 
     @property
     def axes(self) -> frozenset[tuple[str, int]]:
-        """The axes that it touches."""
+        """The axes that the space touches."""
         return frozenset((spec.site.path, spec.site.axis) for spec in self.specs)
 
     def named(self, number: int) -> tuple[dict[str, AbstractGroup], dict[str, str]]:
-        """The space under a name of its own, and its specs in the notation."""
+        """The space under its own name, and its specs in spec notation."""
         name = f"{LETTERS[type(self.group)]}{number}"
         indices = [f"{x}{number}" for x in INDICES[: len(self.group.per)]]
         per = dict(zip(indices, self.group.lengths, strict=True))
@@ -64,7 +64,7 @@ class Space:
 
 
 def together(specs: Sequence[Spec]) -> tuple[Spec, ...]:
-    """The specs, with parts of an axis that make up all of it, and have one power, as one spec."""
+    """Merges the parts of an axis that cover all of it with the same power into one spec."""
     made: list[Spec] = []
     for spec in specs:
         site = spec.site
@@ -79,13 +79,13 @@ def together(specs: Sequence[Spec]) -> tuple[Spec, ...]:
 
 
 def with_per(group: Callable[..., AbstractGroup], shape: Shape, **kwargs: Any) -> AbstractGroup:
-    """A group of this shape, its indices not yet named."""
+    """Creates a group of this shape, with unnamed indices."""
     per, size = shape
     return group(size=size, per={INDICES[k]: length for k, length in enumerate(per)}, **kwargs)
 
 
 def spec_text(specs: Sequence[Spec], name: str, indices: Sequence[str]) -> str:
-    """The axis spec of some sites on one array. Raises ValueError if no spec can say it."""
+    """The axis spec of some sites on one array. Raises ValueError if no spec can express it."""
     words = ["_"] * len(specs[0].site.shape)
     for axis in sorted({spec.site.axis for spec in specs}):
         here = sorted(
@@ -125,7 +125,7 @@ class _Part:
 
 
 def _parts(spec: Spec, name: str, indices: Sequence[str]) -> _Part:
-    """The pieces of a word: which segment, what is in front of a block, and what is inside one."""
+    """The pieces of a word: its segment, the factors in front of a block, and those inside a block."""
     site = spec.site
     word = _word(name, spec.power)
     names = iter(indices[len(site.lead) :])
@@ -135,7 +135,7 @@ def _parts(spec: Spec, name: str, indices: Sequence[str]) -> _Part:
     length = site.second * site.size * site.third * site.tail
     both = site.repeats > 1 and site.tail > 1
     inner += [str(site.tail) if both else "_"] if site.tail > 1 else []
-    if spec.copies is not None:  # some of the copies, each a segment of its own
+    if spec.copies is not None:  # only some of the copies, each as a separate segment
         segments = [(r * site.stride, r * site.stride + length, _bracket(inner)) for r in spec.copies]
         stride = site.stride * site.repeats
         return _Part(site.start, site.start + stride, (), (0, stride, _sum(segments, stride)), stride)
@@ -146,7 +146,7 @@ def _parts(spec: Spec, name: str, indices: Sequence[str]) -> _Part:
 
 
 def _sum(segments: Sequence[tuple[int, int, str]], length: int) -> str:
-    """Segments of an axis, with plain entries between them."""
+    """Formats segments of an axis, with plain entries between them."""
     terms, position = [], 0
     for start, end, text in segments:
         if start < position:
@@ -159,13 +159,13 @@ def _sum(segments: Sequence[tuple[int, int, str]], length: int) -> str:
 
 
 def _bracket(parts: Sequence[str]) -> str:
-    """One node of several factors: bracketed unless there is a single one without blanks."""
+    """Joins factors into one node, bracketed unless there is a single factor without blanks."""
     text = " ".join(parts)
     return f"({text})" if " " in text and not (len(parts) == 1 and _closed(text)) else text
 
 
 def _closed(text: str) -> bool:
-    """Whether blanks occur in brackets only."""
+    """Whether all blanks are inside brackets."""
     depth = 0
     for character in text:
         depth += (character == "(") - (character == ")")
@@ -198,10 +198,11 @@ def contains(big: AbstractGroup, small: AbstractGroup) -> bool:
 
 
 def implied(sites: Sequence[Site], group: AbstractGroup, known: Sequence[Space]) -> list[np.ndarray]:
-    """Relations between the columns of `sites` that spaces already known make necessary.
+    """Relations between the columns of `sites` that follow from known spaces.
 
-    `group` is what is looked for on the sites; known spaces imply it where all their specs have a site that
-    takes their coordinates in the same way. Spaces with the same specs are taken together too.
+    `group` is the group being searched for on the sites. A known space implies it if every spec of the known
+    space has a site that takes its coordinates in the same way. Spaces with the same specs are also
+    considered together.
     """
     by_path: dict[str, list[int]] = {}
     for k, site in enumerate(sites):
@@ -229,7 +230,7 @@ def implied(sites: Sequence[Site], group: AbstractGroup, known: Sequence[Space])
 
 
 def follows(space: Space, known: Sequence[Space]) -> bool:
-    """Whether a space is a part of a known one, or of several that share its specs among them."""
+    """Whether a space is part of a known space, or of several that share its specs among them."""
     if any(spec.copies is not None for spec in space.specs):
         return False
     able = [
@@ -246,10 +247,10 @@ def follows(space: Space, known: Sequence[Space]) -> bool:
 
 
 def _covers(bigs: Sequence[Space], small: Space) -> bool:
-    """Whether some elements of the spaces, taken together, act as those of the small one do.
+    """Whether some elements of the spaces, taken together, act like those of the small space.
 
-    On every axis the small coordinates must follow from the large ones, with a power; and for every large
-    space in the same way on all its specs.
+    On every axis the small coordinates must follow from the large ones, with a power, and for every large
+    space in the same way on all of its specs.
     """
     ways: dict[int, set[tuple[bytes, float]]] = {}
     for axis in small.axes:
@@ -272,7 +273,7 @@ def _covers(bigs: Sequence[Space], small: Space) -> bool:
 
 
 def _powers(big: Site, smalls: Sequence[Spec]) -> set[float]:
-    """The powers of the small specs that touch what a site touches."""
+    """The powers of the small specs that touch the same positions as a site."""
     places = set(big.positions.ravel().tolist())
     return {spec.power for spec in smalls if not places.isdisjoint(spec.site.positions.ravel().tolist())}
 
@@ -280,9 +281,9 @@ def _powers(big: Site, smalls: Sequence[Spec]) -> set[float]:
 def _functions(
     bigs: Sequence[tuple[Site, AbstractGroup]], smalls: Sequence[Site], small: AbstractGroup
 ) -> list[np.ndarray] | None:
-    """How a small space's coordinates on one axis follow from those of each of some others, or None."""
+    """How a small space's coordinates on one axis follow from those of some other spaces, or None."""
     shifts = {site.shift for site in (*smalls, *(site for site, _ in bigs))}
-    if len(shifts) > 1 and not isinstance(small, Permutation):  # which keep constants
+    if len(shifts) > 1 and not isinstance(small, Permutation):  # permutations preserve constants
         return None
     matrices = not isinstance(small, PositiveDiagonal | SignDiagonal)
     way = carried([site for site, _ in bigs], smalls, matrices=matrices) if bigs else None
@@ -299,7 +300,7 @@ def _functions(
 
 
 def _keeps_pairs(pairs: np.ndarray, matrices: bool) -> bool:
-    """Whether what acts on pairs may come from scaled rotations: turning the same pairs, or alike on both."""
+    """Whether an action on pairs may come from scaled rotations: it rotates them, or acts equally on both."""
     if matrices:
         return bool(np.all((pairs < 0) | (pairs % 2 == [0, 1])))
     return bool(np.all(pairs[:, 0] == pairs[:, 1]))
@@ -314,13 +315,13 @@ class _Joint:
     sites: tuple[tuple[Site, AbstractGroup], ...]
 
     def way(self, small: Site, group: AbstractGroup) -> bytes | None:
-        """How a smaller space on a site follows from these, in a form that can be compared."""
+        """How a smaller space on a site follows from these spaces, in a form that can be compared."""
         functions = _functions(self.sites, [small], group)
         return None if functions is None else np.concatenate(functions).tobytes()
 
 
 def _bundles(known: Sequence[Space], group: AbstractGroup) -> list[list[_Joint]]:
-    """Spaces that may contain the group, one by one, and together where they have the same specs."""
+    """Spaces that may contain the group, individually, and together if they have the same specs."""
     able = [space for space in known if contains(space.group, group)]
     alike: dict[tuple, list[Space]] = {}
     for space in able:

@@ -1,1 +1,1 @@
-"""Optimizers that are networks."""
+"""Learned optimizers: networks that propose steps and teleports."""

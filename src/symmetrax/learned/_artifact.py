@@ -1,11 +1,11 @@
-"""A trained optimizer in one file, with a card, and recorded steps that prove it still works.
+"""Saves a trained optimizer in one file, with a card and recorded steps that verify it on loading.
 
-The file is `.safetensors`: the weights by path, the arrays of some recorded steps, and in the metadata a JSON
-card (format, kind, config, feature contract, library version, training, evaluation, licence) and a checksum
-of everything. No pickle is ever read, and no code that a file names is ever imported.
+The file is `.safetensors`: it holds the weights by path, the arrays of a few recorded steps and, in the
+metadata, a JSON card (format, kind, config, feature contract, library version, training, evaluation, licence)
+and a checksum of everything. Loading never reads a pickle and never imports code named by a file.
 
-A checksum protects from accidents, and not from malice: whoever writes a file can write its checksum too. So
-whatever a file says is bounded, by what it holds, before anything is built from it.
+A checksum protects against accidents, not against malice: whoever writes a file can also write its checksum.
+So every value in a file is bounded by the file's actual contents before anything is built from it.
 """
 
 import importlib.metadata
@@ -47,10 +47,10 @@ from symmetrax.learned._step import StepLSTM
 FORMAT = 2
 TOLERANCE = 1e-5
 
-# The recorded steps: the gradient of the example times each of these, with the memory carried on.
+# Each recorded step multiplies the example's gradient by one of these; the memory carries over between steps.
 FACTORS = (1.0, -0.5, 2.0)
 
-#: The most networks that one file joins, and the deepest one.
+#: Maximum number of networks joined in a file, and maximum depth of a network.
 MOST_NETWORKS = 100
 DEEPEST = 1000
 
@@ -72,7 +72,7 @@ KINDS: dict[str, Any] = {
 
 
 class ArtifactError(ValueError):
-    """A file that is not a trained optimizer this version can use; the message says why.
+    """Raised for a file that is not a trained optimizer this version can use; the message says why.
 
     >>> raise ArtifactError("not a trained optimizer")
     Traceback (most recent call last):
@@ -88,14 +88,14 @@ def save(
     evaluation: dict[str, Any] | None = None,
     licence: str = "MIT",
 ) -> pathlib.Path:
-    """Write a trained optimizer to one `.safetensors` file.
+    """Writes a trained optimizer to one `.safetensors` file.
 
-    **Arguments:** `network` may be of a class of your own, if it has a `kind` of its own and
+    **Arguments:** `network` may be an instance of your own class, if the class has its own `kind` and
     `NAME(**network.config(), key=key)` builds a network of the same shape. `training` (family, horizon, seed,
-    ...), `evaluation` and `licence` go into the card as they are; the first two must be JSON values.
+    ...), `evaluation` and `licence` are stored in the card unchanged; the first two must be JSON values.
 
-    Raises ArtifactError, and writes nothing, for weights that are infinite or NaN, for a network that its
-    class does not build from its config, and for what `load` would refuse for any other reason.
+    Raises ArtifactError, and writes nothing, if weights are infinite or NaN, if the class does not rebuild
+    the network from its config, or if `load` would refuse the file for any other reason.
 
     >>> import jax, tempfile
     >>> network = CoordinatewiseLSTM(key=jax.random.key(0))
@@ -141,18 +141,18 @@ def load(
     horizon: int | None = None,
     classes: Sequence[type[AbstractLearnedOptimizer]] = (),
 ) -> tuple[AbstractLearnedOptimizer, dict[str, Any]]:
-    """Read a trained optimizer and its card, and check that it still takes the steps it recorded.
+    """Reads a trained optimizer and its card, and checks that it reproduces the recorded steps.
 
-    **Arguments:** `classes` are those of your own that the file may need: it names them by their `kind`, and
-    nothing that it names is ever imported. Learned optimizers may fail on runs that are longer than those
-    they were trained on: give the number of steps you mean to take as `horizon`, and one that is beyond the
-    card's is refused.
+    **Arguments:** `classes` are your own classes that the file may need. The file refers to them by `kind`;
+    `load` never imports anything that a file names. Learned optimizers may fail on runs longer than those
+    they were trained on: pass the number of steps you intend to take as `horizon`, and `load` refuses an
+    optimizer trained on shorter runs.
 
-    The weights come back bit for bit, in the dtype that they were saved in. Raises ArtifactError for a file
-    that is missing, damaged or cut short, of another format version, kind or feature contract, whose recorded
-    steps are not reproduced to 1e-5 relative (or the rounding of its weights, if they are in half precision),
-    or that was trained on shorter runs than `horizon` or does not say; and ValueError for `classes` that are
-    no learned optimizers with a `kind` of their own.
+    The weights are restored bit for bit, in the dtype they were saved in. Raises ArtifactError for a file
+    that is missing, damaged or truncated; that has another format version, kind or feature contract; whose
+    recorded steps are not reproduced to 1e-5 relative (or to the rounding of its weights, if they are in half
+    precision); or that was trained on runs shorter than `horizon` or does not record their length. Raises
+    ValueError if any of `classes` is not a learned optimizer with its own `kind`.
 
     >>> load("nowhere.safetensors")
     Traceback (most recent call last):
@@ -170,7 +170,7 @@ def load(
         _check_recorded_steps(where, network, arrays)
     except ValueError as error:
         raise _refusal(error) from error
-    except Exception as error:  # whatever a file makes the code of a network do
+    except Exception as error:  # a malicious config can raise anything in a network's code
         raise _refusal(ValueError(f"{path} cannot be used: {type(error).__name__}: {error}")) from error
     known = card["training"].get("horizon")
     if horizon is not None and not (type(known) is int and horizon <= known):
@@ -183,13 +183,13 @@ def load(
 
 
 def _refusal(error: ValueError) -> ArtifactError:
-    """The error in one line, however long what it quotes is."""
+    """Puts the error on one line, and truncates long quotations."""
     line = " ".join(str(error).split())
     return ArtifactError(line if len(line) <= 1000 else f"{line[:700]} ... {line[-200:]}")
 
 
 def _kinds(classes: Sequence[Any]) -> dict[str, Any]:
-    """The classes that files may name, by kind: those of the library, and these."""
+    """Returns the classes that files may name, by kind: the library's and `classes`."""
     kinds = dict(KINDS)
     for own in classes:
         if not (isinstance(own, type) and issubclass(own, AbstractLearnedOptimizer)):
@@ -206,7 +206,7 @@ def _kinds(classes: Sequence[Any]) -> dict[str, Any]:
 
 
 def _skeleton(where: str, card: Any, layout: Layout, kinds: dict[str, Any]) -> AbstractLearnedOptimizer:
-    """The network that a card describes, with shapes in place of arrays, if the file's arrays are its own."""
+    """Builds the network a card describes, with shapes for arrays; checks the file's arrays against it."""
     found = card.get("format") if isinstance(card, dict) else card
     if not isinstance(card, dict) or found != FORMAT:
         raise ValueError(f"{where} has format {found!r}; this version of symmetrax reads format {FORMAT}.")
@@ -237,7 +237,7 @@ def _skeleton(where: str, card: Any, layout: Layout, kinds: dict[str, Any]) -> A
     return skeleton
 
 
-# What the fields of a card are, beside its format.
+# Types of a card's fields, besides its format.
 _FIELDS = {
     "kind": str,
     "config": dict,
@@ -252,7 +252,7 @@ _DOUBLE = (np.float64, np.int64, np.uint64)
 
 
 def _as_saved(expected: jax.ShapeDtypeStruct, found: jax.ShapeDtypeStruct | None) -> jax.ShapeDtypeStruct:
-    """The expected value, in the precision of the one found, if both are numbers of one sort."""
+    """Returns the expected shape in the found precision, if both dtypes are of the same kind."""
     for sort in (jnp.floating, jnp.signedinteger):
         if found is not None and jnp.issubdtype(expected.dtype, sort) and jnp.issubdtype(found.dtype, sort):
             return jax.ShapeDtypeStruct(expected.shape, found.dtype)
@@ -260,7 +260,7 @@ def _as_saved(expected: jax.ShapeDtypeStruct, found: jax.ShapeDtypeStruct | None
 
 
 def _check_bounds(where: str, card: dict[str, Any], layout: Layout) -> None:
-    """Raise ValueError for the config of a network that cannot be in the file, before anything is built."""
+    """Raises ValueError if the config's network is too large for the file, before building anything."""
     size = sum(x.size * x.dtype.itemsize for x in layout.values())
     held = f"it has {len(layout)} arrays of {size} bytes"
     joined = 0
@@ -269,7 +269,7 @@ def _check_bounds(where: str, card: dict[str, Any], layout: Layout) -> None:
         nonlocal joined
         if isinstance(value, dict):
             joined += name == "networks"
-            # A class of the user's own may count other things than entries of arrays.
+            # The integers in a user-defined class's config may count things other than array entries.
             most = size if value.get("kind", card["kind"]) in tuple(KINDS) else max(size, 10**6)
             for inner, x in value.items():
                 check(inner, x, most)
@@ -291,7 +291,7 @@ def _check_bounds(where: str, card: dict[str, Any], layout: Layout) -> None:
 def _build(
     where: str, card: dict[str, Any], kind: Any, config: dict[str, Any], kinds: dict[str, Any]
 ) -> AbstractLearnedOptimizer:
-    """A network of this kind and shape."""
+    """Builds a network of this kind and shape."""
     if not isinstance(kind, str) or kind not in kinds:
         raise ValueError(_unknown(where, kind, card["classes"], kinds))
     name = kinds[kind].__name__
@@ -304,7 +304,7 @@ def _build(
     else:
         try:
             made = kinds[kind](**config, key=jax.random.key(0))
-        except Exception as error:  # whatever the class says to what is no config of its own
+        except Exception as error:  # the class may raise anything for an invalid config
             raise ValueError(f"{where} has a config that {name} does not take: {error}.") from error
     told = made.config()
     for field, value in config.items():
@@ -314,7 +314,7 @@ def _build(
 
 
 def _unknown(where: str, kind: Any, classes: dict[str, Any], kinds: dict[str, Any]) -> str:
-    """The error message for an unknown kind."""
+    """Returns the error message for an unknown kind."""
     own = classes.get(kind) if isinstance(kind, str) else None
     if isinstance(own, str):
         name = own.rpartition(":")[2].rpartition(".")[2]
@@ -333,7 +333,7 @@ def _check_that_it_comes_back(
     layout: Layout,
     kinds: dict[str, Any],
 ) -> None:
-    """Raise ValueError if `load` would not build this network from its card."""
+    """Raises ValueError if `load` would not rebuild this network from its card."""
     made = _skeleton(what, card, layout, kinds)
     for ours, theirs in zip(_told(network), _told(made), strict=True):
         if ours != theirs:
@@ -345,14 +345,14 @@ def _check_that_it_comes_back(
 
 
 def _told(network: AbstractLearnedOptimizer) -> tuple[str, ...]:
-    """All that is no array: the structure with what is static in it, and the other leaves."""
+    """Returns everything except arrays: the structure with its static fields, and the other leaves."""
     rest = eqx.filter(network, _is_array, inverse=True)
     told = (jax.tree.structure(rest), jax.tree.leaves(rest))
     return tuple(re.sub(r" at 0x[0-9a-f]+", "", repr(x)) for x in told)
 
 
 def _parts(network: AbstractLearnedOptimizer, prefix: str = "recorded.") -> list[tuple[str, Any]]:
-    """The networks whose steps are recorded, each of those joined, and the beginnings of the steps' names."""
+    """Lists the networks whose steps are recorded (each part of a `Joint`), with their name prefixes."""
     if type(network) is Joint:
         found = [_parts(part, f"{prefix}{i}.") for i, part in enumerate(network.networks)]
         return [part for parts in found for part in parts]
@@ -360,7 +360,7 @@ def _parts(network: AbstractLearnedOptimizer, prefix: str = "recorded.") -> list
 
 
 def _arrays(network: AbstractLearnedOptimizer) -> AbstractLearnedOptimizer:
-    """The weights alone."""
+    """Returns the weights only."""
     return eqx.filter(network, _is_array)
 
 
@@ -369,7 +369,7 @@ def _is_array(leaf: Any) -> bool:
 
 
 def _under(prefix: str, arrays: dict[str, Any]) -> dict[str, Any]:
-    """The arrays whose names begin like this, by the rest of their names."""
+    """Selects the arrays whose names start with `prefix`, and strips it."""
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
@@ -393,14 +393,14 @@ def _check_recorded_steps(where: str, network: AbstractLearnedOptimizer, arrays:
 
 
 def _record(network: AbstractLearnedOptimizer) -> dict[str, Any]:
-    """The example that a network sees, and what it proposes there."""
+    """Returns the network's example input, and the proposals it makes on it."""
     seen = _seen(network.example())
     return named_arrays(seen) | named_arrays(_steps(network, seen))
 
 
 @eqx.filter_jit
 def _steps(network: AbstractLearnedOptimizer, seen: dict[str, Any]) -> dict[str, Any]:
-    """The network's proposals in its first steps: its memory counts from the second on."""
+    """Returns the network's proposals in its first steps; from the second on they depend on its memory."""
     info, told = network.example()._replace(**seen), {}
     memory = network.memory(info.params, info.symmetry)
     for step, factor in enumerate(FACTORS):
@@ -412,5 +412,5 @@ def _steps(network: AbstractLearnedOptimizer, seen: dict[str, Any]) -> dict[str,
 
 
 def _seen(info: Observation) -> dict[str, Any]:
-    """The arrays that a network sees."""
+    """Returns the arrays that a network sees."""
     return {name: value for name, value in info._asdict().items() if name != "symmetry"}

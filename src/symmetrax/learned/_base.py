@@ -1,7 +1,7 @@
-"""Optimizers that are networks, and the optax transformation each of them is.
+"""Base class of learned optimizers, and the optax transformation that runs one.
 
-A network proposes a `Proposal` from the `Observation` of a step; what happens then is the same for all of
-them and stands here: x <- a.(x + v), or x <- a.x + v where the group element comes first (`_step.py`).
+A network proposes a `Proposal` from the `Observation` of a step. This module applies it, in the same way for
+every network: x <- a.(x + v), or x <- a.x + v if the group element comes first (`_step.py`).
 """
 
 from abc import abstractmethod
@@ -28,27 +28,27 @@ from symmetrax.teleportation._schedule import Schedule, due, settled
 from symmetrax.teleportation._search import Oracle
 from symmetrax.teleportation._step import TeleportStep, Transport, teleport_by
 
-#: Whether the step comes before the group element or after it.
+#: Whether the step is taken before or after the group element is applied.
 Order = Literal["step-first", "teleport-first"]
 
-#: What networks may ask to see in `Observation` that has a price.
+#: Fields of `Observation` that are computed only on request, because they are costly or need a symmetry.
 Want = Literal["symmetry", "orbit_derivative", "slopes", "best"]
 
-# What `step_size`, `momentum` and `gate` of the state say where the network emits none.
+# Value of `step_size`, `momentum` and `gate` in the state if the network does not emit them.
 NOT_EMITTED = -1.0
 
 
 class LearnedState(NamedTuple):
     """State of a learned optimizer's transformation.
 
-    `count` is the number of steps taken, `memory` the network's recurrent state, `previous` its last step
-    (before the teleport, and moved by it as `transport` says). `algebra` (zeros when no teleport was due),
-    `defect` and `refused` tell of the last teleport, `step_size`, `momentum` and `gate` what the network
-    emitted (-1 if it does not); read them with `optax.tree.get(state, "refused")`. Where what the network is
-    shown, or the step that comes of it, is infinite or NaN, the update is zero, memory and last step stay as
-    they were, and `refused` is the code of `symmetrax.REFUSALS` that says so. `outcomes[code]` counts the
-    teleports that ended with each code, outcomes[0] those that were accepted, and the steps that were none.
-    No leaf changes its type.
+    `count` is the number of steps taken, `memory` the network's recurrent state, and `previous` its last step
+    (before the teleport, and moved by it according to `transport`). `algebra` (zeros if no teleport was due),
+    `defect` and `refused` describe the last teleport; `step_size`, `momentum` and `gate` hold the values the
+    network emitted, or -1 if it does not emit them. Read them with `optax.tree.get(state, "refused")`. If an
+    input of the network, or the resulting step, is infinite or NaN, the update is zero, `memory` and
+    `previous` stay unchanged, and `refused` holds the corresponding code of `symmetrax.REFUSALS`.
+    `outcomes[code]` counts the teleports that ended with each code (`outcomes[0]`: accepted), and the steps
+    skipped as non-finite. Every leaf keeps its dtype.
 
     >>> LearnedState._fields[:7]
     ('count', 'memory', 'previous', 'algebra', 'defect', 'refused', 'outcomes')
@@ -67,7 +67,7 @@ class LearnedState(NamedTuple):
 
 
 class AbstractLearnedOptimizer(eqx.Module):
-    """A network that optimizes; its weights are the leaves of the module.
+    """Base class of learned optimizers: a network whose weights are the leaves of the module.
 
     >>> import jax, jax.numpy as jnp, symmetrax as sx
     >>> network = sx.FlatGradientLSTM(2, key=jax.random.key(0))
@@ -77,53 +77,58 @@ class AbstractLearnedOptimizer(eqx.Module):
     (2,)
     """
 
-    #: Name under which artifacts of this class are saved.
+    #: Name that identifies this class in saved artifacts.
     kind: eqx.AbstractClassVar[str]
 
     @property
     def wants(self) -> tuple[Want, ...]:
-        """Which fields of `Observation` the network reads that have a price: all need a symmetry, even where
-        the
-        network never teleports, and all but "symmetry" more derivatives of the loss."""
+        """Fields of `Observation` that the network reads and that are computed only on request.
+
+        All of them need a symmetry, even if the network never teleports; all but "symmetry" also need further
+        derivatives of the loss.
+        """
         return ()
 
     @property
     def algebra_bound(self) -> float | None:
-        """A bound on the norm of the emitted coordinates, or of each layer's; `exp` is cheaper then.
+        """A bound on the norm of the emitted coordinates, or of each layer's, or None if they are unbounded.
 
-        None where there is no bound.
+        With a bound, `exp` is cheaper.
         """
         return None
 
     def vector_products(self) -> list[Any]:
-        """Those of its matrices that it multiplies with exactly one vector in every step, by `product`.
+        """The matrices that the network multiplies by exactly one vector per step, with `product`.
 
-        `TruncatedBPTT` takes their derivatives once for a window, where that is faster.
+        `TruncatedBPTT` computes their gradients once per window wherever that is faster.
         """
         return []
 
     @abstractmethod
     def memory(self, params: PyTree, symmetry: AbstractLieSymmetry | None = None) -> PyTree:
-        """The recurrent state before the first step."""
+        """Returns the recurrent state before the first step."""
 
     @abstractmethod
     def propose(self, info: Observation, memory: PyTree) -> tuple[Proposal, PyTree]:
-        """A move, and the recurrent state after it."""
+        """Returns a proposal, and the recurrent state after it."""
 
     @abstractmethod
     def example(self) -> Observation:
-        """An input of the right shape, with flat vectors for gradient and parameters where the network takes
-        any structure: artifacts record the step that it gives."""
+        """Returns an input of the right shape; artifacts record the step that the network takes on it.
+
+        Gradient and parameters are flat vectors if the network accepts any structure.
+        """
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
-        """Keyword arguments, as JSON values, from which the class builds a network of this shape."""
+        """Returns keyword arguments, as JSON values, from which the class builds a network of this shape."""
 
     @abstractmethod
     def contract(self) -> dict[str, Any]:
-        """The inputs and outputs of the network, in order, as JSON values: two networks of one contract agree
-        on
-        the meaning of every input and output."""
+        """Returns the network's inputs and outputs, in order, as JSON values.
+
+        Two networks with equal contracts agree on the meaning of every input and output.
+        """
 
     def transform(
         self,
@@ -137,30 +142,31 @@ class AbstractLearnedOptimizer(eqx.Module):
         gate: Gate = "hard",
         order: Order = "step-first",
     ) -> optax.GradientTransformationExtraArgs:
-        """This network as an optax transformation.
+        """Converts this network to an optax transformation.
 
         The step is v = u, where u is the network's update, or -step_size * gradient if it emits a step size;
-        if it emits a momentum, v <- momentum * v + u. Without `symmetry` that is all. With it, on schedule,
-        follows the group element a = exp(algebra): x <- a.(x + v), returned as the update
-        v + (a.(x + v) - e.(x + v)) with both terms from the same code, so that zero coordinates give exactly
-        v. This is algorithm 3 of arXiv:2504.15399, read as one iterate. With `order="teleport-first"` it is
-        x <- a.x + v instead: the network, which saw x, chooses the element there, and its step starts from
-        a.x with the gradient carried along by `symmetry.transport_gradient`, exactly and at no further
-        gradient, as in algorithm 2.
+        if it emits a momentum, v <- momentum * v + u. Without `symmetry` that is all. With it, scheduled
+        steps also apply the group element a = exp(algebra): x <- a.(x + v). The returned update is
+        v + (a.(x + v) - e.(x + v)), with both terms computed by the same code, so that zero coordinates give
+        exactly v. This is algorithm 3 of arXiv:2504.15399, read as a single iterate. With
+        `order="teleport-first"` it is x <- a.x + v instead: the network observes x and chooses the element
+        there, and its step starts from a.x, with the gradient transported by `symmetry.transport_gradient`,
+        exactly and without another gradient evaluation, as in algorithm 2.
 
-        **Arguments:** `schedule` gives the steps, counted from 0, that teleport (default: all); `guard`
+        **Arguments:** `schedule` gives the steps, counted from 0, that teleport (default: all). `guard`
         refuses bad teleports and needs the extra argument `value_fn` in `update`. `meta_order=1` treats the
-        gradient that the network sees as a constant when differentiating through `update`; 2 differentiates
-        through it. `transport` says what becomes of v when a teleport is made: "keep" it, "carry" it along as
-        a displacement, da(v), or "reset" it to zero; one that is refused keeps it. `as_printed` follows the
+        gradient that the network sees as a constant when you differentiate through `update`; 2 differentiates
+        through it. `transport` determines what an accepted teleport does to v: "keep" it, "carry" it along as
+        a displacement, da(v), or "reset" it to zero; a refused teleport keeps it. `as_printed` follows the
         algorithm to the letter: it teleports at every step, and on schedule applies the momentum twice,
-        x <- a.(x + momentum * v + u); v is kept. `gate` says what becomes of the probability p of a network
-        that emits one: the algebra coordinates are multiplied by p ("soft", which has a derivative and is for
-        training), or by 1 where p > 1/2 and 0 elsewhere ("hard"). Extra arguments of `update`: `value`,
-        `value_fn`, `batch`, `key`; others are ignored.
+        x <- a.(x + momentum * v + u); v is kept. `gate` determines how the probability p of a network that
+        emits one is used: the algebra coordinates are multiplied by p ("soft", which is differentiable and
+        meant for training), or by 1 if p > 1/2 and 0 otherwise ("hard"). `update` takes the extra arguments
+        `value`, `value_fn`, `batch` and `key`, and ignores others.
 
-        Raises ValueError if `symmetry` is given to a network without algebra coordinates of its shape, if the
-        network emits no step, and for `as_printed` without a momentum or with another transport than "keep".
+        Raises ValueError if you pass a `symmetry` to a network without algebra coordinates of its shape, if
+        the network emits no step, and for `as_printed` without a momentum or with a transport other than
+        "keep".
         """
         if meta_order not in (1, 2):
             raise ValueError(f"`meta_order` must be 1 or 2, got {meta_order!r}.")
@@ -206,7 +212,7 @@ def _transformation(network, symmetry, schedule, guard, meta_order, transport, a
         return settled_state(state._replace(previous=held.outside(state.previous)))
 
     def update(updates, state, params=None, *, value=None, value_fn=None, batch=None, key=None, **extra):
-        del extra  # optax's own, and none that a network reads
+        del extra  # optax passes these to every transformation; networks read none of them
         if params is None:
             raise ValueError("A learned optimizer needs params: call update(grads, state, params).")
         if symmetry is not None:
@@ -239,7 +245,7 @@ def _transformation(network, symmetry, schedule, guard, meta_order, transport, a
         return held.updates(displacement, updates), select(made, after, stayed)
 
     def stepped(info, state, dtype, *, value_fn, batch) -> tuple[PyTree, LearnedState]:
-        """The displacement that the network decides on, and the state after it, finite or not."""
+        """Returns the displacement that the network chooses and the state after it, finite or not."""
         params = info.params
         move, memory = at_precision(network, dtype).propose(info, state.memory)
         now = due(schedule, state.count)
@@ -270,7 +276,7 @@ def _transformation(network, symmetry, schedule, guard, meta_order, transport, a
         return displacement, _told(state, teleport, previous=teleport.velocity(step, transport))
 
     def teleported(move, start, due, step, fallback, value_fn, batch) -> TeleportStep:
-        """The teleport that the network asks for, from `start`: gated, and the identity where none is due."""
+        """Performs the teleport that the network asks for: gated, and the identity if none is due."""
         bound = network.algebra_bound
         xi = jnp.where(due, gated(move, gate, symmetry), 0.0)
         return teleport_by(
@@ -280,7 +286,7 @@ def _transformation(network, symmetry, schedule, guard, meta_order, transport, a
             batch,
             guard=guard,
             value_fn=value_fn,
-            # With bounded coordinates the exponential takes fewer products.
+            # With bounded coordinates the exponential needs fewer matrix products.
             exp=symmetry.exp if bound is None else partial(symmetry.exp_within, reach=bound),
             due=due,
             step=step,
@@ -288,7 +294,7 @@ def _transformation(network, symmetry, schedule, guard, meta_order, transport, a
         )
 
     def displaced(step, move, info, now) -> PyTree:
-        """The step, or as printed the one with the momentum applied to it again."""
+        """Returns the step or, with `as_printed`, the step with the momentum applied to it again."""
         if not as_printed:
             return step
         if move.momentum is None:
@@ -299,7 +305,7 @@ def _transformation(network, symmetry, schedule, guard, meta_order, transport, a
 
 
 def _told(state: LearnedState, teleport: TeleportStep, previous: PyTree) -> LearnedState:
-    """The state that tells of a teleport."""
+    """Returns the state with the outcome of a teleport recorded in it."""
     due, jumped = teleport.due, teleport.jump
     return state._replace(
         previous=previous,
@@ -323,7 +329,7 @@ def look(
     key: Key[Array, ""] | None,
     meta_order: int = 1,
 ) -> Observation:
-    """The observation of a network that asks for `wants`; a constant to derivatives if `meta_order` is 1."""
+    """Builds the observation of a network that asks for `wants`; `meta_order=1` makes it a constant."""
     seen = {"gradient": gradient, "value": value}
     dear = [want for want in wants if want != "symmetry"]
     if dear:
@@ -333,10 +339,10 @@ def look(
 
 
 def _harmless(info: Observation) -> tuple[Observation, Bool[Array, ""]]:
-    """The observation, with zeros for all derivatives where any is not finite, and whether all are.
+    """Replaces all derivatives by zeros if any is not finite; also returns whether all were finite.
 
-    A step from zeros is not made either, but has finite derivatives. The loss may overflow where its gradient
-    does not: that is for networks that read it.
+    The step from zeros is discarded too, but has finite derivatives. The loss may overflow where its gradient
+    does not; handling that is up to the networks that read it.
     """
     names = ("gradient", "orbit_derivative", "slopes", "best")
     seen = {name: getattr(info, name) for name in names}
@@ -345,7 +351,7 @@ def _harmless(info: Observation) -> tuple[Observation, Bool[Array, ""]]:
 
 
 def _measured(dear, gradient, params, symmetry, value_fn, batch) -> dict[str, Any]:
-    """Fields of `Observation` that cost derivatives of the loss."""
+    """Computes the fields of `Observation` that cost derivatives of the loss."""
     if symmetry is None or value_fn is None:
         missing = "a symmetry in transform()" if symmetry is None else "value_fn=... in update()"
         raise ValueError(
@@ -356,7 +362,7 @@ def _measured(dear, gradient, params, symmetry, value_fn, batch) -> dict[str, An
             f"This network reads {', '.join(dear)}, but {type(symmetry).__name__} has no algebra to take "
             "derivatives in: its groups are discrete. Use a network that does not look along the orbit."
         )
-    # In units in which squares neither overflow nor vanish: slopes and best points have no unit.
+    # In units whose squares neither overflow nor underflow; slopes and best points are dimensionless.
     unit = ordinary(gradient)
     orbit = Orbit(
         lambda w: value_fn(w) / unit,
@@ -374,7 +380,7 @@ def _measured(dear, gradient, params, symmetry, value_fn, batch) -> dict[str, An
 
 
 def _step(move: Proposal, info: Observation) -> PyTree:
-    """u, or momentum * previous + u."""
+    """Returns u, or momentum * previous + u."""
     size, momentum = move.step_size, move.momentum
     step = update_from(move, info.gradient)
     if step is not None and size is not None:
@@ -392,13 +398,13 @@ def _step(move: Proposal, info: Observation) -> PyTree:
 
 
 def update_from(move: Proposal, gradient: PyTree) -> PyTree:
-    """The update of a move, or what it makes of the gradient if it is a function; None if there is none."""
+    """Returns the proposal's update, evaluated on the gradient if it is a function; None if there is none."""
     step: Any = move.update
     return step(gradient) if callable(step) and not _is_like(gradient, step) else step
 
 
 def _is_like(gradient: PyTree, step: Any) -> bool:
-    """Whether a step is a tree like the gradient: parameters may be modules, which can be called as well."""
+    """Whether a step is a tree like the gradient: parameters may be modules, which can be callable too."""
     alike = jax.tree.structure(step) == jax.tree.structure(gradient)
     return alike and all(eqx.is_array_like(x) for x in jax.tree.leaves(step))
 

@@ -1,4 +1,4 @@
-"""The standard baseline of learning to optimize: one small LSTM shared by all coordinates."""
+"""The standard baseline of learning to optimize: a small LSTM shared by all coordinates."""
 
 from typing import Any, ClassVar, Literal, get_args
 
@@ -18,10 +18,10 @@ Preprocessing = Literal["log_and_sign", "clipped_log_and_sign"]
 
 
 def clipped_log_and_sign(gradient: Float[Array, " n"], k: float | int = 5) -> Float[Array, "2 n"]:
-    """The two features per coordinate in the public code of Andrychowicz et al. 2016, and in Open-L2O.
+    """The two features per coordinate used by the public code of Andrychowicz et al. 2016, and by Open-L2O.
 
-    max(log(|g| + eps) / k, -1) and clip(exp(k) g, -1, 1), with eps the relative precision of the numbers. But
-    for eps they are `log_and_sign(gradient, p=k)`: gradients below exp(-5) = 0.007 count as small.
+    They are max(log(|g| + eps) / k, -1) and clip(exp(k) g, -1, 1), where eps is the machine epsilon. Apart
+    from eps they equal `log_and_sign(gradient, p=k)`: gradients below exp(-5) = 0.007 count as small.
 
     >>> print(clipped_log_and_sign(jnp.array([1.0, 0.0, -1e-9]))[1].round(7))
     [ 1.e+00  0.e+00 -1.e-07]
@@ -34,12 +34,12 @@ PREPROCESSING = {"log_and_sign": log_and_sign, "clipped_log_and_sign": clipped_l
 
 
 class CoordinatewiseLSTM(AbstractLearnedOptimizer):
-    """A stacked LSTM run on every coordinate apart, with shared weights, so that it serves any network.
+    """A stacked LSTM applied to each coordinate separately, with shared weights; it serves any network.
 
-    Each coordinate's gradient becomes the two features of `log_and_sign`, or with another `preprocessing`
-    those of `clipped_log_and_sign`; a linear head times `scale` is that coordinate's update. Source:
-    Andrychowicz et al., Learning to learn by gradient descent by gradient descent, 2016 (arXiv:1606.04474);
-    width 20, depth 2 and scale 0.01 are the values in common use.
+    Each coordinate's gradient is preprocessed into the two features of `log_and_sign`, or of
+    `clipped_log_and_sign` if `preprocessing` says so; a linear head times `scale` gives that coordinate's
+    update. Source: Andrychowicz et al., Learning to learn by gradient descent by gradient descent, 2016
+    (arXiv:1606.04474); width 20, depth 2 and scale 0.01 are the commonly used values.
 
     >>> import jax, jax.numpy as jnp
     >>> network = CoordinatewiseLSTM(key=jax.random.key(0))

@@ -1,4 +1,4 @@
-"""A learned optimizer's observations and proposals."""
+"""The inputs and outputs of a learned optimizer: observations and proposals."""
 
 import math
 from typing import Any, NamedTuple
@@ -13,14 +13,14 @@ from symmetrax.teleportation._objectives import OrbitDerivatives
 
 
 class Observation(NamedTuple):
-    """The information that an optimizer gets at a step.
+    """The inputs of an optimizer at a step.
 
-    `gradient` and `params` have the structure of the parameters, `previous` is the last step (zeros at
-    first), `orbit_derivative` the derivative of the squared gradient norm in the algebra coordinates (None
-    unless the network asks for it), `key` a random key for optimizers that draw (None unless one is passed to
-    `update`), `symmetry` the one that the optimizer may teleport along, if any. `value` is the loss; `slopes`
-    are the derivatives of the logarithm of the squared gradient norm along the orbit, `best` the coordinates
-    of its best point (each None unless the network asks for it).
+    `gradient` and `params` have the structure of the parameters. `previous` is the last step (zeros at
+    first). `orbit_derivative` is the derivative of the squared gradient norm in the algebra coordinates (None
+    unless the network asks for it). `key` is a random key for stochastic optimizers (None unless you pass one
+    to `update`). `symmetry` is the symmetry that the optimizer may teleport along, if any. `value` is the
+    loss; `slopes` are the derivatives of the logarithm of the squared gradient norm along the orbit, and
+    `best` the coordinates of its best point (each None unless the network asks for it).
 
     >>> Observation(gradient=1.0, params=2.0, previous=0.0, orbit_derivative=None, key=None).params
     2.0
@@ -38,12 +38,13 @@ class Observation(NamedTuple):
 
 
 class Proposal(NamedTuple):
-    """A network's output: any of an update, algebra coordinates, a step size, a momentum; None for others.
+    """A network's output: any of an update, algebra coordinates, a step size, a momentum and a gate.
 
-    The step is u = `update`, or what `update` makes of the gradient where the step starts, if it is a
-    function; without one, -`step_size` * gradient. With `momentum` steps add up,
-    v <- momentum * v + u. `algebra` are the coordinates of the group element; with `gate`, the probability
-    of teleporting at all, they are multiplied by it (see `AbstractLearnedOptimizer.transform`).
+    Fields that the network does not emit are None. The step is u = `update` or, if `update` is a function,
+    its value at the gradient where the step starts; without an update, -`step_size` * gradient. With
+    `momentum` steps accumulate, v <- momentum * v + u. `algebra` holds the coordinates of the group element;
+    they are multiplied by `gate`, the probability of teleporting at all, if the network emits it (see
+    `AbstractLearnedOptimizer.transform`).
 
     >>> Proposal(step_size=0.5).update is None
     True
@@ -56,12 +57,12 @@ class Proposal(NamedTuple):
     gate: Float[Array, ""] | None = None
 
 
-#: Inputs that the whole-gradient optimizer can take beside the gradient, each adding its size to the width.
+#: Optional inputs of the whole-gradient optimizer besides the gradient; each adds its size to the input.
 INPUTS = ("iterate", "previous", "orbit_derivative")
 
 
 def example_info(size: int, slopes: int = 0) -> Observation:
-    """A fixed, unremarkable input for `size` parameters and, if any, `slopes` algebra coordinates."""
+    """Returns a fixed, generic input for `size` parameters and, if any, `slopes` algebra coordinates."""
     ramp = jnp.linspace(-1.0, 2.0, size)
     slope = jnp.linspace(0.5, 1.0, slopes) if slopes else None
     return Observation(gradient=ramp, params=1 - ramp, previous=0.1 * ramp, orbit_derivative=slope, key=None)
@@ -70,8 +71,8 @@ def example_info(size: int, slopes: int = 0) -> Observation:
 def log_and_sign(gradient: Float[Array, " n"], p: float = 10.0) -> Float[Array, "2 n"]:
     """The two features per coordinate of Andrychowicz et al. 2016 (appendix A).
 
-    With |g| >= exp(-p): (log|g| / p, sign g); below: (-1, exp(p) g). Both have the gradient's order of
-    magnitude removed, and finite derivatives everywhere.
+    If |g| >= exp(-p): (log|g| / p, sign g); otherwise (-1, exp(p) g). Both normalize away the gradient's
+    order of magnitude and have finite derivatives everywhere.
 
     >>> print(log_and_sign(jnp.array([1.0, 0.0, -1e-5])).round(2))
     [[ 0.   -1.   -1.  ]
@@ -85,12 +86,12 @@ def log_and_sign(gradient: Float[Array, " n"], p: float = 10.0) -> Float[Array, 
     )
 
 
-#: Raw numbers that a network reads are cut here, so that its units saturate before their inputs overflow.
+#: Raw inputs of a network are clipped to this magnitude, so that its units saturate before they overflow.
 LARGEST = 1e30
 
 
 def cut(x: Float[Array, "*n"], largest: float = LARGEST) -> Float[Array, "*n"]:
-    """The numbers, none larger than `largest` in size.
+    """Clips the entries to at most `largest` in absolute value.
 
     >>> print(cut(jnp.array([2.0, -1e38])))
     [ 2.e+00 -1.e+30]
@@ -99,10 +100,10 @@ def cut(x: Float[Array, "*n"], largest: float = LARGEST) -> Float[Array, "*n"]:
 
 
 def largest_entry(tree: PyTree) -> Float[Array, ""]:
-    """The size of the largest entry of a tree, a constant to derivatives; zero if there is none.
+    """Returns the largest absolute value in a tree, held constant in derivatives; zero for an empty tree.
 
-    Of the very largest it is an eighth, by which one can divide: compilers multiply by the reciprocal, and
-    that of the largest floats is too small to be one.
+    Very large values are divided by 8, so that you can divide by the result: compilers multiply by the
+    reciprocal, and the reciprocals of the largest floats are subnormal.
     """
     sizes = [jnp.max(jnp.abs(x), initial=0.0) for x in jax.tree.leaves(jax.lax.stop_gradient(tree))]
     size = jnp.max(jnp.stack(sizes)) if sizes else jnp.zeros(())
@@ -110,7 +111,7 @@ def largest_entry(tree: PyTree) -> Float[Array, ""]:
 
 
 def ordinary(tree: PyTree) -> Float[Array, ""]:
-    """A unit in which the entries can be squared: 1, or the largest entry where that is very large or small.
+    """Returns a unit in which entries can be squared: 1, or the largest entry if that is extreme.
 
     >>> print(ordinary(jnp.array([3.0, 4.0])), ordinary(jnp.array([3e20, 4.0])), ordinary(jnp.zeros(2)))
     1.0 3e+20 1.0
@@ -120,9 +121,10 @@ def ordinary(tree: PyTree) -> Float[Array, ""]:
 
 
 class Length(NamedTuple):
-    """The Euclidean norm unit * part of the entries of a tree, of any size that floats have; `some` if not 0.
+    """The Euclidean norm unit * part of a tree's entries, over the full range of floats; `some` if nonzero.
 
-    `unit` is the largest entry, so that squares of the others over it neither overflow nor vanish.
+    `unit` is the largest entry, so that the squares of the other entries divided by it neither overflow nor
+    vanish.
     """
 
     unit: Float[Array, ""]
@@ -131,16 +133,16 @@ class Length(NamedTuple):
 
     @classmethod
     def of(cls, tree: PyTree) -> "Length":
-        """The length of a tree; where no entry is larger than the least normal float it is zero."""
+        """Computes the length of a tree; zero if no entry exceeds the smallest normal float."""
         size = largest_entry(tree)
-        some = ~(size <= jnp.finfo(size.dtype).tiny)  # so that NaN is some
+        some = ~(size <= jnp.finfo(size.dtype).tiny)  # negated so that NaN counts as nonzero
         unit = jnp.where(some, size, 1.0)
-        # Not a norm that scales by itself: two divisors in a row are multiplied first, and overflow.
+        # Don't use a norm that rescales internally: compilers fuse two consecutive divisors, which overflow.
         square = squared_norm(jax.tree.map(lambda x: x / unit, tree))
         return cls(unit, jnp.sqrt(jnp.where(some, square, 1.0)), some)
 
     def log(self, least: float) -> Float[Array, ""]:
-        """The logarithm, that of `least` for what is shorter, with a derivative at zero.
+        """Computes the logarithm, clamped from below at log(least), with a derivative at zero.
 
         >>> print(jnp.exp(Length.of(jnp.array([3e30, 4e30])).log(1e-30)).round(-27))
         5e+30

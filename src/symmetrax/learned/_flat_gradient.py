@@ -1,4 +1,4 @@
-"""The optimizer of the paper: an LSTM over the whole gradient."""
+"""The paper's optimizer: an LSTM over the whole gradient."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -16,14 +16,14 @@ from symmetrax.learned._heads import RATES, check_heads, coordinates, scalars
 from symmetrax.learned._networks import GRU, LSTM, MLP, Core, Linear, side_by_side
 from symmetrax.symmetry._base import AbstractLieSymmetry
 
-#: What a network over the whole gradient can emit beside algebra coordinates.
+#: Outputs that a network over the whole gradient can emit besides algebra coordinates.
 EMITS = ("update", "step_size", "momentum")
 
 
 class AbstractFlatGradient(AbstractLearnedOptimizer):
     """A network that reads the whole gradient and emits the whole update, for one problem size.
 
-    See `FlatGradientLSTM`, which is the one of the paper; the others differ in their core.
+    See `FlatGradientLSTM`, the paper's network; the subclasses differ only in their core.
 
     >>> import jax, symmetrax as sx
     >>> isinstance(sx.FlatGradientGRU(2, key=jax.random.key(0)), AbstractFlatGradient)
@@ -75,7 +75,7 @@ class AbstractFlatGradient(AbstractLearnedOptimizer):
                 f"{type(self).__name__} needs size, width and depth of at least 1 and algebra of at least 0, "
                 f"got size={size}, width={width}, depth={depth}, algebra={algebra}."
             )
-        # The derivative along the orbit has one entry per algebra coordinate, and one for a vanilla network.
+        # The derivative along the orbit has one entry per algebra coordinate; vanilla networks get one entry.
         slopes = max(algebra, 1)
         extra = {"iterate": size, "previous": size, "orbit_derivative": slopes}
         core, head, algebra_head = jax.random.split(key, 3)
@@ -162,18 +162,18 @@ class AbstractFlatGradient(AbstractLearnedOptimizer):
 class FlatGradientLSTM(AbstractFlatGradient):
     """A stacked LSTM that reads the whole gradient and emits the whole update, for one problem size.
 
-    The raw gradient, flattened, goes in; linear heads give what `emits` names (see `Proposal`), and, if
-    `algebra` > 0, that many coordinates of a group element (the rotation angle on the plane). `inputs` adds
-    any of "iterate", "previous" (the last step) and "orbit_derivative" (of the squared gradient norm). The
-    vanilla optimizer and the teleporting one built from one key share all weights but the head for the
-    algebra. Source: sections 3.2, 5.1 and 5.2 of arXiv:2504.15399; width 100 is from code matching its
-    figures 3 to 6, figure 7 has 300.
+    It reads the raw, flattened gradient. Linear heads emit the outputs listed in `emits` (see `Proposal`)
+    and, if `algebra` > 0, that many coordinates of a group element (the rotation angle, in the plane).
+    `inputs` adds any of "iterate", "previous" (the last step) and "orbit_derivative" (of the squared gradient
+    norm). A vanilla and a teleporting optimizer built from the same key share all weights except the algebra
+    head. Source: sections 3.2, 5.1 and 5.2 of arXiv:2504.15399; width 100 comes from code matching its
+    figures 3 to 6, figure 7 uses 300.
 
-    **Arguments:** `size` is the number of parameters of the problem, `width` and `depth` are those of the
-    LSTM (100 and 2), `key` draws its weights. A step size lies between the two
-    `rates`, low (high / low)^sigmoid(z), a momentum between 0 and 1. With `reach` the norm of the coordinates
-    is below it, reach tanh(||z|| / reach), or with `fixed` exactly it. Raises ValueError for names and
-    numbers that do not fit.
+    **Arguments:** `size` is the number of parameters of the problem, `width` and `depth` are the LSTM's (100
+    and 2), and `key` draws its weights. A step size lies between the two `rates`, low
+    (high / low)^sigmoid(z), a momentum between 0 and 1. `reach` bounds the norm of the coordinates, reach
+    tanh(||z|| / reach); with `fixed` the norm is exactly `reach`. Raises ValueError for invalid names and
+    numbers.
 
     >>> import jax
     >>> network = FlatGradientLSTM(2, algebra=1, inputs=("iterate",), key=jax.random.key(0))
@@ -189,10 +189,9 @@ class FlatGradientLSTM(AbstractFlatGradient):
 
 
 class FlatGradientGRU(AbstractFlatGradient):
-    """`FlatGradientLSTM` with gated recurrent units: three quarters of its weights, one state in place of
-    two.
+    """`FlatGradientLSTM` with GRU cells: three quarters of the weights, and one state instead of two.
 
-    **Arguments:** those of `FlatGradientLSTM`.
+    **Arguments:** as in `FlatGradientLSTM`.
 
     >>> import jax
     >>> FlatGradientGRU(2, algebra=1, key=jax.random.key(0)).contract()["emits"]
@@ -207,9 +206,9 @@ class FlatGradientGRU(AbstractFlatGradient):
 
 
 class FlatGradientMLP(AbstractFlatGradient):
-    """`FlatGradientLSTM` without a memory: what it emits depends on what it sees at this step alone.
+    """`FlatGradientLSTM` without memory: its output depends on the current step's inputs alone.
 
-    **Arguments:** those of `FlatGradientLSTM`.
+    **Arguments:** as in `FlatGradientLSTM`.
 
     >>> import jax
     >>> FlatGradientMLP(2, inputs=("previous",), key=jax.random.key(0)).contract()["reads"]

@@ -1,4 +1,4 @@
-"""The group element that a learned optimizer asks for: gated, and of the shape that its symmetry has."""
+"""The group element that a learned optimizer asks for: gated, and checked against its symmetry's shape."""
 
 from typing import Literal
 
@@ -8,12 +8,12 @@ from jaxtyping import Array
 from symmetrax.learned._features import Proposal
 from symmetrax.symmetry._base import AbstractLieSymmetry
 
-#: How a learned gate acts: its probability multiplies the coordinates, or opens at one half.
+#: Mode of a learned gate: multiply the coordinates by its probability, or threshold it at 1/2.
 Gate = Literal["soft", "hard"]
 
 
 def gated(move: Proposal, gate: Gate, symmetry: AbstractLieSymmetry) -> Array:
-    """The coordinates as the gate leaves them."""
+    """Applies the gate to the coordinates."""
     coordinates = _fitting(move.algebra, symmetry)
     if move.gate is None:
         return coordinates
@@ -21,7 +21,7 @@ def gated(move: Proposal, gate: Gate, symmetry: AbstractLieSymmetry) -> Array:
 
 
 def _fitting(algebra: Array | None, symmetry: AbstractLieSymmetry) -> Array:
-    """The coordinates; ValueError if there are none, or of another shape than the symmetry's."""
+    """Returns the coordinates; raises ValueError if they are missing or do not fit the symmetry's shape."""
     if algebra is None:
         raise ValueError(
             "This network emits no algebra coordinates, so it cannot teleport: build it with "

@@ -1,4 +1,4 @@
-"""Squashing of a head's outputs: bounded, smooth, never clipped, since a clip has no gradient."""
+"""Squashing functions for a head's outputs: bounded and smooth; clipping would zero the gradient."""
 
 from collections.abc import Sequence
 
@@ -8,15 +8,15 @@ from jaxtyping import Array, Float
 
 from symmetrax._tree import safe_norm
 
-#: Bounds of a learned step size: those of the code beside arXiv:2305.13404.
+#: Bounds of a learned step size, from the code accompanying arXiv:2305.13404.
 RATES = (1e-7, 5e-3)
 
 
 def between(z: Float[Array, "*n"], low: float, high: float) -> Float[Array, "*n"]:
-    """A positive number between `low` and `high`: low (high / low)^sigmoid(z).
+    """Maps z to a positive number between `low` and `high`: low (high / low)^sigmoid(z).
 
-    At z = 0 it is their geometric mean. What it multiplies is learned in its order of magnitude, so that two
-    orders cost the head the same everywhere.
+    At z = 0 it is their geometric mean. The head learns the order of magnitude of the result, so that a
+    factor of 100 takes the same change of the head everywhere.
 
     >>> import jax.numpy as jnp
     >>> print(between(jnp.array(0.0), 1e-4, 1e-2).round(6))
@@ -26,9 +26,9 @@ def between(z: Float[Array, "*n"], low: float, high: float) -> Float[Array, "*n"
 
 
 def within(z: Float[Array, " n"], reach: float) -> Float[Array, " n"]:
-    """The vector `z`, shortened to a norm below `reach`: reach tanh(||z|| / reach) z / ||z||.
+    """Shortens the vector `z` to a norm below `reach`: reach tanh(||z|| / reach) z / ||z||.
 
-    Short vectors pass as they are, and zero has the derivative of the identity.
+    Short vectors pass unchanged, and the derivative at zero is the identity.
 
     >>> import jax.numpy as jnp
     >>> print(within(jnp.array([30.0, 40.0]), 1.0).round(3))
@@ -36,13 +36,13 @@ def within(z: Float[Array, " n"], reach: float) -> Float[Array, " n"]:
     """
     ratio = safe_norm(z) / reach
     small = ratio < 1e-3
-    # tanh(r) / r, by its series where the quotient would lose digits.
+    # tanh(r) / r, by its series where the quotient would lose precision.
     factor = jnp.where(small, 1 - ratio**2 / 3, jnp.tanh(ratio) / jnp.where(small, 1.0, ratio))
     return factor * z
 
 
 def of_norm(z: Float[Array, " n"], norm: float) -> Float[Array, " n"]:
-    """The vector `z` at exactly this norm; zero stays zero, with derivative zero.
+    """Rescales the vector `z` to exactly this norm; zero stays zero, with derivative zero.
 
     >>> import jax.numpy as jnp
     >>> print(of_norm(jnp.array([3.0, 4.0]), 0.1))
@@ -59,7 +59,7 @@ def check_heads(
     reach: float | int | None,
     fixed: bool,
 ) -> tuple[str, ...]:
-    """The outputs of a network, in the order of `known`; ValueError for names or numbers that do not fit.
+    """Returns the outputs of a network in the order of `known`; raises ValueError for invalid arguments.
 
     >>> check_heads(["momentum", "step_size"], ("step_size", "momentum"), RATES, None, False)
     ('step_size', 'momentum')
@@ -79,7 +79,7 @@ def check_heads(
 
 
 def coordinates(z: Float[Array, " n"], reach: float | None, fixed: bool) -> Float[Array, " n"]:
-    """Coordinates of a group element from a head's numbers: free, of a norm below `reach`, or exactly it.
+    """Coordinates of a group element from a head's outputs: free, of norm below `reach`, or exactly `reach`.
 
     >>> import jax.numpy as jnp
     >>> print(coordinates(jnp.array([3.0, 4.0]), 10.0, True))
@@ -93,7 +93,7 @@ def coordinates(z: Float[Array, " n"], reach: float | None, fixed: bool) -> Floa
 def scalars(
     names: Sequence[str], z: Float[Array, " n"], rates: tuple[float, float]
 ) -> dict[str, Float[Array, ""]]:
-    """The step size and the momentum, as `names` has them, from one number for each.
+    """Computes the step size and the momentum, if in `names`, from one number each.
 
     >>> import jax.numpy as jnp
     >>> {name: float(x) for name, x in scalars(["momentum"], jnp.zeros(1), RATES).items()}

@@ -1,4 +1,4 @@
-"""Several networks as one optimizer: one for the step, say, and one for the group element."""
+"""Several networks as one optimizer: for example, one for the step and another for the group element."""
 
 from typing import Any, ClassVar
 
@@ -12,13 +12,14 @@ from symmetrax.symmetry._base import AbstractLieSymmetry
 
 
 class Joint(AbstractLearnedOptimizer):
-    """Networks that read the same step, each with a memory of its own, and emit one move together.
+    """Networks that read the same step, each with its own memory, and jointly emit one proposal.
 
-    Algorithm 3 of arXiv:2504.15399 has one network for the step size, another for momentum and group
-    element. What transfers over network sizes is the coordinate-wise LSTM, for the update, with the
-    per-neuron LSTM, for the group element. Each can be trained at a rate of its own: see `each_network`.
+    Algorithm 3 of arXiv:2504.15399 uses one network for the step size and another for the momentum and the
+    group element. To transfer across network sizes, join the coordinate-wise LSTM, for the update, with the
+    per-neuron LSTM, for the group element. You can train each network with its own learning rate: see
+    `each_network`.
 
-    Raises ValueError without a network, and, when used, if two emit the same thing.
+    Raises ValueError without a network and, on use, if two networks emit the same output.
 
     >>> import jax, symmetrax as sx
     >>> first, second = jax.random.split(jax.random.key(0))
@@ -68,7 +69,7 @@ class Joint(AbstractLearnedOptimizer):
         return found, tuple(after)
 
     def example(self) -> Observation:
-        """That of the first network. Artifacts record a step of each on an example of its own."""
+        """Returns the first network's example; artifacts record a step of each network on its own example."""
         return self.networks[0].example()
 
     def config(self) -> dict[str, Any]:
@@ -84,10 +85,10 @@ class Joint(AbstractLearnedOptimizer):
 
 
 def each_network(*transforms: optax.GradientTransformation) -> optax.GradientTransformation:
-    """An outer optimizer for `Joint`: the first transformation trains its first network, and so on.
+    """An outer optimizer for `Joint` that trains each network with its own transformation, in order.
 
-    Section 5.2 of arXiv:2504.15399 trains one of two networks at the rate 1e-4, the other at 1e-3. Raises
-    ValueError, when it meets the networks, if there are not as many.
+    Section 5.2 of arXiv:2504.15399 trains one of two networks at the rate 1e-4, the other at 1e-3. On first
+    use, raises ValueError unless there are as many transformations as networks.
 
     >>> outer = each_network(optax.adam(1e-4), optax.adam(1e-3))  # for `meta_train`
     """

@@ -1,4 +1,4 @@
-"""One LSTM for each pair of adjacent weight matrices, as learned teleports were published, or one for all."""
+"""An LSTM per pair of adjacent weight matrices, as in the published learned teleports, or a shared one."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -17,23 +17,24 @@ from symmetrax.learned._heads import RATES, check_heads, coordinates, scalars
 from symmetrax.learned._networks import LSTM, Linear, LSTMState
 from symmetrax.symmetry._base import AbstractLieSymmetry
 
-#: What acts on the hidden units between two matrices: any invertible matrix, or positive scalings.
+#: Group acting on the hidden units between two matrices: all invertible matrices, or positive scalings.
 Acting = Literal["general", "scaling"]
 
 
 class LayerPairLSTM(AbstractLearnedOptimizer):
-    """Group elements for each hidden layer, from the gradients of the two matrices that touch it.
+    """An LSTM that emits a group element per hidden layer from the gradients of its two adjacent matrices.
 
-    For a perceptron without biases and `sizes` (inputs, hidden units, ..., outputs), whose parameters hold
-    the matrices `w1`, `w2`, ... (see `MLP`): a stacked LSTM reads the gradient of a pair, flattened,
-    and emits the coordinates of that layer's element, n^2 of a matrix (`group="general"`, for
-    `ActivationGL`), or n of a scaling (`group="scaling"`, for the perceptron's own symmetry). Each pair has
-    an LSTM of its own, or with `shared` all have the same, each with its own memory; then all pairs must have
-    equal shapes. `emits` adds "step_size" and "momentum", each from the mean of what the pairs' heads say.
-    `reach` and `fixed` are for each layer's element apart; the rest is as in `FlatGradientLSTM`.
+    It serves a perceptron without biases and with `sizes` (inputs, hidden units, ..., outputs), whose
+    parameters hold the matrices `w1`, `w2`, ... (see `MLP`). A stacked LSTM reads the flattened gradient of a
+    pair and emits the coordinates of that layer's element: the n^2 entries of a matrix (`group="general"`,
+    for `ActivationGL`), or n scalings (`group="scaling"`, for the perceptron's own symmetry). Each pair has
+    its own LSTM; with `shared` all pairs use the same LSTM, each with its own memory, and must have equal
+    shapes. `emits` adds "step_size" and "momentum", each computed from the mean output of the pairs' heads.
+    `reach` and `fixed` apply to each layer's element separately; the other arguments are as in
+    `FlatGradientLSTM`.
 
-    Raises ValueError for sizes that do not fit. Source: the code beside arXiv:2305.13404, where elements are
-    I + T with ||T|| = 0.01 (here exp(T)); it has one pair.
+    Raises ValueError for inconsistent sizes. Source: the code accompanying arXiv:2305.13404, where elements
+    are I + T with ||T|| = 0.01 (here exp(T)); it has a single pair.
 
     >>> import jax
     >>> network = LayerPairLSTM((20, 20, 20, 20), shared=True, reach=0.01, fixed=True, key=jax.random.key(0))
@@ -106,7 +107,7 @@ class LayerPairLSTM(AbstractLearnedOptimizer):
         return self.reach
 
     def vector_products(self) -> list[Any]:
-        if self.shared:  # each matrix meets one vector for every pair
+        if self.shared:  # each matrix multiplies one vector per pair, so several per step
             return []
         cores = [matrix for core in self.cores for matrix in core.vector_products()]
         return [*cores, *(head.weight for head in self.heads)]

@@ -1,7 +1,7 @@
-"""Recurrent cores and heads. Features come first: inputs have shape (features, *batch), with any batch axes.
+"""Recurrent cores and heads, in a features-first layout: inputs have shape (features, *batch).
 
-One layout serves a single vector, the coordinates of a network, and a batch of tasks in the last axis, in
-which the products are one large matrix product. (`equinox.nn.LSTMCell` takes one vector at a time, and was
+The same layout serves a single vector, the coordinates of a network, and a batch of tasks in the last axis,
+for which each layer is one large matrix product. (`equinox.nn.LSTMCell` takes one vector at a time, and was
 measured 1.1 to 2.6 times slower in this use.)
 """
 
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Key
 
 from symmetrax.learned._products import Deferred, product
 
-#: Name of the values that a recomputing backward pass keeps (see `advance`): they cost the products.
+#: Name of the values that a rematerializing backward pass keeps (see `advance`): the products are expensive.
 GATES = "gates"
 
 #: The hidden and cell state of every layer.
@@ -25,7 +25,7 @@ LSTMState = tuple[tuple[Float[Array, "width *b"], Float[Array, "width *b"]], ...
 
 
 class LSTMCell(eqx.Module):
-    """One layer: gates in the order input, forget, cell, output; uniform(-1/sqrt(width), 1/sqrt(width))."""
+    """One LSTM layer: gates in the order input, forget, cell, output; init uniform(+-1/sqrt(width))."""
 
     weight_ih: Float[Array, "gates inputs"]
     weight_hh: Float[Array, "gates width"]
@@ -45,7 +45,7 @@ class LSTMCell(eqx.Module):
 
 @jax.custom_jvp
 def _gated(gates: Array, c: Array) -> tuple[Array, Array]:
-    """The hidden and cell state after a step, from the gates' pre-activations and the cell state before."""
+    """Computes the next hidden and cell state from the gates' pre-activations and the current cell state."""
     i, f, g, o = jnp.split(gates, 4)
     c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
     return jax.nn.sigmoid(o) * jnp.tanh(c), c
@@ -53,9 +53,9 @@ def _gated(gates: Array, c: Array) -> tuple[Array, Array]:
 
 @_gated.defjvp
 def _gated_jvp(primals, tangents):
-    """Written out, so that a backward pass keeps six arrays and not the dozen that it would find by itself.
+    """Written out by hand, so that a backward pass keeps six arrays instead of about a dozen.
 
-    They are not joined into one: under vmap that would move the axis of tasks to the front.
+    They are not concatenated: under vmap that would move the task axis to the front.
     """
     gates, c = primals
     i, f, g, o = jnp.split(gates, 4)
@@ -102,7 +102,7 @@ class LSTM(eqx.Module):
 
 
 class GRUCell(eqx.Module):
-    """One layer: gates in the order reset, update, new; uniform(-1/sqrt(width), 1/sqrt(width))."""
+    """One GRU layer: gates in the order reset, update, new; init uniform(+-1/sqrt(width))."""
 
     weight_ih: Float[Array, "gates inputs"]
     weight_hh: Float[Array, "gates width"]
@@ -125,7 +125,7 @@ class GRUCell(eqx.Module):
 
 
 class GRU(eqx.Module):
-    """A stack of gated recurrent units of equal width, in the form whose reset gate acts behind the product.
+    """A stack of gated recurrent units of equal width, with the reset gate applied after the matrix product.
 
     Source: Cho et al. 2014 (arXiv:1406.1078), in the variant of cuDNN and PyTorch.
 
@@ -160,7 +160,7 @@ class GRU(eqx.Module):
 
 
 class MLP(eqx.Module):
-    """A stack of layers with tanh between them, which remembers nothing: its state is empty.
+    """A memoryless stack of layers with tanh between them; its state is empty.
 
     >>> import jax, jax.numpy as jnp
     >>> core = MLP(inputs=2, width=20, depth=2, key=jax.random.key(0))
@@ -175,7 +175,7 @@ class MLP(eqx.Module):
         self.layers = _layers(Linear, inputs, width, depth, key)
 
     def zero_state(self, batch: tuple[int, ...] = ()) -> tuple[()]:
-        """Nothing, whatever the batch axes."""
+        """The empty state, for any batch axes."""
         return ()
 
     def vector_products(self) -> list[Any]:
@@ -190,7 +190,7 @@ class MLP(eqx.Module):
         return x, state
 
 
-#: What can stand between the inputs and the heads of a learned optimizer: all are called in the same way.
+#: Networks between the inputs and the heads of a learned optimizer; all have the same call signature.
 Core = LSTM | GRU | MLP
 
 
@@ -211,8 +211,8 @@ class Linear(eqx.Module):
 def side_by_side(heads: Sequence[Linear], x: Float[Array, "width *b"]) -> Float[Array, "outputs *b"]:
     """Concatenates the outputs of several heads.
 
-    In one product, since the derivative of a single row would be recomputed in every gate's; but for large
-    ones, whose derivatives are not taken there.
+    It uses a single product, because the derivative of a single row would be recomputed in every gate's.
+    Deferred matrices are the exception: their gradients are not computed here.
     """
     if any(isinstance(head.weight, Deferred) for head in heads):
         return jnp.concatenate([head(x) for head in heads])
@@ -220,24 +220,24 @@ def side_by_side(heads: Sequence[Linear], x: Float[Array, "width *b"]) -> Float[
 
 
 def _layers(kind: Callable[..., Any], inputs: int, width: int, depth: int, key: Key[Array, ""]) -> tuple:
-    """`depth` layers of one kind, the first of which reads the inputs."""
+    """Creates `depth` layers of one kind, of which the first reads the inputs."""
     sizes = [inputs, *[width] * (depth - 1)]
     keys = jax.random.split(key, depth)
     return tuple(kind(size, width, key=k) for size, k in zip(sizes, keys, strict=True))
 
 
 def _uniform(key: Key[Array, ""], rows: int, columns: int, width: int) -> Float[Array, "rows columns"]:
-    """Weights and biases of a layer in one draw, which compiles several times faster than one for each."""
+    """Draws a layer's weights and biases at once, which compiles several times faster than separate draws."""
     bound = 1 / math.sqrt(width)
     return jax.random.uniform(key, (rows, columns), minval=-bound, maxval=bound)
 
 
 def _column(bias: Float[Array, " n"], like: Array) -> Array:
-    """`bias` along the first axis of `like`.
+    """Broadcasts `bias` along the first axis of `like`.
 
-    For a single vector it is a product with one, because under vmap adding a vector that all tasks share
-    would move their axis from the back to the front, and every product after it would transpose (measured:
-    1.4 times slower). With batch axes of its own, a sum is cheaper.
+    For a single vector, it is computed as a product with a 1: under vmap, adding a vector that all tasks
+    share would move the task axis from the back to the front, and every later product would transpose
+    (measured: 1.4 times slower). With its own batch axes, a sum is cheaper.
     """
     if like.ndim > 1:
         return bias.reshape((-1,) + (1,) * (like.ndim - 1))

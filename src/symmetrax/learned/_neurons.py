@@ -1,4 +1,4 @@
-"""One small LSTM shared by all hidden units: learned teleports for networks of any width and depth."""
+"""A small LSTM shared by all hidden units: learned teleports for networks of any width and depth."""
 
 import math
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from symmetrax.symmetry._models import mlp_symmetry
 from symmetrax.symmetry._network import NetworkSymmetry
 from symmetrax.symmetry._walk import Touch
 
-#: What the network sees of every unit, in order. Norms are compared by the logarithms of their ratios.
+#: Features of each unit, in order. Norms are compared through the logarithms of their ratios.
 FEATURES = (
     "incoming weights / layer",
     "outgoing weights / layer",
@@ -38,22 +38,22 @@ FEATURES = (
     "mean of slope / unit",
 )
 
-# What is below this part of the largest entry's square counts as zero.
+# Squares below this fraction of the largest entry's square count as zero.
 _TINY = 1e-12
 
 
 class PerNeuronLSTM(AbstractLearnedOptimizer):
-    """A stacked LSTM run on every hidden unit apart, with shared weights, that scales the units.
+    """A stacked LSTM that scales hidden units, applied to each unit separately with shared weights.
 
-    It emits coordinates log s of positive scalings for any `NetworkSymmetry`: one for each unit of every
-    `PositiveDiagonal` space, reach tanh(z), and zeros for the other spaces. What it reads of a unit are
-    ratios of norms of its incoming and outgoing weights and gradients, their cosines, and the derivative of
-    the squared gradient norm along the unit's own scaling: see `FEATURES` of this module and `unit_features`.
-    So it serves every width and depth, a permutation of the units permutes its output, and the scale of loss
-    and parameters is nothing to it. It proposes no step: use it `Joint` with a network that does.
+    For any `NetworkSymmetry` it emits coordinates log s of positive scalings: reach tanh(z) for each unit of
+    every `PositiveDiagonal` space, and zeros for the other spaces. For each unit it reads ratios of norms of
+    the incoming and outgoing weights and gradients, their cosines, and the derivative of the squared gradient
+    norm along the unit's own scaling: see `FEATURES` of this module and `unit_features`. It therefore serves
+    every width and depth, is equivariant under permutations of the units, and does not depend on the scale of
+    loss and parameters. It proposes no step: combine it in a `Joint` with a network that does.
 
-    **Arguments:** `reach` bounds every coordinate; 0.5, a factor of 1.6 in a teleport, is a choice of this
-    library. The head starts at zero, so an untrained network teleports nowhere.
+    **Arguments:** `reach` bounds every coordinate; 0.5, a factor of 1.6 per teleport, is this library's
+    choice. The head starts at zero, so an untrained network does not teleport.
 
     Its methods raise ValueError for a symmetry without `PositiveDiagonal` spaces. Source: positive scalings
     as in arXiv:2012.01118; learned teleports of arXiv:2504.15399.
@@ -125,7 +125,7 @@ class PerNeuronLSTM(AbstractLearnedOptimizer):
 
 
 def _scalings(symmetry: Any) -> tuple[NetworkSymmetry, dict[str, PositiveDiagonal]]:
-    """The symmetry, and its spaces of units that can be scaled."""
+    """Returns the symmetry and its spaces of scalable units."""
     if isinstance(symmetry, NetworkSymmetry):
         groups = {name: g for name, g in symmetry.spaces.items() if isinstance(g, PositiveDiagonal)}
         if groups:
@@ -140,12 +140,12 @@ def _scalings(symmetry: Any) -> tuple[NetworkSymmetry, dict[str, PositiveDiagona
 
 
 class UnitSums(NamedTuple):
-    """Sums over what is attached to each unit of a space: arrays of shape (*per, size).
+    """Sums over the entries attached to each unit of a space: arrays of shape (*per, size).
 
-    A unit's incoming entries are those that its scale s multiplies, the outgoing ones those it divides; an
-    array that two spaces touch counts for both. `slope` is the derivative by log s of the squared norm of
-    the gradient, at s = 1: an entry that goes with s^p has a gradient that goes with s^-p, so it is the sum
-    of -2 p g^2. `steep` is the sum of 2 |p| g^2.
+    A unit's incoming entries are those its scale s multiplies, its outgoing entries those it divides; an
+    array touched by two spaces counts for both. `slope` is the derivative, at s = 1, of the squared gradient
+    norm with respect to log s. An entry that scales as s^p has a gradient that scales as s^-p, so the slope
+    is the sum of -2 p g^2. `steep` is the sum of 2 |p| g^2.
 
     >>> UnitSums._fields[:3]
     ('weights_in', 'weights_out', 'gradients_in')
@@ -162,11 +162,11 @@ class UnitSums(NamedTuple):
 
 
 def unit_sums(symmetry: NetworkSymmetry, params: PyTree, gradient: PyTree) -> dict[str, UnitSums]:
-    """For every space of positive scalings, sums of squares and products by unit, in one pass.
+    """Computes per-unit sums of squares and products for every space of positive scalings, in one pass.
 
-    `params` are what the scales multiply: parameters plus the offsets of their specs, if there are any. The
-    derivative along each unit's scaling needs no second backward pass: an exact symmetry moves the
-    gradient by known factors. Source: the gradient law in section 2 of arXiv:2205.10637.
+    `params` are the arrays that the scales multiply: parameters plus the offsets of their specs, if there are
+    any. The derivative along each unit's scaling needs no second backward pass, because an exact symmetry
+    changes the gradient by known factors. Source: the gradient law in section 2 of arXiv:2205.10637.
 
     >>> import symmetrax as sx
     >>> params = {"w1": jnp.array([[3.0, 4.0]]), "w2": jnp.array([[2.0]])}
@@ -202,11 +202,11 @@ def unit_sums(symmetry: NetworkSymmetry, params: PyTree, gradient: PyTree) -> di
 def unit_features(
     symmetry: NetworkSymmetry, params: PyTree, gradient: PyTree
 ) -> Float[Array, "features units"]:
-    """The features of every unit for a `PerNeuronLSTM`: the names are in `FEATURES`, the units in the order
-    of the algebra's coordinates.
+    """Computes the features of every unit for a `PerNeuronLSTM`.
 
-    None of them changes with the scale of parameters or gradients, and all have finite derivatives, where
-    weights or gradients are zero too. The layer of a unit is its space.
+    The rows are named in `FEATURES`; the columns are the units, in the order of the algebra's coordinates.
+    All features are invariant to the scale of parameters and gradients, and have finite derivatives even
+    where weights or gradients are zero. The layer of a unit is its space.
 
     >>> import symmetrax as sx
     >>> params = {"w1": jnp.array([[3.0, 4.0], [1.0, 0.0]]), "w2": jnp.array([[2.0, 1.0]])}
@@ -222,7 +222,7 @@ def unit_features(
 
 
 def _layer(sums: UnitSums, steep: Float[Array, ""]) -> Float[Array, "features units"]:
-    """The features of one space; `steep` is the mean of that sum over the units of all spaces."""
+    """Computes the features of one space; `steep` is the mean of that sum over the units of all spaces."""
     s = jax.tree.map(jnp.ravel, sums)
     to_layer = [
         _log(x) - _log(jnp.mean(x)) for x in (s.weights_in, s.weights_out, s.gradients_in, s.gradients_out)
@@ -245,19 +245,19 @@ def _layer(sums: UnitSums, steep: Float[Array, ""]) -> Float[Array, "features un
 
 
 def _log(square: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """The logarithm of a norm, from its square."""
+    """Computes the logarithm of a norm from its square."""
     return 0.5 * jnp.log(square + _TINY)
 
 
 def _scaled(tree: PyTree) -> PyTree:
-    """The tree over its largest entry, which is a constant to derivatives: what follows has degree zero."""
+    """Divides the tree by its largest entry, held constant in derivatives; all features have degree zero."""
     largest = largest_entry(eqx.filter(tree, eqx.is_inexact_array))
     unit = jnp.where(largest > 0, largest, 1.0)
     return jax.tree.map(lambda x: x / unit if eqx.is_inexact_array(x) else x, tree)
 
 
 def _blocks(symmetry: NetworkSymmetry, tree: PyTree) -> Iterator[tuple[Array, tuple[Touch, ...]]]:
-    """The blocks of all arrays with a spec, with the spaces that touch them."""
+    """Iterates over the blocks of all arrays with a spec, with the spaces that touch them."""
     blocks: list[tuple[Array, tuple[Touch, ...]]] = []
 
     def collect(x: Array, touches: tuple[Touch, ...]) -> Array:
@@ -269,7 +269,7 @@ def _blocks(symmetry: NetworkSymmetry, tree: PyTree) -> Iterator[tuple[Array, tu
 
 
 def _by_unit(x: Array, touch: Touch) -> Array:
-    """Sums over all axes but the touched one and the group's indices, in their order."""
+    """Sums over all axes except the touched axis and the group's indices, and keeps their order."""
     axes = (*touch.indices, touch.axis)
     kept = jnp.sum(x, axis=tuple(axis for axis in range(x.ndim) if axis not in axes))
     ranks = sorted(axes)

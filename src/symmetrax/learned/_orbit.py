@@ -1,4 +1,4 @@
-"""A learned optimizer that looks along the orbit, and whose steps and features have no scale."""
+"""A learned optimizer that looks along the orbit, with scale-free features and steps."""
 
 import math
 from collections.abc import Sequence
@@ -18,20 +18,20 @@ from symmetrax.learned._networks import LSTM, Linear, LSTMState
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.teleportation._objectives import OrbitDerivatives
 
-#: Where an `OrbitLSTM` measures its coordinates from: where it stands, or the peak that the slopes promise.
+#: Origin of an `OrbitLSTM`'s coordinates: the current point, or the peak that the slopes predict.
 Centre = Literal["identity", "peak"]
 
-#: What an `OrbitLSTM` can read beside gradient, loss and last step, which need a symmetry.
+#: Inputs that an `OrbitLSTM` can read besides gradient, loss and last step; they need a symmetry.
 SEES = ("slopes", "best")
 
-# Logarithms of losses and norms go down to that of this number.
+# Losses and norms are clamped to this value before a logarithm is taken.
 _TINY = 1e-37
-# OrbitDerivatives along the orbit below this count as none.
+# Derivatives along the orbit below this count as zero.
 _FLAT = 1e-15
 
 
 class OrbitMemory(NamedTuple):
-    """The recurrent state, and logarithms of loss and gradient norm: at the first step and at the last.
+    """The recurrent state, and the logarithms of loss and gradient norm at the first and the last step.
 
     >>> OrbitMemory._fields
     ('core', 'started', 'first_loss', 'first_gradient', 'loss')
@@ -45,32 +45,32 @@ class OrbitMemory(NamedTuple):
 
 
 class OrbitLSTM(AbstractLearnedOptimizer):
-    """A stacked LSTM that knows where it stands on the orbit, for one problem size and any scale.
+    """A stacked LSTM that sees the loss along the orbit, for one problem size and any scale.
 
-    It reads the directions of gradient g and last step, the logarithms of loss and gradient norm relative to
-    the first ones, and along the orbit the first and second derivative of log ||g||^2 ("slopes"): what one
-    needs to choose a group element, and nothing that changes with the units of loss or parameters. With f the
-    loss, and z, d the outputs of its heads,
+    It reads the directions of the gradient g and of the last step, the logarithms of loss and gradient norm
+    relative to their first values, and the first and second derivatives of log ||g||^2 along the orbit
+    ("slopes"): the information needed to choose a group element, independent of the units of loss and
+    parameters. With f the loss, and z, d the outputs of its heads,
 
         u = -r (f - least) / ||g|| * direction,   direction = (g / ||g|| + d) normalized,
         r = low (high / low)^sigmoid(z),
 
-    so steps are learned in units of Polyak's, r = 1. For f = ||h(x)||^2 Gauss and Newton's step is the one at
-    r = 2 where g is an eigenvector of J J', which is what a teleport can see to. `algebra` coordinates of a
-    group element come with a `gate`, the probability of teleporting at all (see
+    so steps are learned in units of Polyak's step, r = 1. For f = ||h(x)||^2 the Gauss-Newton step is r = 2
+    wherever g is an eigenvector of J J', which a teleport can arrange. `algebra` coordinates of a group
+    element come with a `gate`, the probability of teleporting at all (see
     `AbstractLearnedOptimizer.transform`). With algebra=0 it is the same optimizer without teleports, with the
-    same features and the same steps. At a gradient of zero the step is zero.
+    same features and the same steps. If the gradient is zero, so is the step.
 
-    With `centre="peak"` the head's coordinates are added to `OrbitDerivatives.peak`, the angle at which a
-    sinusoid with these slopes is largest: the network starts from that guess and learns where it is wrong,
-    and when to stay. It is meant for `order="teleport-first"`, where the slopes are those of the point that
-    is moved.
+    With `centre="peak"` the head's coordinates are added to `OrbitDerivatives.peak`, the angle that maximizes
+    a sinusoid with these slopes: the network starts from that guess and learns where to correct it, and when
+    not to teleport. It is meant for `order="teleport-first"`, where the slopes are taken at the point that is
+    moved.
 
-    **Arguments:** `size` is the number of parameters of the problem; `sees` any of "slopes" (two nested
-    Jacobian-vector products of the gradient for each coordinate) and "best" (the coordinates of the largest
-    gradient norm: in closed form for an affine map of the plane, else by a search); `orbit` is their number
-    if it differs from `algebra`. `least` is the least value of the loss, or a bound below it. `reach` bounds
-    the norm of the head's coordinates. Raises ValueError for numbers and names that do not fit.
+    **Arguments:** `size` is the number of parameters of the problem. `sees` is any of "slopes" (two nested
+    Jacobian-vector products of the gradient per coordinate) and "best" (the coordinates of the largest
+    gradient norm: in closed form for an affine map of the plane, otherwise by a search); `orbit` is their
+    number, if it differs from `algebra`. `least` is the minimum of the loss, or a lower bound. `reach` bounds
+    the norm of the head's coordinates. Raises ValueError for invalid numbers and names.
 
     >>> import jax, symmetrax as sx
     >>> network = OrbitLSTM(2, algebra=1, key=jax.random.key(0))
@@ -153,7 +153,7 @@ class OrbitLSTM(AbstractLearnedOptimizer):
     def algebra_bound(self) -> float | None:
         if self.reach is None or not self.algebra:
             return None
-        # Each coordinate of a peak is at most a quarter turn.
+        # Each coordinate of a peak is at most pi / 2.
         return self.reach + (math.sqrt(self.algebra) * math.pi / 2 if self.centre == "peak" else 0.0)
 
     def vector_products(self) -> list[Any]:
@@ -254,12 +254,12 @@ class OrbitLSTM(AbstractLearnedOptimizer):
 
 
 def _along(info: Observation, name: str) -> Float[Array, " features"]:
-    """The network's features along the orbit.
+    """Returns the network's features along the orbit.
 
-    With J the squared gradient norm, a = J'/J and b = J''/J, coordinate by coordinate. Where J(t) is a
-    constant and a sinusoid of 2 t, as for a quadratic turned by an angle t, its peak is at half the angle of
-    the vector (-b, 2 a) (see `OrbitDerivatives.peak`). The network sees the direction of that vector, and the
-    asinh of its length.
+    With J the squared gradient norm, a = J'/J and b = J''/J, per coordinate. If J(t) is a constant plus a
+    sinusoid of 2 t, as for a quadratic rotated by an angle t, its peak is at half the angle of the vector
+    (-b, 2 a) (see `OrbitDerivatives.peak`). The network sees the direction of that vector and the asinh of
+    its length.
     """
     if name == "best":
         return jnp.ravel(jnp.asarray(info.best))
@@ -272,16 +272,16 @@ def _along(info: Observation, name: str) -> Float[Array, " features"]:
 
 
 def _slopes(info: Observation) -> OrbitDerivatives:
-    assert info.slopes is not None  # the network wants them
+    assert info.slopes is not None  # requested through `wants`
     return info.slopes
 
 
 def _direction(x: Float[Array, " n"]) -> tuple[Float[Array, " n"], Length]:
-    """A vector at length 1, and its length; zero stays zero, with derivative zero."""
+    """Normalizes a vector, and returns its length; zero stays zero, with derivative zero."""
     length = Length.of(x)
     return jnp.where(length.some, x / length.unit / length.part, 0.0), length
 
 
 def _log(x: Float[Array, ""]) -> Float[Array, ""]:
-    """The logarithm of a positive number, with a derivative at zero."""
+    """The logarithm of a nonnegative number, clamped so that it has a derivative at zero."""
     return jnp.log(jnp.where(x > _TINY, x, _TINY))

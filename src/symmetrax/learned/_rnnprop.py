@@ -1,4 +1,4 @@
-"""RNNProp: a coordinate-wise LSTM that reads what Adam reads, and so does not see the gradient's scale."""
+"""RNNProp: a coordinate-wise LSTM that reads Adam's statistics and is invariant to the gradient's scale."""
 
 from typing import Any, ClassVar, NamedTuple
 
@@ -14,14 +14,14 @@ from symmetrax.learned._features import Observation, Proposal, cut, example_info
 from symmetrax.learned._networks import LSTM, Linear, LSTMState
 from symmetrax.symmetry._base import AbstractLieSymmetry
 
-#: Added to the root of the second moment, as in Adam.
+#: Added to the square root of the second moment, as in Adam.
 EPSILON = 1e-8
-#: Entries of a gradient are cut here, so that their squares are finite.
+#: Gradient entries are clipped to this magnitude, so that their squares are finite.
 LARGEST = 1e18
 
 
 class RNNPropMemory(NamedTuple):
-    """The memory of `RNNProp` for n coordinates: steps taken, both moments of the gradient, the LSTM's state.
+    """The memory of `RNNProp` for n coordinates: step count, both moments of the gradient, and LSTM state.
 
     >>> RNNPropMemory._fields
     ('count', 'first', 'second', 'core')
@@ -34,16 +34,16 @@ class RNNPropMemory(NamedTuple):
 
 
 class RNNProp(AbstractLearnedOptimizer):
-    """A stacked LSTM run on every coordinate apart that reads m / sqrt(v) and g / sqrt(v).
+    """A stacked LSTM applied to each coordinate separately that reads m / sqrt(v) and g / sqrt(v).
 
-    m and v are running means of the gradient g and of its square, with weights `beta1` and `beta2`, without
-    the bias of their start at zero:
+    m and v are running means of the gradient g and its square, with decay rates `beta1` and `beta2`,
+    corrected for the bias of starting at zero:
         m <- beta1 m + (1 - beta1) g,   m^ = m / (1 - beta1^t),   and v, v^ likewise from g^2.
-    The two features m^ / (sqrt(v^) + 1e-8) and g / (sqrt(v^) + 1e-8) pass a dense layer of `width` units with
-    ELU, then the LSTM; the update is `scale` * tanh(linear head), so that no step of a coordinate is longer
-    than `scale`. Multiplying the loss by a constant changes nothing. Source: Lv, Jiang and Li, Learning
-    gradient descent: better generalization and longer horizons, 2017 (arXiv:1703.03633), whose scale is 0.1;
-    depth 2 is that of the public implementations, one of which (Open-L2O) has scale 0.01.
+    The two features m^ / (sqrt(v^) + 1e-8) and g / (sqrt(v^) + 1e-8) go through a dense layer of `width`
+    units with ELU, then through the LSTM; the update is `scale` * tanh(linear head), so no coordinate moves
+    by more than `scale`. The updates do not change if you multiply the loss by a constant. Source: Lv, Jiang
+    and Li, Learning gradient descent: better generalization and longer horizons, 2017 (arXiv:1703.03633),
+    with scale 0.1; the public implementations use depth 2, and one of them (Open-L2O) uses scale 0.01.
 
     Raises ValueError for sizes below 1, a scale that is not positive, and betas outside [0, 1).
 
@@ -106,13 +106,13 @@ class RNNProp(AbstractLearnedOptimizer):
     def _features(
         self, gradient: Float[Array, " n"], memory: RNNPropMemory
     ) -> tuple[Float[Array, "2 n"], Int[Array, ""], Float[Array, " n"], Float[Array, " n"]]:
-        """The inputs of the network, and the count and moments with this gradient."""
+        """Returns the inputs of the network, and the count and moments including this gradient."""
         gradient, count = cut(gradient, LARGEST), memory.count + 1
         first = self.beta1 * memory.first + (1 - self.beta1) * gradient
         second = self.beta2 * memory.second + (1 - self.beta2) * jnp.square(gradient)
         steps = count.astype(gradient.dtype)
         bias1, bias2 = (1 - jnp.asarray(beta, gradient.dtype) ** steps for beta in (self.beta1, self.beta2))
-        # The root has an infinite derivative at zero, where no gradient has ever come.
+        # Coordinates that never received a gradient: the square root has an infinite derivative at zero.
         none = second == 0
         root = jnp.where(none, 0.0, jnp.sqrt(jnp.where(none, 1.0, second / bias2)))
         return jnp.stack([first / bias1, gradient]) / (root + EPSILON)[None], count, first, second

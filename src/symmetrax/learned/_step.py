@@ -1,4 +1,4 @@
-"""A learned step size and momentum for networks of any size, from a handful of numbers."""
+"""A learned step size and momentum for networks of any size, computed from a few scalar features."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from symmetrax.learned._heads import check_heads, scalars
 from symmetrax.learned._networks import LSTM, Linear, LSTMState
 from symmetrax.symmetry._base import AbstractLieSymmetry
 
-#: What the network sees, in order: logarithms of ratios of norms, and cosines.
+#: The network's features, in order: logarithms of ratios of norms, and cosines.
 FEATURES = (
     "gradient / first gradient",
     "gradient / last gradient",
@@ -34,7 +34,7 @@ _ZERO = math.log(_TINY)
 
 
 class StepMemory(NamedTuple):
-    """The recurrent state, and logarithms of norms: at the first gradient that is not zero, and at the last.
+    """The recurrent state, and logarithms of norms: at the first nonzero gradient and at the last step.
 
     >>> StepMemory._fields
     ('core', 'started', 'first_gradient', 'first_params', 'gradient', 'params')
@@ -49,24 +49,25 @@ class StepMemory(NamedTuple):
 
 
 class StepLSTM(AbstractLearnedOptimizer):
-    """A stacked LSTM that emits one step size, and if asked a momentum, for a network of any size.
+    """A stacked LSTM that emits a step size, and optionally a momentum, for a network of any size.
 
-    It reads ratios of the norms of gradient, parameters and last step to their values before and at the
-    start, and the cosines of the gradient with the last step and with the parameters (`FEATURES` of this
-    module), so that nothing it sees has a scale. With z the outputs of its heads,
+    It reads the ratios of the norms of gradient, parameters and last step to their previous and initial
+    values, and the cosines of the gradient with the last step and with the parameters (`FEATURES` of this
+    module), so all of its inputs are scale-free. With z the outputs of its heads,
 
         rate = low (high / low)^sigmoid(z),  step_size = rate / ||first gradient||^2,  momentum = sigmoid(z).
 
-    So a rate has the unit of the loss: it is what the first step would gain if the loss were linear. This is
-    what transfers. The longest stable step is 2 over the curvature, and the curvature of a classifier at its
-    start grows with width and depth; so does its squared gradient norm. On digits the largest eigenvalue of
-    the Hessian is 2.5 with 16 hidden units, 24 with 512 and 37 with eight layers of 16, and the squared
-    norm over it is 0.21, 0.30 and 0.31. A step size learned at one width is too long for wider networks, and
-    one in units of ||params|| / ||gradient|| as well. With `absolute` the rate is the step size itself, as in
-    arXiv:2305.13404 and arXiv:2504.15399, which serve one network.
+    A rate therefore has the unit of the loss: it is the decrease of the first step if the loss were linear.
+    This is what makes rates transfer between networks. The longest stable step is 2 over the curvature, and
+    the curvature of a classifier at initialization grows with width and depth; so does its squared gradient
+    norm. On digits the largest eigenvalue of the Hessian is 2.5 with 16 hidden units, 24 with 512 and 37 with
+    eight layers of 16, and the squared gradient norm divided by it is 0.21, 0.30 and 0.31. A step size
+    learned at one width is too long for wider networks, and so is one in units of ||params|| / ||gradient||.
+    With `absolute` the rate is the step size itself, as in arXiv:2305.13404 and arXiv:2504.15399, which each
+    serve a single network.
 
     **Arguments:** `emits` is ("step_size",) or ("step_size", "momentum"); `rates` are (low, high). Raises
-    ValueError for others.
+    ValueError for other values.
 
     >>> import jax
     >>> network = StepLSTM(emits=("step_size", "momentum"), key=jax.random.key(0))
@@ -143,10 +144,10 @@ class StepLSTM(AbstractLearnedOptimizer):
 
 
 def step_features(info: Observation, memory: StepMemory) -> tuple[Float[Array, " features"], StepMemory]:
-    """The features of a `StepLSTM` (the names are in `FEATURES`), and the memory with the norms of this step.
+    """Computes the features of a `StepLSTM` (named in `FEATURES`), and the memory with this step's norms.
 
-    Nothing in it changes when parameters, or losses, are measured in another unit. Norms count from the first
-    gradient that is not zero: before it, and in ratios to what was zero, all is 0.
+    They are invariant to the units of parameters and loss. Norms count from the first nonzero gradient:
+    before it, and in ratios to a zero, every feature is 0.
 
     >>> g, w, u = jnp.array([3.0, 4.0]), jnp.array([5.0, 0.0]), jnp.zeros(2)
     >>> memory = StepLSTM(key=jax.random.key(0)).memory(w)
@@ -179,7 +180,7 @@ def step_features(info: Observation, memory: StepMemory) -> tuple[Float[Array, "
 
 
 def _cosine(*both: tuple[PyTree, Length, Float[Array, ""]]) -> Float[Array, ""]:
-    """The cosine of two trees, of which the lengths and their logarithms are known."""
+    """Computes the cosine of two trees from their known lengths and the logarithms of those."""
     (x, x_length, x_log), (y, y_length, y_log) = both
     products = jax.tree.map(lambda x, y: jnp.sum((x / x_length.unit) * (y / y_length.unit)), x, y)
     share = jnp.exp(jnp.log(x_length.unit) - x_log + jnp.log(y_length.unit) - y_log)

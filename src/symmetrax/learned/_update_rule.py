@@ -1,4 +1,4 @@
-"""How a learned optimizer is used on a task: what it is allowed to do there."""
+"""The rule that turns a network and a task into an optax transformation."""
 
 from typing import Any, get_args
 
@@ -19,7 +19,7 @@ from symmetrax.teleportation._step import Transport
 
 
 def _booleans(teleports: Any) -> Any:
-    """Booleans as an array; raises ValueError for what are none."""
+    """Converts to an array of booleans; raises ValueError for anything else."""
     if teleports is None:
         return None
     if not isinstance(teleports, jax.Array | np.ndarray):
@@ -33,12 +33,13 @@ def _booleans(teleports: Any) -> Any:
 
 
 class UpdateRule(eqx.Module):
-    """From a network and a task to an optax transformation: `rule(network, task)`.
+    """Builds an optax transformation from a network and a task: `rule(network, task)`.
 
-    Where a task brings its own symmetry, this hands it to `AbstractLearnedOptimizer.transform`, which
-    explains the other fields. It is a module, so that the schedule and the guard are arguments of compiled
-    programs: arms that differ in them share one program. `teleports[t]` says whether step t teleports; no
-    entry, or None, means never. A learned `gate` is "soft" by default, for training: test with "hard".
+    If the task has its own symmetry, the rule passes it to `AbstractLearnedOptimizer.transform`, which
+    documents the other fields. A rule is a module, so the schedule and the guard are arguments of compiled
+    programs, and arms that differ only in them share a program. `teleports[t]` says whether step t teleports;
+    a missing entry, or None, means never. A learned `gate` is "soft" by default, for training; use "hard" for
+    testing.
 
     >>> import jax, symmetrax as sx
     >>> network = sx.FlatGradientLSTM(2, algebra=1, key=jax.random.key(0))
@@ -58,9 +59,9 @@ class UpdateRule(eqx.Module):
 
     @classmethod
     def at(cls, times: Schedule, steps: int, **options: Any) -> "UpdateRule":
-        """The rule that teleports at these of `steps` steps, counted from 0; `options`: the other fields.
+        """Returns the rule that teleports at `times` out of `steps` steps, counted from 0.
 
-        Raises ValueError for times outside the horizon.
+        `options` are the other fields. Raises ValueError for times outside the horizon.
 
         >>> UpdateRule.at(range(0, 6, 2), 6).teleports.tolist()
         [True, False, True, False, True, False]

@@ -1,1 +1,1 @@
-"""How networks learn to optimize."""
+"""Meta-training of learned optimizers."""

@@ -17,16 +17,16 @@ from symmetrax.metatrain._estimators import AbstractMetaGradient
 from symmetrax.metatrain._loop import MetaTrained, Progress, meta_train
 from symmetrax.metatrain._stopping import EarlyStopping, better, validations
 
-#: The horizons of the public code, for windows of 20 steps.
+#: The horizons used by the public code, for windows of 20 steps.
 HORIZONS = (100, 200, 500, 1000, 1500, 2000, 2500, 3000)
 
 
 class Stage(NamedTuple):
     """One stage of a curriculum.
 
-    Networks were trained for `steps` steps and validated on `validated_on`; `before` is the number they
-    started from (infinite in the first stage), `trained` what `meta_train` gave, `improved` which seeds got
-    below `before`. The others go on with the networks that they had.
+    Networks were trained for `steps` steps and validated on `validated_on`; `before` is the validation value
+    they started from (infinite in the first stage), `trained` the result of `meta_train`, and `improved`
+    marks the seeds that got below `before`. The other seeds keep their previous networks.
 
     >>> Stage._fields
     ('steps', 'validated_on', 'before', 'trained', 'improved')
@@ -40,7 +40,7 @@ class Stage(NamedTuple):
 
 
 class CurriculumTrained(NamedTuple):
-    """The best networks at the end, all seeds stacked, and every stage there was.
+    """The best networks at the end, all seeds stacked, and all stages.
 
     >>> CurriculumTrained._fields
     ('networks', 'stages')
@@ -50,7 +50,7 @@ class CurriculumTrained(NamedTuple):
     stages: tuple[Stage, ...]
 
     def network(self, seed: int = 0) -> PyTree:
-        """The network of one seed."""
+        """Returns the network of one seed."""
         return jax.tree.map(lambda x: x[seed], self.networks)
 
 
@@ -71,21 +71,20 @@ def curriculum_train(
     progress: Callable[[int, Progress], None] | None = None,
     identity: str = "",
 ) -> CurriculumTrained:
-    """Meta-train on runs of growing length: each of `horizons` is a stage of `meta_train`.
+    """Meta-trains on runs of growing length: each of `horizons` is a stage of `meta_train`.
 
     A stage trains `make_estimator(steps)` from the best networks so far, with a fresh outer state. After each
     `chunk` runs the networks are validated on the horizon of the *next* stage, by `validate(network, steps)`
-    (the last stage on its own); the stage is left after `patience` validations without improvement, or after
-    `runs` runs. A seed keeps its stage's best network only if that is better on the next horizon than the one
-    it started from. When a stage gives nothing to any seed, it was the last. Source: Chen et al., Training
-    stronger baselines for learning to optimize, 2020 (arXiv:2010.09089): windows of 20 steps, and
-    patience 3.
+    (the last stage on its own). The stage ends after `patience` validations without improvement, or after
+    `runs` runs. A seed keeps its stage's best network only if it beats, on the next horizon, the network that
+    it started from. The curriculum ends after a stage that improves no seed. Source: Chen et al., Training
+    stronger baselines for learning to optimize, 2020 (arXiv:2010.09089): windows of 20 steps, and patience 3.
 
-    **Arguments:** as in `meta_train`; stage i uses `fold_in(key, i)`. With `checkpoints`, a folder, every
-    stage has one file there, `stage-0.safetensors` and so on, and the same call continues bit for bit;
-    `identity` tells it from others. `progress(stage, Progress)` is called after every chunk.
+    **Arguments:** as in `meta_train`; stage i uses `fold_in(key, i)`. `checkpoints` is a folder with one file
+    per stage, `stage-0.safetensors` and so on, from which the same call resumes bit for bit; `identity`
+    distinguishes the call from others. `progress(stage, Progress)` is called after every chunk.
 
-    Raises ValueError for horizons that do not grow.
+    Raises ValueError unless the horizons increase.
 
     >>> import jax, optax, symmetrax as sx
     >>> family, rule = sx.make_family("booth"), sx.UpdateRule()
@@ -104,7 +103,7 @@ def curriculum_train(
     if not horizons or any(later <= earlier for earlier, later in itertools.pairwise(horizons)):
         raise ValueError(f"A curriculum needs horizons, each longer than the one before, got {horizons}.")
     folder = None if checkpoints is None else pathlib.Path(checkpoints)
-    # Equal horizons share one function, and so one program.
+    # Equal horizons share one function, and therefore one compiled program.
     checks = {steps: _on(validate, steps) for steps in horizons}
     networks, stages = None, []
     for index, (steps, validated_on) in enumerate(zip(horizons, [*horizons[1:], horizons[-1]], strict=True)):
@@ -142,6 +141,6 @@ def _on(validate: Callable[[PyTree, int], Float[Array, ""]], steps: int) -> Call
 
 
 def _numbers(validate: Callable[[PyTree], Any], networks: PyTree) -> Float[np.ndarray, " seeds"]:
-    """The validation value of every seed's network; infinite if that is not finite."""
+    """Validation value of every seed's network; infinite if not finite."""
     found = np.asarray(validations(validate, networks))
     return np.where(np.isfinite(found), found, np.inf)

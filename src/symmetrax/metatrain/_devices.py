@@ -1,4 +1,4 @@
-"""Independent work, such as the seeds of an experiment, spread over the devices there are."""
+"""Spreads independent work, such as the seeds of an experiment, over the available devices."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,10 +9,11 @@ from jaxtyping import PyTree
 
 
 def spread(function: Callable[[Any], PyTree], inputs: PyTree) -> PyTree:
-    """`function` on every entry of the first axis of `inputs`, stacked.
+    """Applies `function` to every entry of the first axis of `inputs`, and stacks the results.
 
-    On CPUs the entries are mapped one after another, which keeps the weights of one network in a core's
-    cache, on each of as many devices as divide their number; on accelerators all at once.
+    On CPUs each device maps over its entries sequentially, which keeps the weights of one network in a core's
+    cache; the number of devices used divides the number of entries. On accelerators all entries of a device
+    run at once.
     """
     on_cpu = jax.default_backend() == "cpu"
     mapped = (lambda x: jax.lax.map(function, x)) if on_cpu else jax.vmap(function)
@@ -25,13 +26,13 @@ def spread(function: Callable[[Any], PyTree], inputs: PyTree) -> PyTree:
 
 
 def place(inputs: PyTree) -> PyTree:
-    """Put every entry of the first axis where `spread` will work on it, so that programs compile once."""
+    """Puts every entry of the first axis on the device where `spread` uses it, so programs compile once."""
     along = _along(inputs)
     return inputs if along is None else jax.device_put(inputs, along)
 
 
 def _along(inputs: PyTree) -> jax.sharding.NamedSharding | None:
-    """How the first axis is cut, or None for a single device."""
+    """Returns how the first axis is sharded, or None for a single device."""
     entries = jax.tree.leaves(inputs)[0].shape[0]
     devices = max(n for n in range(1, jax.device_count() + 1) if entries % n == 0)
     if devices == 1:

@@ -1,4 +1,4 @@
-"""Meta-gradients: how the loss of an optimizer's trajectory depends on the optimizer's weights."""
+"""Meta-gradient estimators: gradients of a trajectory's loss with respect to the optimizer's weights."""
 
 from abc import abstractmethod
 from typing import Any, Literal, get_args
@@ -16,7 +16,7 @@ from symmetrax.tasks._base import AbstractTaskFamily
 def loss_weights(unroll: int, ratio: float | Float[Array, ""] = 1.0) -> Float[Array, " unroll"]:
     """Weights w_t of the losses in a window, proportional to ratio^(unroll - 1 - t), with sum 1.
 
-    `ratio` 1 weighs all steps equally; below 1 the last steps count most. 0 keeps the last alone.
+    `ratio` 1 weighs all steps equally; below 1 the last steps count most. 0 keeps only the last step.
 
     >>> print(loss_weights(3, 0.5))
     [0.14285715 0.2857143  0.5714286 ]
@@ -25,15 +25,15 @@ def loss_weights(unroll: int, ratio: float | Float[Array, ""] = 1.0) -> Float[Ar
     return powers / jnp.sum(powers)
 
 
-#: How the loss of a task counts in a meta-loss.
+#: Whether a meta-loss averages the losses of the tasks or their logarithms.
 Measure = Literal["loss", "log"]
 
-# Losses below this count as this much where their logarithm is taken.
+# Losses are clamped to this value before their logarithm is taken.
 LEAST_LOSS = 1e-30
 
 
 def measured(losses: Float[Array, "steps *tasks"], measure: Measure) -> Float[Array, " steps"]:
-    """The mean over tasks of the losses, or of their logarithms.
+    """Averages the losses, or their logarithms, over tasks.
 
     >>> print(measured(jnp.array([[1.0, jnp.e**2]]), "log"))
     [1.]
@@ -44,7 +44,7 @@ def measured(losses: Float[Array, "steps *tasks"], measure: Measure) -> Float[Ar
 
 
 def check_measure(measure: str) -> None:
-    """Raise ValueError for an unknown word.
+    """Raises ValueError for an unknown measure.
 
     >>> check_measure("loss")
     """
@@ -53,12 +53,12 @@ def check_measure(measure: str) -> None:
 
 
 class AbstractMetaGradient(eqx.Module):
-    """A way to estimate meta-gradients, a window at a time.
+    """Base class of meta-gradient estimators, which work window by window.
 
     `init` draws fresh tasks; each `step` advances them by one window and returns the window's meta-loss, an
-    estimate of its gradient with respect to the network, and the carry for the next window. A run is
-    `windows` windows of `unroll` steps, `steps` in all, on `tasks` tasks of `family`, which meet the
-    optimizer `make_transform(network, task)`. Raises ValueError if `unroll` does not divide `steps`.
+    estimate of its gradient with respect to the network, and the carry for the next window. A run has
+    `windows` windows of `unroll` steps, `steps` in all, on `tasks` tasks of `family`, which are optimized by
+    `make_transform(network, task)`. Raises ValueError if `unroll` does not divide `steps`.
 
     >>> import symmetrax as sx
     >>> estimator = sx.TruncatedBPTT(sx.make_family("booth"), sx.UpdateRule(), steps=20, unroll=5)
@@ -82,33 +82,33 @@ class AbstractMetaGradient(eqx.Module):
 
     @property
     def windows(self) -> int:
-        """Windows in a run."""
+        """The number of windows in a run."""
         return self.steps // self.unroll
 
     @abstractmethod
     def init(self, network: PyTree, key: Key[Array, ""], shape: Any) -> PyTree:
-        """Fresh tasks of this shape, at their start."""
+        """Draws fresh tasks of this shape, at their start."""
 
     @abstractmethod
     def step(
         self, network: PyTree, carry: PyTree, key: Key[Array, ""], shape: Any
     ) -> tuple[Float[Array, ""], PyTree, PyTree]:
-        """One window: its meta-loss, the meta-gradient (a tree like `network`), and the next carry."""
+        """Advances one window; returns its meta-loss, the meta-gradient (like `network`), and the carry."""
 
 
 class TruncatedBPTT(AbstractMetaGradient):
     """Backpropagation through windows of `unroll` steps: algorithm 1 of arXiv:2504.15399.
 
     The meta-loss of a window is the mean over tasks of sum_t w_t f(x_t), over exactly `unroll` losses, with
-    the weights of `loss_weights(unroll, ratio)`. Parameters and the optimizer's state go on into the next
-    window, their derivatives do not. Whether the gradient that the network sees is differentiated through is
-    up to `make_transform` (`UpdateRule.meta_order`).
+    the weights `loss_weights(unroll, ratio)`. Parameters and optimizer state carry over into the next window;
+    their derivatives do not. `make_transform` decides whether to differentiate through the gradient that the
+    network sees (`UpdateRule.meta_order`).
 
     **Arguments:** as for every estimator; `remat` recomputes steps in the backward pass (less memory).
-    `distance` adds distance * ||x_t - optimum||^2 to every loss, for tasks that know their `optimum`: the
-    answer to the first open question of the paper. Raises ValueError for tasks that do not. With
-    `measure="log"` every loss counts by its logarithm: no task outweighs the others, whatever its scale, and
-    late steps count as much as early ones, as in comparisons of optimizers by ratios of losses.
+    `distance` adds distance * ||x_t - optimum||^2 to every loss, for tasks that know their `optimum`; this
+    answers the first open question of the paper. Raises ValueError for tasks that do not. With
+    `measure="log"` every loss is replaced by its logarithm: no task dominates the others, regardless of
+    scale, and late steps count as much as early ones, as in comparisons of optimizers by ratios of losses.
 
     >>> import jax, symmetrax as sx
     >>> estimator = TruncatedBPTT(sx.make_family("booth"), sx.UpdateRule(), steps=20, unroll=5, tasks=8)
@@ -167,7 +167,7 @@ class TruncatedBPTT(AbstractMetaGradient):
         return loss, collect(gradient, places, found), jax.lax.stop_gradient(after)
 
     def _distances(self, points: PyTree, drawn: PyTree, shape: Any) -> Float[Array, " unroll"]:
-        """Squared distances from the points of a window to the optima, their means over tasks."""
+        """Mean over tasks of the squared distances from a window's points to the optima."""
 
         def one(points, drawn):
             task = self.family.task(drawn, shape)

@@ -1,4 +1,4 @@
-"""Meta-gradients from losses alone: evolution strategies that remember their perturbations."""
+"""Meta-gradients from losses alone: evolution strategies with persistent perturbations."""
 
 from typing import Any, NamedTuple
 
@@ -18,9 +18,10 @@ from symmetrax.metatrain._estimators import (
 
 
 class Particles(NamedTuple):
-    """Pairs of perturbed networks underway, and the sum of each pair's perturbations so far.
+    """The pairs of perturbed networks in progress, and the sum of each pair's perturbations so far.
 
-    The arrays of `crews` have the sign of the perturbation first, then the pair; those of `sums` the pair.
+    The leading axes of the arrays in `crews` are the sign of the perturbation and the pair; in `sums`, the
+    pair.
 
     >>> Particles._fields
     ('crews', 'sums', 'windows')
@@ -41,16 +42,16 @@ class PES(AbstractMetaGradient):
 
         gradient = mean over pairs of s (L+ - L-) / (2 sigma^2).
 
-    Summed over the windows of a run its expectation is the gradient of the whole run's meta-loss, smoothed by
-    sigma: windows are short, and nothing is cut off. Backpropagation through long runs explodes where the
-    dynamics are chaotic; this does not, but its variance grows with the number of weights and of windows.
-    With `persistent=False` s is the last perturbation alone: truncated evolution strategies, with the bias of
-    truncated backpropagation. A pair of which one loss is not finite contributes nothing to its window.
-    Source: Vicol, Metz, Sohl-Dickstein 2021, Unbiased gradient estimation in unrolled computation graphs with
-    persistent evolution strategies (arXiv:2112.13835).
+    Summed over the windows of a run, its expectation is the gradient of the whole run's meta-loss, smoothed
+    by sigma: windows are short, but there is no truncation bias. Backpropagation through long runs explodes
+    if the dynamics are chaotic. This estimator does not, but its variance grows with the number of weights
+    and of windows. With `persistent=False` s is only the last perturbation: truncated evolution strategies,
+    with the bias of truncated backpropagation. If one of a pair's losses is not finite, the pair contributes
+    nothing to that window. Source: Vicol, Metz, Sohl-Dickstein 2021, Unbiased gradient estimation in unrolled
+    computation graphs with persistent evolution strategies (arXiv:2112.13835).
 
-    **Arguments:** as for every estimator, `tasks` being the tasks of each pair; `ratio` and `measure` are
-    those of `TruncatedBPTT`. Raises ValueError for fewer than one pair, or sigma <= 0.
+    **Arguments:** as for every estimator, where `tasks` counts the tasks of each pair; `ratio` and `measure`
+    are as in `TruncatedBPTT`. Raises ValueError for fewer than one pair, or sigma <= 0.
 
     >>> import jax, symmetrax as sx
     >>> estimator = PES(sx.make_family("booth"), sx.UpdateRule(), steps=20, unroll=5, pairs=4)

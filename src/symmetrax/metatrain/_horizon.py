@@ -1,4 +1,4 @@
-"""Runs of random length: an optimizer that is trained on them does not learn by heart where a run ends."""
+"""Random horizons, so that an optimizer does not learn by heart where a run ends."""
 
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from symmetrax.metatrain._estimators import AbstractMetaGradient
 
 
 class Underway(NamedTuple):
-    """The carry of an estimator, the windows that its tasks still have, and the windows behind.
+    """The carry of an estimator, the windows its tasks have left, and the windows completed.
 
     >>> Underway._fields
     ('carry', 'left', 'windows')
@@ -24,13 +24,13 @@ class Underway(NamedTuple):
 
 
 class RandomHorizon(AbstractMetaGradient):
-    """`estimator`, on tasks that end after a random number of windows, whereupon fresh ones begin.
+    """Wraps `estimator` so that tasks end after a random number of windows and fresh ones begin.
 
-    A horizon is drawn uniformly from `shortest` to `estimator.windows` windows each time that tasks begin; a
-    run still has `estimator.windows` windows. So the network meets starts and long runs mixed, and the outer
-    optimizer takes its steps at different ages of the tasks.
+    Whenever tasks begin, a horizon is drawn uniformly from `shortest` to `estimator.windows` windows; a run
+    still has `estimator.windows` windows. The network therefore sees a mix of early steps and long runs, and
+    the outer optimizer steps at different ages of the tasks.
 
-    Raises ValueError if `shortest` is not between 1 and the windows of a run.
+    Raises ValueError if `shortest` is not between 1 and the number of windows in a run.
 
     >>> import jax, symmetrax as sx
     >>> usual = sx.TruncatedBPTT(sx.make_family("booth"), sx.UpdateRule(), steps=40, unroll=5, tasks=8)
@@ -65,7 +65,7 @@ class RandomHorizon(AbstractMetaGradient):
     def _fresh(
         self, network: PyTree, key: Key[Array, ""], windows: Int[Array, ""], shape: Any
     ) -> tuple[PyTree, Int[Array, ""]]:
-        """Tasks at their start, as none that began after another number of windows, and their horizon."""
+        """Draws fresh tasks, different for every number of windows completed, and their horizon."""
         draw, length = jax.random.split(jax.random.fold_in(key, windows))
         left = jax.random.randint(length, (), self.shortest, self.windows + 1)
         return self.estimator.init(network, draw, shape), left

@@ -1,4 +1,4 @@
-"""Imitation: on some of its runs a learned optimizer watches an expert and learns to propose its steps."""
+"""Imitation: on some runs a learned optimizer observes an expert and learns to propose its steps."""
 
 from typing import Any, NamedTuple
 
@@ -13,13 +13,14 @@ from symmetrax._unroll import Crew, advance_many, begin_many
 from symmetrax.metatrain._estimators import AbstractMetaGradient, TruncatedBPTT, loss_weights
 from symmetrax.tasks._base import AbstractTask
 
-#: The expert of the public code.
+#: The expert used by the public code.
 ADAM = optax.adam(0.01)
 
 
 class Watching(NamedTuple):
-    """State of a learner beside an expert, and their last steps: `missed` is the squared distance of the two,
-    `strode` the squared length of the expert's.
+    """The states of a learner and an expert, and a comparison of their last steps.
+
+    `missed` is the squared distance between the two steps, `strode` the squared length of the expert's step.
 
     >>> Watching._fields
     ('learner', 'expert', 'missed', 'strode')
@@ -32,18 +33,18 @@ class Watching(NamedTuple):
 
 
 class Imitation(AbstractMetaGradient):
-    """`estimator`, but a run imitates `expert` with probability `share`.
+    """Wraps `estimator` so that a run imitates `expert` with probability `share`.
 
-    On such a run the parameters follow the expert's steps e_t, and the learner is shown the gradients on that
-    path and proposes steps u_t, with its recurrent state going on as ever. The meta-loss of a window is
+    On such a run the parameters follow the expert's steps e_t; the learner observes the gradients along that
+    path and proposes steps u_t, updating its recurrent state as usual. The meta-loss of a window is
         weight / 2 * mean over tasks of sum_t |u_t - e_t|^2 / sum_t |e_t|^2.
-    On all other runs it is that of `estimator`. Which runs imitate follows from the run's key, so arms of one
-    key imitate on the same ones; the expert does not enter the identity of a checkpoint, as no function does.
-    Source: Chen et al., Training stronger baselines for learning to optimize, 2020 (arXiv:2010.09089), with
-    Adam at rate 0.01 and share 0.3. Its public code (Open-L2O) has the mean of |u_t - e_t|^2 / 2 over
-    coordinates, not divided by the expert's, with an outer optimizer of its own; the division brings both
-    kinds of run to one scale, so that one outer optimizer serves them. There, too, the expert decides where
-    the path goes; the learner never sees what its own steps would lead to.
+    On all other runs it is the meta-loss of `estimator`. The run's key determines which runs imitate, so arms
+    that share a key imitate on the same runs. The expert, like every function, is not part of a checkpoint's
+    identity. Source: Chen et al., Training stronger baselines for learning to optimize, 2020
+    (arXiv:2010.09089), with Adam at rate 0.01 and share 0.3. Its public code (Open-L2O) uses the mean of
+    |u_t - e_t|^2 / 2 over coordinates, without dividing by the expert's, and a separate outer optimizer; the
+    division brings both kinds of run to the same scale, so that they can share an outer optimizer. In that
+    code, too, the expert determines the path; the learner never sees where its own steps would lead.
 
     **Arguments:** `expert` is any optax transformation; `weight` scales the meta-loss of imitating runs.
     Raises ValueError for a share outside [0, 1] or a negative weight.
@@ -112,7 +113,7 @@ class Imitation(AbstractMetaGradient):
         return loss, gradient, (jax.lax.stop_gradient(after), imitates)
 
     def _beside(self, imitates: Bool[Array, ""]):
-        """A `make_transform` in which the learner, or else the expert, decides."""
+        """Returns a `make_transform` in which the learner, or else the expert, takes the steps."""
 
         def make(network: Any, task: AbstractTask) -> optax.GradientTransformationExtraArgs:
             learner = self.make_transform(network, task)
@@ -124,7 +125,7 @@ class Imitation(AbstractMetaGradient):
 def watching(
     learner: optax.GradientTransformation, expert: optax.GradientTransformation, imitates: Bool[Array, ""]
 ) -> optax.GradientTransformationExtraArgs:
-    """Both optimizers are told every gradient; the expert's step is taken if `imitates`, else the learner's.
+    """Feeds every gradient to both optimizers; takes the expert's step if `imitates`, else the learner's.
 
     >>> import jax.numpy as jnp
     >>> both = watching(optax.sgd(0.1), optax.sgd(0.3), jnp.array(True))

@@ -1,4 +1,4 @@
-"""The outer loop: many tasks, many seeds, one compiled program; killed and resumed without a trace."""
+"""The outer loop: many tasks and seeds in one compiled program, checkpointed, with bit-exact resume."""
 
 import hashlib
 import pathlib
@@ -35,21 +35,22 @@ from symmetrax.metatrain._stopping import EarlyStopping, better, improved, valid
 
 CHECKPOINT_FORMAT = 4
 
-# Gradients of these norms are shown to the outer optimizer to tell it from another.
+# Gradients of these norms are fed to the outer optimizer to fingerprint it.
 PROBES = (0.1, 0.7, 3.0, 30.0)
 
-# So many windows without one finite meta-gradient are no accident.
+# A chunk with at least this many windows and no finite meta-gradient counts as divergence.
 ENOUGH_WINDOWS = 10
 
 
 class MetaTrained(NamedTuple):
-    """The result of meta-training. Every array has the seeds as its first axis.
+    """The result of meta-training. The first axis of every array is the seed.
 
     `networks` is the trained network, all seeds stacked; `losses` the mean meta-loss of every run, shape
-    (seeds, runs); `skipped` the number of windows whose meta-gradient was not finite and was not used. With
-    early stopping `networks` are the best ones, `losses` has the runs that were made, and `validation` one
-    number for each chunk of them; without, it has no columns. `diverged` says which seeds found no finite
-    meta-gradient at all in the last chunk of runs: their networks are the last ones that were trained.
+    (seeds, runs); `skipped` the number of windows skipped because their meta-gradient was not finite. With
+    early stopping `networks` are the best ones, `losses` has the runs that were completed, and `validation`
+    one value per chunk of runs; without early stopping, `validation` has no columns. `diverged` marks the
+    seeds without a single finite meta-gradient in the last chunk of runs: their networks are the last ones
+    that were trained.
 
     >>> MetaTrained._fields
     ('networks', 'losses', 'skipped', 'validation', 'diverged')
@@ -62,7 +63,7 @@ class MetaTrained(NamedTuple):
     diverged: Bool[np.ndarray, " seeds"]
 
     def network(self, seed: int = 0) -> PyTree:
-        """The network of one seed."""
+        """Returns the network of one seed."""
         return jax.tree.map(lambda x: x[seed], self.networks)
 
 
@@ -106,26 +107,26 @@ def meta_train(
     networks: PyTree = None,
     identity: str = "",
 ) -> MetaTrained:
-    """Train networks to optimize: algorithm 1 of arXiv:2504.15399, for several meta-seeds at once.
+    """Trains networks to optimize: algorithm 1 of arXiv:2504.15399, for several meta-seeds at once.
 
     Each of `runs` runs draws `estimator.tasks` fresh tasks, unrolls them in `estimator.windows` windows and
-    lets `optimizer` (any optax transformation) step the network after each. A window whose meta-gradient or
-    step is not finite is skipped and counted. Where a whole chunk (of ten windows or more) has no other, for
-    any seed, training has diverged: it stops, saves and returns the last networks there were, and says so in
-    a RuntimeWarning. Runs are compiled in chunks of `chunk`; seeds are spread over the devices there are, and
-    mapped (vmapped on accelerators) on each. The tasks of a chunk share one of
-    `estimator.family.shapes`; every shape comes once, in random order, before any comes again.
+    updates the network with `optimizer` (any optax transformation) after each window. A window whose
+    meta-gradient or step is not finite is skipped and counted. If all windows of a chunk (with ten or more)
+    are skipped for every seed, training has diverged: it stops, saves and returns the last valid networks,
+    and emits a RuntimeWarning. Runs are compiled in chunks of `chunk`. Seeds are spread over the available
+    devices, and mapped (vmapped on accelerators) on each. The tasks of a chunk share one of
+    `estimator.family.shapes`; all shapes are used once, in random order, before any is repeated.
 
-    Seed i uses `fold_in(key, i)`, so seeds can be added without changing the first ones, and arms trained
-    from one key meet the same tasks. With `checkpoint`, the state is written there after a chunk, at most
-    every `save_every` seconds and at the end, and the same call continues from it, bit for bit as if it had
-    never stopped. Raises ValueError, before anything is computed, if the file is damaged, belongs to another
-    call, or cannot be written. What makes a call another one is seen in its arguments, in the networks it
-    starts from and in what `optimizer` does in its first steps; what cannot be seen, such as the code of
-    functions or of the task family, you may put into `identity`. With `stopping` the networks are
-    validated after each chunk, training ends when that brings nothing more, or after `runs`, and the best
-    networks are returned. With `networks` (all seeds stacked, as in `MetaTrained.networks`) training goes on
-    from these, with a fresh state of `optimizer`, and `make_network` is not called.
+    Seed i uses `fold_in(key, i)`, so you can add seeds without changing the first ones, and arms trained from
+    the same key see the same tasks. With `checkpoint`, the state is written to that file after a chunk, at
+    most every `save_every` seconds, and at the end; the same call resumes from it, bit for bit as if it had
+    never been interrupted. Raises ValueError, before computing anything, if the file is damaged, belongs to a
+    different call, or is not writable. Calls are compared by their arguments, the networks they start from,
+    and the first steps of `optimizer`. Put anything else that distinguishes a call, such as the code of
+    functions or of the task family, into `identity`. With `stopping` the networks are validated after each
+    chunk, training ends when validation stops improving, or after `runs`, and the best networks are returned.
+    With `networks` (all seeds stacked, as in `MetaTrained.networks`) training continues from these, with a
+    fresh state of `optimizer`, and `make_network` is not called.
 
     >>> import jax, optax, symmetrax as sx
     >>> family = sx.make_family("ellipse-fixed")
@@ -220,7 +221,7 @@ def _divergence(made: int, runs: int, path: pathlib.Path | None) -> str:
 
 
 def _validated(stopping: EarlyStopping, state: _State, index: int) -> _State:
-    """The state with one more point of the validation curve, and the best networks up to it."""
+    """Returns the state with a new point on the validation curve, and the best networks so far."""
     curve = state.validation.copy()
     curve[:, index] = validations(stopping.validate, state.networks)
     best = better(jnp.asarray(improved(curve[:, : index + 1])), state.networks, state.best)
@@ -229,7 +230,7 @@ def _validated(stopping: EarlyStopping, state: _State, index: int) -> _State:
 
 @compiled
 def _initial(make_network, optimizer, keys, networks) -> tuple[PyTree, PyTree, Int[Array, " seeds"]]:
-    """Networks (fresh ones unless given), outer states and counts of all seeds, in one program."""
+    """Builds networks (fresh unless given), outer states and counts of all seeds, in one program."""
     if networks is None:
         networks = eqx.filter_vmap(lambda key: make_network(jax.random.fold_in(key, 0)))(keys)
     networks = jax.tree.map(jnp.asarray, networks)
@@ -238,7 +239,7 @@ def _initial(make_network, optimizer, keys, networks) -> tuple[PyTree, PyTree, I
 
 @compiled
 def _train(estimator, optimizer, state, keys, done, count, shape):
-    """`count` runs of every seed, from run number `done`."""
+    """Trains every seed for `count` runs, starting from run number `done`."""
 
     def window(run_key):
         def body(carry, _):
@@ -269,7 +270,7 @@ def _train(estimator, optimizer, state, keys, done, count, shape):
 
 
 def _shape(shapes: tuple[Hashable, ...], key: Key[Array, ""], index: int) -> Hashable:
-    """The shape of chunk `index`: each cycle goes through all shapes in a random order."""
+    """Returns the shape of chunk `index`: each cycle goes through all shapes in a random order."""
     cycle, place = divmod(index, len(shapes))
     entropy = [int(x) for x in np.asarray(jax.random.key_data(key)).ravel()]
     return shapes[np.random.default_rng([*entropy, cycle]).permutation(len(shapes))[place]]
@@ -287,10 +288,10 @@ def _check_stacked(networks: PyTree, seeds: int) -> None:
 
 @eqx.filter_jit
 def _first_steps(optimizer: Any, networks: PyTree) -> Float[Array, "arrays entries"]:
-    """A sketch of the networks, and of the steps that the outer optimizer takes from the first of them.
+    """A sketch of the networks, and of the steps that the outer optimizer takes from the first network.
 
-    Compared to some digits, it tells other initializations, learning rates or optimizers from those there
-    were, and does not mind the rounding of another processor.
+    Compared to a few digits, it distinguishes other initializations, learning rates and optimizers, but
+    tolerates the rounding differences of another processor.
     """
     network = jax.tree.map(lambda x: x[0], networks)
     wave = jax.tree.map(lambda x: jnp.sin(1.0 + jnp.arange(x.size).reshape(x.shape)), network)
@@ -308,21 +309,21 @@ def _first_steps(optimizer: Any, networks: PyTree) -> Float[Array, "arrays entri
 
 
 def _sketch(x: Array) -> Float[Array, " entries"]:
-    """The mean size of an array's entries, and eight of them."""
+    """Returns the mean magnitude of an array's entries, and eight of its entries."""
     flat = jnp.ravel(x).astype(float)
     places = np.linspace(0, flat.size - 1, 8).astype(int)
     return jnp.concatenate([jnp.mean(jnp.abs(flat))[None], flat[places]]) if flat.size else jnp.zeros(9)
 
 
 def _digests(estimator: Any, networks: PyTree, key: Key[Array, ""]) -> dict[str, str]:
-    """The parts of a call that are arrays and structures."""
+    """Hashes the parts of a call that are arrays and structures."""
     return {
         name: _digest(x) for name, x in {"estimator": estimator, "networks": networks, "key": key}.items()
     }
 
 
 def _digest(tree: PyTree) -> str:
-    """A digest of a tree: its structure with what is static in it, its arrays, and the names of functions."""
+    """Hashes a tree: its structure with static fields, its arrays, and the names of functions."""
     leaves, structure = jax.tree.flatten(tree)
     digest = hashlib.sha256(_without_addresses(structure).encode())
     for leaf in leaves:
@@ -347,7 +348,7 @@ def _resume(
     runs: int,
     chunk: int,
 ) -> _State:
-    """The state in a checkpoint. Raises ValueError if it is damaged or not that of this call."""
+    """Loads the state from a checkpoint. Raises ValueError if it is damaged or belongs to another call."""
     another = (
         f"{path} holds the state of another meta-training ({{}}). Delete it, or write this one elsewhere."
     )
@@ -377,7 +378,7 @@ def _resume(
     return state
 
 
-# How the parts of a call that are no counts are called.
+# Names, in error messages, of the parts of a call that are not counts.
 _ASPECTS = {
     "patience": "patience",
     "precision": "precision",

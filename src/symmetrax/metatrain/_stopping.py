@@ -13,12 +13,12 @@ from symmetrax._tree import select
 
 @dataclasses.dataclass(frozen=True)
 class EarlyStopping:
-    """Stop when `patience` validations in a row brought no improvement; the best weights are returned.
+    """Stops after `patience` validations in a row without improvement; the best weights are returned.
 
-    `validate` maps a network to a number, the lower the better, for instance the median loss on tasks that
-    are not trained on. It is compiled and called for every seed after each chunk of runs; use a fixed key, so
-    that the curve shows the network and not the draw. A number that is not finite is no improvement. Seeds
-    train until the last of them has waited long enough; each returns its own best weights.
+    `validate` maps a network to a number, lower is better, for instance the median loss on held-out tasks. It
+    is compiled, and called for every seed after each chunk of runs. Use a fixed key, so that the curve
+    reflects the network and not the sampling. A number that is not finite never counts as an improvement.
+    Training continues until every seed has run out of patience; each seed returns its own best weights.
 
     Raises ValueError if `patience` is less than 1. Section 5.2 of arXiv:2504.15399 trains "at an increment of
     100" trajectories until more do not help: `chunk=100, stopping=EarlyStopping(validate, patience=1)`.
@@ -47,12 +47,12 @@ class EarlyStopping:
             raise ValueError(f"EarlyStopping needs a patience of at least 1, got patience={self.patience}.")
 
     def exhausted(self, curve: Float[np.ndarray, "seeds rounds"]) -> bool:
-        """Whether every seed has waited for `patience` rounds."""
+        """Whether every seed has gone `patience` rounds without improvement."""
         return bool(np.all(waited(curve) >= self.patience))
 
 
 def waited(curve: Float[np.ndarray, "seeds rounds"]) -> Int[np.ndarray, " seeds"]:
-    """For how many rounds each seed has not improved; all of them, if no number was finite.
+    """The number of rounds since each seed last improved; all rounds, if no value was finite.
 
     >>> waited(np.array([[3.0, 2.0, 2.0, 5.0], [3.0, 2.0, 1.0, 0.0], [np.nan] * 4])).tolist()
     [2, 0, 4]
@@ -66,17 +66,17 @@ def waited(curve: Float[np.ndarray, "seeds rounds"]) -> Int[np.ndarray, " seeds"
 
 
 def improved(curve: Float[np.ndarray, "seeds rounds"]) -> Bool[np.ndarray, " seeds"]:
-    """Which seeds have just reached the best number so far."""
+    """Which seeds improved on their best value in the last round."""
     return waited(curve) == 0
 
 
 @compiled
 def validations(validate: Callable, networks: PyTree) -> Float[Array, " seeds"]:
-    """The number of every seed's network, in one program."""
+    """Evaluates `validate` on every seed's network, in one program."""
     return eqx.filter_vmap(validate)(networks)
 
 
 @compiled
 def better(is_better: Bool[Array, " seeds"], networks: PyTree, best: PyTree) -> PyTree:
-    """For each seed the new network where it is better, else the best one so far."""
+    """Selects, for each seed, the new network if it is better, otherwise the best one so far."""
     return eqx.filter_vmap(select)(is_better, networks, best)

@@ -1,4 +1,4 @@
-"""Invertible matrices carried past an activation: the data-dependent symmetry of multilayer perceptrons."""
+"""The data-dependent symmetry of multilayer perceptrons: invertible matrices acting past an activation."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -18,47 +18,49 @@ from symmetrax.symmetry._inverse import inverse
 from symmetrax.symmetry._matrix_groups import GeneralLinear
 from symmetrax.symmetry._network import named_shapes
 
-#: One pair (g, g^-T) for each hidden layer.
+#: A pair (g, g^-T) for each hidden layer.
 Element = tuple[tuple[Array, Array], ...]
 
-# Norm of the algebra coordinates, layer by layer, of the element at which `holds` measures the drift.
+# Norm of the algebra coordinates, in each layer, of the element at which `holds` measures the residual.
 PROBE = 0.1
 
 
 class ActivationGL(AbstractLieSymmetry):
-    """Invertible matrices acting on the hidden units of a perceptron, exact on one batch.
+    """Invertible matrices acting on the hidden units of a perceptron, exact on a given batch.
 
     The network is W_m s(W_m-1 ... s(W_1 X)) with an elementwise activation s. Let X be the input of a layer
-    with weights V, and U the weights of the next one. An invertible matrix a acts on the pair
+    with weights V, and U the weights of the next layer. An invertible matrix a acts on the pair
 
     - with `form="output"` as (U, V) -> (U s(VX) s(aVX)^+, aV), for any activation. The outputs on the batch
-      stay iff s(aVX) has full column rank: no more samples than hidden units.
-    - with `form="preimage"` as (U, V) -> (U a^-1, s^-1(a s(VX)) X^+), for activations with an inverse. The
-      outputs on the batch stay iff X has full column rank: no more samples than inputs of the layer.
+      are preserved iff s(aVX) has full column rank: no more samples than hidden units.
+    - with `form="preimage"` as (U, V) -> (U a^-1, s^-1(a s(VX)) X^+), for invertible activations. The outputs
+      on the batch are preserved iff X has full column rank: no more samples than inputs of the layer.
 
-    ^+ is the pseudo-inverse, samples are columns. All hidden layers move at once, and each is fitted to what
-    the layers before it compute after they moved. On larger batches the fit is by least squares and the
-    action approximate: `residual` measures by how much, `holds` says so.
+    Here ^+ is the pseudo-inverse, and samples are columns. All hidden layers move at once, and each layer is
+    fitted to the outputs of the moved layers before it. On larger batches the fit is by least squares and the
+    action is approximate: `holds` reports this, and `residual` measures the error.
 
-    Both formulas forget what U (or V) does on inputs that the batch does not contain. Here it is kept, so
-    that the identity moves nothing: "output" changes U by the least that restores the outputs,
+    Both formulas discard the behavior of U (or V) on inputs outside the batch. This class keeps it, so that
+    the identity moves nothing: "output" makes the smallest change to U that restores the outputs,
     U + (U s(VX) - U s(aVX)) s(aVX)^+; "preimage" adds V (I - X X^+), carried by the previous layer's a^-1.
-    There is no difference on the batch, nor when it has at least as many samples as columns of U (of V).
-    "preimage" obeys every law where it is exact. "output" obeys composition and inverse there for what the
-    network computes on the batch; for the parameters, and thus for `transport_gradient`, only if there are as
-    many samples as columns of U. With fewer, U beyond the batch depends on the way taken.
+    The results agree on the batch, and everywhere if the batch has at least as many samples as U (or V) has
+    columns. "preimage" obeys every law where it is exact. There, "output" obeys composition and inverse for
+    the outputs on the batch; for the parameters, and hence for `transport_gradient`, it does so only if there
+    are as many samples as columns of U. With fewer samples, U outside the batch depends on the path taken.
 
-    Elements are one pair (g, g^-T) for each hidden layer; the algebra has one coordinate for each entry of
-    each g, in the order of the layers, row by row. Gradients are not defined where a fit loses rank.
+    Elements are a tuple of pairs (g, g^-T), a pair for each hidden layer; the algebra has a coordinate for
+    each entry of each g, in the order of the layers, row by row. Gradients are undefined where a fit loses
+    rank.
 
-    **Arguments:** `weights` names the leaves W_1 ... W_m of the parameters, each of shape (out, in), as
-    `jax.tree_util.keystr(path, simple=True, separator=".")` does. `sizes` are the numbers of hidden units
-    (`ActivationGL.of` reads them off). `biases` names the leaves b_1 ... b_m, None for a layer without; a
-    bias counts as one more unit of the layer before it. `inputs(batch)` gives the network's inputs, shape
-    (samples, features): by default the batch, or its first item if it is a tuple. `solver` of the fits is
-    "qr", "svd" (slower; bears lost rank) or "gram" (fastest; squares the condition number).
+    **Arguments:** `weights` names the leaves W_1 ... W_m of the parameters, each of shape (out, in), in the
+    format of `jax.tree_util.keystr(path, simple=True, separator=".")`. `sizes` are the numbers of hidden
+    units; use `ActivationGL.of` to infer them. `biases` names the leaves b_1 ... b_m, with None for a layer
+    without a bias; a bias counts as an extra unit of the layer before it. `inputs(batch)` returns the inputs
+    of the network, of shape (samples, features): by default the batch, or its first item if it is a tuple.
+    `solver` is the least-squares solver: "qr", "svd" (slower; tolerates rank deficiency) or "gram" (fastest;
+    squares the condition number).
 
-    Raises ValueError for names, shapes, or options that do not fit.
+    Raises ValueError for invalid names, shapes or options.
     Sources: arXiv:2205.10637, equation 8 ("preimage"); arXiv:2305.13404 ("output").
 
     >>> import jax, jax.numpy as jnp
@@ -102,7 +104,7 @@ class ActivationGL(AbstractLieSymmetry):
 
     @classmethod
     def of(cls, params: PyTree, weights: Sequence[str], **options) -> "ActivationGL":
-        """The symmetry of these parameters, whose leaves give the `sizes`; `options` as in the class.
+        """Creates the symmetry of these parameters, inferring `sizes`; `options` are as for the class.
 
         >>> import jax.numpy as jnp
         >>> ActivationGL.of([jnp.ones((5, 9)), jnp.ones((2, 5))], ("0", "1")).sizes
@@ -114,7 +116,7 @@ class ActivationGL(AbstractLieSymmetry):
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Words for the codes of `holds`, layer by layer; the last one is about the whole network."""
+        """Messages for the codes of `holds`, layer by layer; the last message is about the whole network."""
         fitted = ("units", "features") if self.form == "output" else ("inputs", "inputs")
         words = [
             f"the batch has more samples than the layer has {fitted[0]}",
@@ -149,7 +151,7 @@ class ActivationGL(AbstractLieSymmetry):
         return tuple(group.inverse(g) for group, g in zip(self.groups, a, strict=True))
 
     def sample(self, key: Key[Array, ""]) -> Element:
-        """Rotations times scalings between e^-1/2 and e^1/2 times rotations: condition number at most e."""
+        """Orthogonal times diagonal (from e^-1/2 to e^1/2) times orthogonal: condition number at most e."""
         check_key(key)
         keys = jax.random.split(key, len(self.sizes))
         return tuple(_well_conditioned(*pair) for pair in zip(keys, self.sizes, strict=True))
@@ -183,9 +185,9 @@ class ActivationGL(AbstractLieSymmetry):
         return self._write(params, moved)
 
     def displacement(self, a: Element, params: PyTree, batch: PyTree = None) -> PyTree:
-        """How far `a` moves: act(a, w) - w, with the fits of one action, not two.
+        """The displacement of parameters by `a`: act(a, w) - w, with the fits of one action instead of two.
 
-        The fits are of corrections that vanish at the identity, so there is little rounding to take out.
+        The fits compute corrections that vanish at the identity, so there is little rounding to remove.
         """
         there = self.act(a, params, batch)
         return jax.tree.map(lambda v, w: (v - w).astype(w.dtype), there, params)
@@ -200,13 +202,15 @@ class ActivationGL(AbstractLieSymmetry):
             return self._seen(layers, x)[-1] @ layers[-1].T
 
     def residual(self, a: Element, params: PyTree, batch: PyTree) -> Float[Array, ""]:
-        """Relative change of the outputs on the batch when `a` acts: ||outputs' - outputs|| / ||outputs||."""
+        """The relative change of the outputs on the batch under `a`: ||outputs' - outputs|| / ||outputs||."""
         here, there = self.outputs(params, batch), self.outputs(self.act(a, params, batch), batch)
         return relative(there - here, here)
 
     def holds(self, params: PyTree, batch: PyTree = None) -> Precondition:
-        """Whether the action is exact on the batch. `residual` is measured, whatever the code says: the
-        relative change of the outputs when an element acts whose coordinates have norm 0.1 in each layer.
+        """Whether the action is exact on the batch.
+
+        `residual` is measured for every code: it is the relative change of the outputs under an element whose
+        coordinates have norm 0.1 in each layer.
         """
         layers, x = self.opened(params, batch)
         probe, broken = self._probe(), []
@@ -221,7 +225,7 @@ class ActivationGL(AbstractLieSymmetry):
                     error = relative(self.activation(self._undo(wanted)) - wanted, wanted)
                     broken.append(~(error <= _rounding(error)))
         residual = self.residual(probe, params, batch)
-        broken.append(~(residual <= _rounding(residual)))  # written so that NaN does not hold
+        broken.append(~(residual <= _rounding(residual)))  # written so that NaN counts as failure
         return Precondition(jnp.select(broken, list(range(1, len(broken) + 1)), 0), residual)
 
     def _act_output(self, a: Element, layers: list[Array], x: Array) -> list[Array]:
@@ -229,10 +233,10 @@ class ActivationGL(AbstractLieSymmetry):
         return [a[0][0] @ layers[0], *self.refitted(a, signal, layers[1:])]
 
     def refitted(self, a: Element, signal: Inexact[Array, "n k"], layers: list[Array]) -> list[Array]:
-        """The weights after the first layer, moved by the "output" form, from the first layer's `signal`.
+        """Moves the weights after the first layer by the "output" form, given the first layer's `signal`.
 
-        `signal` is what that layer computes on the batch before the action, samples as rows: all that the
-        action needs to know of the inputs.
+        `signal` is the pre-activation of the first layer on the batch before the action, with samples as
+        rows. The action needs nothing else from the inputs.
         """
         g, _ = a[0]
         moved, here, there = [], self.activation(signal), self.activation(signal @ g.T)
@@ -266,7 +270,7 @@ class ActivationGL(AbstractLieSymmetry):
         return [*moved, _after(layers[-1], a[-1][1])]
 
     def _fit(self, x: Inexact[Array, "n p"], y: Inexact[Array, "n q"]) -> Inexact[Array, "p q"]:
-        """The smallest matrix w with the least ||x w - y||, that is x^+ y."""
+        """The minimum-norm least-squares solution w of x w = y, that is x^+ y."""
         n, p = x.shape
         adjoint = jnp.conj(x.T)
         if self.solver == "svd":
@@ -274,7 +278,7 @@ class ActivationGL(AbstractLieSymmetry):
         if n == p:
             return inverse(x) @ y
         if self.solver == "gram":
-            # Of complex matrices JAX 0.10 transposes the Cholesky factor wrongly in reverse mode.
+            # In reverse mode, JAX 0.10 transposes the Cholesky factor of complex matrices incorrectly.
             kind = "her" if jnp.iscomplexobj(x) else "pos"
             if n < p:
                 return adjoint @ jsl.solve(x @ adjoint, y, assume_a=kind)
@@ -289,7 +293,7 @@ class ActivationGL(AbstractLieSymmetry):
         return cast(Callable, self.inverse_activation)(features)
 
     def _seen(self, layers: list[Array], x: Array) -> list[Array]:
-        """The inputs of every layer: features, and a one if it has a bias."""
+        """The inputs of every layer: features, plus a column of ones if the layer has a bias."""
         seen = [with_one(x, layers[0])]
         for weight, after in pairwise(layers):
             seen.append(with_one(self.activation(seen[-1] @ weight.T), after))
@@ -300,7 +304,7 @@ class ActivationGL(AbstractLieSymmetry):
         return self.exp(jnp.concatenate([jnp.asarray(PROBE * x / np.linalg.norm(x)) for x in blocks]))
 
     def opened(self, params: PyTree, batch: PyTree) -> tuple[list[Array], Array]:
-        """Weights and inputs of the network, checked against each other."""
+        """The weights and inputs of the network, checked for consistency."""
         layers, x = self._read(params), self._inputs(batch)
         expected = layers[0].shape[1] - (self._biases[0] is not None)
         if x.shape[1] != expected:
@@ -320,7 +324,7 @@ class ActivationGL(AbstractLieSymmetry):
         return jnp.asarray(x, jnp.result_type(x, float))
 
     def _read(self, params: PyTree) -> list[Inexact[Array, "out in"]]:
-        """The weights of each layer, with the bias as last column if there is one."""
+        """The weights of each layer, with the bias, if any, as the last column."""
         biases = self._biases
         leaves = _named(params, (*self.weights, *(name for name in biases if name is not None)))
         layers = []
@@ -356,7 +360,7 @@ class ActivationGL(AbstractLieSymmetry):
 
 
 def _named(params: PyTree, names: Sequence[str]) -> dict[str, Array]:
-    """Leaves by name. Raises ValueError, listing what there is, if one is missing."""
+    """Looks up leaves by name. Raises ValueError, listing the available leaves, if any name is missing."""
     leaves = dict(zip(leaf_names(params), jax.tree.leaves(params), strict=True))
     known = {name: known_name(name, leaves) for name in names}
     missing = [name for name in names if known[name] not in leaves]
@@ -366,14 +370,14 @@ def _named(params: PyTree, names: Sequence[str]) -> dict[str, Array]:
 
 
 def with_one(x: Inexact[Array, "n p"], weight: Inexact[Array, "q r"]) -> Inexact[Array, "n r"]:
-    """Features as `weight` takes them: with a one after them if its last column is a bias."""
+    """Features in the form that `weight` expects: with a column of ones if its last column is a bias."""
     if x.shape[1] == weight.shape[1] - 1:
         return jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1)
     return x
 
 
 def _after(weight: Inexact[Array, "q r"], dual: Inexact[Array, "p p"]) -> Inexact[Array, "q r"]:
-    """`weight` times g^-1, which leaves a bias in the last column alone."""
+    """`weight` times g^-1, without changing a bias in the last column."""
     p = dual.shape[0]
     return jnp.concatenate([weight[:, :p] @ dual.T, weight[:, p:]], axis=1)
 
@@ -388,9 +392,9 @@ def _well_conditioned(key: Key[Array, ""], size: int) -> tuple[Array, Array]:
 
 def _lost_rank(x: Inexact[Array, "n p"]) -> Bool[Array, ""]:
     values = jnp.linalg.svdvals(x)
-    return ~(values[-1] > values[0] * max(x.shape) * jnp.finfo(x.dtype).eps)  # written so that NaN has none
+    return ~(values[-1] > values[0] * max(x.shape) * jnp.finfo(x.dtype).eps)  # NaN counts as lost
 
 
 def _rounding(x: Float[Array, "..."]) -> Float[Array, ""]:
-    """The tolerance for rounding: the square root of the machine precision."""
+    """The rounding tolerance: the square root of the machine precision."""
     return jnp.sqrt(jnp.finfo(x.dtype).eps)

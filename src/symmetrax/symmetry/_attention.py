@@ -1,4 +1,4 @@
-"""Ready specs for attention, head by head."""
+"""Ready-made symmetries of attention, head by head."""
 
 from collections.abc import Callable, Mapping
 from typing import Literal
@@ -27,18 +27,19 @@ def attention_symmetry(
     gains: tuple[str, str] | None = None,
     layout: HeadLayout = "out in",
 ) -> NetworkSymmetry:
-    """Queries with keys, and values with outputs, head by head.
+    """The symmetry of attention: queries against keys and values against outputs, head by head.
 
-    Scores are products of queries and keys, so (W_q, W_k) -> (A W_q, A^-T W_k) keeps them, for any invertible
-    A of a head; (W_v, W_o) -> (A W_v, W_o A^-1) keeps what the head adds. With fewer key-value heads than
-    heads (grouped-query, multi-query) all heads of a group share A. Rotary embeddings leave only 2 x 2 scaled
-    rotations, one per frequency; normalized queries and keys only orthogonal A (with rotary: rotations); with
-    trainable gains after the normalization, only scalings of the one gain against the other.
+    Scores are products of queries and keys, so (W_q, W_k) -> (A W_q, A^-T W_k) preserves them for any
+    invertible A of a head; (W_v, W_o) -> (A W_v, W_o A^-1) preserves the output of the head. With fewer
+    key-value heads than heads (grouped-query, multi-query), all heads of a group share A. Rotary embeddings
+    leave only 2 x 2 scaled rotations, one per frequency; normalized queries and keys leave only orthogonal A
+    (with rotary embeddings, rotations); trainable gains after the normalization leave only scalings of the
+    query gain against the key gain. Values and outputs have their full freedom in all cases.
 
-    **Arguments:** paths or patterns of the four matrices. `biases` maps "query", "key", "value" to paths.
-    `rotary` is how the pairs lie: "interleaved" (0 with 1) or "half" (0 with size/2); `rotary_size` says how
-    many of a head's entries turn (default all). `layout="heads"` is flax's (in, heads, size) and (heads,
-    size, out). Values and outputs have their full freedom in all cases.
+    **Arguments:** `query`, `key`, `value` and `output` are paths or patterns of the four matrices. `biases`
+    maps "query", "key", "value" to paths. `rotary` is the pairing of entries: "interleaved" (0 with 1) or
+    "half" (0 with size/2); `rotary_size` is the number of a head's entries that rotate (default all).
+    `layout="heads"` is the layout of flax, (in, heads, size) and (heads, size, out).
 
     >>> import equinox as eqx, jax
     >>> layer = eqx.nn.MultiheadAttention(2, 8, key=jax.random.key(0))
@@ -60,7 +61,7 @@ def attention_symmetry(
     several = "" if heads == kv_heads else " _"
 
     def axes(entries: str, shared: str = "") -> str:
-        """The heads and their entries, in one axis or two."""
+        """The heads and their entries, on one axis or two depending on the layout."""
         if layout != "heads":
             return f"(kv{shared} {entries})"
         return " ".join((f"(kv{shared})" if shared else "kv", f"({entries})" if " " in entries else entries))
@@ -92,7 +93,7 @@ def attention_symmetry(
 
 
 def _pairs(size: int, rotary: str | None, rotary_size: int | None) -> int:
-    """How many pairs of a head's entries turn."""
+    """The number of pairs of a head's entries that rotate."""
     if rotary not in (None, "interleaved", "half"):
         raise ValueError(f"`rotary` is 'interleaved', 'half' or None, got {rotary!r}.")
     if rotary is None:
@@ -106,7 +107,7 @@ def _pairs(size: int, rotary: str | None, rotary_size: int | None) -> int:
 def _gains(
     fields: str, size: int, pairs: int, rotary: str | None
 ) -> tuple[Callable[[str], str], dict[str, AbstractGroup]]:
-    """The spec of a vector of gains, from its star, and its groups: pairs that turn share one scale."""
+    """The spec of a gain vector as a function of its star, and its groups; rotating pairs share a scale."""
     rest = size - 2 * pairs
     spaces: dict[str, AbstractGroup] = {f"gain{fields}": PositiveDiagonal(pairs)} if pairs else {}
     if rest:
@@ -125,7 +126,7 @@ def _gains(
 def _query_key(
     fields: str, size: int, pairs: int, rotary: str | None, normalized: bool, kv: dict[str, int]
 ) -> tuple[Callable[[str], str], dict[str, AbstractGroup]]:
-    """The spec of a head's entries, from its star, and the groups of queries and keys."""
+    """The spec of a head's entries as a function of its star, and the groups of queries and keys."""
     rest = size - 2 * pairs
     spaces: dict[str, AbstractGroup] = {}
     if rest:

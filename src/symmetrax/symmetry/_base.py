@@ -1,10 +1,10 @@
-"""The two interfaces of a symmetry, a transformation that leaves a loss unchanged.
+"""The two interfaces of a symmetry, a transformation of parameters that leaves a loss unchanged.
 
-A symmetry is an *action*: a group element `a` moves parameters `w` to `act(a, w)` and every loss that has
-the symmetry keeps its value, `loss(act(a, w)) = loss(w)`. Elements are pytrees; so are parameters.
+A symmetry is an *action*: a group element `a` moves parameters `w` to `act(a, w)`, and every loss with this
+symmetry keeps its value, `loss(act(a, w)) = loss(w)`. Elements and parameters are pytrees.
 
-Groups with a Lie algebra (rotations, scalings) can be searched and learned by gradients; permutations and
-sign flips can not. Hence two interfaces, and no method that only raises.
+You can search and learn groups with a Lie algebra (rotations, scalings) by gradients, but not permutations
+and sign flips. There are two interfaces so that no class has a method that only raises.
 """
 
 from abc import abstractmethod
@@ -17,10 +17,10 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 
 class Precondition(NamedTuple):
-    """Whether a symmetry holds here, as values that can be computed inside a compiled program.
+    """Whether a symmetry holds at given parameters, as values that can be computed under `jax.jit`.
 
-    `code` is 0 where the symmetry holds, else an index into the symmetry's `reasons`; `residual` is the
-    relative error that decided it (dimensionless).
+    `code` is 0 if the symmetry holds, otherwise an index into the symmetry's `reasons`; `residual` is the
+    relative error (dimensionless) on which the decision is based.
 
     >>> import jax.numpy as jnp
     >>> int(Precondition(code=jnp.array(0), residual=jnp.array(0.0)).code)
@@ -32,14 +32,15 @@ class Precondition(NamedTuple):
 
 
 class AbstractSymmetry(eqx.Module):
-    """A group acting on parameters without changing the loss.
+    """A group that acts on parameters without changing the loss.
 
-    Laws, for elements `a`, `b` and parameters `w` (checked by `symmetrax.verify`):
+    The laws, for elements `a`, `b` and parameters `w`, which `symmetrax.verify` checks:
 
     - invariance: `loss(act(a, w)) = loss(w)`
     - composition: `act(compose(a, b), w) = act(a, act(b, w))`
     - identity: `act(identity(), w) = w`; inverse: `act(inverse(a), act(a, w)) = w`
-    - gradient law: the gradient at `act(a, w)` is `transport_gradient(a, w, g)`, with `g` the gradient at `w`
+    - gradient law: the gradient at `act(a, w)` is `transport_gradient(a, w, g)`, where `g` is the gradient
+      at `w`
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> symmetry = sx.booth().symmetry()
@@ -47,14 +48,14 @@ class AbstractSymmetry(eqx.Module):
     True
     """
 
-    #: Whether `act` is linear in the parameters, up to constants: then one gradient gives the gradient on the
-    #: whole orbit.
+    #: Whether `act` is linear in the parameters, up to constants. If so, a single gradient determines the
+    #: gradient on the whole orbit.
     linear: eqx.AbstractClassVar[bool]
 
     @property
     @abstractmethod
     def reasons(self) -> tuple[str, ...]:
-        """Words for the codes of `holds`; the first one is for 0, "holds". May be a class attribute."""
+        """Messages for the codes of `holds`, starting with "holds" for 0. May be a class attribute."""
 
     @abstractmethod
     def identity(self) -> PyTree:
@@ -70,46 +71,45 @@ class AbstractSymmetry(eqx.Module):
 
     @abstractmethod
     def sample(self, key: Key[Array, ""]) -> PyTree:
-        """A random element; the identity at most with probability zero, or if there is no other."""
+        """A random element; almost surely not the identity, unless the group is trivial."""
 
     @abstractmethod
     def act(self, a: PyTree, params: PyTree, batch: PyTree = None) -> PyTree:
-        """Parameters moved by `a`. `batch` matters to data-dependent actions only."""
+        """Moves parameters by `a`. Only data-dependent actions use `batch`."""
 
     @abstractmethod
     def holds(self, params: PyTree, batch: PyTree = None) -> Precondition:
         """Whether the action is defined and exact at `params`, as a traceable code and residual."""
 
     def check(self, params: PyTree) -> None:
-        """Raise ValueError if parameters of this structure are not what the symmetry acts on.
+        """Raises ValueError if the symmetry cannot act on parameters of this structure.
 
-        Looks at names and shapes alone, so that optimizers can ask when they are initialized. A symmetry that
-        does not say takes everything.
+        Uses names and shapes only, so optimizers can call it in `init`. The default accepts everything.
         """
 
     def displacement(self, a: PyTree, params: PyTree, batch: PyTree = None) -> PyTree:
-        """How far `a` moves: act(a, w) - act(identity, w), a tree like `params`.
+        """The displacement of parameters by `a`: act(a, w) - act(identity, w), a tree like `params`.
 
-        Both ends come from the same formula, so that what it rounds away is not taken for a motion.
+        Both terms come from the same formula, so its rounding errors do not count as motion.
         """
         there, here = self.act(a, params, batch), self.act(self.identity(), params, batch)
         return jax.tree.map(lambda v, u, w: (v - u).astype(w.dtype), there, here, params)
 
     def transport_tangent(self, a: PyTree, params: PyTree, tangent: PyTree, batch: PyTree = None) -> PyTree:
-        """A displacement at `params`, carried to `act(a, params)`: the derivative of the action."""
+        """Carries a tangent vector from `params` to `act(a, params)`: the derivative of the action."""
         return jax.jvp(lambda w: self.act(a, w, batch), (params,), (tangent,))[1]
 
     def transport_gradient(
         self, a: PyTree, params: PyTree, cotangent: PyTree, batch: PyTree = None
     ) -> PyTree:
-        """A gradient at `params`, carried to `act(a, params)`: the transposed derivative of the inverse."""
+        """Carries a gradient from `params` to `act(a, params)`: the transposed derivative of the inverse."""
         there = self.act(a, params, batch)
         (carried,) = jax.vjp(lambda w: self.act(self.inverse(a), w, batch), there)[1](cotangent)
         return carried
 
 
 def check_vector(symmetry: AbstractSymmetry, params: PyTree, size: int) -> None:
-    """Raise ValueError if parameters are not one array of shape (size,)."""
+    """Raises ValueError unless the parameters are a single array of shape (size,)."""
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
     if jax.tree.structure(params) != jax.tree.structure(0) or shapes != [(size,)]:
         raise ValueError(
@@ -119,9 +119,9 @@ def check_vector(symmetry: AbstractSymmetry, params: PyTree, size: int) -> None:
 
 
 class AbstractLieSymmetry(AbstractSymmetry):
-    """A symmetry whose group has a Lie algebra, so that it can be searched and learned by gradients.
+    """A symmetry whose group has a Lie algebra, so you can search and learn it by gradients.
 
-    Coordinates in the algebra form an array of shape `algebra`; zeros are the identity:
+    Coordinates in the algebra form an array of shape `algebra`; zeros give the identity,
     `exp(zeros) = identity()`.
 
     >>> import symmetrax as sx
@@ -132,33 +132,33 @@ class AbstractLieSymmetry(AbstractSymmetry):
     @property
     @abstractmethod
     def algebra(self) -> tuple[int, ...]:
-        """Shape of the algebra's coordinates."""
+        """The shape of the coordinates in the algebra."""
 
     @abstractmethod
     def exp(self, coordinates: Array) -> PyTree:
         """The group element at these coordinates."""
 
     def exp_within(self, coordinates: Array, reach: float) -> PyTree:
-        """`exp` for coordinates known to be no longer than `reach` (each layer's), which may be cheaper."""
+        """`exp` for coordinates of norm at most `reach` (in each layer), which may be cheaper."""
         return self.exp(coordinates)
 
     def jet(self, direction: Float[Array, "..."], t: Float[Array, ""]) -> PyTree:
-        """A curve with the value and the first three derivatives of `exp(t * direction)` at t = 0.
+        """A curve that agrees with `exp(t * direction)` in value and first three derivatives at t = 0.
 
-        Enough for velocities, accelerations and changes of curvature; some groups have it cheaper than exp.
+        Sufficient for velocities, accelerations and changes of curvature; for some groups cheaper than `exp`.
         """
         return self.exp(t * direction)
 
     def bounded(self, coordinates: Float[Array, "..."], bound: float | Array) -> Float[Array, "..."]:
-        """Coordinates within `bound` of the identity: a search on a group that is not compact has no end.
+        """Restricts coordinates to within `bound` of the identity, to limit a search on a noncompact group.
 
-        Here every coordinate is clipped to [-bound, bound]; compact groups need no bound, and at most
-        shorten coordinates of many turns.
+        By default every coordinate is clipped to [-bound, bound]. Compact groups need no bound; at most they
+        shorten coordinates that make many turns.
         """
         return jnp.clip(coordinates, -bound, bound)
 
     def __or__(self, other: Any) -> "AbstractLieSymmetry":
-        """Both at once, for two that commute: an element of each, the second one acting first."""
+        """Combines two commuting symmetries: an element is a pair, of which the second acts first."""
         if not isinstance(other, AbstractLieSymmetry):
             raise TypeError(
                 f"`|` joins two symmetries that have a Lie algebra, and {type(other).__name__} is none: act "

@@ -1,4 +1,4 @@
-"""A network symmetry's element as matrices in NumPy: for one-off actions on arrays of many shapes."""
+"""Network symmetry elements as NumPy matrices, for one-off actions on arrays of many shapes."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from symmetrax.symmetry._walk import Touch
 
 
 class DenseAction:
-    """An element as matrices in NumPy: edits have many shapes, and JAX would compile the action for each."""
+    """An element as NumPy matrices: edits have many shapes, and JAX would compile the action for each."""
 
     def __init__(self, symmetry: NetworkSymmetry, element: dict[str, Any]):
         self.symmetry, self.element, self.factors = symmetry, element, {}
@@ -26,7 +26,7 @@ class DenseAction:
         return moved.astype(x.dtype)
 
     def act(self, points: dict[str, np.ndarray], symmetry: NetworkSymmetry) -> dict[str, np.ndarray]:
-        """Points moved by the element, offsets and all, on the specs of `symmetry`."""
+        """Moves points by the element, including offsets, with the specs of `symmetry`."""
         moved = symmetry.visit(symmetry.shifted(points), self)
         return {
             path: (moved[path] - offset_of(symmetry.specs[path])).astype(x.dtype)
@@ -34,7 +34,7 @@ class DenseAction:
         }
 
     def multiply(self, word: Word, x: np.ndarray) -> np.ndarray:
-        """The action of a word on `x` of shape (indices, size, rest)."""
+        """Applies a word to `x` of shape (indices, size, rest)."""
         group = self.symmetry.spaces[word.name]
         if word not in self.factors:
             element = element_for(group, self.element[word.name], word)
@@ -54,7 +54,7 @@ class DenseAction:
 
 
 def _eye(group: AbstractGroup, word: Word) -> Array:
-    """Identity matrices for all values of the indices that a word leaves."""
+    """Identity matrices for all values of the indices that remain after indexing by a word."""
     lengths = np.zeros(group.lengths)
     if word.index is not None:
         lengths = lengths[word.index if isinstance(word.index, int) else slice(*word.index)]

@@ -1,4 +1,4 @@
-"""Which spec is wrong: single edits of a network symmetry's specs that restore invariance."""
+"""Finds wrong specs of a network symmetry: single edits that restore invariance."""
 
 import dataclasses
 import itertools
@@ -28,7 +28,7 @@ from symmetrax.symmetry._walk import index_lengths, node_size
 
 @dataclasses.dataclass(frozen=True)
 class Suspect:
-    """A spec that may be wrong: `right` instead of `wrong`, on one axis of one array, mends the law.
+    """A spec that may be wrong: replacing `wrong` by `right` on an axis of an array restores invariance.
 
     >>> str(Suspect("w2", 1, "h", "h*"))
     "w2, axis 1: 'h*' instead of 'h' restores invariance"
@@ -50,12 +50,12 @@ def suspects(
     key: Key[Array, ""],
     tolerance: float,
 ) -> tuple[Suspect, ...]:
-    """The axes whose specs may be wrong. `change(there)` is how far the loss there is from that at `params`.
+    """The axes whose specs may be wrong; `change(there)` is the change of the loss from `params` to `there`.
 
-    One space acts at a time; for each that fails, single edits are tried on every axis: another star, power
-    or name of the space there, none, the parts of a merged axis in another order, and what the specs have on
-    other axes. Two mistakes at once cannot be told apart, and an edit that leaves a space without specs is no
-    repair.
+    Each space is tested separately. If it fails, single edits are tried on every axis: another star,
+    power or name of the space there, its removal, the parts of a merged axis in another order, and the
+    entries that the specs have on other axes. Two simultaneous mistakes cannot be resolved, and an edit that
+    leaves a space without specs does not count as a fix.
     """
     element, identity = symmetry.sample(key), symmetry.identity()
     failing = [
@@ -63,7 +63,7 @@ def suspects(
         for name in symmetry.spaces
         if not change(symmetry.act(identity | {name: element[name]}, params)) <= tolerance
     ]
-    # All that failed must be restored together: an edit of one spec may serve two spaces.
+    # Restore all failing spaces together: an edit of a single spec may fix two of them.
     element = identity | {name: element[name] for name in failing}
     values, structure = jax.tree.flatten(params)
     leaves = dict(zip(leaf_names(params), values, strict=True))
@@ -85,7 +85,7 @@ def suspects(
 def _edits(
     symmetry: NetworkSymmetry, space: str, shapes: dict[str, tuple[int, ...]]
 ) -> Iterator[tuple[str, Suspect]]:
-    """Edited specs of one array each, in which `space` may act otherwise than in the specs that there are."""
+    """Yields single edits of the specs that may change how `space` acts, each for a single array."""
     alone = sum(space in _names(node) for text in symmetry.specs.values() for node in parse(text)) == 1
     for path, shape in shapes.items():
         text = symmetry.specs.get(path, " ".join("_" * max(len(shape), 1)))
@@ -112,7 +112,7 @@ def _names(node: Node) -> set[str]:
 
 
 def _flipped(node: Node, space: str) -> Node:
-    """The node with the stars of a space on the other way."""
+    """The node with the stars of a space flipped."""
     match node:
         case Word(name):
             return dataclasses.replace(node, star=not node.star) if name == space else node
@@ -126,14 +126,14 @@ def _flipped(node: Node, space: str) -> Node:
 
 @dataclasses.dataclass(frozen=True)
 class _Editor:
-    """Edits of one node, for one space, in an array whose indices have these lengths."""
+    """Edits of a node for a given space, in an array whose indices have these lengths."""
 
     symmetry: NetworkSymmetry
     space: str
     lengths: dict[str, int]
 
     def near(self, node: Node, length: int) -> list[Node]:
-        """Single changes of one word: the space there in all the ways in which specs have words, or gone."""
+        """Single changes of a word: the space in every variant that occurs in the specs, or removed."""
         group = self.symmetry.spaces[self.space]
         match node:
             case Word(name) if name == self.space:
@@ -170,7 +170,7 @@ class _Editor:
                 return edits
 
     def elsewhere(self) -> tuple[Node, ...]:
-        """The entries on an axis in all specs: with either star, with or without a blank in a merged one."""
+        """The axis entries of all specs, with either star, and for merged axes with or without blanks."""
         found: dict[Node, None] = {Plain(): None}
         for node in (node for text in self.symmetry.specs.values() for node in parse(text)):
             for one in (node, _flipped(node, self.space)):
@@ -185,7 +185,7 @@ class _Editor:
         return tuple(found)
 
     def variants(self) -> tuple[Word, ...]:
-        """The space's word with every star, power and index that occur in the specs."""
+        """The space's word with every star, power and index that occurs in the specs."""
         group = self.symmetry.spaces[self.space]
         found = {Word(self.space): None, Word(self.space, star=True): None}
         for text in self.symmetry.specs.values():
@@ -195,7 +195,7 @@ class _Editor:
         return tuple(found)
 
     def fits(self, node: Node, length: int) -> bool:
-        """Whether a node can stand on an axis of this length, with no blank of length 1 in a merged one."""
+        """Whether a node fits an axis of this length, without a blank of length 1 in a merged axis."""
         sizes = self.sizes(node, length)
         parts = node.parts if isinstance(node, Merged) else ()
         empty = any(isinstance(part, Plain) and size == 1 for part, size in zip(parts, sizes, strict=False))
@@ -218,7 +218,7 @@ class _Editor:
         return tuple(left if size is None else size for size in sizes) if fits else ()
 
     def compared(self, node: Node) -> Node:
-        """The same for nodes that act alike: stars of compact groups and sizes of blanks do not count."""
+        """A canonical form, equal for nodes that act alike: drops stars of compact groups and blank sizes."""
         match node:
             case Word(name) if name in self.symmetry.spaces and self.symmetry.spaces[name].compact:
                 return dataclasses.replace(node, star=False)

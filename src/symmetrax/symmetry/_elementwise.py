@@ -1,4 +1,4 @@
-"""Which groups an activation leaves to its units, told from its values."""
+"""Infers the symmetry group of hidden units from the values of their activation."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,10 +10,10 @@ from jaxtyping import PyTree
 
 from symmetrax.symmetry._groups import AbstractGroup, Permutation, PositiveDiagonal, SignDiagonal
 
-#: Makes the group of a space from its size: a class of groups, or any function.
+#: Makes the group of a space from its size: a group class, or any function.
 MakeGroup = Callable[[int], AbstractGroup]
 
-#: How the names of an activation's own parameters begin.
+#: The prefix of the names of an activation's own parameters.
 OWN = "activation."
 
 _POINTS = np.array([0.02, 0.3, 1.0, 2.5, 7.0], np.float32)
@@ -22,10 +22,10 @@ _DEGREES = (1, 2, 3, 0.5)
 
 
 def chosen_group(params: PyTree, group: MakeGroup | None, degree: float | int) -> MakeGroup:
-    """`group` if `params.activation` has it; without a group, the one that it has; scalings if there is none.
+    """Checks `group` against `params.activation` or infers a group from it; scalings without an activation.
 
-    Raises ValueError, saying how to choose, where the activation has neither scalings nor signs, or others
-    than those that were asked for. What cannot be called on a number leaves the choice to the caller.
+    Raises ValueError, explaining the options, if the activation has neither scalings nor signs, or not the
+    group asked for. An activation that cannot be called on a number leaves the choice to the caller.
     """
     activation = getattr(params, "activation", None)
     known = None if activation is None else _symmetries(activation)
@@ -69,14 +69,14 @@ def _title(activation: Any) -> str:
 
 
 def _symmetries(activation: Any) -> tuple[bool, tuple[float | int, ...]] | None:
-    """Whether an activation is odd, and its degrees of homogeneity; None if it does not say on numbers."""
+    """Whether an activation is odd, and its degrees of homogeneity; None if it cannot be evaluated."""
     try:
         with jax.ensure_compile_time_eval():
             here, turned = (_values(activation, sign * _POINTS) for sign in (1, -1))
             scaled = [
                 (float(s), _values(activation, np.concatenate([s * _POINTS, -s * _POINTS]))) for s in _SCALES
             ]
-    except Exception:  # whatever a user's function raises, it has not said
+    except Exception:  # any error in a user's function means that it cannot be evaluated
         return None
     both = np.concatenate([here, turned])
     odd = _close(turned, -here)
@@ -85,7 +85,7 @@ def _symmetries(activation: Any) -> tuple[bool, tuple[float | int, ...]] | None:
 
 
 def _values(activation: Callable, points: np.ndarray) -> np.ndarray:
-    """The activation at each point by itself: parameters of its own may have the shape of the layer."""
+    """Evaluates the activation point by point, since its own parameters may have the shape of the layer."""
     return np.asarray(jax.vmap(activation)(jnp.asarray(points)), np.float64)
 
 
@@ -94,7 +94,7 @@ def _close(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def check_unowned(group: MakeGroup, names: Iterable[str]) -> None:
-    """Raise ValueError if units are permuted that have parameters of their own in the activation."""
+    """Raises ValueError if `group` permutes units whose activation has parameters for each unit."""
     own = [name for name in names if name.startswith(OWN)]
     if own and group is Permutation:
         raise ValueError(

@@ -1,7 +1,8 @@
-"""Matrix exponentials from products alone.
+"""Matrix exponentials from matrix products alone.
 
-No LAPACK call, which can hang inside a compiled program beside large products on few cores. What has loops
-or branches is compiled as a whole: outside of compiled code each call would compile its branches anew.
+They avoid LAPACK calls, which can hang inside a compiled program alongside large products on few cores.
+Functions with loops or branches are jitted as a whole: otherwise every call outside compiled code would
+recompile its branches.
 """
 
 import math
@@ -14,7 +15,7 @@ from jaxtyping import Array, Float, PyTree
 
 from symmetrax._tree import anywhere
 
-#: Up to this norm the series and their squarings are exact to rounding.
+#: The norm up to which the series and their squarings are exact to rounding.
 REACH = 20.0
 
 
@@ -22,11 +23,11 @@ REACH = 20.0
 def isometry(
     coordinates: Float[Array, "... k"], size: int, form: Float[Array, "n n"] | None = None
 ) -> Float[Array, "... n n"]:
-    """exp of `skew` matrices of this size, or with a form of form @ skew.
+    """exp of `skew` matrices of this size or, given a form, of form @ skew.
 
-    Right for every finite length, as far as the rounding of coordinates leaves angles certain. Each squaring
-    doubles what the result M lacks in orthogonality, M' M = I, or with a form in M' form M = form, so that a
-    Newton step restores it. Lengths whose rounding leaves no angle are shortened.
+    Accurate for every finite length, as far as the rounding of coordinates determines angles. Each squaring
+    doubles the deviation of the result M from orthogonality, M' M = I, or with a form from M' form M = form,
+    so a Newton step restores it. Coordinates too long for their rounding to determine an angle are shortened.
     """
     parts, halvings, _ = _halved(coordinates, (-1,))
 
@@ -39,7 +40,7 @@ def isometry(
 
 
 def skew(coordinates: Float[Array, "... k"], size: int) -> Float[Array, "... n n"]:
-    """The skew matrices whose entries above the diagonal are minus the coordinates, row by row."""
+    """The skew-symmetric matrices whose entries above the diagonal are minus the coordinates, row by row."""
     row, column = jnp.triu_indices(size, 1)
     upper = jnp.zeros((*coordinates.shape[:-1], size, size), coordinates.dtype)
     upper = upper.at[..., row, column].set(coordinates)
@@ -50,25 +51,25 @@ def skew(coordinates: Float[Array, "... k"], size: int) -> Float[Array, "... n n
 def exponential_pair_or_nan(
     matrix: Float[Array, "... n n"],
 ) -> tuple[Float[Array, "... n n"], Float[Array, "... n n"]]:
-    """exp(matrix) and exp(-matrix) for matrices of any norm; NaN where rounding or overflow lost either."""
+    """exp(matrix) and exp(-matrix) for matrices of any norm; NaN where rounding or overflow ruins either."""
     parts, halvings, certain = _halved(matrix, (-2, -1))
     pair = exponential_pair(parts)
     pair = _doubled(pair, halvings, lambda pair: tuple(product(one, one) for one in pair))
     gap = jnp.max(jnp.abs(product(*pair) - jnp.eye(matrix.shape[-1], dtype=matrix.dtype)), axis=(-1, -2))
-    inverse = jax.lax.stop_gradient(gap[..., None, None]) < 0.01  # written so that NaN is none
+    inverse = jax.lax.stop_gradient(gap[..., None, None]) < 0.01  # false for NaN
     right, left = (jnp.where(certain & inverse, one, jnp.nan) for one in pair)
     return right, left
 
 
 def _halved(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array, Array]:
-    """`x` halved until its norm along `axes` is at most `REACH`; how often; and whether that was enough.
+    """Halves `x` until its norm along `axes` is at most `REACH`; returns it, the count, and if that sufficed.
 
-    After so many halvings that rounding is a full turn, the rest is divided.
+    If `x` is still too long after as many halvings as make its rounding a full turn, it is rescaled instead.
     """
     most = _most_halvings(x.dtype)
     fixed = jax.lax.stop_gradient(x)
     largest = jnp.max(jnp.abs(fixed), axis=axes, keepdims=True, initial=0.0)
-    unit = jnp.where(largest > 0, largest, 1.0)  # no square overflows
+    unit = jnp.where(largest > 0, largest, 1.0)  # so that no square overflows
     relative = jnp.sqrt(jnp.sum((fixed / unit) ** 2, axis=axes, keepdims=True))
     wanted = jnp.ceil(jnp.log2(unit) + jnp.log2(jnp.maximum(relative, 1.0)) - math.log2(REACH))
     halvings = jnp.clip(wanted, 0, most)
@@ -82,7 +83,7 @@ def _most_halvings(dtype) -> int:
 
 
 def _doubled(near: PyTree, halvings: Array, double: Callable[[PyTree], PyTree]) -> PyTree:
-    """`double` applied as often as `halvings` says; a branch that costs nothing where nothing was halved."""
+    """Applies `double` `halvings` times; a branch skips the cost if nothing was halved."""
 
     def step(value: PyTree, k: Array) -> tuple[PyTree, None]:
         return jax.tree.map(lambda new, old: jnp.where(k < halvings, new, old), double(value), value), None
@@ -95,7 +96,7 @@ def _doubled(near: PyTree, halvings: Array, double: Callable[[PyTree], PyTree]) 
 
 
 def _restored(matrix: Float[Array, "... n n"], form: Float[Array, "n n"] | None) -> Float[Array, "... n n"]:
-    """A Newton step towards M' form M = form, where M is so near that it helps."""
+    """A Newton step towards M' form M = form, where M is close enough for the step to help."""
     transposed = jnp.swapaxes(matrix, -1, -2)
     eye = jnp.broadcast_to(jnp.eye(matrix.shape[-1], dtype=matrix.dtype), matrix.shape)
     inverse = transposed if form is None else product(form, product(transposed, form))
@@ -108,9 +109,9 @@ def _restored(matrix: Float[Array, "... n n"], form: Float[Array, "n n"] | None)
 def exponential(matrix: Float[Array, "... n n"]) -> Float[Array, "... n n"]:
     """exp of matrices from products alone: Taylor order 12 at matrix / 2^6, then six squarings of exp - 1.
 
-    No LAPACK call, which can hang inside a compiled program beside large products on few cores. Eleven
-    products one after another; carrying exp - 1 keeps the small part's digits. Exact to rounding up to norms
-    of `REACH`.
+    Avoids LAPACK calls, which can hang inside a compiled program alongside large products on few cores. Takes
+    eleven sequential products; working with exp - 1 preserves the digits of the small part. Exact to rounding
+    up to norms of `REACH`.
     """
     eye = jnp.eye(matrix.shape[-1], dtype=matrix.dtype)
     x = matrix / 64
@@ -118,7 +119,7 @@ def exponential(matrix: Float[Array, "... n n"]) -> Float[Array, "... n n"]:
     xxx = product(xx, x)
 
     def cubic(order: int) -> Array:
-        """The three terms of the series that begin at `order`, divided by x^order."""
+        """Three terms of the series, starting at `order`, divided by x^order."""
         first, second, third = (1 / math.factorial(order + k) for k in range(3))
         return first * eye + second * x + third * xx
 
@@ -132,7 +133,7 @@ def exponential(matrix: Float[Array, "... n n"]) -> Float[Array, "... n n"]:
 
 
 def product(a: Array, b: Array) -> Array:
-    """Matrix products in full precision, also where the default is less."""
+    """Matrix products in full precision, even if the default precision is lower."""
     return jnp.matmul(a, b, precision="highest")
 
 
@@ -141,9 +142,9 @@ def exponential_pair(
 ) -> tuple[Float[Array, "... n n"], Float[Array, "... n n"]]:
     """exp(matrix) and exp(-matrix), exact to rounding for norms up to `reach`.
 
-    The even and the odd part of the series, x = matrix / 2^k, are summed apart and serve both; then come k
-    squarings of exp - 1. The order and k are those with the fewest products: 18 in double precision for norms
-    up to 20, where two exponentials have 22; 14 in single; 5 and 2 for norms up to 0.01.
+    The even and odd parts of the series in x = matrix / 2^k are summed separately and shared by both results;
+    then come k squarings of exp - 1. The order and k minimize the number of products. For norms up to 20, it
+    is 18 in double precision (22 for two separate exponentials) and 14 in single; up to 0.01, it is 5 and 2.
 
     >>> import jax.numpy as jnp
     >>> print(exponential_pair(jnp.log(2.0) * jnp.eye(2), 1.0)[1].round(3))
@@ -158,7 +159,7 @@ def exponential_pair(
         powers.append(product(powers[-1], powers[1]))
 
     def polynomial(coefficients: list[float]) -> Array:
-        """In x^2, with one more product if it has more terms than there are powers."""
+        """Evaluates a polynomial in x^2, with an extra product if it has more terms than there are powers."""
 
         def plain(coefficients: list[float]) -> Array:
             terms = zip(coefficients, powers, strict=False)
@@ -178,12 +179,12 @@ def exponential_pair(
     return eye + rests[0], eye + rests[1]
 
 
-# Highest power of x^2 that is computed, for each order of the series.
+# The highest power of x^2 to compute, for each order of the series.
 _BLOCKS = {3: 1, 5: 2, 9: 2, 13: 3}
 
 
 def _fewest_products(reach: float, eps: float) -> tuple[int, int]:
-    """Order and number of squarings, the remainder of the series below eps / 2."""
+    """The cheapest order and number of squarings with the remainder of the series below eps / 2."""
     products, found = {3: 2, 5: 3, 9: 5, 13: 6}, []
     for order in products:
         squarings = 0

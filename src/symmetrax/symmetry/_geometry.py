@@ -1,4 +1,4 @@
-"""Orbits as geometry: curves along them, updates across them, and what a gradient flow conserves."""
+"""The geometry of orbits: curves along them, updates across them, and conserved quantities."""
 
 from collections.abc import Callable
 from functools import partial, reduce
@@ -21,12 +21,12 @@ from symmetrax.symmetry._walk import Touch
 def orbit_curve(
     symmetry: AbstractLieSymmetry, coordinates: Array, params: PyTree, points: int = 11, batch: PyTree = None
 ) -> PyTree:
-    """The curve exp(t coordinates).params for t from 0 to 1, along which the loss stays what it is.
+    """The curve exp(t coordinates).params for t from 0 to 1, along which the loss is constant.
 
-    Two minima of one orbit are connected by it without a barrier (arXiv:2505.23681).
+    It connects two minima on the same orbit without a barrier (arXiv:2505.23681).
 
-    **Returns** the tree with `points` in front of the shape of every array of floats; other leaves stay as
-    they are.
+    **Returns** the parameter tree with a leading axis of length `points` on every array of floats; other
+    leaves are unchanged.
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> task = sx.booth()
@@ -48,19 +48,19 @@ def orbit_curve(
 def project_horizontal(
     symmetry: AbstractLieSymmetry, params: PyTree, update: PyTree, batch: PyTree = None, *, steps: int = 1000
 ) -> PyTree:
-    """The part of an update that is orthogonal to the orbit: the rest changes no loss, only coordinates.
+    """Projects an update onto the complement of the orbit, removing the part that does not change the loss.
 
-    The orbit's tangent space at `params` is {V xi}, with V the derivative of act(exp(xi), params) at 0. The
-    result is the residual of the least-squares problem min |update - V xi|, also where the columns of V
-    depend on each other, as they do for a general linear group larger than the arrays next to it. It is found
-    by conjugate gradients, which stop when what is left along the orbit is rounding, or after `steps`.
-    Pairings of complex arrays take the real part. Source: the horizontal projection of da Silva et al. 2025,
-    "Hide & Seek", made for low-rank factors; here for any action.
+    The tangent space of the orbit at `params` is {V xi}, with V the derivative of act(exp(xi), params) at
+    xi = 0. The result is the residual of the least-squares problem min |update - V xi|, even where the
+    columns of V are linearly dependent, as for a general linear group larger than the arrays next to it. It
+    is computed by conjugate gradients, which stop when the component along the orbit is down to rounding, or
+    after `steps` iterations. Inner products of complex arrays take the real part. Source: the horizontal
+    projection of da Silva et al. 2025, "Hide & Seek", for low-rank factors; generalized here to any action.
 
-    **Arguments:** `update` is a tree like `params`; leaves that are not arrays of floats pass as they are.
-    Raises ValueError where the two trees differ.
+    **Arguments:** `update` is a tree like `params`; leaves that are not arrays of floats are unchanged.
+    Raises ValueError if the two trees differ.
 
-    **Returns** a tree like `update`, computed in float32 at least, in the dtypes of `update`.
+    **Returns** a tree like `update` with the same dtypes, computed in at least float32.
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> params = {"w1": jnp.array([[2.0]]), "w2": jnp.array([[1.0]])}
@@ -79,17 +79,17 @@ def project_horizontal(
 
 
 def conserved_quantities(symmetry: NetworkSymmetry, params: PyTree) -> dict[str, Array]:
-    """The quantities that gradient flow keeps constant, by space, for every group that is not discrete.
+    """The quantities conserved by gradient flow, by space, for every group that is not discrete.
 
-    Noether's theorem for parameters: W moves by g or g^-T along its axes and the loss does not, so under
-    dW/dt = -grad the moments sum(+- W W') over the specs of a space stay: row energies minus column energies
-    for scalings, Gram matrices of plain specs minus those of starred ones for general linear groups, energies
-    of pairs for scaled rotations. Words with an index, `h[0]` or `h[1:]`, count for the elements that they
-    name; with an offset, `h - 1`, they are moments of the array plus 1. Gradient descent with step size eta
-    drifts by O(eta^2) a step, a teleport jumps; groups of rotations
-    keep antisymmetric moments of gradients, not of parameters, and are left out. Of complex arrays the
-    moments are the real parts of W W^H. They are accumulated in float32 at least; one that is too large for
-    its dtype is infinite.
+    This is Noether's theorem for parameters. W transforms with g or g^-T along its axes and the loss does not
+    change, so under dW/dt = -grad the moments sum(+- W W') over the specs of a space are constant: row
+    energies minus column energies for scalings, Gram matrices of plain specs minus Gram matrices of starred
+    specs for general linear groups, and energies of pairs for scaled rotations. Words with an index, `h[0]`
+    or `h[1:]`, contribute to the elements that they name; specs with an offset, `h - 1`, contribute moments
+    of the array plus 1. Gradient descent with step size eta drifts by O(eta^2) per step; a teleport jumps.
+    Rotation groups conserve antisymmetric moments of gradients, not of parameters, and are omitted. For
+    complex arrays the moments are the real parts of W W^H. They are accumulated in at least float32, and
+    infinite if too large for their dtype.
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> params = {"w1": jnp.array([[3.0, 4.0]]), "w2": jnp.array([[2.0]])}
@@ -116,7 +116,7 @@ def _conserved(symmetry: NetworkSymmetry, params: PyTree) -> dict[str, Array]:
                 moment = jnp.sum(_squares(scaled), axis=-1)
             moments.append(_placed(touch.exponent * moment, touch, group))
         total = sum(moments[1:], start=moments[0])
-        # One factor after the other: what cancels stays zero, what overflows is infinite with its sign.
+        # Multiply by the factors in turn, so that cancelled moments stay zero and overflow keeps its sign.
         if isinstance(group, GeneralLinear):
             found[name] = total * scale[..., :, None] * scale[..., None, :]
         else:
@@ -129,7 +129,7 @@ def _conserved(symmetry: NetworkSymmetry, params: PyTree) -> dict[str, Array]:
 def _project(
     symmetry: AbstractLieSymmetry, numbers: PyTree, given: PyTree, rest: PyTree, batch: PyTree, steps: int
 ) -> PyTree:
-    """`project_horizontal` of the floating-point arrays of parameters and update."""
+    """`project_horizontal` for the floating-point arrays of the parameters and the update."""
 
     def at(xi: Array) -> PyTree:
         moved = symmetry.act(symmetry.exp(xi), eqx.combine(numbers, rest), batch)
@@ -151,17 +151,17 @@ def _project(
         return _least_squares(along, lambda r: across(r)[0], lengths, *right, steps)
 
     wanted = jax.tree.map(lambda u, w: _real(u.astype(w.dtype)), given, numbers)
-    # As a symmetric system for the residual and xi, the projection has its exact derivative, in both modes.
+    # Posed as a symmetric system for the residual and xi, for exact derivatives in forward and reverse mode.
     residual, _ = jax.lax.custom_linear_solve(system, (wanted, jnp.zeros_like(zero)), solve, symmetric=True)
     return jax.tree.map(lambda u, r: _as_given(r, u), given, residual)
 
 
-#: The blocks that a space touches, with the touched axis last but one, behind its indices.
+#: The blocks that a space touches, each with the index axes first, then the touched axis, then the rest.
 _Blocks = list[tuple[Touch, Array]]
 
 
 def _blocks(symmetry: NetworkSymmetry, tree: PyTree) -> dict[str, _Blocks]:
-    """The blocks of every space, in float32 at least."""
+    """The blocks of every space, in at least float32."""
     found: dict[str, _Blocks] = {}
 
     def collect(x: Array, touches: tuple[Touch, ...]) -> Array:
@@ -177,16 +177,16 @@ def _blocks(symmetry: NetworkSymmetry, tree: PyTree) -> dict[str, _Blocks]:
 
 
 def _row_scale(group: AbstractGroup, blocks: _Blocks) -> Float[Array, "..."]:
-    """Powers of two near the largest entry of every row, (*per, n): divided by them, squares are harmless."""
+    """Powers of two near the largest entry of every row, (*per, n); dividing by them makes squaring safe."""
     largest = [_placed(jnp.max(jnp.abs(flat), axis=-1), touch, group) for touch, flat in blocks]
     largest = reduce(jnp.maximum, largest)
-    if isinstance(group, ScaledRotation):  # whose rows are summed
+    if isinstance(group, ScaledRotation):  # its rows are summed
         largest = jnp.broadcast_to(jnp.max(largest, axis=-1, keepdims=True), largest.shape)
     return jax.lax.stop_gradient(_power_of_two(largest))
 
 
 def _placed(part: Array, touch: Touch, group: AbstractGroup) -> Array:
-    """The part of the elements that a word names, with zeros for the group's other elements."""
+    """Places values for the elements that a word names, with zeros for the group's other elements."""
     if touch.word.index is None:
         return part
     shape = (*group.lengths, *part.shape[len(touch.indices) :])
@@ -194,7 +194,7 @@ def _placed(part: Array, touch: Touch, group: AbstractGroup) -> Array:
 
 
 def _column_lengths(symmetry: NetworkSymmetry, params: PyTree) -> Float[Array, " k"]:
-    """About how far each coordinate of the algebra moves the parameters, in units of the coordinate."""
+    """Roughly how far each algebra coordinate moves the parameters, per unit of the coordinate."""
     lengths: dict[str, Array] = {}
     for name, blocks in _blocks(symmetry, symmetry.shifted(params)).items():
         group = symmetry.spaces[name]
@@ -235,11 +235,12 @@ def _least_squares(
     shift: Float[Array, "..."],
     steps: int,
 ) -> tuple[PyTree, Array]:
-    """The residual r and the xi of r + V xi = wanted, V' r = shift, with V = `along`, V' = `across`.
+    """Solves r + V xi = wanted, V' r = shift for the residual r and xi, with V = `along`, V' = `across`.
 
-    Conjugate gradients for the least-squares problem, whose residual is updated itself: so what is left along
-    the columns of V is that of one product, not of the normal equations, and is zero to rounding for any
-    condition. `lengths` are about the norms of the columns, by which the unknowns are divided.
+    Uses conjugate gradients for the least-squares problem, updating the residual itself: the component left
+    along the columns of V has the error of a single product, not of the normal equations, and is zero to
+    rounding for any condition number. `lengths` approximate the norms of the columns; the unknowns are
+    rescaled by them.
     """
     unit = jnp.where(lengths > 0, 1 / jnp.where(lengths > 0, lengths, 1.0), 0.0)
     unit = jnp.where(jnp.isfinite(unit), unit, 0.0)
@@ -262,16 +263,14 @@ def _least_squares(
     def step(state: _Descent) -> _Descent:
         moved = along(unit * state.direction)
         length = _dot(moved, moved)
-        seen = length > (8 * eps) ** 2 * _dot(
-            state.direction, state.direction
-        )  # else V forgets the direction
+        seen = length > (8 * eps) ** 2 * _dot(state.direction, state.direction)  # else V annihilates it
         rate = jnp.where(seen, state.square / jnp.where(seen, length, 1.0), 0.0)
         residual = jax.tree.map(lambda r, q: r - rate.astype(r.dtype) * q, state.residual, moved)
         xi = state.xi + rate * state.direction
         slope = slope_at(residual)
         square = _dot(slope, slope)
         better = square < state.least
-        # The squared norm of the residual became smaller by rate * square: all that could be gained here.
+        # The squared norm of the residual fell by rate * square, the most that this step could gain.
         still = seen & (rate * state.square > (2 * eps) ** 2 * whole)
         return _Descent(
             residual=residual,
@@ -293,7 +292,7 @@ def _least_squares(
 
 
 class _Descent(NamedTuple):
-    """Where the conjugate gradients are; `square` is the squared norm of the slope, `least` its least yet."""
+    """The state of conjugate gradients; `square` is the squared slope norm, `least` its minimum so far."""
 
     residual: PyTree
     xi: Array
@@ -312,22 +311,22 @@ def _dot(x: PyTree, y: PyTree) -> Float[Array, ""]:
 
 
 def _squares(x: Array) -> Float[Array, "..."]:
-    """|z|^2, entry by entry."""
+    """Entrywise |z|^2."""
     return jnp.real(x * jnp.conj(x))
 
 
 def _power_of_two(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The power of two at or below each entry, to scale without rounding; 1 where it is zero."""
+    """The power of two at or below each entry, for scaling without rounding; 1 where the entry is zero."""
     return jnp.ldexp(jnp.ones_like(x), jnp.where(x > 0, jnp.frexp(x)[1] - 1, 0))
 
 
 def _wide(*arrays: Array) -> Any:
-    """The dtype in which to compute with these: float32 at least."""
+    """The dtype in which to compute with these arrays: at least float32."""
     return jnp.result_type(*(x.dtype for x in arrays), jnp.float32)
 
 
 def _real(x: Array) -> PyTree:
-    """An array of complex numbers as two of real ones: then pairings are those of real vectors."""
+    """Splits a complex array into two real arrays, so that inner products are real."""
     return (x.real, x.imag) if jnp.iscomplexobj(x) else x
 
 
@@ -337,7 +336,7 @@ def _as_given(parts: PyTree, like: Array) -> Array:
 
 
 def _check_alike(params: PyTree, update: PyTree) -> None:
-    """Raise ValueError, naming the first array that differs, unless the two trees have the same arrays."""
+    """Raises ValueError, naming the first array that differs, unless both trees have the same arrays."""
     ours, theirs = named_shapes(params), named_shapes(update)
     for name in {**ours, **theirs}:
         if name not in ours or name not in theirs or ours[name].shape != theirs[name].shape:

@@ -1,4 +1,4 @@
-"""Groups acting on one axis: the interface, scalings, signs and permutations.
+"""Groups acting on a single axis: the interface, scalings, signs and permutations.
 
 An element multiplies every vector of length `size` along the axis, as a matrix would.
 """
@@ -12,21 +12,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-#: Indices over which a group is repeated, with their lengths: one independent element for each value.
+#: Indices over which a group is repeated, with their lengths; each index value has an independent element.
 Per = tuple[tuple[str, int], ...]
 
 
 def as_per(per: Mapping[str, int] | Per) -> Per:
-    """Indices with their lengths, in order, as pairs that can be hashed."""
+    """Converts indices and their lengths to hashable pairs, in order."""
     return tuple((name, int(length)) for name, length in dict(per).items())
 
 
 class AbstractGroup(eqx.Module):
-    """Invertible matrices of shape (size, size), one for each value of the indices in `per`.
+    """A group of invertible (size, size) matrices, with a matrix for each value of the indices in `per`.
 
-    Group operations are as in `AbstractSymmetry`; `per={"h": 8}` stands in front of every shape: an element
-    of `GeneralLinear(16, per={"h": 8})` has matrices of shape (8, 16, 16). `dual(a)` is the inverse transpose
-    of `a`, by which gradients travel; it is a homomorphism, like `power` in groups that are `abelian`.
+    Group operations are as in `AbstractSymmetry`. The lengths in `per` are leading axes of every shape: an
+    element of `GeneralLinear(16, per={"h": 8})` has matrices of shape (8, 16, 16). `dual(a)` is the inverse
+    transpose of `a`, which transforms gradients; it is a homomorphism, as is `power` in `abelian` groups.
 
     >>> import jax
     >>> group = PositiveDiagonal(3, per={"layer": 2})
@@ -34,11 +34,11 @@ class AbstractGroup(eqx.Module):
     ((2, 3), (2, 3))
     """
 
-    #: Whether elements commute: only then is a power of the action an action.
+    #: Whether elements commute; only then is a power of the action also an action.
     abelian: ClassVar[bool] = False
-    #: Whether every element is its own dual: then gradient norms are the same on the whole orbit.
+    #: Whether every element is its own dual, so that gradient norms are constant on the orbit.
     compact: ClassVar[bool] = False
-    #: Whether all elements are diagonal matrices: then two such groups on one axis commute.
+    #: Whether all elements are diagonal matrices, so that two such groups on the same axis commute.
     diagonal: ClassVar[bool] = False
 
     size: eqx.AbstractVar[int]
@@ -57,7 +57,7 @@ class AbstractGroup(eqx.Module):
     @property
     @abstractmethod
     def algebra(self) -> tuple[int, ...]:
-        """Shape of the coordinates of the algebra, `per` first; a zero in it for discrete groups."""
+        """The shape of the coordinates in the algebra, `per` first; contains a zero for discrete groups."""
 
     @abstractmethod
     def identity(self) -> PyTree:
@@ -65,7 +65,7 @@ class AbstractGroup(eqx.Module):
 
     @abstractmethod
     def compose(self, a: PyTree, b: PyTree) -> PyTree:
-        """`a` after `b`."""
+        """The element that acts as `a` after `b`."""
 
     @abstractmethod
     def inverse(self, a: PyTree) -> PyTree:
@@ -77,29 +77,29 @@ class AbstractGroup(eqx.Module):
 
     @abstractmethod
     def exp(self, coordinates: Float[Array, "..."]) -> PyTree:
-        """The element at these coordinates, of shape `algebra`; zeros give the identity."""
+        """The element at these coordinates of shape `algebra`; zeros give the identity."""
 
     def bounded(self, coordinates: Float[Array, "..."], bound: float | Array) -> Float[Array, "..."]:
-        """Near coordinates whose element stretches no vector by more than exp(bound), nor shrinks it."""
+        """Nearby coordinates whose element stretches or shrinks no vector by more than exp(bound)."""
         return coordinates
 
     @abstractmethod
     def sample(self, key: Key[Array, ""]) -> PyTree:
-        """A random, well-conditioned element other than the identity, unless there is no other.
+        """A random, well-conditioned element that is not the identity, for every value of the `per` indices.
 
-        So it is for every value of the indices in `per`. Only `Permutation(1)` has no other.
+        The only exception is `Permutation(1)`, which is trivial.
         """
 
     @abstractmethod
     def multiply(self, a: PyTree, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """`a` times `x` of shape (*per, size, rest), along the axis of length `size`."""
+        """Multiplies `x` of shape (*per, size, rest) by `a` along the axis of length `size`."""
 
     def power(self, a: PyTree, exponent: float) -> PyTree:
-        """`a` to the power of `exponent`; groups whose elements do not commute have none but the first."""
+        """`a` to the power `exponent`; raises ValueError for groups whose elements do not commute."""
         raise ValueError(f"Elements of {self} do not commute, so that their powers are no action.")
 
     def squared(self, a: PyTree) -> PyTree:
-        """The element that moves squares of entries as `a` moves entries: for diagonals and permutations."""
+        """The element that acts on squared entries as `a` acts on entries; for diagonals and permutations."""
         raise ValueError(
             f"{self} mixes the entries of an axis, so that squared gradients cannot be carried along it: "
             "use transport='keep' or 'reset' with optimizers that accumulate them."
@@ -146,12 +146,12 @@ class _AbstractDiagonal(AbstractGroup):
 
 
 class PositiveDiagonal(_AbstractDiagonal):
-    """Positive scalings: an element is s > 0 of shape (*per, size), its algebra log s.
+    """Positive scalings: an element is s > 0 of shape (*per, size), with coordinates log s.
 
-    The symmetry of units whose activation is positively homogeneous, sigma(s z) = s sigma(z): ReLU, leaky
-    and parametric ReLU. It is not compact: gradients on the orbit have no largest norm, so bound the search.
-    With `dyadic`, elements made by `exp` and `sample` are rounded to powers of two, and scaling is exact bit
-    for bit in every floating-point format, bfloat16 included; the derivative ignores the rounding.
+    The symmetry of units with a positively homogeneous activation, sigma(s z) = s sigma(z): ReLU, leaky ReLU
+    and parametric ReLU. The group is not compact and gradient norms are unbounded on the orbit, so bound the
+    search. With `dyadic`, `exp` and `sample` round elements to powers of two, so that scaling is bit-exact in
+    every floating-point format, including bfloat16; the derivative ignores the rounding.
 
     >>> import jax.numpy as jnp
     >>> PositiveDiagonal(2, dyadic=True).exp(jnp.array([0.0, 1.0])).tolist()
@@ -168,7 +168,7 @@ class PositiveDiagonal(_AbstractDiagonal):
         rounded = jnp.round(coordinates / jnp.log(2.0))
         exact = jnp.ldexp(jnp.ones_like(coordinates), rounded.astype(int))
         smooth = jnp.exp(coordinates)
-        # The value of `exact` (a power of two times one), the derivative of `smooth`.
+        # Has the value of `exact` (a power of two times 1) and the derivative of `smooth`.
         return exact * (smooth / jax.lax.stop_gradient(smooth))
 
     def power(self, a, exponent):
@@ -181,9 +181,9 @@ class PositiveDiagonal(_AbstractDiagonal):
 
 
 class NonzeroDiagonal(_AbstractDiagonal):
-    """Scalings by numbers other than zero, of either sign; the algebra log s reaches the positive ones.
+    """Scalings by nonzero numbers of either sign; `exp`, with coordinates log s, reaches the positive ones.
 
-    The change of basis of arXiv:2012.01118: any activation has it if the scale travels with the activation,
+    The change of basis of arXiv:2012.01118. Any activation has this symmetry if it carries its own scale,
     z -> tau sigma(z / tau), where tau is a parameter with the spec "h".
 
     >>> import jax
@@ -205,7 +205,7 @@ class NonzeroDiagonal(_AbstractDiagonal):
 
 
 class SignDiagonal(_AbstractDiagonal):
-    """Flips of sign: an element holds +1 and -1, of shape (*per, size). Discrete: there is no algebra.
+    """Sign flips: an element is an array of +1 and -1 of shape (*per, size). Discrete, without an algebra.
 
     The symmetry of units with an odd activation, sigma(-z) = -sigma(z): tanh, sine.
 
@@ -244,9 +244,9 @@ class SignDiagonal(_AbstractDiagonal):
 
 
 class Permutation(AbstractGroup):
-    """Permutations: an element holds indices p of shape (*per, size), (g x)_i = x_{p_i}. Discrete.
+    """Permutations: an element is an array of indices p of shape (*per, size), (g x)_i = x_{p_i}. Discrete.
 
-    The symmetry of units that are all alike, whatever their activation; of heads, channels and experts.
+    The symmetry of interchangeable units with any activation, and of heads, channels and experts.
 
     >>> import jax.numpy as jnp
     >>> Permutation(3).multiply(jnp.array([2, 0, 1]), jnp.array([[1.0], [2.0], [3.0]])).ravel().tolist()
@@ -290,5 +290,5 @@ class Permutation(AbstractGroup):
 
 
 def log_scales(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
-    """Uniform on [-1, 1]: logarithms of well-conditioned scales."""
+    """Logarithms of well-conditioned scales, uniform on [-1, 1]."""
     return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)

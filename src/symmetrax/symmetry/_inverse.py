@@ -1,4 +1,4 @@
-"""The inverse of a matrix without LAPACK, safe on any number of devices and cheap to differentiate."""
+"""A matrix inverse without LAPACK, safe on any number of devices and cheap to differentiate."""
 
 from functools import partial
 
@@ -11,10 +11,10 @@ from jaxtyping import Array, Inexact
 def inverse(x: Inexact[Array, "n n"]) -> Inexact[Array, "n n"]:
     """x^-1 by Gauss-Jordan elimination with partial pivoting; infinite or NaN for a singular matrix.
 
-    For the small matrices of hidden units it is as fast as LAPACK, whose calls XLA spreads over its threads
-    and waits for in one of them, so that two programs on two host devices can wait for each other for ever.
-    The derivative is -x^-1 dx x^-1, from products. The inverse of data alone is computed once before a
-    differentiated loop in which it is used.
+    For the small matrices of hidden units it is as fast as LAPACK. XLA spreads LAPACK calls over its threads
+    and waits for them in one of these threads, so two programs on two host devices can deadlock. The
+    derivative is -x^-1 dx x^-1, computed from products. An inverse that depends only on data is computed
+    once, before the differentiated loop that uses it.
 
     >>> import jax.numpy as jnp
     >>> print(inverse(jnp.array([[0.0, 2.0], [4.0, 0.0]])))
@@ -32,7 +32,7 @@ def _inverse_jvp(primals, tangents):
 
 @partial(jax.jit, inline=True)
 def _eliminated(x: Inexact[Array, "n n"]) -> Inexact[Array, "n n"]:
-    """The inverse. Compiled: outside of compiled code the loop would be compiled anew at every call."""
+    """The inverse, jitted because every call outside compiled code would otherwise recompile the loop."""
     n = x.shape[0]
     rows = jnp.arange(n)
 
@@ -41,7 +41,7 @@ def _eliminated(x: Inexact[Array, "n n"]) -> Inexact[Array, "n n"]:
         pivot = jnp.argmax(jnp.where(rows >= k, jnp.abs(own), -1.0))
         at_pivot = (rows == pivot)[:, None]
         best = jnp.sum(jnp.where(at_pivot, a, 0.0), axis=0)
-        a = jnp.where(at_pivot, a[k], a)  # what was in row k goes where the pivot was
+        a = jnp.where(at_pivot, a[k], a)  # row k moves to where the pivot row was
         best = best / best[k]
         return jnp.where(at_k, best, a - a[:, k, None] * best)
 

@@ -1,4 +1,4 @@
-"""Two symmetries of one tree as one."""
+"""The combination of two symmetries of the same tree."""
 
 import math
 
@@ -10,11 +10,11 @@ from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition
 
 
 class Joined(AbstractLieSymmetry):
-    """`first | second`: an element is a pair (a, b), and acts as `a` after `b`.
+    """The combination `first | second`: an element is a pair (a, b) that acts as `a` after `b`.
 
-    This is the action of a group only if the two commute, act(a, act(b, w)) = act(b, act(a, w)), as they do
-    on different arrays or different spaces: `verify` measures it as the law of composition. The coordinates
-    are those of the first, then those of the second, as one vector.
+    This is a group action only if the two commute, act(a, act(b, w)) = act(b, act(a, w)), as they do on
+    different arrays or different spaces; `verify` tests this through the composition law. The coordinate
+    vector is the concatenation of both coordinate vectors, first and second.
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> params = {"w1": jnp.ones((4, 3)), "w2": jnp.ones((2, 4))}

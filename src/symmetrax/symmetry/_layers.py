@@ -1,4 +1,4 @@
-"""The layers of a perceptron in their order, and the bias of each, from names and shapes."""
+"""Infers the order of a perceptron's layers, and the bias of each layer, from names and shapes."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,11 +13,11 @@ from symmetrax.symmetry._layouts import Layout, side_of
 
 
 def layer_order(params: PyTree, arrays: Mapping[str, Any], matrices: list[str], layout: Layout) -> list[str]:
-    """The matrices in the order of their layers: that of the tree, where it has one.
+    """The matrices in the order of their layers, which is the tree order where that is meaningful.
 
-    A dict has none, since JAX sorts its keys: there it is the order of the numbers in names that are equal
-    otherwise, or the only one in which every layer reads what the one before it writes. Raises ValueError if
-    there is no such order, or more than one.
+    The order of a dict is not, since JAX sorts its keys: there it is the order of the numbers in names that
+    are otherwise equal, or else the only order in which the shapes of consecutive layers match. Raises
+    ValueError if there is no such order, or more than one.
     """
     if len(matrices) < 2 or not _between_keys(params, matrices):
         return matrices
@@ -47,9 +47,9 @@ def layer_order(params: PyTree, arrays: Mapping[str, Any], matrices: list[str], 
 def bias_paths(
     params: PyTree, weights: Sequence[str], outs: Sequence[int], vectors: list[str], arrays: Mapping[str, Any]
 ) -> list[str | None]:
-    """The bias of each layer, None for one without: by parent, by number, by width, or in order.
+    """The bias of each layer, or None, matched by parent, by number, by width, or in order.
 
-    Raises ValueError if vectors cannot be told apart.
+    Raises ValueError if the match is ambiguous.
     """
     if not vectors:
         return []
@@ -77,7 +77,7 @@ def bias_paths(
 
 
 def _between_keys(params: PyTree, matrices: list[str]) -> bool:
-    """Whether some of these arrays are told apart by the keys of a dict that are no numbers."""
+    """Whether some of these arrays differ in their path by a dict key that is not an integer."""
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     chosen = [path for name, path in zip(leaf_names(params), paths, strict=True) if name in set(matrices)]
     for one, other in pairwise(chosen):
@@ -88,7 +88,7 @@ def _between_keys(params: PyTree, matrices: list[str]) -> bool:
 
 
 def _chains(matrices: list[str], follows) -> Iterator[list[str]]:
-    """All orders in which every matrix follows the one before it."""
+    """Generates all orders in which every matrix follows the previous matrix."""
 
     def extended(chain: list[str], left: list[str]) -> Iterator[list[str]]:
         if not left:

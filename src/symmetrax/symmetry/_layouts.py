@@ -1,4 +1,4 @@
-"""How layers store their arrays, and the specs that follow: helpers of the ready specs."""
+"""Storage layouts of layers and the specs they imply: helpers for the ready-made symmetries."""
 
 import string
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ def matrix_spec(out: str, into: str, layout: HeadLayout) -> str:
 
 
 def stream_spec(axes: int, word: str, side: Literal["write", "read"], layout: HeadLayout) -> str:
-    """The spec of an array with the stream on the side on which it writes, or reads."""
+    """The spec of an array whose output ("write") or input ("read") side is the stream."""
     first = (layout == "out in") == (side == "write")
     blanks = ["_"] * (axes - 1)
     return " ".join([word, *blanks] if first else [*blanks, word])
@@ -29,12 +29,12 @@ def kernel_spec(axes: int, out: str, into: str, layout: Layout) -> str:
 
 
 def vector_spec(axes: int, word: str) -> str:
-    """A bias; equinox gives those of convolutions axes of length 1 behind."""
+    """The spec of a bias; convolution biases in equinox have trailing axes of length 1."""
     return " ".join([word, *["_"] * (axes - 1)])
 
 
 def head_size(arrays: Mapping[str, Any], path: str, heads: int, layout: HeadLayout) -> int:
-    """The entries of one head. Raises ValueError if the heads do not divide the outputs."""
+    """The number of entries per head. Raises ValueError if the heads do not divide the outputs."""
     shape = shape_of(arrays, path)
     if layout == "heads":
         return shape[-1]
@@ -45,7 +45,7 @@ def head_size(arrays: Mapping[str, Any], path: str, heads: int, layout: HeadLayo
 
 
 def side_of(shape: tuple[int, ...], side: Literal["out", "in"], layout: Layout) -> int:
-    """How many outputs or inputs a kernel of this shape has."""
+    """The number of outputs or inputs of a kernel of this shape."""
     if layout == "out in":
         return shape[0] if side == "out" else shape[1]
     return shape[-1] if side == "out" else shape[-2]
@@ -57,12 +57,12 @@ def shape_of(arrays: Mapping[str, Any], path: str) -> tuple[int, ...]:
 
 
 def with_axes(arrays: Mapping[str, Any], axes: int) -> tuple[str, ...]:
-    """The paths of all arrays with so many axes, in the order of the tree."""
+    """The paths of all arrays with this number of axes, in tree order."""
     return tuple(path for path, array in arrays.items() if len(array.shape) == axes)
 
 
 def path_fields(pattern: str) -> str:
-    """The `{i}` of a pattern, to put behind the name of a space."""
+    """The `{i}` of a pattern, to append to the name of a space."""
     return "".join(
         f"{{{field}}}" for _, field, _, _ in string.Formatter().parse(pattern) if field is not None
     )

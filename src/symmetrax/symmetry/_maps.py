@@ -1,4 +1,4 @@
-"""Invertible maps h of R^n, through which rotations are pulled back."""
+"""Invertible maps h of R^n, for pulling back rotations."""
 
 from abc import abstractmethod
 
@@ -35,7 +35,7 @@ class AbstractMap(eqx.Module):
 class Affine(AbstractMap):
     """h(x) = matrix @ x + offset, with `matrix` of shape (n, n) and `offset` of shape (n,).
 
-    The inverse is a closed form when n = 2 and a linear solve above.
+    The inverse has a closed form for n = 2 and uses a linear solve for larger n.
 
     >>> import jax.numpy as jnp
     >>> Affine(jnp.array([[1.0, 2.0], [2.0, 1.0]]), jnp.array([-7.0, -5.0]))(jnp.array([1.0, 3.0])).tolist()
@@ -61,11 +61,11 @@ class Affine(AbstractMap):
 
 
 class Triangular(AbstractMap):
-    """h(x, y) = (c(x) y + d(x), a x + b), the map behind Rosenbrock's function, on the plane.
+    """h(x, y) = (c(x) y + d(x), a x + b), the map of the plane behind Rosenbrock's function.
 
-    `a` and `b` are numbers, `c` and `d` the coefficients of polynomials in x, highest power first. Its
+    `a` and `b` are numbers; `c` and `d` are the coefficients of polynomials in x, highest power first. The
     inverse is x = (v - b) / a, y = (u - d(x)) / c(x) for (u, v) = h(x, y): it exists where a and c(x) are
-    not zero, and moves points far where they are small.
+    nonzero, and moves points far where they are small.
 
     >>> import jax.numpy as jnp
     >>> h = Triangular(jnp.array(1.0), jnp.array(-1.0), jnp.array([-10.0]), jnp.array([10.0, 0.0, 0.0]))
@@ -91,7 +91,7 @@ class Triangular(AbstractMap):
 
 
 def polynomial(coefficients: Inexact[Array, " k"], x: Inexact[Array, ""]) -> Inexact[Array, ""]:
-    """The polynomial at x by Horner's rule, unrolled: `jnp.polyval` loops, which does not fuse."""
+    """Evaluates a polynomial at x by unrolled Horner's rule; the loop in `jnp.polyval` does not fuse."""
     value = coefficients[0]
     for coefficient in coefficients[1:]:
         value = value * x + coefficient

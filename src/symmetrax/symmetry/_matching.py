@@ -1,4 +1,4 @@
-"""Bringing one network's units into the order of another's."""
+"""Weight matching: permutes the units of a network to align them with another network."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -47,28 +47,28 @@ def weight_matching(
     sweeps: int = 50,
     return_distance: bool = False,
 ) -> dict[str, Array] | tuple[dict[str, Array], float]:
-    """The element of permutations that brings `params` near to `target`.
+    """Finds the permutations that align `params` with `target`.
 
-    Maximizes <act(a, params), target> over one space at a time, in random order, until no space improves or
-    `sweeps` are done: weight matching, as in git re-basin (arXiv:2209.04836). Where a space is on one axis of
-    every array, each of these is an assignment problem, and solved exactly; where it is on two axes of one
-    array, as the units of a recurrent network are, it is a quadratic one, and improved by Frank-Wolfe steps
-    from the current permutation. The search runs twice, from the identity and from an assignment by what no
-    permutation changes (the sorted entries of a unit), and keeps the better end.
+    Maximizes <act(a, params), target> over a space at a time, in random order, until no space improves or
+    after `sweeps` sweeps: weight matching, as in git re-basin (arXiv:2209.04836). If a space occurs on a
+    single axis of every array, its subproblem is a linear assignment problem, which is solved exactly. If it
+    occurs on two axes of an array, like the units of a recurrent network, the subproblem is a quadratic
+    assignment problem, which is improved by Frank-Wolfe steps from the current permutation. The search runs
+    twice, from the identity and from an assignment by permutation invariants (the sorted entries of each
+    unit), and keeps the better result.
 
-    From the second start a permuted copy of a network whose units differ is recovered exactly, and one with a
-    little noise as a rule. Networks that were trained apart have a local optimum found for them: look at the
-    distance.
+    The second start recovers a permuted copy of a network with distinct units exactly, and usually also a
+    slightly noisy copy. For independently trained networks you get a local optimum, so check the distance.
 
-    **Arguments:** `params` and `target` are trees of concrete arrays of equal shapes: the work is done on the
-    host, with NumPy and SciPy, in double precision.
+    **Arguments:** `params` and `target` are trees of concrete arrays of equal shapes; the computation runs on
+    the host, with NumPy and SciPy, in double precision.
 
-    **Returns** the element; with `return_distance`, also the distance that remains,
-    ||act(a, params) - target|| / ||target|| over the arrays that have specs: 0 for an exact match, about 1.4
-    for networks that have nothing in common.
+    **Returns** the element; with `return_distance`, also the remaining distance
+    ||act(a, params) - target|| / ||target|| over the arrays with specs: 0 for an exact match, about 1.4 for
+    unrelated networks.
 
-    **Errors:** ValueError for a group that is not `Permutation`, an array that is missing, is not finite or
-    has different shapes in the two trees; TypeError inside `jax.jit` and other transformations.
+    **Errors:** ValueError for a group that is not `Permutation`, and for an array that is missing, not finite
+    or of different shapes in the two trees; TypeError inside `jax.jit` and other transformations.
 
     >>> import jax, jax.numpy as jnp, symmetrax as sx
     >>> params = {"w1": jnp.arange(6.0).reshape(3, 2), "w2": jnp.ones((1, 3))}
@@ -95,20 +95,20 @@ def weight_matching(
 
 @dataclasses.dataclass(frozen=True)
 class _Block:
-    """One block of an array in both networks, and the spaces that act on it."""
+    """A block of an array in both networks, and the spaces that act on it."""
 
     had: np.ndarray
     wanted: np.ndarray
     touches: tuple[Touch, ...]
 
 
-#: Of every space the order of its units, (*per, n), or a mixture of orders as matrices, (*per, n, n).
+#: The order of the units in every space, (*per, n), or a mixture of orders as matrices, (*per, n, n).
 _Orders = Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Problem:
-    """Which orders of the units of one network are nearest to another's."""
+    """The problem of ordering the units of a network to best match another network."""
 
     groups: Mapping[str, Permutation]
     blocks: list[_Block]
@@ -117,11 +117,11 @@ class _Problem:
         return {name: np.asarray(group.identity()) for name, group in self.groups.items()}
 
     def by_sorted_entries(self) -> _Orders:
-        """Every space matched by itself: sorted along the axes that others permute, entries have no order."""
+        """Matches every space by itself, with entries sorted along the axes that other spaces permute."""
         return {name: _assign(self.gains(name, self.identity(), sort=True)) for name in self.groups}
 
     def climb(self, orders: _Orders, sweeps: int) -> _Orders:
-        """Coordinate ascent over the spaces, until none improves."""
+        """Coordinate ascent over the spaces, until no space improves."""
         random = np.random.default_rng(0)
         for _ in range(sweeps):
             changed = False
@@ -134,13 +134,13 @@ class _Problem:
         return orders
 
     def improve(self, space: str, orders: _Orders) -> _Orders | None:
-        """Better orders of one space, or None."""
+        """Orders with a better permutation of one space, or None if there is no improvement."""
         score = self.score(orders)
         gains = self.gains(space, orders)
         found = {**orders, space: _assign(gains)}
         if not self.repeated(space):
             return found if self.score(found) > score + _rounding(score) else None
-        # Frank-Wolfe for the quadratic problem: mixtures of orders, by the best step towards an assignment.
+        # Frank-Wolfe for the quadratic problem: over mixtures of orders, with exact line search.
         mixed = {**orders, space: _matrices(orders[space])}
         for _ in range(30):
             towards = _matrices(_assign(gains)) - mixed[space]
@@ -157,20 +157,20 @@ class _Problem:
         return best if self.score(best) > score + _rounding(score) else None
 
     def repeated(self, space: str) -> bool:
-        """Whether a space is on several axes of one block."""
+        """Whether a space acts on several axes of the same block."""
         return any(sum(t.word.name == space for t in block.touches) > 1 for block in self.blocks)
 
     def score(self, orders: _Orders) -> float:
-        """The pairing of the moved network with the target."""
+        """The inner product of the moved network and the target."""
         return float(sum(np.vdot(b.wanted, self.moved(b, orders)).real for b in self.blocks))
 
     def distance(self, orders: _Orders) -> float:
-        """How far the moved network is from the target, relative to the target."""
+        """The distance of the moved network from the target, relative to the target."""
         gaps = sum(np.sum(np.abs(self.moved(b, orders) - b.wanted) ** 2) for b in self.blocks)
         return float(np.sqrt(gaps / max(sum(np.sum(np.abs(b.wanted) ** 2) for b in self.blocks), 1e-300)))
 
     def gains(self, space: str, orders: _Orders, *, sort: bool = False) -> np.ndarray:
-        """gains[..., i, j]: what unit j in the place of i adds to the score, all else being in `orders`."""
+        """gains[..., i, j]: the score gained by unit j in place i, with all other spaces in `orders`."""
         group = self.groups[space]
         total = np.zeros((*group.lengths, group.size, group.size))
         for block in self.blocks:
@@ -188,7 +188,7 @@ class _Problem:
         return total
 
     def moved(self, block: _Block, orders: _Orders) -> np.ndarray:
-        """A block of the network with its units in `orders`."""
+        """A block of the network with its units permuted by `orders`."""
         x = block.had
         for touch in block.touches:
             order = orders[touch.word.name]
@@ -203,26 +203,26 @@ class _Problem:
 
 
 def _assign(gains: np.ndarray) -> np.ndarray:
-    """The order with the largest sum of gains, for every copy of the group."""
+    """The order with the largest total gain, for every copy of the group."""
     flat = gains.reshape(-1, *gains.shape[-2:])
     orders = [scipy.optimize.linear_sum_assignment(one, maximize=True)[1] for one in flat]
     return np.array(orders).reshape(gains.shape[:-1])
 
 
 def _matrices(order: np.ndarray) -> np.ndarray:
-    """Permutation matrices of orders, (*per, n) to (*per, n, n)."""
+    """The permutation matrices of orders: (*per, n) to (*per, n, n)."""
     return np.eye(order.shape[-1])[order]
 
 
 def _rows(x: np.ndarray, touch: Touch) -> np.ndarray:
-    """The touched axis last but one, behind its indices."""
+    """Reshapes to the index axes first, then the touched axis, then all other axes flattened."""
     axes = (*touch.indices, touch.axis)
     front = np.moveaxis(x, axes, range(len(axes)))
     return front.reshape(*front.shape[: len(axes)], -1)
 
 
 def _sorted_along(x: np.ndarray, axes: set[int]) -> np.ndarray:
-    """Entries in order of size along these axes together: the same for every permutation of them."""
+    """Sorts entries jointly along these axes: a permutation-invariant arrangement."""
     if not axes:
         return x
     front = np.moveaxis(x, sorted(axes), range(-len(axes), 0))
@@ -232,12 +232,12 @@ def _sorted_along(x: np.ndarray, axes: set[int]) -> np.ndarray:
 
 
 def _rounding(score: float) -> float:
-    """The tolerance for rounding in a score, without which the search could run in circles."""
+    """The rounding tolerance of a score, without which the search could cycle."""
     return 1e-12 * abs(score) + 1e-300
 
 
 def _blocks(symmetry: NetworkSymmetry, params: PyTree, target: PyTree) -> list[_Block]:
-    """The blocks of both networks, in double precision; raises for what cannot be compared."""
+    """The blocks of both networks, in double precision; raises if they cannot be compared."""
     ours, theirs = _on_host(symmetry, "params", params), _on_host(symmetry, "target", target)
     for name in ours:
         if ours[name].shape != theirs[name].shape:
@@ -255,7 +255,7 @@ def _blocks(symmetry: NetworkSymmetry, params: PyTree, target: PyTree) -> list[_
 
         symmetry.visit(tree, collect)
         sides.append(blocks)
-    # Divided by the largest entry, so that no square overflows.
+    # Divide by the largest entry, so that no square overflows.
     largest = [float(np.max(np.abs(x), initial=0.0)) for blocks in sides for x, _ in blocks]
     scale = max(largest, default=0.0) or 1.0
     pairs = zip(*sides, strict=True)
@@ -263,7 +263,7 @@ def _blocks(symmetry: NetworkSymmetry, params: PyTree, target: PyTree) -> list[_
 
 
 def _on_host(symmetry: NetworkSymmetry, what: str, tree: PyTree) -> dict[str, np.ndarray]:
-    """The arrays that have specs, by name, in double precision; raises for what cannot be matched."""
+    """The arrays with specs, by name, in double precision; raises for arrays that cannot be matched."""
     names = leaf_names(tree)
     check_present(symmetry.specs, names)
     found: dict[str, np.ndarray] = {}

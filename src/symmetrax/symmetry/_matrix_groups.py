@@ -1,4 +1,4 @@
-"""Groups of full matrices: rotations, scaled rotations, general linear groups, and exp by products."""
+"""Groups of dense matrices: rotations, scaled rotations and general linear groups."""
 
 import math
 from typing import ClassVar
@@ -19,7 +19,7 @@ from symmetrax.symmetry._groups import AbstractGroup, Per, as_per, log_scales
 
 
 class _AbstractRotation(AbstractGroup):
-    """Orthogonal matrices: an element is a matrix q of shape (*per, size, size)."""
+    """Orthogonal matrices: an element is an array q of shape (*per, size, size)."""
 
     compact: ClassVar[bool] = True
 
@@ -43,7 +43,7 @@ class _AbstractRotation(AbstractGroup):
         return _rotation(coordinates, self.size)
 
     def bounded(self, coordinates, bound):
-        """Long ones shortened: they reach nothing that short ones do not, and their angles are rounded."""
+        """Shortens long coordinates, which reach no further elements and lose precision in their angles."""
         return shortened(coordinates, self.size)
 
     def multiply(self, a, x):
@@ -51,10 +51,10 @@ class _AbstractRotation(AbstractGroup):
 
 
 class SpecialOrthogonal(_AbstractRotation):
-    """Rotations of R^n: an element is a matrix of shape (*per, n, n) with determinant 1.
+    """Rotations of R^n: an element has shape (*per, n, n) and determinant 1.
 
-    The algebra has n(n-1)/2 coordinates, the entries above the diagonal of a skew matrix, up to sign: one
-    angle in radians when n = 2, where `exp` is the counter-clockwise rotation.
+    The algebra has n(n-1)/2 coordinates, which up to sign are the entries above the diagonal of a
+    skew-symmetric matrix. For n = 2 this is an angle in radians, and `exp` rotates counterclockwise.
 
     >>> import jax.numpy as jnp
     >>> quarter = SpecialOrthogonal(2).exp(jnp.array([jnp.pi / 2]))
@@ -70,7 +70,7 @@ class SpecialOrthogonal(_AbstractRotation):
             raise ValueError(f"A rotation needs a space of at least 2 dimensions, got size={self.size}.")
 
     def sample(self, key):
-        """Uniform (Haar) rotation."""
+        """A uniformly (Haar) distributed rotation."""
         if self.size == 2:
             return self.exp(jax.random.uniform(key, self.algebra, minval=-jnp.pi, maxval=jnp.pi))
         rotation = jax.random.orthogonal(key, self.size, self.lengths)
@@ -78,11 +78,11 @@ class SpecialOrthogonal(_AbstractRotation):
 
 
 class Orthogonal(_AbstractRotation):
-    """Rotations and reflections of R^n: an element is an orthogonal matrix of shape (*per, n, n).
+    """Rotations and reflections of R^n: an element is orthogonal, of shape (*per, n, n).
 
-    The symmetry of a residual stream that is only read through RMSNorm, and of queries and keys that are
-    normalized without gains. With `fix="mean"` it is the subgroup that keeps the vector of ones, for
-    LayerNorm; its algebra has (n-1)(n-2)/2 coordinates instead of n(n-1)/2.
+    The symmetry of a residual stream that is read only through RMSNorm, and of queries and keys that are
+    normalized without gains. With `fix="mean"`, for LayerNorm, it is the subgroup that fixes the vector of
+    ones; its algebra has (n-1)(n-2)/2 coordinates instead of n(n-1)/2.
 
     >>> import jax, jax.numpy as jnp
     >>> q = Orthogonal(4, fix="mean").sample(jax.random.key(0))
@@ -114,7 +114,7 @@ class Orthogonal(_AbstractRotation):
         return shortened(coordinates, self._free)
 
     def sample(self, key):
-        """Uniform (Haar) orthogonal matrix; of size 1 the reflection."""
+        """A uniformly (Haar) distributed orthogonal matrix; for size 1, the reflection."""
         if self.size == 1:
             return -self.identity()
         return self._embed(jax.random.orthogonal(key, self._free, self.lengths))
@@ -127,7 +127,7 @@ class Orthogonal(_AbstractRotation):
         return super().__str__() if self.fix is None else f"{super().__str__()[:-1]}, fix={self.fix!r})"
 
     def _embed(self, q: Array) -> Array:
-        """From the complement of the fixed vector to the whole space, by a reflection."""
+        """Embeds an orthogonal map of the fixed vector's complement in the whole space, by a reflection."""
         if self.fix is None:
             return q
         whole = self.identity().astype(q.dtype).at[..., :-1, :-1].set(q)
@@ -137,11 +137,11 @@ class Orthogonal(_AbstractRotation):
 
 
 class ScaledRotation(AbstractGroup):
-    """2 x 2 rotations times positive scales: what commutes with rotary position embeddings.
+    """2 x 2 rotations times positive scales, which commute with rotary position embeddings.
 
-    An element is z = (a, b), the complex number a + ib, arrays of shape (*per,), acting as [[a, -b], [b, a]];
-    the algebra has shape (*per, 2): log of the scale, and the angle in radians. With `unit` the scale is 1
-    and the algebra is the angle alone, of shape (*per, 1).
+    An element is a pair z = (a, b) of arrays of shape (*per,) for the complex number a + ib, acting as
+    [[a, -b], [b, a]]. The algebra has shape (*per, 2): the log of the scale, and the angle in radians. With
+    `unit`, the scale is 1 and the algebra is just the angle, of shape (*per, 1).
 
     >>> import jax.numpy as jnp
     >>> half = ScaledRotation().exp(jnp.array([0.0, jnp.pi]))
@@ -216,12 +216,12 @@ class ScaledRotation(AbstractGroup):
 
 
 class GeneralLinear(AbstractGroup):
-    """Invertible matrices: an element is the pair (g, g^-T), each of shape (*per, n, n).
+    """Invertible matrices: an element is a pair (g, g^-T), each of shape (*per, n, n).
 
-    The pair makes inverse and dual free and exact; `element` makes one from g. The algebra is all matrices,
-    of shape (*per, n, n), and `exp` is the matrix exponential, built from products: NaN where the condition
-    of g is beyond the precision of numbers. Not compact: gradients on the orbit have no largest norm, so
-    bound the search.
+    Storing the pair makes inverse and dual free and exact; use `element` to make it from g. The algebra is
+    all matrices of shape (*per, n, n), and `exp` is the matrix exponential, computed from products alone: NaN
+    where g is too ill-conditioned for the precision of its dtype. The group is not compact and gradient norms
+    are unbounded on the orbit, so bound the search.
 
     >>> import jax.numpy as jnp
     >>> group = GeneralLinear(2)
@@ -238,7 +238,7 @@ class GeneralLinear(AbstractGroup):
         return (*self.lengths, self.size, self.size)
 
     def element(self, g: Float[Array, "... n n"]) -> tuple[Float[Array, "... n n"], Float[Array, "... n n"]]:
-        """The element with matrix `g`, of shape (*per, n, n). Raises ValueError if it has no inverse."""
+        """The element with matrix `g` of shape (*per, n, n). Raises ValueError if `g` is singular."""
         if g.shape != self.algebra:
             raise ValueError(f"An element of {self} has shape {self.algebra}, got {g.shape}.")
         condition = float(jnp.max(jnp.linalg.cond(g)))
@@ -255,7 +255,7 @@ class GeneralLinear(AbstractGroup):
     def compose(self, a, b):
         g = jnp.matmul(a[0], b[0], precision="highest")
         dual = jnp.matmul(a[1], b[1], precision="highest")
-        # One Newton step towards the true inverse transpose: rounding does not pile up over many products.
+        # A Newton step towards the true inverse transpose keeps rounding from accumulating over products.
         product = jnp.einsum("...ji,...jk->...ik", g, dual, precision="highest")
         return g, jnp.matmul(dual, 2 * jnp.eye(self.size, dtype=g.dtype) - product, precision="highest")
 
@@ -269,17 +269,17 @@ class GeneralLinear(AbstractGroup):
         return self._element(exponential_pair_or_nan(coordinates))
 
     def exp_within(self, coordinates: Float[Array, "... n n"], reach: float) -> tuple[Array, Array]:
-        """`exp` of matrices with norms up to `reach`: the fewer products, the smaller it is."""
+        """`exp` of matrices with norms up to `reach`; a smaller `reach` needs fewer products."""
         return self._element(exponential_pair(coordinates, reach))
 
     @staticmethod
     def _element(pair: tuple[Array, Array]) -> tuple[Array, Array]:
-        """From a matrix and its inverse."""
+        """Makes an element from a matrix and its inverse."""
         g, inverse = pair
         return g, jnp.swapaxes(inverse, -1, -2)
 
     def jet(self, direction: Float[Array, "... n n"], t: Float[Array, ""]) -> tuple[Array, Array]:
-        """The first four terms of the series of `exp(t * direction)`: exact in three derivatives at t = 0."""
+        """The first four terms of the series of `exp(t * direction)`: exact to third derivatives at t = 0."""
         both = jnp.stack([direction, -jnp.swapaxes(direction, -1, -2)])
         square = product(both, both)
         cube = product(square, both)
@@ -287,14 +287,14 @@ class GeneralLinear(AbstractGroup):
         return g, dual
 
     def bounded(self, coordinates, bound):
-        """Each matrix shortened to Frobenius norm `bound`."""
+        """Shortens each matrix to a Frobenius norm of at most `bound`."""
         square = jnp.sum(coordinates**2, axis=(-1, -2), keepdims=True)
         too_long = square > jnp.square(bound)
         shortened = coordinates * bound / jnp.sqrt(jnp.where(too_long, square, 1.0))
         return jnp.where(too_long, shortened, coordinates)
 
     def sample(self, key):
-        """Orthogonal times diagonal times orthogonal, with entries of the diagonal between 1/e and e."""
+        """Orthogonal times diagonal times orthogonal, with diagonal entries between 1/e and e."""
         left, middle, right = jax.random.split(key, 3)
         q = jax.random.orthogonal(left, self.size, self.lengths)
         r = jax.random.orthogonal(right, self.size, self.lengths)
@@ -308,7 +308,7 @@ class GeneralLinear(AbstractGroup):
 
 
 def matvec(matrix: Float[Array, "m n"], x: Inexact[Array, " n"]) -> Inexact[Array, " m"]:
-    """A small matrix times a vector, as products and sums: it fuses where a tiny dot would not."""
+    """A small matrix times a vector, as products and sums, which XLA fuses where it would not fuse a dot."""
     if matrix.shape == (2, 2):
         (p, q), (r, t) = matrix
         return jnp.stack([p * x[0] + q * x[1], r * x[0] + t * x[1]])
@@ -316,7 +316,7 @@ def matvec(matrix: Float[Array, "m n"], x: Inexact[Array, " n"]) -> Inexact[Arra
 
 
 def _rotation(coordinates: Float[Array, "... k"], size: int) -> Float[Array, "... n n"]:
-    """exp of `skew` matrices; a closed form when there is one angle."""
+    """exp of `skew` matrices, in closed form for n = 2."""
     if size == 2:
         c, s = jnp.cos(coordinates[..., 0]), jnp.sin(coordinates[..., 0])
         return jnp.stack([jnp.stack([c, -s], axis=-1), jnp.stack([s, c], axis=-1)], axis=-2)
@@ -324,9 +324,9 @@ def _rotation(coordinates: Float[Array, "... k"], size: int) -> Float[Array, "..
 
 
 def shortened(coordinates: Float[Array, "... k"], size: int) -> Float[Array, "... k"]:
-    """Coordinates of rotations of R^n, no longer than those of half a turn in every plane (or than `REACH`).
+    """Shortens coordinates of rotations to half a turn in every plane of R^n (or to `REACH`, if longer).
 
-    In the plane an angle stays what it is.
+    For n = 2 the angle is returned unchanged.
     """
     if size == 2:
         return coordinates

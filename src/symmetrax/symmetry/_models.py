@@ -1,9 +1,9 @@
-"""Ready specs: the symmetries of common layers, for parameters under any names.
+"""Ready-made symmetries of common layers, for parameters with any names.
 
-Each function returns a `NetworkSymmetry`; `a | b` joins several into one. Paths may hold patterns
-(`blocks.{i}.mlp.up.weight`): every block then gets spaces of its own. `layout` says how matrices are stored:
-"out in" (equinox, PyTorch; convolutions out, in, height, width) or "in out" (flax; height, width, in, out).
-None of them looks at the loss: check with `verify`.
+Each function returns a `NetworkSymmetry`; combine several with `a | b`. Paths may contain patterns
+(`blocks.{i}.mlp.up.weight`), in which case every block gets its own spaces. `layout` is the storage order of
+matrices: "out in" (equinox, PyTorch; convolutions out, in, height, width) or "in out" (flax; height, width,
+in, out). These functions never evaluate the loss, so check the result with `verify`.
 """
 
 from collections.abc import Sequence
@@ -41,20 +41,21 @@ def mlp_symmetry(
     scales: Sequence[str] = (),
     name: str = "hidden",
 ) -> NetworkSymmetry:
-    """One space for every hidden layer of a multilayer perceptron.
+    """The symmetry of a multilayer perceptron, with a space for every hidden layer.
 
     The group depends on the activation: `PositiveDiagonal` for ReLU, leaky and parametric ReLU,
-    `SignDiagonal` for odd ones (tanh), `Permutation` for any, `Orthogonal` for radial ones, `GeneralLinear`
-    for none. An activation with sigma(s z) = s^degree sigma(z), such as squared ReLU (`degree=2`), has
-    scalings too. Where `params.activation` is a function, as in `equinox.nn.MLP`, its values tell: by default
-    it gets scalings or signs; if it has neither, or not those asked for, ValueError says how to choose.
-    Without it the default is `PositiveDiagonal`.
+    `SignDiagonal` for odd activations (tanh), `Permutation` for any activation, `Orthogonal` for radial
+    activations, `GeneralLinear` for linear networks. An activation with sigma(s z) = s^degree sigma(z), such
+    as squared ReLU (`degree=2`), also has scalings. If `params.activation` is a function, as in
+    `equinox.nn.MLP`, its symmetry is inferred from its values: the default is then scalings or signs, and if
+    the activation has neither, or not the group you ask for, a ValueError explains your options. Without an
+    `activation`, the default is `PositiveDiagonal`.
 
     **Arguments:** `weights` and `biases` are paths, in the order of the layers; by default all matrices and
-    all vectors of `params`, in the order of the tree, or of a dict in the one order in which their shapes
+    all vectors of `params`, in tree order. For a dict, the default is the unique order in which their shapes
     (else their numbers) follow one another. `scales` are paths of vectors tau of activations
-    z -> tau sigma(z / tau), one for each hidden layer: with them every activation has the group
-    `NonzeroDiagonal`. Raises ValueError if the layers do not follow one another, or do in several orders.
+    z -> tau sigma(z / tau), a vector for each hidden layer: with them, every activation has the group
+    `NonzeroDiagonal`. Raises ValueError if the layers do not follow one another, or do so in several orders.
 
     >>> import equinox as eqx, jax, symmetrax as sx
     >>> model = eqx.nn.MLP(3, 2, width_size=5, depth=2, key=jax.random.key(0))
@@ -121,22 +122,22 @@ def residual_cnn_symmetry(
     group: MakeGroup | None = None,
     layout: Layout = "out in",
 ) -> NetworkSymmetry:
-    """The channels of a convolutional network with residual blocks: one stream, and one space in every block.
+    """The channel symmetry of a residual CNN: a space for the stream, and a space inside every block.
 
-    Every block adds `second(sigma(first(x)))` to the stream x, so that all that write to it share one
-    element. Vectors are biases: those of the stream in `stream_vectors`, those inside blocks, with the
-    blocks' `{i}`, in `inner_vectors`.
+    Every block adds `second(sigma(first(x)))` to the stream x, so all kernels that write to the stream share
+    an element. Vectors are biases: pass the biases of the stream as `stream_vectors`, and the biases inside
+    blocks, with the `{i}` of the blocks, as `inner_vectors`.
 
-    Where a kernel is followed by a normalization, with the statistics of the batch or running ones, pass
-    `normalized=True` (or the kernels where it is so), and as vectors the normalization's gains and biases,
-    not the kernel's. Scalings and signs then act on these vectors, and the kernel keeps its outputs.
-    Permutations move the kernel, its bias and its running means and variances as well, where they are in
-    `params`: give them as `stream_statistics` and `inner_statistics`. Permutations hold for batch
-    normalization only, not for channels in groups.
+    If kernels are followed by a normalization, with batch or running statistics, pass `normalized=True` (or a
+    list of the kernels concerned), and as vectors the gains and biases of the normalization instead of the
+    kernels'. Scalings and signs then act on these vectors and leave the outputs of the kernel unchanged.
+    Permutations also move the kernel, its bias, and its running means and variances if they are in `params`:
+    pass these as `stream_statistics` and `inner_statistics`. Permutations are valid only for batch
+    normalization, not for channels in groups.
 
-    **Arguments:** `stem` are paths of what writes to the stream first; `first` and `second` patterns of the
-    blocks' kernels; `head` the matrix that reads the stream, pooled or flattened. `group` as in
-    `mlp_symmetry`.
+    **Arguments:** `stem` lists the paths of the arrays that first write to the stream; `first` and `second`
+    are patterns of the blocks' kernels; `head` is the matrix that reads the stream, pooled or flattened.
+    `group` is as in `mlp_symmetry`.
 
     >>> import jax.numpy as jnp
     >>> params = {"stem": jnp.ones((4, 3, 3, 3)), "a0": jnp.ones((6, 4, 3, 3)), "b0": jnp.ones((4, 6, 3, 3))}
@@ -185,13 +186,14 @@ def gated_mlp_symmetry(
     group: MakeGroup = PositiveDiagonal,
     layout: Layout = "out in",
 ) -> NetworkSymmetry:
-    """The hidden units of down(act(gate x) * up x), a gated linear unit.
+    """The symmetry of the hidden units of a gated linear unit, down(act(gate x) * up x).
 
-    Whatever the gate's activation, `up` scales against `down` (positively; with `SignDiagonal`, in sign). A
-    ReLU gate (`relu=True`) scales as well, by its own amounts; where `params.activation` is a function, it
-    must be one whose values scale.
+    For any activation of the gate, `up` scales against `down` (positively or, with `SignDiagonal`, by signs).
+    A ReLU gate (`relu=True`) has independent scalings as well; if `params.activation` is a function, it must
+    be positively homogeneous.
 
-    **Arguments:** paths or patterns of the three matrices; `vectors` are biases of `up`.
+    **Arguments:** `gate`, `up` and `down` are paths or patterns of the matrices; `vectors` are biases of
+    `up`.
 
     >>> import jax.numpy as jnp
     >>> params = {"gate": jnp.ones((5, 3)), "up": jnp.ones((5, 3)), "down": jnp.ones((3, 5))}
@@ -224,12 +226,13 @@ def residual_stream_symmetry(
 ) -> NetworkSymmetry:
     """Rotations of a residual stream that is read only through normalization without gains.
 
-    RMSNorm commutes with every orthogonal matrix, LayerNorm with those that keep the mean. Gains must be
-    folded into the matrices that read, and be gone from the parameters: a gain that stays, even at one,
-    breaks the gradient law. A norm's epsilon is harmless here.
+    RMSNorm commutes with every orthogonal matrix, LayerNorm with the orthogonal matrices that preserve the
+    mean. Fold gains into the matrices that read the stream and remove them from the parameters: a remaining
+    gain, even if equal to 1, breaks the gradient law. The epsilon of the normalization is harmless here.
 
-    **Arguments:** paths or patterns of what adds to the stream and what reads it; `embeddings` are tables
-    (tokens, width), tied to the output or not; `vectors` are biases that are added to the stream.
+    **Arguments:** `writes` and `reads` are paths or patterns of the arrays that add to the stream and that
+    read it; `embeddings` are tables (tokens, width), tied to the output or not; `vectors` are biases added to
+    the stream.
 
     >>> import jax.numpy as jnp
     >>> params = {"embed": jnp.ones((7, 4)), "up": jnp.ones((5, 4)), "down": jnp.ones((4, 5))}
@@ -248,10 +251,11 @@ def residual_stream_symmetry(
 
 
 def low_rank_symmetry(params: PyTree, a: str, b: str, *, layout: Layout = "out in") -> NetworkSymmetry:
-    """The inner space of low-rank adapters, whose matrices count only by their product B A.
+    """The symmetry of low-rank adapters, which depend on their factors only through the product B A.
 
-    (B, A) -> (B M^-1, M A) for any invertible M. **Arguments:** paths or patterns of A (rank, in) and B (out,
-    rank), as in LoRA.
+    (B, A) -> (B M^-1, M A) for any invertible M.
+
+    **Arguments:** `a` and `b` are paths or patterns of A (rank, in) and B (out, rank), as in LoRA.
 
     >>> import jax.numpy as jnp
     >>> low_rank_symmetry({"A": jnp.ones((2, 6)), "B": jnp.ones((5, 2))}, "A", "B").specs
@@ -273,15 +277,16 @@ def normalized_scale_symmetry(
     groups: int | None = None,
     layout: Layout = "out in",
 ) -> NetworkSymmetry:
-    """The scale of what goes into a normalization, W -> s W: the output does not depend on it.
+    """The scale invariance of weights before a normalization, W -> s W.
 
-    The gradient goes with 1 / s, so this is a learning rate of its own for every scale. It holds up to the
-    norm's epsilon: report it as approximate. Of only two values that are normalized together the output is a
-    sign; then the gradient is epsilon's alone, and `verify` calls its law wrong.
+    The gradient is proportional to 1 / s, so the scale acts as an effective learning rate. The symmetry holds
+    up to the epsilon of the normalization, so report it as approximate. If only two values are normalized
+    together, the output is a sign; the gradient then comes from epsilon alone, and `verify` calls the
+    gradient law wrong.
 
-    **Arguments:** `kernels`, and `vectors` (their biases), scale together, the layer as a whole (LayerNorm,
-    RMSNorm), or in `groups` parts of the outputs (GroupNorm; BatchNorm: as many as there are channels). In
-    evaluation mode BatchNorm's running means are among the `vectors`, and its `variances` scale by s^2.
+    **Arguments:** `kernels` and `vectors` (their biases) scale together: the layer as a whole (LayerNorm,
+    RMSNorm), or in `groups` parts of the outputs (GroupNorm; for BatchNorm, the number of channels). In
+    evaluation mode, the running means of BatchNorm belong to the `vectors`, and its `variances` scale by s^2.
 
     >>> import jax.numpy as jnp
     >>> normalized_scale_symmetry({"w": jnp.ones((8, 3, 3, 3))}, ["w"], groups=4).specs

@@ -1,4 +1,4 @@
-"""Groups on the specs of a parameter tree: almost every exact symmetry of a network."""
+"""Groups acting on a parameter tree through axis specs: almost every exact symmetry of a network."""
 
 import dataclasses
 import re
@@ -35,27 +35,28 @@ from symmetrax.symmetry._walk import Touch, Visit, check_commuting, index_length
 
 
 class NetworkSymmetry(AbstractLieSymmetry):
-    """Matrix groups acting on the axes of arrays that touch the same hidden spaces.
+    """Matrix groups acting on the array axes that share a hidden space.
 
-    `spaces` names the hidden spaces and gives each a group. `specs` holds an axis spec for every array that
-    touches one: an entry per axis, einops-like. `h` transforms with g, `h*` with g^-T,
-    `_` not at all; `(h _)` is a merged axis, `a+b` a concatenated one, `h^2` a power. So for a hidden layer
-    w2 relu(w1 x + b1) the specs are w1 "h _", b1 "h", w2 "_ h*", and the group is `PositiveDiagonal`. A spec
-    may end in an offset: for a gain w that enters as 1 + w it is "h - 1", since 1 + w transforms with g.
+    `spaces` maps the name of each hidden space to its group. `specs` maps each array that touches a space to
+    an axis spec, an einops-like string with an entry per axis. `h` transforms with g, `h*` with g^-T, and `_`
+    does not transform; `(h _)` is a merged axis, `a+b` a concatenated axis, `h^2` a power. For a hidden layer
+    w2 relu(w1 x + b1), for example, the specs are w1 "h _", b1 "h", w2 "_ h*", and the group is
+    `PositiveDiagonal`. A spec may end in an offset: write "h - 1" for a gain w that enters the network as
+    1 + w, since 1 + w transforms with g.
 
-    Arrays are named by their path, `layers.0.weight`, in any pytree: dicts, equinox modules, states of flax.
-    `{i}` in paths, words and spaces makes one copy for every array that matches. Arrays without a spec, and
-    leaves that are not arrays, pass untouched.
+    Arrays are named by their path, such as `layers.0.weight`, in any pytree: dicts, equinox modules, flax
+    states. A pattern `{i}` in paths, words and spaces makes a copy for every matching array. Arrays without a
+    spec, and leaves that are not arrays, pass through untouched.
 
     **Arguments:** `like` is the parameter tree; only its shapes are used, to expand the patterns and to check
-    every axis now. Raises ValueError for an array that is not there, an unknown name, an axis whose length
-    is not its space's size, a space without a spec.
+    every axis at construction. Raises ValueError for a missing array, an unknown name, an axis whose length
+    differs from the size of its space, and a space without a spec.
 
-    An element is a dict from spaces to elements of their groups. The algebra has one coordinate vector, of
-    shape (k,), the groups' coordinates one after another; discrete groups have none. The action is linear, up
-    to the constants that offsets bring, so one gradient gives the gradient on the whole orbit: at `act(a, w)`
-    it is `transport_gradient(a, w, gradient)`. It is computed in float32 at least and returned in each
-    array's own dtype.
+    An element is a dict from space names to group elements. The algebra has a single coordinate vector of
+    shape (k,), the concatenation of the groups' coordinates; discrete groups contribute no coordinates. The
+    action is linear, up to the constants introduced by offsets, so a single gradient determines the gradient
+    on the whole orbit: at `act(a, w)` it is `transport_gradient(a, w, gradient)`. The action is computed in
+    at least float32 and returned in each array's own dtype.
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> params = {"w1": jnp.ones((4, 3)), "b1": jnp.ones(4), "w2": jnp.ones((2, 4))}
@@ -94,7 +95,7 @@ class NetworkSymmetry(AbstractLieSymmetry):
         return {name: group.inverse(a[name]) for name, group in self.spaces.items()}
 
     def dual(self, a: dict[str, Any]) -> dict[str, Any]:
-        """The inverse transpose of `a`: what moves gradients when `a` moves parameters."""
+        """The inverse transpose of `a`, which moves gradients when `a` moves parameters."""
         return {name: group.dual(a[name]) for name, group in self.spaces.items()}
 
     def sample(self, key: Key[Array, ""]) -> dict[str, Any]:
@@ -110,7 +111,7 @@ class NetworkSymmetry(AbstractLieSymmetry):
         return self.join({name: self.spaces[name].bounded(part, bound) for name, part in parts.items()})
 
     def split(self, coordinates: Float[Array, " k"]) -> dict[str, Array]:
-        """The coordinates of every space, in the shapes of the groups' algebras."""
+        """Splits a coordinate vector by space, into the shapes of the groups' algebras."""
         ends = np.cumsum([0, *self._lengths().values()])
         return {
             name: coordinates[low:high].reshape(group.algebra)
@@ -118,7 +119,7 @@ class NetworkSymmetry(AbstractLieSymmetry):
         }
 
     def join(self, parts: Mapping[str, Array]) -> Float[Array, " k"]:
-        """One coordinate vector from those of the spaces, the inverse of `split`; zeros for the others."""
+        """Joins the spaces' coordinates into a vector, the inverse of `split`; zeros for missing spaces."""
         zeros = {name: jnp.zeros(group.algebra) for name, group in self.spaces.items()}
         return jnp.concatenate([jnp.ravel(parts.get(name, zero)) for name, zero in zeros.items()])
 
@@ -128,7 +129,7 @@ class NetworkSymmetry(AbstractLieSymmetry):
                 return self._linear(spec, w, a)
             wide = w.astype(jnp.promote_types(w.dtype, jnp.float32))
             origin = jnp.full_like(wide, offset)
-            # A (w + c) - c in an order in which the identity rounds nothing off a small w.
+            # A (w + c) - c, evaluated in an order in which the identity does not round a small w.
             moved = self._linear(spec, wide, a) + (self._linear(spec, origin, a) - origin)
             return moved.astype(w.dtype)
 
@@ -145,19 +146,19 @@ class NetworkSymmetry(AbstractLieSymmetry):
         return self._placed(self.dual(a), cotangent, self._linear)
 
     def pull_squared(self, a: dict[str, Any], squares: PyTree) -> PyTree:
-        """Squares of gradients (entry by entry) at `params`, carried to `act(a, params)`.
+        """Carries entrywise squares of gradients from `params` to `act(a, params)`.
 
         Exact for scalings, signs and permutations; raises ValueError for groups that mix entries.
         """
         return self.push_squared(self.dual(a), squares)
 
     def push_squared(self, a: dict[str, Any], squares: PyTree) -> PyTree:
-        """Squares of displacements (entry by entry), carried to `act(a, params)`; see `pull_squared`."""
+        """Carries entrywise squares of displacements to `act(a, params)`; see `pull_squared`."""
         squared = {name: group.squared(a[name]) for name, group in self.spaces.items()}
         return self._placed(squared, squares, self._linear)
 
     def shifted(self, params: PyTree) -> PyTree:
-        """Parameters plus their offsets, in float32 at least: what the groups act on linearly."""
+        """Parameters plus their offsets, in at least float32; the groups act linearly on this tree."""
 
         def shift(spec: str, w: Any) -> Any:
             offset = offset_of(spec)
@@ -167,11 +168,11 @@ class NetworkSymmetry(AbstractLieSymmetry):
 
     @property
     def has_offsets(self) -> bool:
-        """Whether the action is linear up to constants only."""
+        """Whether any spec has an offset, so that the action is linear only up to constants."""
         return any(map(offset_of, self.specs.values()))
 
     def _linear(self, spec: str, x: Array, a: dict[str, Any]) -> Array:
-        """The linear part of the action on one array: what moves tangents, and with duals gradients."""
+        """The linear part of the action on an array: moves tangents and, given duals, gradients."""
 
         def block(x: Array, touches: tuple[Touch, ...]) -> Array:
             moved = x
@@ -182,7 +183,7 @@ class NetworkSymmetry(AbstractLieSymmetry):
         return walk(spec, x, self.spaces, block)
 
     def _placed(self, a: dict[str, Any], tree: PyTree, move: Callable[[str, Array, Any], Array]) -> PyTree:
-        """`move(spec, array, a)` for every array with a spec, split over devices as the array is."""
+        """Applies `move(spec, array, a)` to every array with a spec, keeping its sharding."""
 
         def placed(spec: str, leaf: Any) -> Array:
             leaf = jnp.asarray(leaf)
@@ -191,22 +192,22 @@ class NetworkSymmetry(AbstractLieSymmetry):
         return self._each(tree, placed)
 
     def holds(self, params: PyTree, batch: PyTree = None) -> Precondition:
-        """Always: names and sizes were checked when it was made; the loss is measured by `verify`."""
+        """Always holds: names and sizes are checked at construction. Use `verify` to test the loss."""
         return Precondition(jnp.array(0), jnp.array(0.0))
 
     def check(self, params: PyTree) -> None:
         jax.eval_shape(lambda tree: self.visit(tree, lambda x, touches: x), named_shapes(params))
 
     def visit(self, tree: PyTree, visit: Visit) -> PyTree:
-        """Call `visit(block, touches)` on the blocks of every array with a spec, and put them together.
+        """Calls `visit(block, touches)` on the blocks of every array with a spec and reassembles the arrays.
 
-        Offsets play no part: visit `shifted(params)` for what the groups act on linearly.
-        Raises ValueError, naming it, if an array with a spec is not in the tree, or has another shape.
+        Offsets are ignored: pass `shifted(params)` to visit the tree on which the groups act linearly.
+        Raises ValueError, naming the array, if an array with a spec is missing or has the wrong shape.
         """
         return self._each(tree, lambda spec, leaf: walk(spec, leaf, self.spaces, visit))
 
     def _each(self, tree: PyTree, move: Callable[[str, Any], Any]) -> PyTree:
-        """`move(spec, array)` for every array with a spec; errors name the array."""
+        """Applies `move(spec, array)` to every array with a spec; errors name the array."""
         leaves, structure = jax.tree.flatten(tree)
         names = leaf_names(tree)
         check_present(self.specs, names)
@@ -222,9 +223,9 @@ class NetworkSymmetry(AbstractLieSymmetry):
         return jax.tree.unflatten(structure, map(named, names, leaves))
 
     def within(self, tree: PyTree) -> "NetworkSymmetry":
-        """The same symmetry, acting only on those of its arrays that `tree` has: for parts of parameters.
+        """Restricts the symmetry to the arrays present in `tree`, for parameters split into parts.
 
-        A part moved alone does not keep the loss; both parts moved by the same element do.
+        Moving a part alone changes the loss; moving all parts by the same element preserves it.
 
         >>> import jax.numpy as jnp, symmetrax as sx
         >>> params = {"w1": jnp.ones((4, 3)), "w2": jnp.ones((2, 4))}
@@ -235,7 +236,7 @@ class NetworkSymmetry(AbstractLieSymmetry):
         return self._made(self.spaces, {path: text for path, text in self.specs.items() if path in names})
 
     def only(self, *names: str) -> "NetworkSymmetry":
-        """The same symmetry with some of its spaces; the others stay as they are."""
+        """Restricts the symmetry to the named spaces; the other spaces no longer act."""
         for name in names:
             if name not in self.spaces:
                 raise ValueError(f"There is no space {name!r}.{near_match(name, self.spaces)}")
@@ -245,9 +246,9 @@ class NetworkSymmetry(AbstractLieSymmetry):
         return self._made({name: self.spaces[name] for name in names}, kept)
 
     def __or__(self, other: Any) -> Any:
-        """Both at once: the spaces of both, and on every array the specs of both, axis by axis.
+        """Combines two symmetries: the spaces of both, and on every array the specs of both, axis by axis.
 
-        With a symmetry of another kind, a pair of elements that act one after the other.
+        With a symmetry of another type, elements are pairs that act one after the other.
         """
         if not isinstance(other, NetworkSymmetry):
             return super().__or__(other)
@@ -264,7 +265,7 @@ class NetworkSymmetry(AbstractLieSymmetry):
         return self._made(spaces, specs)
 
     def renamed(self, names: Mapping[str, str]) -> "NetworkSymmetry":
-        """The same symmetry with other names for some of its spaces: {old: new}."""
+        """Renames some of the spaces: {old: new}."""
         for name in names:
             if name not in self.spaces:
                 raise ValueError(f"There is no space {name!r}.{near_match(name, self.spaces)}")
@@ -276,11 +277,11 @@ class NetworkSymmetry(AbstractLieSymmetry):
         return self._made(spaces, specs)
 
     def with_specs(self, specs: Mapping[str, str]) -> "NetworkSymmetry":
-        """The same spaces on other specs, given for every array by its full path and not checked."""
+        """Replaces the specs, given by the full path of each array; the new specs are not checked."""
         return self._made(self.spaces, dict(specs))
 
     def _made(self, spaces: dict[str, AbstractGroup], specs: dict[str, str]) -> "NetworkSymmetry":
-        """Another symmetry from checked parts."""
+        """Builds a symmetry from parts that are already checked."""
         made = object.__new__(type(self))
         object.__setattr__(made, "spaces", _Frozen(spaces))
         object.__setattr__(made, "specs", _Frozen(specs))
@@ -300,7 +301,7 @@ def _all_words(text: str) -> tuple[Word, ...]:
 
 
 class _Frozen(dict):
-    """A dict that can be part of a compiled program's key: the order counts, as it does in coordinates."""
+    """A hashable dict, for the cache key of a compiled program; order matters, as it does in coordinates."""
 
     def __hash__(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         return hash(tuple(self.items()))
@@ -310,12 +311,12 @@ class _Frozen(dict):
 
 
 def apply(group: AbstractGroup, element: PyTree, x: Array, touch: Touch) -> Array:
-    """Multiply the axis of `x` that `touch` names by the element, or its dual, or its power."""
+    """Multiplies the axis of `x` given by `touch` by the element, or by its dual or power."""
     return along(touch, x, lambda flat: group.multiply(element_for(group, element, touch.word), flat))
 
 
 def element_for(group: AbstractGroup, element: PyTree, word: Word) -> PyTree:
-    """The part of an element that a word refers to: its dual, its power, those of some indices."""
+    """The part of an element that a word refers to: its dual, a power, or the elements at some indices."""
     if word.index is not None:
         taken = word.index if isinstance(word.index, int) else slice(*word.index)
         element = jax.tree.map(lambda leaf: leaf[taken], element)
@@ -325,7 +326,7 @@ def element_for(group: AbstractGroup, element: PyTree, word: Word) -> PyTree:
 
 
 def along(touch: Touch, x: Any, multiply: Callable[[Any], Any]) -> Any:
-    """`multiply` where the touched axis stands behind its indices, and all others are one axis."""
+    """Applies `multiply` with the index axes first, then the touched axis, then all other axes flattened."""
     library = np if isinstance(x, np.ndarray) else jnp
     front = range(len(touch.indices) + 1)
     axes = (*touch.indices, touch.axis)
@@ -335,7 +336,7 @@ def along(touch: Touch, x: Any, multiply: Callable[[Any], Any]) -> Any:
 
 
 def named_shapes(tree: PyTree) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and dtypes of all arrays of a tree, by name.
+    """Shapes and dtypes of all arrays in a tree, by name.
 
     >>> named_shapes({"w": jnp.ones((2, 3)), "activation": jnp.tanh})["w"].shape
     (2, 3)
@@ -348,9 +349,9 @@ def named_shapes(tree: PyTree) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def match_paths(pattern: str, names: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """The names that match a pattern, each with what its `{i}` stand for. Raises ValueError if there is none.
+    """The names that match a pattern, each with the values of its `{i}`. Raises ValueError without a match.
 
-    A pattern may end in `.value`, which flax's variables have and their names here do not.
+    A pattern may end in `.value`, the suffix of flax variables that names in this library omit.
 
     >>> match_paths("layers.{i}.weight", {"layers.0.weight": 0, "layers.1.weight": 0, "head": 0})
     {'layers.0.weight': {'i': '0'}, 'layers.1.weight': {'i': '1'}}
@@ -371,7 +372,7 @@ def match_paths(pattern: str, names: Mapping[str, Any]) -> dict[str, dict[str, s
 
 
 def only_path(pattern: str, names: Mapping[str, Any]) -> str:
-    """The one name that matches. Raises ValueError if there is none, or more than one."""
+    """The unique name that matches. Raises ValueError if no name matches, or several do."""
     found = list(match_paths(pattern, names))
     if len(found) > 1:
         raise ValueError(f"{pattern!r} should name one array, but it matches {', '.join(found)}.")
@@ -379,7 +380,7 @@ def only_path(pattern: str, names: Mapping[str, Any]) -> str:
 
 
 def check_present(paths: Collection[str], names: Sequence[str]) -> None:
-    """Raise ValueError if arrays on which a symmetry acts are not among the names of a tree."""
+    """Raises ValueError if the tree lacks arrays on which the symmetry acts."""
     known = set(names)
     missing = [path for path in paths if path not in known]
     if not missing:
@@ -403,7 +404,7 @@ def check_present(paths: Collection[str], names: Sequence[str]) -> None:
 def _expand_specs(
     specs: Mapping[str, str], arrays: Mapping[str, Any]
 ) -> tuple[dict[str, str], list[dict[str, str]]]:
-    """The spec of every array, and what the patterns' `{i}` stood for."""
+    """The spec of every array, and the values of the patterns' `{i}`."""
     expanded: dict[str, str] = {}
     bindings: list[dict[str, str]] = []
     for pattern, text in specs.items():
@@ -418,7 +419,7 @@ def _expand_specs(
 def _expand_spaces(
     spaces: Mapping[str, AbstractGroup], specs: Mapping[str, str], bindings: list[dict[str, str]]
 ) -> dict[str, AbstractGroup]:
-    """One space for every copy that a spec names."""
+    """A space for every copy named in a spec."""
     used = {word.name for text in specs.values() for word in _all_words(text)}
     expanded: dict[str, AbstractGroup] = {}
     for pattern, group in spaces.items():
@@ -443,7 +444,7 @@ def _fill(text: str, bound: Mapping[str, str], where: str) -> str:
 
 
 def _check_indices(spaces: Mapping[str, AbstractGroup]) -> None:
-    """Raise ValueError if an index is a space: what acts along it does not commute with what it counts."""
+    """Raises ValueError if an index is also a space: its action would not commute with the indexed group."""
     for name in (name for group in spaces.values() for name, _ in group.per):
         if name in spaces:
             raise ValueError(
@@ -453,12 +454,12 @@ def _check_indices(spaces: Mapping[str, AbstractGroup]) -> None:
 
 
 def _natural(name: str) -> list:
-    """Sorts qk2 before qk10."""
+    """Sort key that puts qk2 before qk10."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def _without(text: str, dropped: set[str], groups: Mapping[str, AbstractGroup]) -> str:
-    """A spec in which some spaces do not act: their words, and the indices only they have, become numbers."""
+    """Removes spaces from a spec: their words, and indices used by no other space, become numbers."""
     nodes = parse(text)
     lengths = index_lengths(nodes, groups)
     kept = {
@@ -479,7 +480,7 @@ def _without(text: str, dropped: set[str], groups: Mapping[str, AbstractGroup]) 
 
     def axis(node: Node) -> Node:
         left = blank(node)
-        return left if words(left) else Plain()  # an index stays: another axis may need it
+        return left if words(left) else Plain()  # keep indices: another axis may need them
 
     return written(map(axis, nodes), offset_of(text))
 
@@ -502,7 +503,7 @@ def _renamed(text: str, names: Mapping[str, str]) -> str:
 
 
 def _join_axes(one: Node, other: Node) -> Node:
-    """One axis with the specs of both; raises ValueError where they take it apart differently."""
+    """Joins two specs of the same axis; raises ValueError where they split it differently."""
     if one == other or isinstance(other, Plain):
         return one
     if isinstance(one, Plain):
@@ -521,7 +522,7 @@ def _both(path: str, first: str | None, second: str | None, spaces: Mapping[str,
     ones, others = parse(first), parse(second)
     if len(ones) != len(others):
         raise ValueError(f"{path}: the specs {first!r} and {second!r} differ in their number of axes.")
-    # Permutations keep constants, and so act alike with any offset.
+    # Permutations preserve constants, so they act the same way under any offset.
     offsets = {offset_of(text) for text in (first, second) if not _permutes(text, spaces)} or {0.0}
     if len(offsets) > 1:
         raise ValueError(
@@ -537,6 +538,6 @@ def _both(path: str, first: str | None, second: str | None, spaces: Mapping[str,
 
 
 def _permutes(text: str, spaces: Mapping[str, AbstractGroup]) -> bool:
-    """Whether only permutations act in a spec."""
+    """Whether every group that acts in a spec is a permutation group."""
     acting = [spaces[word.name] for word in _all_words(text) if word.name in spaces]
     return all(isinstance(group, Permutation) for group in acting)

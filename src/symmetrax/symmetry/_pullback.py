@@ -1,4 +1,4 @@
-"""Rotations pulled back through an invertible map: the symmetry of every sum of squares."""
+"""Rotations pulled back through an invertible map: the symmetry of any sum of squares."""
 
 from typing import ClassVar
 
@@ -13,14 +13,14 @@ from symmetrax.symmetry._matrix_groups import SpecialOrthogonal, matvec
 
 
 class Pullback(AbstractLieSymmetry):
-    """x -> h^-1(R h(x)): the rotations R in SO(n) that keep f(x) = ||h(x)||^2.
+    """Rotations R in SO(n) acting by x -> h^-1(R h(x)), which preserve f(x) = ||h(x)||^2.
 
     `map` is h, a bijection of R^n. Elements are matrices R of shape (n, n); the algebra has n(n-1)/2
-    coordinates, one angle in radians when n = 2. The action is exact for every R; how far a point moves is
-    not bounded when h^-1 is steep. Source: section 5.1.1 of arXiv:2504.15399 (n = 2).
+    coordinates, a single angle in radians for n = 2. The action is exact for every R, but points can move
+    arbitrarily far where h^-1 is steep. Source: section 5.1.1 of arXiv:2504.15399 (n = 2).
 
-    `linear` is False: the action is affine in x only for linear h, and gradients travel by
-    `transport_gradient`.
+    `linear` is False: the action is affine in x only for linear h. Use `transport_gradient` to carry
+    gradients.
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> task = sx.booth()
@@ -41,7 +41,7 @@ class Pullback(AbstractLieSymmetry):
 
     @property
     def group(self) -> SpecialOrthogonal:
-        """The rotations of the map's image."""
+        """The rotations that act on the image of the map."""
         return SpecialOrthogonal(self.map.size)
 
     @property
@@ -71,11 +71,11 @@ class Pullback(AbstractLieSymmetry):
         return self.map.inverse(matvec(a, self.map(params)))
 
     def check(self, params: PyTree) -> None:
-        if type(self).act is Pullback.act:  # a subclass may act on what it likes
+        if type(self).act is Pullback.act:  # subclasses may act on other trees
             check_vector(self, params, self.map.size)
 
     def holds(self, params: Inexact[Array, " n"], batch=None) -> Precondition:
         residual = relative(self.map.inverse(self.map(params)) - params, params)
         tolerance = jnp.sqrt(jnp.finfo(params.dtype).eps)
-        # Written so that a NaN residual does not hold.
+        # Written so that a NaN residual counts as a failure.
         return Precondition(jnp.where(residual <= tolerance, 0, 1), residual)

@@ -1,4 +1,4 @@
-"""All linear maps that keep a quadratic form: rotations of ellipses, boosts of hyperbolas."""
+"""The linear maps that preserve a quadratic form: rotations of ellipses, boosts of hyperbolas."""
 
 from typing import ClassVar
 
@@ -14,19 +14,20 @@ from symmetrax.symmetry._matrix_groups import shortened
 
 
 class QuadraticForm(AbstractLieSymmetry):
-    """x -> root^-1 M root x, the linear maps that keep f(x) = x' matrix x, for invertible matrices.
+    """Linear maps x -> root^-1 M root x that preserve f(x) = x' matrix x, for an invertible matrix.
 
     With matrix = Q diag(d) Q', root = Q diag(|d|)^(1/2) Q' and J = Q diag(sign d) Q', the elements are
     matrices M of shape (n, n) with M' J M = J, and
 
         exp(coordinates) = exp(J S),  S skew with -coordinates above its diagonal, row by row
 
-    For a positive definite matrix these are the rotations R of g(x) = B^-1 R B x, B the symmetric root of the
-    matrix: coordinates are n(n-1)/2 angles, in radians. For an indefinite one there are boosts among them:
-    the group is O(p, q), orbits are not bounded, and a point may be carried to any distance at the same
-    value. Linear, so that one gradient tells that of the whole orbit. `exp` is a closed form when n = 2;
-    above, `bounded` shortens rotations to norm 20 (a full turn is 6.3), since rounding makes long angles
-    uncertain. No derivative by `matrix` exists where the sizes of eigenvalues coincide.
+    For a positive definite matrix these are the rotations R in x -> B^-1 R B x, with B the symmetric root of
+    the matrix; the coordinates are n(n-1)/2 angles, in radians. For an indefinite matrix they include boosts:
+    the group is O(p, q), orbits are unbounded, and a point can move to any distance at the same value. The
+    action is linear, so a single gradient determines the gradient on the whole orbit. `exp` has a closed form
+    for n = 2; for larger n, `bounded` shortens rotations to norm 20 (a full turn is 6.3), since rounding
+    makes large angles inaccurate. The derivative with respect to `matrix` does not exist where eigenvalues
+    have equal magnitude.
 
     **Errors:** ValueError for a matrix that is not square, not symmetric, not finite, or (unless it is
     traced) singular to working precision. Source: section 4.2 of arXiv:2504.15399, where n = 2 and the matrix
@@ -46,7 +47,7 @@ class QuadraticForm(AbstractLieSymmetry):
     root: Float[Array, "n n"]
     unroot: Float[Array, "n n"]
     signature: Float[Array, "n n"]
-    #: The eigenvalues of the matrix, ascending.
+    #: The eigenvalues of the matrix, in ascending order.
     values: Float[Array, " n"]
 
     def __init__(self, matrix: Float[Array, "n n"]):
@@ -88,16 +89,16 @@ class QuadraticForm(AbstractLieSymmetry):
         coordinates = coordinates.astype(self.matrix.dtype)
         if self.size > 2:
             return isometry(coordinates, self.size, self.signature)
-        # The square of the generator is -det J times that of the coordinate.
+        # The square of the generator is -det J times the square of the coordinate.
         t, quarter = coordinates[0], skew(jnp.ones_like(coordinates), 2)
         definite = jnp.linalg.det(self.signature) > 0
-        boost = jnp.where(definite, 0.0, t)  # no overflow, not even in the branch that is not taken
+        boost = jnp.where(definite, 0.0, t)  # avoids overflow in the branch not taken
         even = jnp.where(definite, jnp.cos(t), jnp.cosh(boost))
         odd = jnp.where(definite, jnp.sin(t), jnp.sinh(boost))
         return even * self.identity() + odd * product(self.signature, quarter)
 
     def bounded(self, coordinates: Float[Array, " k"], bound) -> Float[Array, " k"]:
-        """Rotations are only shortened to some turns; where there are boosts, every coordinate is clipped."""
+        """Shortens rotations to a few turns; for an indefinite matrix, clips every coordinate to `bound`."""
         definite = jnp.abs(jnp.trace(self.signature)) > self.size - 1
         return jnp.where(definite, shortened(coordinates, self.size), jnp.clip(coordinates, -bound, bound))
 

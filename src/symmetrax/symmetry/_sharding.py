@@ -1,4 +1,4 @@
-"""Meshes with explicit axes: what permutes, reshapes or multiplies along split axes is left to XLA."""
+"""Support for meshes with explicit axes: leaves the sharding of intermediate results to XLA."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,10 +9,10 @@ from jaxtyping import PyTree
 
 
 def split_like(like: PyTree, function: Callable[..., PyTree], *args: PyTree) -> PyTree:
-    """`function(*args)`, whose result has the structure of `like` and is split over devices as `like` is.
+    """Computes `function(*args)`, whose result has the structure of `like`, with the sharding of `like`.
 
-    On axes that a mesh names explicitly (`jax.make_mesh` makes such by default) JAX wants to be told how the
-    result of every gather, product and reshape is split. Here only the end is told.
+    On explicit mesh axes (the default of `jax.make_mesh`), JAX requires a sharding for the result of every
+    gather, product and reshape. Here only the sharding of the final result is specified.
 
     >>> import jax.numpy as jnp
     >>> print(split_like(jnp.ones(2), jnp.cumsum, jnp.ones(2)))
@@ -26,7 +26,7 @@ def split_like(like: PyTree, function: Callable[..., PyTree], *args: PyTree) -> 
 
 
 def whole(function: Callable[..., PyTree], *args: PyTree) -> PyTree:
-    """`function(*args)`, whose results are whole on every device, from arrays that may be split.
+    """Computes `function(*args)` from arrays that may be sharded, replicating the results on every device.
 
     >>> import jax.numpy as jnp
     >>> print(whole(jnp.sum, jnp.ones(2)))
@@ -39,7 +39,7 @@ def whole(function: Callable[..., PyTree], *args: PyTree) -> PyTree:
 
 
 def _explicit_mesh(tree: PyTree) -> Any:
-    """The mesh over whose explicit axes an array of the tree is split, if one is."""
+    """The mesh over whose explicit axes an array of the tree is sharded, or None."""
     for leaf in jax.tree.leaves(tree):
         if isinstance(leaf, jax.Array):
             sharding = jax.typeof(leaf).sharding

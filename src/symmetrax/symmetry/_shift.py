@@ -1,4 +1,4 @@
-"""The shift that softmax forgets: a number added to all logits alike."""
+"""The shift invariance of softmax: a number added to all logits."""
 
 from typing import ClassVar
 
@@ -15,25 +15,25 @@ from symmetrax.symmetry._network import check_present, named_shapes, only_path
 
 
 class LogitShift(AbstractLieSymmetry):
-    """Adds the same number to all logits of a sample, which softmax and cross-entropy do not see.
+    """Adds the same number to all logits of a sample, which leaves softmax and cross-entropy unchanged.
 
-    Where the last layer's logits are W h + b, for features h of any network,
+    If the logits of the last layer are W h + b, for the features h of any network, then
 
         W -> W + 1 c',    b -> b + d 1
 
-    adds c'h + d to every one of them: the rows of W all move by the vector c, the entries of b by the number
-    d. Such shifts form the group R^k under addition, and an element is its own coordinates: c, then d if
-    there is a bias. Unlike the actions of `NetworkSymmetry` this is a translation. So `linear` is False, and
-    the norm of the parameters changes but the gradient does not: it is the same on the whole orbit, and
-    orthogonal to it. Gradient steps never move along it; the least norm is where the rows of W, and the
-    entries of b, have mean zero.
+    adds c'h + d to every logit: all rows of W move by the vector c, all entries of b by the number d. These
+    shifts form the group R^k under addition, and an element is its own coordinate vector: c, then d if there
+    is a bias. Unlike the actions of `NetworkSymmetry`, this is a translation, so `linear` is False. The norm
+    of the parameters changes along the orbit, but the gradient is constant on it and orthogonal to it.
+    Gradient steps never move along the orbit; the norm is smallest where the rows of W, and the entries of b,
+    have mean zero.
 
-    **Arguments:** `weight` and `bias` are the paths of W and b (None without one) in the parameters `like`,
-    of which only shapes are used. `layout` says how W is stored: "out in", one row for each class, or
-    "in out". Raises ValueError for a path that is not there and for shapes that do not fit.
+    **Arguments:** `weight` and `bias` are the paths of W and b (None without a bias) in the parameters
+    `like`, of which only shapes are used. `layout` is the storage order of W: "out in", with a row for each
+    class, or "in out". Raises ValueError for missing paths and incompatible shapes.
 
-    Exact for every loss of the softmax of the logits; the parameters alone do not tell, so `holds` always
-    says yes, and `symmetrax.verify` measures. Source: arXiv:2012.04728.
+    Exact for every loss that depends on the logits only through their softmax. The parameters alone cannot
+    show this, so `holds` always succeeds; use `symmetrax.verify` to test your loss. Source: arXiv:2012.04728.
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> params = {"w": jnp.array([[1.0, 2.0], [3.0, 4.0]]), "b": jnp.zeros(2)}
@@ -120,9 +120,9 @@ class LogitShift(AbstractLieSymmetry):
         return cotangent
 
     def pull_squared(self, a: Float[Array, " k"], squares: PyTree) -> PyTree:
-        """Squares of gradients (entry by entry) at `params`, carried to `act(a, params)`: they stay."""
+        """Carries entrywise squares of gradients from `params` to `act(a, params)`, unchanged."""
         return squares
 
     def push_squared(self, a: Float[Array, " k"], squares: PyTree) -> PyTree:
-        """Squares of displacements (entry by entry), carried to `act(a, params)`: they stay."""
+        """Carries entrywise squares of displacements to `act(a, params)`, unchanged."""
         return squares

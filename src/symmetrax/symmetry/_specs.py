@@ -1,10 +1,10 @@
-"""Axis specs: how each axis of an array transforms, written as strings and walked as arrays.
+"""Axis specs: strings that describe how each axis of an array transforms.
 
-An axis spec has one word per axis: `h` (transforms with g), `h*` (with g^-T), `h^2` (with a power), `_` or a
+An axis spec has a word per axis: `h` (transforms with g), `h*` (with g^-T), `h^2` (with a power), `_` or a
 number (nothing acts), `(h _ qk)` (a merged axis, first name slowest), `q+k*+v` (a concatenated axis), `g*&u*`
-(two commuting spaces on one axis), `h[0]`, `h[1:]` (a fixed element, or a slice, along the group's first
-index). Precedence: `&` before `+` before the blank. A spec may end in an offset, `h - 1`: the array plus 1 is
-what transforms with g, as a gain is that enters as 1 + w.
+(two commuting spaces on the same axis), `h[0]`, `h[1:]` (a fixed element, or a slice, along the group's first
+index). `&` binds tighter than `+`, and `+` tighter than a blank. A spec may end in an offset: `h - 1` means
+that the array plus 1 transforms with g, as for a gain that enters the network as 1 + w.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Word:
-    """The name of a space or of an index, with what follows it."""
+    """The name of a space or an index, with its optional index, power and star."""
 
     name: str
     star: bool = False
@@ -32,7 +32,7 @@ class Word:
 
 @dataclasses.dataclass(frozen=True)
 class Plain:
-    """Nothing acts: an axis of the given size, or of any."""
+    """An axis on which nothing acts, of the given size or of any size."""
 
     size: int | None = None
 
@@ -42,7 +42,7 @@ class Plain:
 
 @dataclasses.dataclass(frozen=True)
 class Merged:
-    """An axis that is the product of others, the first one slowest."""
+    """An axis that is the product of other axes, the first axis slowest."""
 
     parts: tuple["Node", ...]
 
@@ -52,7 +52,7 @@ class Merged:
 
 @dataclasses.dataclass(frozen=True)
 class Concatenated:
-    """An axis that is the concatenation of others."""
+    """An axis that is the concatenation of other axes."""
 
     parts: tuple["Node", ...]
 
@@ -62,7 +62,7 @@ class Concatenated:
 
 @dataclasses.dataclass(frozen=True)
 class Both:
-    """Several commuting spaces on one axis."""
+    """Several commuting spaces on the same axis."""
 
     parts: tuple["Word", ...]
 
@@ -78,12 +78,12 @@ _TOKEN = re.compile(
 )
 
 
-#: What a spec ends in if it has an offset; the minus of a power, `h^-2`, is none.
+#: The offset at the end of a spec; the minus sign of a power, `h^-2`, does not match.
 _OFFSET = re.compile(r"(?<=[\w)\]*])\s*-\s*(?P<offset>-?\d+(?:\.\d+)?)\s*$")
 
 
 def offset_of(text: str) -> float:
-    """The group acts on the array plus this offset: 1 for a gain that enters as 1 + w, as a rule 0.
+    """The offset c of a spec, whose group acts on the array plus c: usually 0, and 1 for a gain 1 + w.
 
     >>> offset_of("_ h - 1"), offset_of("_ h^-2")
     (1.0, 0.0)
@@ -104,7 +104,7 @@ def written(nodes: Iterable["Node | str"], offset: float = 0.0) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def parse(text: str) -> tuple[Node, ...]:
-    """The axes of a spec, without its offset. Raises ValueError for what is not one, pointing at the place.
+    """Parses the axes of a spec, without its offset. Raises ValueError, with the position, if it is invalid.
 
     >>> [str(node) for node in parse("(h qk*) _")]
     ['(h qk*)', '_']
@@ -126,7 +126,7 @@ def parse(text: str) -> tuple[Node, ...]:
 
 
 def _factors(text: str, tokens: list) -> tuple[tuple[Node, ...], list]:
-    """Blank-separated parts up to a closing bracket or the end."""
+    """Parses blank-separated parts up to a closing bracket or the end."""
     parts: list[Node] = []
     while tokens and tokens[0][0] != "close":
         if tokens[0][0] == "blank":

@@ -1,4 +1,4 @@
-"""Checking that a symmetry is one: the worst defect of every law, over random elements and points."""
+"""Numerical checks of a symmetry: the worst defect of every law, over random elements and points."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from symmetrax.symmetry._base import AbstractSymmetry
 from symmetrax.symmetry._diagnose import Suspect, suspects
 from symmetrax.symmetry._network import NetworkSymmetry
 
-#: What the laws say, for a reader of the table and where one of them fails.
+#: Descriptions of each law, for the table and for a violation.
 LAWS = {
     "invariance": ("the loss keeps its value", "the loss changes by {}"),
     "identity": ("the identity moves nothing", "the identity moves the parameters by {}"),
@@ -26,21 +26,24 @@ LAWS = {
     "gradient": ("pull carries gradients", "the gradient differs from the one that pull carries by {}"),
 }
 
-#: Up to this change of the loss a symmetry that is not exact is called approximate, above it wrong; so is one
-#: whose gradients are further off than the second: at special values of the parameters only they tell.
+#: A symmetry that is not exact is called approximate if the loss changes by at most the first value and the
+#: gradients by at most the second, otherwise wrong. At special parameter values, only gradients reveal a
+#: wrong symmetry.
 APPROXIMATE, APPROXIMATE_GRADIENT = 1e-3, 1e-1
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Worst relative defects found by `verify`, each a number without unit (0 is perfect).
+    """The worst relative defects found by `verify`, each dimensionless (0 is perfect).
 
-    `invariance`: of the loss (and of the outputs, if they were given). `identity`, `composition`, `inverse`:
-    of the moved parameters. `gradient`: of the gradient law. `moved`: the *smallest* relative move among the
-    trials; if it is 0 the laws were tested on nothing. `fresh`: the invariance on data that the action did
-    not see, if there were any; `one_batch`: whether the action may depend on data and was tried on those that
-    it saw only. `leaves`: the gradient law, array by array. `reasons`: what `holds` said where
-    it did not hold, in words. `suspects`: specs that may be wrong, if invariance failed.
+    - `invariance`: the defect of the loss (and of the outputs, if you passed them)
+    - `identity`, `composition`, `inverse`: the defects of the moved parameters
+    - `gradient`: the defect of the gradient law; `leaves` lists it array by array
+    - `moved`: the *smallest* relative displacement among the trials; if it is 0, nothing was tested
+    - `fresh`: the invariance on data that the action did not see, if you passed any
+    - `one_batch`: whether the action may depend on data and was tested only on the batch that it saw
+    - `reasons`: the messages from `holds` where the symmetry did not hold
+    - `suspects`: specs that may be wrong, if invariance failed
 
     >>> import jax, jax.numpy as jnp, symmetrax as sx
     >>> task = sx.booth()
@@ -65,12 +68,12 @@ class Report:
 
     @property
     def worst(self) -> float:
-        """The largest of the five defects; NaN if any is."""
+        """The largest of the five defects; NaN if any of them is NaN."""
         return float(np.max([self.invariance, self.identity, self.composition, self.inverse, self.gradient]))
 
     @property
     def outcome(self) -> str:
-        """In words: exact (everywhere, or on the given batch only), approximate, wrong, or untested."""
+        """The verdict: exact (everywhere, or on the given batch only), approximate, wrong, or untested."""
         if not self.moved > 0:
             return "untested: nothing moved"
         if self.worst <= self.tolerance:
@@ -102,7 +105,7 @@ class Report:
         return f"{name:<12}{defect:.1e}  {law}{mark}"
 
     def _verdict(self) -> str:
-        """The outcome in one line, for a reader who has not met these words."""
+        """The outcome as a self-explanatory sentence."""
         rounding = f"rounding (tolerance {self.tolerance:.0e})"
         broken = "; ".join(
             text.format("an amount that is not a number" if np.isnan(defect) else _share(defect))
@@ -130,7 +133,7 @@ class Report:
 
 
 def _share(defect: float) -> str:
-    """A relative defect, in percent where one can picture it."""
+    """Formats a relative defect, as a percentage where that is readable."""
     return f"{defect:.2g} of its size" if defect < 1e-2 or defect >= 10 else f"{100 * defect:.0f} %"
 
 
@@ -147,29 +150,28 @@ def verify(
     spread: float = 1.0,
     tolerance: float | None = None,
 ) -> Report:
-    """Measure how well `symmetry` leaves `loss` unchanged near `params`.
+    """Measures how well `symmetry` leaves `loss` unchanged near `params`.
 
-    Draws `trials` points `params + spread * N(0, I)` and at each two random elements a, b, and measures
+    Draws `trials` points `params + spread * N(0, I)`, with two random elements a, b at each, and measures
 
-    - invariance |loss(a.w) - loss(w)| / |loss(w)|, and the same of `outputs`, by norms
+    - invariance |loss(a.w) - loss(w)| / |loss(w)|, and likewise for the norm of `outputs`
     - identity ||e.w - w|| / ||w||, inverse ||a^-1.(a.w) - w|| / ||w||
     - composition ||(ab).w - a.(b.w)|| / ||(ab).w||
     - gradient ||grad loss(a.w) - pull(a, w, grad loss(w))|| / ||grad loss(a.w)||
 
-    and returns the worst of each. Points are perturbed because at special values (zeros, ones) a wrong
-    symmetry can look right; the gradient law, array by array, is the stronger test there. Errors grow like
-    machine precision times the condition of the action, so judge a report in float64 where you can. If
-    invariance fails for a `NetworkSymmetry`, single edits of its specs are tried, and those that mend it
-    named.
+    and returns the worst of each. Points are perturbed because a wrong symmetry can look right at special
+    values (zeros, ones); there the gradient law, array by array, is the stronger test. Errors grow like
+    machine precision times the condition number of the action, so use float64 where you can. If invariance
+    fails for a `NetworkSymmetry`, `verify` tries single edits of its specs and lists those that restore it.
 
-    **Arguments:** `loss(params, batch)` returns a scalar; `batch` is handed to it and to the action. `fresh`
-    is another batch, which the loss sees and the action does not; `outputs(params, batch)` returns what the
-    network says. Leaves of `params` that are not arrays of floats stay as they are. `tolerance` is
-    what counts as rounding: by default 1e-9 in double precision, 1e-3 in single, and 16 times the machine
-    precision below, by the coarsest dtype of parameters and loss.
+    **Arguments:** `loss(params, batch)` returns a scalar; `batch` is passed to both the loss and the action.
+    `fresh` is another batch, which only the loss sees; `outputs(params, batch)` returns the outputs of the
+    network. Leaves of `params` that are not arrays of floats are left unchanged. `tolerance` is the largest
+    defect that counts as rounding: by default 1e-9 in double precision, 1e-3 in single precision, and 16
+    times the machine precision below, according to the coarsest dtype of parameters and loss.
 
-    **Returns** a `Report`; print it for the outcome in words and a table. Raises TypeError if no leaf is
-    an array of floats.
+    **Returns** a `Report`; print it to see the outcome and a table. Raises TypeError if no leaf is an array
+    of floats.
 
     >>> import jax, jax.numpy as jnp, symmetrax as sx
     >>> task = sx.rosenbrock()
@@ -212,16 +214,16 @@ def verify(
 
 
 def _default_tolerance(*arrays: Array | jax.ShapeDtypeStruct) -> float:
-    """The tolerance for rounding in the coarsest of these dtypes."""
+    """The rounding tolerance for the coarsest of these dtypes."""
     eps = max(float(jnp.finfo(x.dtype).eps) for x in arrays if jnp.issubdtype(x.dtype, jnp.inexact))
     return 1e-9 if eps < 1e-12 else 1e-3 if eps < 1e-6 else 16 * eps
 
 
 def _near(key: Key[Array, ""], numbers: PyTree, spread: float) -> PyTree:
-    """`numbers` plus normal noise, from one draw: compiling one for every shape would take the most time."""
+    """`numbers` plus normal noise, from a single draw: compiling a draw per shape would dominate the time."""
     leaves, structure = jax.tree.flatten(numbers)
     ends = np.cumsum([0, *(leaf.size for leaf in leaves)])
-    # Complex numbers use two draws. A power of two, so that trees of similar sizes share a program.
+    # Complex numbers use both rows. The length is a power of two so that similar sizes share a program.
     real, imaginary = np.asarray(jax.random.normal(key, (2, 2 ** int(ends[-1]).bit_length())))
     noise = []
     for leaf, low, high in zip(leaves, ends, ends[1:], strict=False):
@@ -232,13 +234,13 @@ def _near(key: Key[Array, ""], numbers: PyTree, spread: float) -> PyTree:
 
 
 def _norm(tree: PyTree) -> float:
-    """Euclidean norm of all entries; in NumPy, which compiles nothing for a new shape."""
+    """Euclidean norm of all entries; in NumPy, to avoid compiling for every new shape."""
     sizes = [np.abs(np.asarray(leaf)).astype(float) for leaf in jax.tree.leaves(tree)]
     return float(np.sqrt(sum(np.sum(size**2) for size in sizes)))
 
 
 def _relative(x: PyTree, y: PyTree, reference: PyTree, least: float = 0.0) -> float:
-    """Norm of x - y over the norm of `reference`, or over `least` if that is larger; 0 if x equals y."""
+    """The norm of x - y over the norm of `reference`, or over `least` if larger; 0 if x equals y."""
     with np.errstate(invalid="ignore", over="ignore"):
         gap = _norm(jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), x, y))
         return 0.0 if gap == 0 else gap / float(np.maximum(_norm(reference), np.maximum(least, 1e-30)))
@@ -257,7 +259,7 @@ def _values(loss, outputs, numbers, rest, batch):
 
 @dataclasses.dataclass(frozen=True)
 class _Laws:
-    """The laws of one symmetry and one loss. Only the loss is compiled: an action is tried once or twice."""
+    """The laws of a symmetry and a loss. Only the loss is compiled; each action runs just once or twice."""
 
     loss: Callable
     outputs: Callable | None
@@ -274,7 +276,7 @@ class _Laws:
         return _values(self.loss, self.outputs, numbers, self.rest, batch)
 
     def change(self, here: tuple, there: PyTree, batch: PyTree) -> float:
-        """The larger relative change of the loss and of the outputs, from their values `here`."""
+        """The relative change from `here` of the loss or of the outputs, whichever is larger."""
         value, said = here[0], here[2]
         moved, _, moved_said = self.values(there, batch)
         change = _relative(moved, value, value)
@@ -306,7 +308,8 @@ class _Laws:
         }
         if self.fresh is not None:
             defects["fresh"] = self.change(self.values(w, self.fresh), there, self.fresh)
-        # A gradient of rounding errors alone has no relative error: measure it against the others.
+        # If a leaf's gradient is pure rounding error, a relative error is meaningless: measure it against the
+        # whole gradient.
         least = 1e-6 * _norm(moved_gradient)
         pairs = zip(jax.tree.leaves(moved_gradient), jax.tree.leaves(carried), strict=True)
         residuals = {

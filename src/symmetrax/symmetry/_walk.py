@@ -1,4 +1,4 @@
-"""Walking through an array by its spec: its axes split into blocks, and the blocks put together again."""
+"""Traverses an array by its spec: splits its axes into blocks and reassembles the blocks."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -23,31 +23,31 @@ class Touch:
 
     @property
     def exponent(self) -> float:
-        """The power of a scale that multiplies the block here: negative for a dual word."""
+        """The power of a scale with which this word multiplies the block: negative for a dual word."""
         return self.word.power * (-1) ** self.word.star
 
     @property
     def taken(self) -> int | slice:
-        """Which of the group's elements act here, along its first index."""
+        """The group's elements that act here, along its first index."""
         index = self.word.index
         return index if isinstance(index, int) else slice(*(index or (None,)))
 
 
-#: What a walk calls on every block: the block's array and the spaces that act on it, to the moved block.
+#: The callback for every block: maps the block's array and the spaces that act on it to the moved block.
 Visit = Callable[[Any, tuple[Touch, ...]], Any]
 
 
-#: A node, the brackets it is in, and words for where it is.
+#: A node, its enclosing brackets, and a description of its position.
 _Item = tuple[Node, tuple[int, ...], str]
 
 
 def walk(text: str, x: Any, groups: Mapping[str, AbstractGroup], visit: Visit) -> Any:
-    """Split `x`, an array of JAX or NumPy, along its axes, `visit` every block, and put the blocks together.
+    """Splits a JAX or NumPy array `x` into blocks by its spec, visits every block, and reassembles them.
 
-    Raises ValueError, naming the axis, where the spec does not fit the shape of `x`.
+    Raises ValueError, naming the axis, if the spec does not fit the shape of `x`.
     """
     nodes = parse(text)
-    shape = x.shape if x.ndim else (1,)  # a number has one axis of length 1
+    shape = x.shape if x.ndim else (1,)  # treat a scalar as an axis of length 1
     if len(nodes) != len(shape):
         raise ValueError(f"the spec {text!r} names {len(nodes)} axes, but the array has shape {x.shape}")
     lengths = index_lengths(nodes, groups)
@@ -82,7 +82,7 @@ class _Walk:
         return self.visit(x, tuple(self.touches(items, x.shape)))
 
     def split(self, node: Merged, length: int, where: str) -> list[int]:
-        """Lengths of the parts of a merged axis; at most one is inferred."""
+        """The lengths of the parts of a merged axis; at most one length is inferred."""
         sizes = [node_size(part, self.groups, self.lengths) for part in node.parts]
         known = int(np.prod([size for size in sizes if size is not None]))
         free = sizes.count(None)
@@ -95,7 +95,7 @@ class _Walk:
         return [length // known if size is None else size for size in sizes]
 
     def segments(self, node: Concatenated, length: int, where: str) -> list[int]:
-        """Lengths of the parts of a concatenated axis; at most one is inferred."""
+        """The lengths of the parts of a concatenated axis; at most one length is inferred."""
         sizes = [node_size(part, self.groups, self.lengths) for part in node.parts]
         known = sum(size for size in sizes if size is not None)
         free = sizes.count(None)
@@ -122,7 +122,7 @@ class _Walk:
                     yield Touch(word, k, self.indices(word, items, scope, where))
 
     def indices(self, word: Word, items: list[_Item], scope: tuple[int, ...], where: str) -> tuple[int, ...]:
-        """The axes of the group's indices: looked for in the word's own bracket first, then outside."""
+        """The axes of the group's indices, searched from the word's own bracket outwards."""
         found = []
         for position, (name, _) in enumerate(self.groups[word.name].per):
             if position == 0 and isinstance(word.index, int):
@@ -144,7 +144,7 @@ class _Walk:
 
 
 def node_size(node: Node, groups: Mapping[str, AbstractGroup], lengths: Mapping[str, int]) -> int | None:
-    """The length of an axis, or None if it is not known from the spec alone."""
+    """The length of an axis, or None if the spec alone does not determine it."""
     match node:
         case Plain(size):
             return size
@@ -161,7 +161,7 @@ def node_size(node: Node, groups: Mapping[str, AbstractGroup], lengths: Mapping[
 
 
 def index_lengths(nodes: tuple[Node, ...], groups: Mapping[str, AbstractGroup]) -> dict[str, int]:
-    """The lengths of indices: those of the spaces in this spec, shorter where a slice acts."""
+    """The lengths of indices; spaces in this spec take precedence, and slices shorten their index."""
     lengths = {name: length for group in groups.values() for name, length in group.per}
     spaces = [word for node in nodes for word in words(node) if word.name in groups]
     for word in spaces:
@@ -174,7 +174,7 @@ def index_lengths(nodes: tuple[Node, ...], groups: Mapping[str, AbstractGroup]) 
 
 
 def check_commuting(text: str, groups: Mapping[str, AbstractGroup]) -> None:
-    """Raise ValueError if `&` joins spaces whose groups do not commute: together they would be no action."""
+    """Raises ValueError if `&` joins spaces whose groups do not commute, which would not give an action."""
     for both in (part for node in parse(text) for part in _boths(node)):
         for word in both.parts:
             if word.name not in groups:

@@ -1,4 +1,4 @@
-"""The interfaces of optimization tasks, and of families that tasks are drawn from."""
+"""The interfaces of optimization tasks and of the families from which tasks are drawn."""
 
 from abc import abstractmethod
 from collections.abc import Hashable
@@ -10,7 +10,7 @@ from symmetrax.symmetry._base import AbstractLieSymmetry
 
 
 class AbstractTask(eqx.Module):
-    """A loss to be minimized from a random start.
+    """A loss to minimize from a random start.
 
     >>> import jax, symmetrax as sx
     >>> task = sx.booth()
@@ -21,17 +21,19 @@ class AbstractTask(eqx.Module):
 
     @abstractmethod
     def init(self, key: Key[Array, ""]) -> PyTree:
-        """Random initial parameters."""
+        """Returns random initial parameters."""
 
     @property
     def same_batch(self) -> bool:
-        """Whether `batch` gives the same arrays whatever the key: what follows from them alone is then
-        computed once, not at every step."""
+        """Whether `batch` returns the same arrays for every key.
+
+        If so, computations that depend only on them run once, not at every step.
+        """
         return False
 
     @abstractmethod
     def batch(self, key: Key[Array, ""]) -> PyTree:
-        """Random data for one step; None for a loss without data."""
+        """Returns random data for one step; None for a loss without data."""
 
     @abstractmethod
     def loss(self, params: PyTree, batch: PyTree = None) -> Float[Array, ""]:
@@ -39,19 +41,19 @@ class AbstractTask(eqx.Module):
 
     @abstractmethod
     def symmetry(self) -> AbstractLieSymmetry | None:
-        """The symmetry that leaves the loss unchanged, if one is known."""
+        """Returns the symmetry that leaves the loss unchanged, if known."""
 
     def optimum(self) -> PyTree | None:
-        """The parameters where the loss is least, if they are known."""
+        """Returns the parameters that minimize the loss, if known."""
         return None
 
 
 class AbstractTaskFamily(eqx.Module):
-    """A distribution over tasks, split so that a thousand tasks are one compiled program.
+    """A distribution over tasks, structured so that a thousand tasks compile to a single program.
 
-    What changes the shapes of arrays (the width of a network) is a *shape*, chosen on the host from
-    `shapes`. What does not is *drawn* under `vmap` as a pytree of arrays. Data that all tasks share stay in
-    the family: `task(drawn, shape)` puts the three together.
+    Anything that changes the shapes of arrays (such as the width of a network) is a *shape*, chosen on the
+    host from `shapes`. Everything else is *drawn* under `vmap` as a pytree of arrays. Data shared by all
+    tasks stay in the family. `task(drawn, shape)` combines the three.
 
     >>> import jax, symmetrax as sx
     >>> family = sx.make_family("ellipse-random")
@@ -70,8 +72,8 @@ class AbstractTaskFamily(eqx.Module):
 
     @abstractmethod
     def draw(self, key: Key[Array, ""]) -> PyTree:
-        """Arrays of one random task; may be called under `vmap`."""
+        """Draws the arrays of one random task; works under `vmap`."""
 
     @abstractmethod
     def task(self, drawn: PyTree, shape: Hashable = None) -> AbstractTask:
-        """The task with these arrays and this shape (by default the first of `shapes`)."""
+        """Returns the task with these arrays and this shape (by default the first of `shapes`)."""

@@ -1,4 +1,4 @@
-"""Images with labels, from files."""
+"""Labeled images, read from files."""
 
 import functools
 import gzip
@@ -14,10 +14,10 @@ from jaxtyping import Array
 
 from symmetrax._optional import needing
 
-#: The environment variable that names the folder of data files.
+#: The environment variable that names the folder with the data files.
 FOLDER = "SYMMETRAX_DATA"
 
-#: Files of MNIST, images and labels: training set, test set, a set of its own. Each may end in ".gz".
+#: Files of MNIST, as images and labels: training set, test set, a standalone set. Each may end in ".gz".
 PAIRS = (
     ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
@@ -34,7 +34,7 @@ class Images(NamedTuple):
 
 @functools.cache
 def digits() -> tuple[Images, Images]:
-    """The 8 x 8 digits that scikit-learn ships, as 1,437 training and 360 test images.
+    """Loads the 8 x 8 digits shipped with scikit-learn, as 1,437 training and 360 test images.
 
     The split is a fixed random permutation. Source: E. Alpaydin and C. Kaynak, Optical Recognition of
     Handwritten Digits, UCI Machine Learning Repository, 1998 (its test set).
@@ -52,17 +52,17 @@ def digits() -> tuple[Images, Images]:
 
 
 def mnist() -> tuple[Images, Images]:
-    """The 28 x 28 digits of MNIST, as training and test images with 784 pixels.
+    """Loads the 28 x 28 digits of MNIST, as training and test images with 784 pixels.
 
-    They are read from the IDX files in the folder that the environment variable SYMMETRAX_DATA names:
+    They are read from IDX files in the folder named by the environment variable SYMMETRAX_DATA:
     `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte` and
-    `t10k-labels-idx1-ubyte`, compressed by gzip (`.gz`) or not. If only one pair of images and labels is
-    there, or the pair `images-idx3-ubyte` and `labels-idx1-ubyte`, four fifths of it, a fixed random choice,
-    are for training. Without such files, scikit-learn downloads `mnist_784` from OpenML and keeps it in its
-    own cache. Either way, what was read once stays in memory.
+    `t10k-labels-idx1-ubyte`, optionally compressed by gzip (`.gz`). If the folder holds only one pair of
+    images and labels, or the pair `images-idx3-ubyte` and `labels-idx1-ubyte`, a fixed random four fifths of
+    it is used for training. Without such files, scikit-learn downloads `mnist_784` from OpenML and keeps it
+    in its own cache. Either way, the images stay in memory once read.
 
-    Raises ValueError for a broken or incomplete pair of files, and where there are neither files nor a
-    network. Source: Y. LeCun, C. Cortes and C. J. C. Burges, The MNIST Database of Handwritten Digits.
+    Raises ValueError for a broken or incomplete pair of files, and if there are neither files nor a network
+    connection. Source: Y. LeCun, C. Cortes and C. J. C. Burges, The MNIST Database of Handwritten Digits.
     """
     folder = os.environ.get(FOLDER)
     pairs = _pairs(pathlib.Path(folder).expanduser().resolve()) if folder else ()
@@ -70,7 +70,7 @@ def mnist() -> tuple[Images, Images]:
         return _from_files(pairs)
     try:
         return _from_openml()
-    except Exception as error:  # whatever a download can fail with
+    except Exception as error:  # any failure of the download
         looked = (
             f"the folder {folder} holds none" if folder else "it is not set, and can name a folder with one"
         )
@@ -83,7 +83,7 @@ def mnist() -> tuple[Images, Images]:
 
 
 def read_idx(path: pathlib.Path, axes: int) -> np.ndarray:
-    """The unsigned bytes of an IDX file with `axes` axes, compressed by gzip or not.
+    """Reads the unsigned bytes of an IDX file with `axes` axes, optionally compressed by gzip.
 
     The format: two zero bytes, 8 for unsigned bytes, the number of axes; the length of each axis as four
     bytes, most significant first; the values. Raises ValueError, naming the file, for anything else.
@@ -124,7 +124,7 @@ Pair = tuple[pathlib.Path, pathlib.Path]
 
 
 def _pairs(folder: pathlib.Path) -> tuple[Pair, ...]:
-    """The files to read: a training and a test pair, else the only pair, else none."""
+    """Returns the files to read: a training and a test pair, else the only pair, else no pair."""
     training, test = (_pair(folder, names) for names in PAIRS[:2])
     if training and test:
         return training, test
@@ -133,7 +133,7 @@ def _pairs(folder: pathlib.Path) -> tuple[Pair, ...]:
 
 
 def _pair(folder: pathlib.Path, names: tuple[str, str]) -> Pair | None:
-    """The files of these names, None if there is neither; one without the other is an error."""
+    """Returns the files of these names, or None if neither exists; one without the other is an error."""
     images, labels = (
         next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
         for name in names
@@ -153,7 +153,7 @@ def _from_files(pairs: tuple[Pair, ...]) -> tuple[Images, Images]:
 
 
 def _read(images: pathlib.Path, labels: pathlib.Path) -> Images:
-    """One pair of files, whose images and labels must fit together."""
+    """Reads one pair of files, whose images and labels must match."""
     pixels, target = read_idx(images, 3), read_idx(labels, 1)
     if pixels.shape[1:] != (28, 28):
         raise ValueError(f"{images} has images of {pixels.shape[1:]} pixels, expected (28, 28).")
@@ -171,19 +171,19 @@ def _from_openml() -> tuple[Images, Images]:
     with needing("The download of MNIST"):
         from sklearn.datasets import fetch_openml  # takes a second to import
 
-    # The other parser needs pandas.
+    # The alternative parser needs pandas.
     data, target = fetch_openml("mnist_784", version=1, as_frame=False, parser="liac-arff", return_X_y=True)
     images = _scaled(data, target)
     return Images(*(part[:60_000] for part in images)), Images(*(part[60_000:] for part in images))
 
 
 def _scaled(pixels: np.ndarray, labels: np.ndarray) -> Images:
-    """From bytes, or numbers up to 255."""
+    """Converts bytes, or numbers up to 255, to images."""
     return Images(np.divide(pixels, 255, dtype=np.float32), labels.astype(np.int32))
 
 
 def _split(images: Images, train: int) -> tuple[Images, Images]:
-    """`train` images and the others, by a random permutation that is always the same."""
+    """Splits off `train` images by a fixed random permutation."""
     order = np.random.default_rng(0).permutation(len(images.labels))
     pixels, labels = images.pixels[order], images.labels[order]
     return Images(pixels[:train], labels[:train]), Images(pixels[train:], labels[train:])

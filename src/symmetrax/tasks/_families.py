@@ -1,4 +1,4 @@
-"""The families that have a name, so that anyone can compare runs."""
+"""Named task families, so that runs are comparable."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,14 +19,14 @@ from symmetrax.tasks._plane import (
 from symmetrax.tasks._regression import RegressionFamily
 from symmetrax.tasks._supervised import ImageFamily
 
-# The fixed starts of the code published with the benchmark: far outside N(0, I).
+# The fixed starts in the code published with the benchmark, far outside N(0, I).
 FAR_STARTS = {"booth": (-5.0, 3.5), "rosenbrock": (-6.0, -2.0)}
 
 
 def _plane(kind: Kind, make_fixed: Callable | None) -> Callable[[str, bool], AbstractTaskFamily]:
     def build(name: str, far: bool) -> PlaneFamily:
         start = FAR_STARTS[kind] if far else None
-        # A fixed task is made by the checked constructors; a random family only borrows their start.
+        # The checked constructors make fixed tasks; a random family only takes their start.
         task = (make_fixed or booth)(start=start)
         return PlaneFamily(name, kind, None if make_fixed is None else task.map, task.start, task.spread)
 
@@ -43,7 +43,7 @@ def _near_only(build: Callable[[str], AbstractTaskFamily]) -> Callable[[str, boo
 
 
 def _mnist(name: str) -> ImageFamily:
-    # On the device once, not at every call of a compiled program.
+    # Move to the device once, not at every call of a compiled program.
     train, test = (Images(*(jnp.asarray(part) for part in images)) for images in mnist())
     return ImageFamily(name, train, test, widths=((16, 10),), batch_size=20, slope=0.1, bias=False)
 
@@ -70,7 +70,7 @@ _FAMILIES: dict[str, Callable[[str, bool], AbstractTaskFamily]] = {
 
 
 def family_names() -> tuple[str, ...]:
-    """Names that `make_family` knows.
+    """Returns the names that `make_family` knows.
 
     >>> "ellipse-random" in family_names()
     True
@@ -79,21 +79,20 @@ def family_names() -> tuple[str, ...]:
 
 
 def make_family(name: str, *, far: bool = False) -> AbstractTaskFamily:
-    """The task family called `name`.
+    """Returns the task family called `name`.
 
     "ellipse-fixed", "ellipse-random", "rosenbrock-fixed" and "rosenbrock-random" are the settings of figures
     3, 4, 5 and 6 of arXiv:2504.15399; "booth" and "rosenbrock" are the classical functions. Tasks of the
-    plane start at N(0, I); with `far`, at the fixed points (-5, 3.5) or (-6, -2) where the published tests
-    start.
+    plane start at N(0, I), or with `far` at the fixed points (-5, 3.5) or (-6, -2) of the published tests.
 
-    "regression" fits random data with a small network: see `RegressionFamily`; "regression-20", with two
-    matrices of 20 x 20 and 20 samples, is the problem on which arXiv:2305.13404 learns to teleport, and
-    "regression-20-gaussian" the same with centred Gaussian weights and data. "digits" trains small
-    classifiers on real images. "mnist" trains the 784-16-10-10 classifiers without biases, by minibatches of
-    20, of arXiv:2305.13404, here with slope 0.1 below zero; its images are read, from the folder
-    SYMMETRAX_DATA or by a download, only when the family is made.
+    "regression" fits random data with a small network (see `RegressionFamily`). "regression-20", with two
+    matrices of 20 x 20 and 20 samples, is the problem on which arXiv:2305.13404 learns to teleport;
+    "regression-20-gaussian" is the same with centered Gaussian weights and data. "digits" trains small
+    classifiers on real images. "mnist" trains the 784-16-10-10 classifiers without biases of
+    arXiv:2305.13404 by minibatches of 20, here with slope 0.1 below zero; its images are read, from the
+    folder SYMMETRAX_DATA or by a download, only when you make the family.
 
-    Raises ValueError for an unknown name, and for "mnist" where there are no images.
+    Raises ValueError for an unknown name, and for "mnist" if there are no images.
 
     >>> make_family("booth").name
     'booth'

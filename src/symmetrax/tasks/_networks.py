@@ -1,4 +1,4 @@
-"""Fully connected networks, as functions of a dict of parameters."""
+"""Fully connected networks as functions of a dict of parameters."""
 
 import dataclasses
 import itertools
@@ -16,7 +16,7 @@ from symmetrax.symmetry._network import NetworkSymmetry
 
 @dataclasses.dataclass(frozen=True)
 class LeakyReLU:
-    """z above zero, `slope` z below. Equal slopes are equal functions, so that programs are shared.
+    """z above zero, `slope` z below. Instances of equal slope are equal, so that programs are shared.
 
     >>> import jax.numpy as jnp
     >>> activation = LeakyReLU(0.1)
@@ -31,7 +31,7 @@ class LeakyReLU:
 
     @property
     def inverse(self) -> "LeakyReLU":
-        """Its inverse. Raises ValueError for ReLU, which has none."""
+        """The inverse function. Raises ValueError for ReLU, which has no inverse."""
         if self.slope <= 0:
             raise ValueError(
                 f"A leaky ReLU of slope {self.slope} has no inverse, its derivative vanishes below zero: "
@@ -41,11 +41,12 @@ class LeakyReLU:
 
 
 class MLP(eqx.Module):
-    """Layers x -> w x + b with a (leaky) ReLU between them: `sizes` are inputs, hidden units, outputs.
+    """A network of layers x -> w x + b with a (leaky) ReLU between them.
 
-    Parameters are a dict: matrices `w1`, `w2`, ... of shape (out, in) and, with `bias`, vectors `b1`, `b2`,
-    ... of shape (out,). `slope` is that of the activation below zero, so 0 means ReLU. Raises ValueError
-    without a hidden layer, or for a layer without units.
+    `sizes` are the numbers of inputs, hidden units and outputs. Parameters are a dict: matrices `w1`, `w2`,
+    ... of shape (out, in) and, with `bias`, vectors `b1`, `b2`, ... of shape (out,). `slope` is the slope of
+    the activation below zero; 0 means ReLU. Raises ValueError without a hidden layer, or for a layer without
+    units.
 
     >>> import jax
     >>> network = MLP(sizes=(4, 3, 2), bias=False)
@@ -81,7 +82,10 @@ class MLP(eqx.Module):
     def init(
         self, key: Key[Array, ""], initializer: jax.nn.initializers.Initializer | None = None
     ) -> dict[str, Array]:
-        """Zero biases, and weights by He's rule, of variance 2 / ((1 + slope^2) inputs), or `initializer`."""
+        """Draws weights from `initializer`; biases are zero.
+
+        The default is He's rule, with variance 2 / ((1 + slope^2) inputs).
+        """
         draw = initializer or jax.nn.initializers.variance_scaling(
             2.0 / (1.0 + self.slope**2), "fan_in", "truncated_normal", in_axis=-1, out_axis=-2
         )
@@ -92,7 +96,7 @@ class MLP(eqx.Module):
         return params
 
     def __call__(self, params: PyTree, x: Float[Array, "*n inputs"]) -> Float[Array, "*n outputs"]:
-        """The outputs for inputs in the last axis."""
+        """Computes the outputs for inputs in the last axis."""
         for layer in range(1, self.layers + 1):
             x = x @ params[f"w{layer}"].T
             if self.bias:
@@ -102,10 +106,10 @@ class MLP(eqx.Module):
         return x
 
     def symmetry(self) -> NetworkSymmetry:
-        """Every hidden unit scaled by s > 0 and what reads it by 1 / s, exact for a (leaky) ReLU.
+        """Scales every hidden unit by s > 0 and its outgoing weights by 1 / s, exact for a (leaky) ReLU.
 
-        One space for each hidden layer, `hidden1`, `hidden2`, ...; the algebra has one coordinate, log s, for
-        each hidden unit. Source: arXiv:2012.01118.
+        There is one space for each hidden layer, `hidden1`, `hidden2`, ...; the algebra has one coordinate,
+        log s, for each hidden unit. Source: arXiv:2012.01118.
         """
         like = jax.eval_shape(self.init, jax.random.key(0))
         biases = [f"b{layer}" for layer in range(1, self.layers + 1)] if self.bias else []
@@ -114,7 +118,7 @@ class MLP(eqx.Module):
     def invertible_symmetry(self, form: Literal["output", "preimage"]) -> ActivationGL:
         """Invertible matrices acting on the hidden units, exact on batches no larger than the layers.
 
-        `form` is one of the two published actions: see `ActivationGL`, which takes the inputs to be the batch
+        `form` is one of the two published actions; see `ActivationGL`, which takes the inputs to be the batch
         or its first item. Raises ValueError for "preimage" with ReLU, which has no inverse.
 
         >>> MLP((20, 20, 20), slope=0.1, bias=False).invertible_symmetry("preimage").algebra

@@ -1,7 +1,7 @@
 """Sums of squares of an invertible map: the benchmark families of arXiv:2504.15399, section 5.1.1.
 
-f(x) = ||h(x)||^2 keeps its value under rotations pulled back through h. With affine h the family is that of
-Booth's function (ellipses); with triangular h that of Rosenbrock's.
+f(x) = ||h(x)||^2 is invariant under rotations pulled back through h. With affine h, the family contains
+Booth's function (ellipses); with triangular h, Rosenbrock's.
 """
 
 from collections.abc import Callable
@@ -17,8 +17,7 @@ from symmetrax.symmetry._maps import AbstractMap, Affine, Triangular
 from symmetrax.symmetry._pullback import Pullback
 from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
 
-# Draws beyond this condition number of h are singular for all float32 knows, and are redrawn: about one
-# draw in ten thousand.
+# Draws of h beyond this condition number, about one in ten thousand, are singular in float32 and are redrawn.
 WORST_CONDITION = 1e4
 
 Kind = Literal["booth", "rosenbrock"]
@@ -27,7 +26,7 @@ Kind = Literal["booth", "rosenbrock"]
 class SumOfSquares(AbstractTask):
     """f(x) = ||map(x)||^2 on R^n, started at N(start, spread^2 I).
 
-    By default runs start at N(0, I), or always at `start` if that is given without a `spread`.
+    By default runs start at N(0, I), or always at `start` if you give it without a `spread`.
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> sx.booth().loss(jnp.array([1.0, 3.0])).item(), sx.booth().loss(jnp.array([5.0, -5.0])).item()
@@ -64,7 +63,7 @@ class SumOfSquares(AbstractTask):
 def generalized_booth(matrix, offset=None, *, start=None) -> SumOfSquares:
     """The convex quadratic f(x) = ||matrix @ x + offset||^2.
 
-    `matrix` has shape (n, n) and must be invertible, `offset` and `start` have shape (n,); `offset`
+    `matrix` has shape (n, n) and must be invertible; `offset` and `start` have shape (n,), and `offset`
     defaults to zeros. Runs start at `start`, by default at a draw from N(0, I). Raises ValueError for a
     singular matrix.
 
@@ -84,10 +83,10 @@ def generalized_booth(matrix, offset=None, *, start=None) -> SumOfSquares:
 
 
 def generalized_rosenbrock(a, b, c, d, *, start=None) -> SumOfSquares:
-    """f(x, y) = (c(x) y + d(x))^2 + (a x + b)^2, usually not convex.
+    """f(x, y) = (c(x) y + d(x))^2 + (a x + b)^2, usually nonconvex.
 
-    `a` and `b` are numbers; `c` and `d` numbers or coefficients of polynomials in x, highest power first.
-    Raises ValueError where the map is singular: for a = 0, or a constant c = 0.
+    `a` and `b` are numbers; `c` and `d` are numbers or coefficients of polynomials in x, highest power first.
+    Raises ValueError if the map is singular: for a = 0, or a constant c = 0.
 
     >>> import jax.numpy as jnp
     >>> f = generalized_rosenbrock(a=1.0, b=-1.0, c=-10.0, d=[10.0, 0.0, 0.0])
@@ -129,7 +128,7 @@ class PlaneFamily(AbstractTaskFamily):
 
     `kind` is "booth" (h affine: entries of matrix and offset iid N(0, 1)) or "rosenbrock" (h triangular:
     a, b, the constant c and the three coefficients of d iid N(0, 1)), as in figures 4 and 6 of
-    arXiv:2504.15399. A draw whose map is singular (condition above 1e4; |a| or |c| below 1e-4) is redrawn.
+    arXiv:2504.15399. Draws with a singular map (condition above 1e4; |a| or |c| below 1e-4) are redrawn.
     With `fixed`, every task has that map. Runs start at N(start, spread^2 I), by default at N(0, I).
 
     >>> import jax
@@ -161,7 +160,7 @@ def _draw_affine(key: Key[Array, ""]) -> Affine:
 
 
 def _good_affine(h: Affine) -> Array:
-    """Condition number below the bound: for 2 x 2 matrices ||A||_F^2 / |det A| is cond + 1/cond."""
+    """Returns whether the condition is below the bound: for 2 x 2, ||A||_F^2 / |det A| is cond + 1/cond."""
     (a, b), (c, d) = h.matrix
     return jnp.sum(jnp.square(h.matrix)) < WORST_CONDITION * jnp.abs(a * d - b * c)
 
@@ -176,7 +175,7 @@ def _good_triangular(h: Triangular) -> Array:
 
 
 def _redraw(draw: Callable[[Key[Array, ""]], Any], good: Callable[[Any], Array], key: Key[Array, ""]) -> Any:
-    """Draw until the draw is good."""
+    """Draws until `good` accepts the draw."""
 
     def again(state):
         key, retry = jax.random.split(state[0])

@@ -16,15 +16,16 @@ Action = Literal["scaling", "preimage", "output"]
 
 
 class Regression(AbstractTask):
-    """1/2 ||targets - f(inputs)||^2 over all samples, with f a leaky ReLU network without biases.
+    """1/2 ||targets - f(inputs)||^2 over all samples, where f is a leaky ReLU network without biases.
 
-    `action` is what `symmetry` describes: "scaling", the positive scalings of the hidden units, or one of the
-    two published actions of invertible matrices on them, "preimage" or "output" (see `ActivationGL`).
+    `action` is the action that `symmetry` returns: "scaling" for the positive scalings of the hidden units,
+    or "preimage" or "output" for the two published actions of invertible matrices on them (see
+    `ActivationGL`).
 
-    Samples are rows: `inputs` (samples, features), `targets` (samples, outputs); `widths` are the units of
-    the hidden layers. Weights start at U[0, 1], or with `start="gaussian"` centred, by He's rule (see
-    `MLP`): with positive weights and inputs no unit is near the kink of its activation. `batch` gives
-    all data, and `loss` uses them where it is given none. Source: arXiv:2205.10637.
+    Samples are rows: `inputs` has shape (samples, features), `targets` (samples, outputs); `widths` are the
+    numbers of units of the hidden layers. Weights start at U[0, 1], or with `start="gaussian"` centered, by
+    He's rule (see `MLP`): with positive weights and inputs, no unit is near the kink of its activation.
+    `batch` returns all data, and `loss` uses all data if you pass no batch. Source: arXiv:2205.10637.
 
     >>> import jax, symmetrax as sx
     >>> family = sx.make_family("regression")
@@ -50,7 +51,7 @@ class Regression(AbstractTask):
         return MLP(sizes, self.slope, bias=False)
 
     def init(self, key: Key[Array, ""]) -> dict[str, Array]:
-        # U[0, 1] is what this initializer means by scale 1.
+        # Scale 1 of this initializer means U[0, 1].
         initializer = jax.nn.initializers.uniform(1.0) if self.start == "uniform" else None
         return self.network.init(key, initializer)
 
@@ -66,7 +67,7 @@ class Regression(AbstractTask):
         return 0.5 * jnp.sum(jnp.square(targets - self.network(params, inputs)))
 
     def symmetry(self) -> AbstractLieSymmetry:
-        """The symmetry named by `action`: see `MLP`."""
+        """Returns the symmetry named by `action`; see `MLP`."""
         if self.action == "scaling":
             return self.network.symmetry()
         return self.network.invertible_symmetry(self.action)
@@ -75,13 +76,13 @@ class Regression(AbstractTask):
 class RegressionFamily(AbstractTaskFamily):
     """Regressions on `samples` random samples, inputs and targets U[0, 1]; `dims` are the layers' sizes.
 
-    With `data="gaussian"` inputs and targets are N(0, 1): positive data and weights make all units positive,
-    and the network linear at the start.
+    With `data="gaussian"`, inputs and targets are N(0, 1) instead: positive data and weights make all units
+    positive, and so the network linear at the start.
 
-    The defaults are those of arXiv:2205.10637, there called 4-5-6-7-8: 4 samples with 5 features, matrices of
+    The defaults are those of arXiv:2205.10637, called 4-5-6-7-8 there: 4 samples with 5 features, matrices of
     shapes (6, 5), (7, 6), (8, 7). Two matrices of 20 x 20 and 20 samples, `dims=(20, 20, 20), samples=20`,
-    are a problem of arXiv:2305.13404. `slope`, `start` and `action` are those of `Regression`; ValueError for
-    names that are none of theirs.
+    are a problem of arXiv:2305.13404. `slope`, `start` and `action` are as in `Regression`. Raises ValueError
+    for unknown names.
 
     >>> import jax
     >>> family = RegressionFamily("wide", dims=(20, 20, 20), samples=20)
@@ -108,7 +109,7 @@ class RegressionFamily(AbstractTaskFamily):
                     f"`{name}` must be one of {', '.join(get_args(known))}, got {getattr(self, name)!r}."
                 )
         if self.action == "preimage":
-            LeakyReLU(self.slope).inverse  # noqa: B018 (raises where there is none)
+            LeakyReLU(self.slope).inverse  # noqa: B018 (raises if there is no inverse)
 
     def draw(self, key: Key[Array, ""]) -> tuple[Array, Array]:
         first, second = jax.random.split(key)

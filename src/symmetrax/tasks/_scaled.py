@@ -1,4 +1,4 @@
-"""Tasks whose parameters are measured in random units, so that no optimizer knows the scale by heart."""
+"""Tasks with parameters in random units, so that no optimizer can memorize their scale."""
 
 from collections.abc import Hashable
 
@@ -22,11 +22,11 @@ def _over(a: PyTree, b: PyTree) -> PyTree:
 
 
 class RescaledSymmetry(AbstractLieSymmetry):
-    """The symmetry of `loss(params * scale)` that a symmetry of `loss` becomes: w -> act(a, w s) / s.
+    """A symmetry of `loss` transferred to `loss(params * scale)`: w -> act(a, w s) / s.
 
     `scale` is a tree like the parameters, without zeros, and products are entry by entry. A linear diagonal
-    change of coordinates conjugates exactly: elements, composition and algebra stay those of `symmetry`, and
-    where it is linear so is this.
+    change of coordinates conjugates exactly: elements, composition and algebra are those of `symmetry`, and
+    the result is linear if `symmetry` is.
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> task, scale = sx.booth(), jnp.array([2.0, 0.5])
@@ -94,7 +94,7 @@ class RescaledSymmetry(AbstractLieSymmetry):
 
 
 class ScaledTask(AbstractTask):
-    """`task` in other units: its loss at `params * scale`, from the start `init(key) / scale`.
+    """`task` in other units: its loss at `params * scale`, starting from `init(key) / scale`.
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> task = ScaledTask(sx.booth(start=[5.0, -5.0]), scale=jnp.array([2.0, 0.5]))
@@ -128,12 +128,12 @@ class ScaledTask(AbstractTask):
 
 
 class RandomlyScaled(AbstractTaskFamily):
-    """The tasks of `family`, every parameter of each scaled by its own exp(U[-spread, spread]).
+    """The tasks of `family`, with every parameter of each task scaled by its own exp(U[-spread, spread]).
 
-    The loss is loss(params * scale) and the start init / scale, so that losses at the start are those of
-    `family` while steps of one length mean another change for each parameter: a learned optimizer has to read
-    the scale from the gradients. Shapes and symmetries are those of `family`, the latter in the new units
-    (`RescaledSymmetry`). With spread 0 nothing changes. Raises ValueError for a negative spread.
+    The loss is loss(params * scale) and the start init / scale. So losses at the start are those of `family`,
+    while a step of a given length changes each parameter by a different amount: a learned optimizer must
+    infer the scale from the gradients. Shapes and symmetries are those of `family`, the latter in the new
+    units (`RescaledSymmetry`). A spread of 0 changes nothing; a negative one raises ValueError.
     Source: Lv, Jiang and Li 2017 (arXiv:1703.03633), "random scaling", with spread 3.
 
     >>> import jax, symmetrax as sx
@@ -157,7 +157,7 @@ class RandomlyScaled(AbstractTaskFamily):
         return self.family.shapes
 
     def draw(self, key: Key[Array, ""]) -> tuple[PyTree, Float[Array, " parameters"]]:
-        """A task of the family, and a number in [-1, 1] for each parameter of the largest shape."""
+        """Draws a task of the family, and a number in [-1, 1] for each parameter of the largest shape."""
         inner, units = jax.random.split(key)
         drawn = self.family.draw(inner)
         size = max(_size(self._start(drawn, shape)) for shape in self.shapes)
@@ -171,7 +171,7 @@ class RandomlyScaled(AbstractTaskFamily):
         return ScaledTask(task=self.family.task(inner, shape), scale=unravel(scale.astype(flat.dtype)))
 
     def _start(self, drawn: PyTree, shape: Hashable) -> PyTree:
-        """Shapes and types of the parameters."""
+        """The shapes and dtypes of the parameters."""
         return jax.eval_shape(lambda d, k: self.family.task(d, shape).init(k), drawn, jax.random.key(0))
 
 

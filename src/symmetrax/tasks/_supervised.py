@@ -1,4 +1,4 @@
-"""Classifiers on real images."""
+"""Classifiers of real images."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
 from symmetrax.tasks._data import Images
 from symmetrax.tasks._networks import MLP
 
-#: Units of the only hidden layer, or of several.
+#: The number of units of a single hidden layer, or of each of several.
 Widths = int | tuple[int, ...]
 
 
@@ -25,8 +25,8 @@ class Classification(AbstractTask):
     """A (leaky) ReLU network with hidden layers of `widths` units, trained on `train` by minibatches.
 
     The loss is the mean cross-entropy. Parameters are a dict of matrices and, with `bias`, biases, drawn by
-    He's rule with zero biases: see `MLP`. An integer as `widths` means one hidden layer. `held_out`
-    measures on `test`.
+    He's rule with zero biases (see `MLP`). An integer as `widths` means one hidden layer. `held_out`
+    evaluates on `test`.
 
     >>> import jax, symmetrax as sx
     >>> task = sx.make_family("digits").task((), (16, 12))
@@ -45,7 +45,7 @@ class Classification(AbstractTask):
 
     @property
     def width(self) -> int:
-        """The units of the first hidden layer."""
+        """The number of units of the first hidden layer."""
         return self.widths[0]
 
     @property
@@ -70,21 +70,21 @@ class Classification(AbstractTask):
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(self.logits(params, pixels), labels))
 
     def held_out(self, params: PyTree) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """Cross-entropy and accuracy on the images that training never shows."""
+        """Returns cross-entropy and accuracy on the test images, which are never used for training."""
         pixels, labels = jnp.asarray(self.test.pixels), jnp.asarray(self.test.labels)
         right = jnp.argmax(self.logits(params, pixels), -1) == labels
         return self.loss(params, (pixels, labels)), jnp.mean(right)
 
     def symmetry(self) -> NetworkSymmetry:
-        """Positive scalings of the hidden units: see `MLP`."""
+        """Returns the positive scalings of the hidden units; see `MLP`."""
         return self.network.symmetry()
 
 
 class ImageFamily(AbstractTaskFamily):
-    """Classifiers of one data set whose hidden layers are one of `widths`: see `Classification`.
+    """Classifiers for one data set with hidden layers from one of `widths`; see `Classification`.
 
-    Tasks differ in widths, initialization and order of minibatches, so nothing is drawn. Each of `widths` is
-    a shape: the units of the only hidden layer, or a tuple of those of several.
+    Tasks differ only in widths, initialization and order of minibatches, so nothing is drawn. Each entry of
+    `widths` is a shape: the units of a single hidden layer, or a tuple of the units of several.
 
     >>> import symmetrax as sx
     >>> sx.make_family("digits").shapes

@@ -1,1 +1,1 @@
-"""Where on the orbit to go."""
+"""Teleportation: searching an orbit and jumping along it."""

@@ -1,4 +1,4 @@
-"""The best point of an orbit in closed form, where the objective is a squared norm."""
+"""The best point of an orbit in closed form, if the objective is a squared norm."""
 
 import equinox as eqx
 import jax
@@ -17,23 +17,24 @@ from symmetrax.teleportation._search import AbstractSearch
 
 
 class ClosedForm(AbstractSearch):
-    """The largest or smallest gradient norm, or parameter norm, on the orbit of a `NetworkSymmetry`.
+    """The largest or smallest gradient norm or parameter norm on the orbit of a `NetworkSymmetry`.
 
-    For a scaling s = exp(t) of one space the squared norm is sum(p exp(2 t) + q exp(-2 t)), with p and q sums
-    of squares: least where exp(4 t) = q / p, largest at an end of the box |t| <= `bound`, on the side of the
-    larger of p and q. For a matrix g it is tr(N P) + tr(N^-1 Q) with N = g'g and Gram matrices P and Q: least
-    where N is the geometric mean P^-1 # Q, and largest, among all g that stretch no vector by more than
-    exp(`bound`) nor shrink it, at log g = bound * sign(P - Q), the matrix sign. Of 2 x 2 scaled rotations
-    only the scale matters. Compact groups change no norm, and stay at the identity.
+    For a scaling s = exp(t) of one space, the squared norm is sum(p exp(2 t) + q exp(-2 t)), where p and q
+    are sums of squares. It is smallest where exp(4 t) = q / p, and largest at an end of the box
+    |t| <= `bound`, on the side of the larger of p and q. For a matrix g it is tr(N P) + tr(N^-1 Q) with
+    N = g'g and Gram matrices P and Q. It is smallest where N is the geometric mean P^-1 # Q, and largest,
+    among all g that neither stretch nor shrink any vector by more than exp(`bound`), at
+    log g = bound * sign(P - Q), the matrix sign. Of 2 x 2 scaled rotations only the scale matters. Compact
+    groups do not change norms and stay at the identity.
 
-    Spaces that touch a common array are done in turn, `sweeps` times over: down this converges to the least
-    norm (log J is convex), up to a vertex of the box that no single space can improve. All is done by matrix
-    products. Directions in which P or Q vanish have no least norm; there the geometric mean is taken of P
-    and Q plus `ridge` times their mean eigenvalue, and shortened to `bound`.
+    Spaces that act on a common array are optimized in turn, in `sweeps` sweeps: minimization converges to the
+    smallest norm (log J is convex), maximization to a vertex of the box that no single space can improve. All
+    of this uses only matrix products. In directions in which P or Q vanish, no smallest norm exists; there
+    the geometric mean is taken of P and Q plus `ridge` times their mean eigenvalue, and limited to `bound`.
 
-    The objective must be `GradientNorm()` or `NegativeParameterNorm()`, or `negate` of one. Costs one
-    gradient, or none where the gradient at the point is known. Source: derived here; the minimum for low-rank
-    pairs is known as balancing.
+    The objective must be `GradientNorm()` or `NegativeParameterNorm()`, or `negate` of either. The search
+    costs one gradient, or none if the gradient at the point is known. Source: derived here; the minimum for
+    low-rank pairs is known as balancing.
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> params = {"w1": jnp.array([[4.0]]), "w2": jnp.array([[1.0]])}
@@ -94,7 +95,7 @@ class ClosedForm(AbstractSearch):
         return logs
 
     def _largest(self, shares: list[tuple[float, Array]], shape: tuple[int, ...]) -> Array:
-        """At an end of the box; a unit without energy stays where it is."""
+        """An end of the box; a unit without energy stays where it is."""
         up, down = (self._norm(shares, side * self._ends(shares, shape)) for side in (1, -1))
         ends = self._ends(shares, shape)
         return jnp.where((up == 0) & (down == 0), 0.0, jnp.where(up >= down, ends, -ends))
@@ -107,12 +108,12 @@ class ClosedForm(AbstractSearch):
         return sum(terms, start=jnp.zeros_like(t))
 
     def _least(self, shares: list[tuple[float, Array]], shape: tuple[int, ...]) -> Array:
-        """Where the derivative, which only rises, changes its sign: in closed form, or by halving the box."""
+        """The root of the increasing derivative, in closed form or by bisection of the box."""
         ends = self._ends(shares, shape)
         if all(abs(exponent) == 1 for exponent, _ in shares):
             up, down = (_total(shares, sign, shape) for sign in (1, -1))
             both = (up > 0) & (down > 0)
-            # Where one side is zero the norm falls for ever towards the other: to the end of the box.
+            # If one side is zero, the norm decreases without end towards the other: go to the end of the box.
             there = (jnp.log(jnp.where(both, down, 1.0)) - jnp.log(jnp.where(both, up, 1.0))) / 4
             return jnp.where(both, jnp.clip(there, -ends, ends), ends * (jnp.sign(down) - jnp.sign(up)))
 
@@ -128,14 +129,14 @@ class ClosedForm(AbstractSearch):
         constants = [(exponent, jax.lax.stop_gradient(square)) for exponent, square in shares]
         low, high = jax.lax.fori_loop(0, 60, halve, (-ends, ends))
         middle = (low + high) / 2
-        # One Newton step moves the root by a rounding error, and has the derivative that halving has not.
+        # One Newton step moves the root by a rounding error and supplies the derivative that bisection lacks.
         _, bend = jax.jvp(lambda t: slope(t, constants), (middle,), (jnp.ones_like(middle),))
         newton = middle - slope(middle, shares) / jnp.where(bend > 0, bend, 1.0)
         return jnp.where(bend > 0, jnp.clip(newton, -ends, ends), 0.0)
 
 
 def has_closed_form(symmetry: AbstractLieSymmetry, objective: Objective) -> bool:
-    """Whether `ClosedForm` serves this symmetry and this objective.
+    """Returns whether `ClosedForm` supports this symmetry and this objective.
 
     >>> import symmetrax as sx
     >>> has_closed_form(sx.booth().symmetry(), sx.GradientNorm())
@@ -154,7 +155,7 @@ def has_closed_form(symmetry: AbstractLieSymmetry, objective: Objective) -> bool
 
 
 def _occurrences(node: Node, name: str) -> int:
-    """On how many axes of one block of an array a space acts."""
+    """The number of axes of one block of an array on which a space acts."""
     if isinstance(node, Word | Plain):
         return int(isinstance(node, Word) and node.name == name)
     counts = [_occurrences(part, name) for part in node.parts]
@@ -162,9 +163,9 @@ def _occurrences(node: Node, name: str) -> int:
 
 
 def matrix_sign(matrix: Float[Array, "... n n"]) -> Float[Array, "... n n"]:
-    """The sign of symmetric matrices: eigenvalues become -1, 0 or 1. By products alone.
+    """The sign of symmetric matrices, from matrix products alone: eigenvalues become -1, 0 or 1.
 
-    Eigenvalues below about 1e-10 of the largest may come out in between.
+    Eigenvalues below about 1e-10 of the largest may map to values in between.
 
     >>> import jax.numpy as jnp
     >>> print(abs(matrix_sign(jnp.array([[0.0, 2.0], [2.0, 0.0]]))).round(3))
@@ -177,7 +178,7 @@ def matrix_sign(matrix: Float[Array, "... n n"]) -> Float[Array, "... n n"]:
     x = matrix / jnp.sqrt(jnp.where(square == 0, 1.0, square))
 
     def grow(_, x):
-        """x (a + b x^2 + c x^4): lifts small eigenvalues 3.4 times, keeps those near 1 between .6 and 1.3."""
+        """x (a + b x^2 + c x^4): scales small eigenvalues by 3.4, keeps those near 1 between .6 and 1.3."""
         xx = product(x, x)
         return 3.4445 * x + product(x, -4.7750 * xx + 2.0315 * product(xx, xx))
 
@@ -188,14 +189,14 @@ def matrix_sign(matrix: Float[Array, "... n n"]) -> Float[Array, "... n n"]:
 
 
 def _log_mean(up: Array, down: Array, ridge: float) -> Array:
-    """log of the N that makes tr(N up) + tr(N^-1 down) least: of the geometric mean up^-1 # down."""
+    """log of the N that minimizes tr(N up) + tr(N^-1 down): of the geometric mean up^-1 # down."""
     size = up.shape[-1]
     eye = jnp.broadcast_to(jnp.eye(size, dtype=up.dtype), up.shape)
 
     means = [jnp.trace(matrix, axis1=-1, axis2=-2)[..., None, None] / size for matrix in (up, down)]
 
     def regular(matrix, mean, other):
-        """Where a whole matrix is zero the other one says what is small."""
+        """Adds the ridge; if a whole matrix is zero, the other one sets the scale."""
         mean = jnp.where(mean > 0, mean, other)
         return matrix + jnp.where(mean > 0, ridge * mean, 1.0) * eye
 
@@ -246,12 +247,12 @@ def _total(shares: list[tuple[float, Array]], sign: int, shape: tuple[int, ...])
 
 
 def _kind(shares: list[tuple[float, Array]]) -> jnp.dtype:
-    """The precision that energies are summed in."""
+    """The dtype in which energies are summed."""
     return total([jnp.zeros((), square.dtype) for _, square in shares]).dtype
 
 
 def _placed(square: Array, touch, lengths: tuple[int, ...]) -> Array:
-    """Squares of some of the group's copies, among those of all."""
+    """Places the squares of some copies of the group among those of all copies."""
     index = touch.word.index
     if index is None:
         return square

@@ -1,4 +1,4 @@
-"""A step along one random curve of the orbit, to where the curve bends more or less."""
+"""A step along one random curve of the orbit, in the direction of higher or lower curvature."""
 
 import equinox as eqx
 import jax
@@ -15,11 +15,11 @@ from symmetrax.teleportation._search import AbstractSearch
 class CurvatureStep(AbstractSearch):
     """One step along a random curve t -> exp(t M) . params, by `rate` * d curvature / dt at t = 0.
 
-    The published search for points of other curvature: M is a random unit direction of the algebra, drawn
-    anew for every teleport of an optimizer from `key`; the curvature and its derivative come from three
-    nested forward derivatives of the action. With `down` it goes to where the curve bends less. The step in t
-    stays within `bound`. It does not look at the objective, nor at the loss. Source: arXiv:2305.13404, whose
-    code nests reverse-mode Jacobians, about a hundred thousand times dearer.
+    The published search for points of different curvature. M is a random unit direction of the algebra, drawn
+    from `key` anew for every teleport of an optimizer; the curvature and its derivative take three nested
+    forward-mode derivatives of the action. With `down` the step goes towards lower curvature. The step in t
+    stays within `bound`. The search uses neither the objective nor the loss. Source: arXiv:2305.13404, whose
+    code nests reverse-mode Jacobians, which is about a hundred thousand times more expensive.
 
     >>> import jax, jax.numpy as jnp, symmetrax as sx
     >>> ellipse = sx.Pullback(sx.Affine(jnp.array([[1.0, 0.0], [0.0, 3.0]]), jnp.zeros(2)))

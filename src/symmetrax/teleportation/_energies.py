@@ -1,8 +1,8 @@
 """The squared norm of a tree along an orbit, with everything summed out that no group element changes.
 
-For an exact linear action, ||a.G||^2 as a function of the element `a` needs little of the tree G: row and
-column sums of squares for scalings, Gram matrices for general linear groups. One gradient, reduced like this,
-gives its squared norm everywhere on the orbit at the cost of a few small products.
+For an exact linear action, ||a.G||^2 as a function of the element `a` depends on little of the tree G: row
+and column sums of squares for scalings, Gram matrices for general linear groups. Once reduced like this, a
+single gradient gives its squared norm everywhere on the orbit at the cost of a few small products.
 """
 
 from collections.abc import Iterator
@@ -20,15 +20,15 @@ from symmetrax.symmetry._walk import Touch
 
 Kind = Literal["squares", "gram", "whole"]
 
-#: Groups whose first coordinates are logarithms of scales, and that change squares by nothing else.
+#: Groups whose first coordinates are logarithms of scales and that change squares in no other way.
 SCALINGS = (PositiveDiagonal, NonzeroDiagonal, ScaledRotation)
 
 
 class Block(eqx.Module):
     """A block of an array, reduced to sums of squares.
 
-    "squares": squares, summed over axes that nothing stretches. "gram": the Gram matrices of the one axis
-    that is touched. "whole": the block itself.
+    "squares": squares, summed over the axes that no group element stretches. "gram": the Gram matrices of the
+    only axis that is acted on. "whole": the block itself.
     """
 
     kind: Kind = eqx.field(static=True)
@@ -39,8 +39,8 @@ class Block(eqx.Module):
 class Energies(eqx.Module):
     """||act(a, tree)||^2, or ||act(dual(a), tree)||^2 with `dual`, as a function of a = exp(coordinates).
 
-    Compact groups do not change it: `spaces` are the others. All sums are those of the tree divided by
-    `scale`, a power of two near its largest entry, so that no square overflows or vanishes.
+    Compact groups do not change it; `spaces` are the others. All sums are taken over the tree divided by
+    `scale`, a power of two near its largest entry, so that no square overflows or underflows.
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> params = {"w1": jnp.array([[3.0, 4.0]]), "w2": jnp.array([[2.0]])}
@@ -58,7 +58,7 @@ class Energies(eqx.Module):
 
     @classmethod
     def of(cls, symmetry: NetworkSymmetry, tree: PyTree, *, dual: bool) -> "Energies":
-        """Reduce a tree: a gradient (`dual=True`), or parameters."""
+        """Reduces a tree: a gradient (`dual=True`), or parameters."""
         numbers = eqx.filter(tree, eqx.is_inexact_array)
         scale = magnitude(numbers)
         blocks: list[Block] = []
@@ -77,19 +77,19 @@ class Energies(eqx.Module):
 
     @property
     def spaces(self) -> tuple[str, ...]:
-        """The spaces whose elements matter."""
+        """The spaces whose elements change the norm."""
         return tuple(name for name, group in self.symmetry.spaces.items() if stretches(group))
 
     @property
     def coupled(self) -> bool:
-        """Whether some array is touched by two of them, so that the best of each depends on the others."""
+        """Whether two of them act on a common array, so that the optimum of each depends on the others."""
         return any(len(block.touches) > 1 for block in self.blocks)
 
     def __call__(self, coordinates: Float[Array, " k"]) -> Float[Array, ""]:
         return self.relative(coordinates) * self.scale * self.scale
 
     def relative(self, coordinates: Float[Array, " k"]) -> Float[Array, ""]:
-        """The squared norm in units of `scale`^2, which is finite where the norm itself is."""
+        """The squared norm in units of `scale`^2, finite wherever the norm itself is finite."""
         parts, terms = self.symmetry.split(coordinates), [self.constant]
         for block in self.blocks:
             if block.kind == "gram":
@@ -103,11 +103,11 @@ class Energies(eqx.Module):
         return total(terms)
 
     def share(self, space: str, parts: dict[str, Array]) -> Iterator[tuple[Touch, float, Array]]:
-        """The arrays that `space` acts on when the others are at `parts`: touches, exponents, squares or Gram
-        matrices.
+        """Yields the touch, exponent, and squares or Gram matrices of each array that `space` acts on.
 
-        A scaling s = exp(t) contributes sum(squares * exp(2 * exponent * t)), with squares of shape (*per,
-        size); a matrix g contributes tr(g' g Gram), or tr((g' g)^-1 Gram) where the exponent is -1.
+        The other spaces are at `parts`. A scaling s = exp(t) contributes
+        sum(squares * exp(2 * exponent * t)), with squares of shape (*per, size); a matrix g contributes
+        tr(g' g Gram), or tr((g' g)^-1 Gram) where the exponent is -1.
         """
         for block in self.blocks:
             mine = [touch for touch in block.touches if touch.word.name == space]
@@ -129,7 +129,7 @@ class Energies(eqx.Module):
         return -touch.exponent if self.dual else touch.exponent
 
     def _matrix(self, touch: Touch, part: Array) -> Array:
-        """The matrix that a general linear element multiplies by at this touch."""
+        """Returns the matrix that a general linear element multiplies by at this touch."""
         group = self.symmetry.spaces[touch.word.name]
         element = group.exp(part if touch.word.index is None else part[touch.taken])
         return element[0] if self._exponent(touch) > 0 else element[1]
@@ -149,7 +149,7 @@ class Energies(eqx.Module):
 
 
 def stretches(group: AbstractGroup) -> bool:
-    """Whether elements of the group change norms.
+    """Returns whether elements of the group change norms.
 
     >>> import symmetrax as sx
     >>> stretches(sx.PositiveDiagonal(3)), stretches(sx.Orthogonal(3))
@@ -174,7 +174,7 @@ def _reduce(symmetry: NetworkSymmetry, x: Array, touches: tuple[Touch, ...]) -> 
 
 
 def _unfold(kind: Kind, group: AbstractGroup, array: Array, touch: Touch) -> Array:
-    """Squares of shape (*per, size), or Gram matrices, of what one space acts on."""
+    """Squares of shape (*per, size), or Gram matrices, of the part of an array that one space acts on."""
     if kind == "gram":
         return array
     if isinstance(group, GeneralLinear):
@@ -191,7 +191,7 @@ def _gram(x: Array, touch: Touch) -> Array:
     axes = (*touch.indices, touch.axis)
     front = jnp.moveaxis(widened(x), axes, range(len(axes)))
     flat = front.reshape(*front.shape[: len(axes)], -1)
-    if jnp.iscomplexobj(flat):  # a real matrix multiplies the two parts alike
+    if jnp.iscomplexobj(flat):  # a real matrix multiplies both parts
         flat = jnp.concatenate([flat.real, flat.imag], axis=-1)
     return jnp.einsum("...ir,...jr->...ij", flat, flat, precision="highest")
 
@@ -202,7 +202,7 @@ def _logs(group: AbstractGroup, part: Array) -> Array:
 
 
 def _along(logs: Array, touch: Touch, ndim: int) -> Array:
-    """`logs`, whose axes are the touch's, laid along these axes of an array with `ndim` axes."""
+    """Broadcasts `logs`, whose axes are the axes of `touch`, to an array with `ndim` axes."""
     axes = (*touch.indices, touch.axis)
     order = sorted(range(len(axes)), key=axes.__getitem__)
     shape = [1] * ndim

@@ -1,4 +1,4 @@
-"""The gradient norm along the orbit of a data-dependent action, without ever touching the inputs' axis."""
+"""The gradient norm along the orbit of a data-dependent action, at a cost independent of the input width."""
 
 from collections.abc import Callable
 
@@ -16,10 +16,11 @@ from symmetrax.teleportation._objectives import AbstractOrbitObjective
 class FeatureGradientNorm(AbstractOrbitObjective):
     """||grad||^2 of the weights that an `ActivationGL` moves ("output" form), cheap along its orbit.
 
-    The first layer's gradient is D'X with D the derivative by its outputs and X the inputs, so its square is
-    sum(D * (X X') D): with X X' and the layer's outputs computed once, no step of a search sees the inputs
-    again. Elsewhere it is the squared norm of the whole gradient. The loss must be a function of what the
-    network computes: `loss_of_outputs(outputs, batch)`, outputs of shape (samples, outputs).
+    The gradient of the first layer is D'X, with D the derivative with respect to its outputs and X the
+    inputs, so its squared norm is sum(D * (X X') D). X X' and the layer's outputs are computed once, so that
+    no step of a search depends on the width of the inputs. Elsewhere this is the squared norm of the whole
+    gradient. The loss must be a function of the network's outputs: `loss_of_outputs(outputs, batch)`, with
+    outputs of shape (samples, outputs).
 
     >>> import jax, jax.numpy as jnp, symmetrax as sx
     >>> params = {"w1": jax.random.normal(jax.random.key(0), (5, 9)), "w2": jnp.ones((2, 5))}

@@ -1,4 +1,4 @@
-"""When a teleport is refused, and the parameters stay where they are."""
+"""Guards: conditions under which a teleport is refused."""
 
 import math
 
@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from symmetrax._tree import all_finite, safe_norm, widened
 from symmetrax.teleportation._rounding import LOOSE, MOST
 
-#: Why a teleport was refused, by code; 0 is "not refused".
+#: Why a teleport was refused, by code; code 0 means that it was accepted.
 REFUSALS = (
     "accepted",
     "not finite: the point or the loss after the jump is infinite or NaN",
@@ -18,29 +18,30 @@ REFUSALS = (
     "no step: what the optimizer was shown, or the step that came of it, is infinite or NaN",
 )
 
-#: The code of an optimizer that did not step at all.
+#: The code for an optimizer that did not step at all.
 NO_STEP = 4
 
-# What `defect` says where nothing measured it: without a guard no loss is evaluated.
+# The value of `defect` where it was not measured: without a guard the loss is not evaluated.
 NOT_MEASURED = -1.0
 
 
 class Guard(eqx.Module):
-    """Conditions under which a teleport is refused and the parameters stay where they are.
+    """Conditions under which a teleport is refused, so that the parameters stay where they are.
 
-    A jump from w to v is refused when v or its loss is not finite, when it is too long, or when
-    |loss(v) - loss(w)| > `tolerance` * max(|loss(w)|, `floor`). If you give no `tolerance`, it is 1e-3 for
-    actions that are not linear, and what rounding explains for those that are: an exact symmetry of this kind
-    moves the loss by no more. That depends on the numbers that the loss computes with, float32 or shorter
-    ones, and on how sensitive it is to them (see `rounding`); about 1e-5 in float32. Too long is
+    A jump from w to v is refused if v or its loss is not finite, if the jump is too long, or if
+    |loss(v) - loss(w)| > `tolerance` * max(|loss(w)|, `floor`). The default tolerance is 1e-3 for nonlinear
+    actions and the expected rounding error for linear ones, since an exact linear symmetry changes the loss
+    by no more than that. The rounding error depends on the precision in which the loss is computed (float32
+    or lower) and on how sensitive the loss is to it (see `rounding`); it is about 1e-5 in float32. A jump is
+    too long if
 
         ||v - w|| > min(`jump`, `relative` * (||w|| + ||u||)),
 
-    where u is the step that was taken just before, if any. `jump` is a length in the unit of the parameters;
-    its default of 3 is the one measured to turn the badly conditioned benchmark from a loss into a win.
-    `relative` has no unit, and serves where lengths are not known beforehand. With `shorten` a jump that is
-    too long is not refused but made shorter along the group: its coordinates are halved until it is short
-    enough, eight times at most. The numbers may be arrays, so that sweeping them compiles nothing anew.
+    where u is the preceding optimizer step, if any. `jump` is a length in the units of the parameters; its
+    default of 3 was measured to turn the badly conditioned benchmark from a loss into a win. `relative` is
+    dimensionless, for when lengths are not known beforehand. With `shorten`, a jump that is too long is
+    shortened along the group instead of refused: its coordinates are halved, at most eight times, until it
+    is short enough. The numbers may be arrays, so that sweeping over them triggers no recompilation.
 
     >>> guard = Guard(jump=jnp.inf, relative=0.5)
     >>> float(guard.longest(jnp.array([3.0, 4.0]), step=jnp.array([1.0, 0.0])))
@@ -60,10 +61,10 @@ class Guard(eqx.Module):
                 raise ValueError(f"Guard needs {name} > 0, got {name}={value}.")
 
     def longest(self, params: PyTree, step: PyTree = None) -> Float[Array, ""]:
-        """The length that a jump from `params` may have, after this step."""
+        """The maximum length of a jump from `params`, after the given step."""
         scale = safe_norm(params) + (0.0 if step is None else safe_norm(step))
         longest, relative = jnp.asarray(self.jump, scale.dtype), jnp.asarray(self.relative, scale.dtype)
-        # An infinite bound stays one where all lengths are zero.
+        # An infinite bound must stay infinite where all lengths are zero (inf * 0 is NaN).
         return jnp.minimum(longest, jnp.where(jnp.isinf(relative), jnp.inf, relative * scale))
 
     def judge(
@@ -74,11 +75,11 @@ class Guard(eqx.Module):
         longest: Float[Array, ""] | None = None,
         rounding: Float[Array, ""] | None = None,
     ) -> tuple[Float[Array, ""], Int[Array, ""]]:
-        """Relative defect of the loss, and a code of `REFUSALS`, for a jump from loss `here` to `there`.
+        """Returns the relative defect of the loss and a code of `REFUSALS` for a jump from `here` to `there`.
 
-        `longest` is what `longest` says of the place; by default it is `jump`. `rounding` is the change of
-        the loss that rounding explains, the bound where the guard has no tolerance of its own; by default
-        that is a part 1e-3.
+        `here` and `there` are losses. `longest` is the result of `longest` at the starting point, by default
+        `jump`. `rounding` is the change of the loss that rounding can explain, and serves as the bound if the
+        guard has no tolerance of its own; by default that bound is a relative change of 1e-3.
         """
         here, there = widened(here), widened(there)
         size = jnp.maximum(jnp.abs(here), jnp.asarray(self.floor, here.dtype))

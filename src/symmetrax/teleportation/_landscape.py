@@ -1,4 +1,4 @@
-"""Objectives of the landscape around a point: how curved and sharp the loss, how curved and far the orbit."""
+"""Objectives of the landscape around a point: curvature and sharpness of the loss, curvature of the orbit."""
 
 from collections.abc import Callable
 
@@ -15,16 +15,17 @@ from symmetrax.teleportation._objectives import AbstractObjective
 
 
 class GuaranteedDecrease(AbstractObjective):
-    """||g||^4 / (g' H g): twice what a gradient step of the best size gains on the quadratic model.
+    """||g||^4 / (g' H g): twice the gain of a gradient step of optimal size on the quadratic model.
 
-    With g and H the gradient and Hessian at `params`, the model f - s ||g||^2 + s^2/2 g'Hg is least at step
-    size s = ||g||^2 / g'Hg. Unlike ||g||^2 this does not reward points that are steep because they are
-    sharply curved, where only tiny steps go down.
+    With g and H the gradient and Hessian at `params`, the model f - s ||g||^2 + s^2/2 g'Hg is smallest at
+    step size s = ||g||^2 / g'Hg. Unlike ||g||^2, this does not reward points that are steep only because they
+    are sharply curved, where only tiny steps make progress.
 
-    `floor` bounds the curvature along the gradient, g'Hg / ||g||^2, from below: along straight or concave
-    directions the model promises more than can be had. There the value is ||g||^2 / floor, the gain of the
-    step size 1 / floor: choose 1 over the largest step size that you would take. It has the unit of a
-    second derivative of the loss and may be an array. Zero at zero gradient, with derivative zero.
+    `floor` bounds the curvature along the gradient, g'Hg / ||g||^2, from below, because along straight or
+    concave directions the model promises more than is achievable. There the value is ||g||^2 / floor, the
+    gain of the step size 1 / floor: set `floor` to 1 over the largest step size that you would take. It has
+    the units of a second derivative of the loss and may be an array. The value and its derivative are zero at
+    zero gradient.
 
     >>> import jax.numpy as jnp
     >>> curvature = jnp.array([1.0, 4.0])
@@ -45,7 +46,7 @@ class GuaranteedDecrease(AbstractObjective):
 
     def __call__(self, value_fn: Callable, params: PyTree) -> Float[Array, ""]:
         gradient = conjugate(jax.grad(value_fn)(params))
-        # In units of the norm, which drop out: ||g||^4 would not fit into single precision.
+        # In units of the norm, which cancel: ||g||^4 would overflow single precision.
         norm = jax.lax.stop_gradient(safe_norm(gradient))
         norm = jnp.where(norm == 0, 1.0, norm)
         direction = times(1 / norm, gradient)
@@ -58,16 +59,16 @@ class GuaranteedDecrease(AbstractObjective):
 class Sharpness(AbstractObjective):
     """Mean of the loss around a point: value_fn(params + r d) over unit directions d and `radii` r.
 
-    Larger is sharper, `negate(Sharpness(...))` seeks flat points. The loss at the point itself is constant
-    on an orbit and not subtracted. Both signs of each direction count, so the slope cancels, and on a
-    quadratic with Hessian H in n dimensions the mean is value_fn(params) + mean(r^2) tr(H) / (2 n), up to
+    Larger is sharper; `negate(Sharpness(...))` seeks flat points. The loss at the point itself is constant on
+    an orbit and is not subtracted. Both signs of each direction are evaluated, so the slope cancels. On a
+    quadratic with Hessian H in n dimensions, the mean is value_fn(params) + mean(r^2) tr(H) / (2 n), up to
     the sampling of directions. Radii are absolute, in the units of the parameters.
 
-    `directions` of them, uniform on the unit sphere of all parameters together, follow from `key`: the same
-    at every call, so that a search climbs a function without noise. They are made one after the other and
-    made again for derivatives, which keeps memory at `2 len(radii)` points.
+    The `directions` are uniform on the unit sphere of all parameters together. They are derived from `key`
+    and the same at every call, so that a search climbs a noise-free function. They are generated one at a
+    time and regenerated for derivatives, which limits memory to `2 len(radii)` points.
 
-    Source: the sharpness of arXiv:2305.13404, whose code draws coordinates from U[0, 1]: there all
+    Source: the sharpness of arXiv:2305.13404, whose code instead draws coordinates from U[0, 1], so that all
     directions lie in the positive orthant.
 
     >>> import jax, jax.numpy as jnp
@@ -107,15 +108,17 @@ class Sharpness(AbstractObjective):
 class Curvature(AbstractObjective):
     """Mean curvature of the curves t -> exp(t M) . params at t = 0, over random unit M in the algebra.
 
-    With v and a the curve's velocity and acceleration (forward mode, twice) the curvature is
+    With velocity v and acceleration a of the curve (by nested forward-mode derivatives), the curvature is
     sqrt(|v|^2 |a|^2 - (v . a)^2) / |v|^3, in units of 1 / parameter: 1 / radius for a circle. It is
     evaluated as |a - (a . v/|v|) v/|v|| / |v|^2, which loses no digits where a and v are nearly parallel.
-    The length of M does not matter, and a curve that does not move counts 0. Larger curvature went with lower
-    validation loss in arXiv:2305.13404, which this follows (its code draws one M, coordinates in U[0, 1]).
+    The length of M does not matter, and a curve that does not move counts as 0. Larger curvature correlated
+    with lower validation loss in arXiv:2305.13404, the source of this objective (its code draws a single M,
+    with coordinates from U[0, 1]).
 
-    `curves` directions M follow from `key`: the same at every call. `batch` is handed to the action. No
-    gradient of the loss is taken; eight curves count as one gradient. For rescalings of a 784-16-10 network
-    they took 0.7 of a gradient over 200 samples; more for smaller batches, less for larger ones.
+    The `curves` directions M are derived from `key` and the same at every call. `batch` is passed to the
+    action. No gradient of the loss is computed; eight curves count as one gradient. For rescalings of a
+    784-16-10 network they took 0.7 of a gradient over 200 samples, more for smaller batches and less for
+    larger ones.
 
     >>> import jax, jax.numpy as jnp, symmetrax as sx
     >>> circle = sx.Pullback(sx.Affine(jnp.eye(2), jnp.zeros(2)))
@@ -147,7 +150,7 @@ class Curvature(AbstractObjective):
 
 
 def unit_direction(symmetry: AbstractLieSymmetry, key: Key[Array, ""]) -> Float[Array, "..."]:
-    """A random direction in the algebra, of length 1."""
+    """A random direction of length 1 in the algebra."""
     drawn = jax.random.normal(key, symmetry.algebra)
     return drawn / safe_norm(drawn)
 
@@ -155,12 +158,12 @@ def unit_direction(symmetry: AbstractLieSymmetry, key: Key[Array, ""]) -> Float[
 def orbit_germ(
     symmetry: AbstractLieSymmetry, direction: Float[Array, "..."], params: PyTree, batch: PyTree
 ) -> Callable[[Array], PyTree]:
-    """The curve t -> exp(t direction) . params, as far as its first three derivatives at t = 0 tell."""
+    """The curve t -> exp(t direction) . params, accurate up to its first three derivatives at t = 0."""
     return lambda t: symmetry.act(symmetry.jet(direction, t), params, batch)
 
 
 def curvature(curve: Callable[[Array], PyTree], t: Float[Array, ""]) -> Float[Array, ""]:
-    """The curvature of a curve of parameters at t, by forward mode; 0 where it does not move."""
+    """The curvature of a curve of parameters at t, by forward mode; 0 where the curve does not move."""
 
     def velocity(t):
         return jax.jvp(curve, (t,), (jnp.ones_like(t),))[1]
@@ -175,10 +178,10 @@ def curvature(curve: Callable[[Array], PyTree], t: Float[Array, ""]) -> Float[Ar
 
 
 class NegativeParameterNorm(AbstractObjective):
-    """Minus the squared norm of the parameters: raising it balances layers, free of any gradient.
+    """Minus the squared norm of the parameters: increasing it balances layers, without any gradient.
 
-    On the orbit of a rescaling symmetry the norm is least where what goes into each unit is as large as what
-    comes out of it, and it is bounded there, which the gradient norm is not.
+    On the orbit of a rescaling symmetry, the norm is smallest where the incoming weights of each unit are as
+    large as its outgoing weights. Unlike the gradient norm, this objective is bounded there.
 
     >>> import jax.numpy as jnp
     >>> float(NegativeParameterNorm()(None, {"in": jnp.array([3.0]), "out": jnp.array([4.0])}))

@@ -1,4 +1,4 @@
-"""Teleports that need no group: the steepest point that a local search finds at no larger loss."""
+"""Teleports without a group: a local search for the steepest point at no larger loss."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -23,18 +23,18 @@ from symmetrax._tree import (
     widened,
 )
 
-# The line search: the part of the predicted rise that must be achieved, and the part from which the next step
-# may be longer. A Newton step back to the level set is at most a quarter as long as the trial's own step, and
-# is followed by another only if it left a quarter of the excess.
+# The line search: a step must achieve the fraction ARMIJO of the predicted increase; above the fraction GROW
+# the next step may be longer. A Newton step back to the level set is at most a quarter as long as the trial
+# step itself, and is followed by another only if it left a quarter of the excess.
 ARMIJO, GROW = 0.5, 0.75
 NEAR, SHRINK = 0.25, 0.25
 
 
 class Arrival(NamedTuple):
-    """Where a point search arrived.
+    """The result of a point search.
 
-    `residual` says how far from its goal, in the search's own words; `evaluations` counts the gradients of
-    the loss really spent, a Hessian-vector product as two; `converged` whether the goal was reached.
+    `residual` is the distance from the goal, as defined by each search; `evaluations` counts the gradients
+    of the loss actually spent, a Hessian-vector product as two; `converged` is whether the goal was reached.
 
     >>> Arrival._fields
     ('params', 'residual', 'evaluations', 'converged')
@@ -47,9 +47,9 @@ class Arrival(NamedTuple):
 
 
 class AbstractPointSearch(eqx.Module):
-    """A way to find parameters of equal loss and larger gradient that uses no group.
+    """Abstract base class of searches for parameters of equal loss and larger gradient that use no group.
 
-    The search is no part of a derivative: the arrival moves with `params` as if the jump were a constant.
+    The search is not differentiated: the arrival moves with `params` as if the jump were a constant.
 
     >>> import symmetrax as sx
     >>> isinstance(sx.LevelSet(), sx.AbstractPointSearch)
@@ -60,17 +60,17 @@ class AbstractPointSearch(eqx.Module):
     def __call__(
         self, value_fn: Callable[[PyTree], Float[Array, ""]], params: PyTree, batch: PyTree = None
     ) -> Arrival:
-        """A better point than `params`; `value_fn(params)` is the loss, on `batch` where that matters."""
+        """Returns a better point than `params`; `value_fn(params)` is the loss, on `batch` if it matters."""
 
     @abstractmethod
     def evaluations(self) -> int:
-        """The most gradients of the loss it can spend, known before it runs."""
+        """The maximum number of gradients of the loss that the search can spend, known before it runs."""
 
 
 class _Walk(NamedTuple):
-    """The last accepted point with all that was measured there, and the trial that comes next.
+    """The last accepted point with everything measured there, and the next trial.
 
-    `reach` is rho, `excess` the loss above the start's before the last correction of this trial.
+    `reach` is rho; `excess` is the loss above the start's before the last correction of this trial.
     """
 
     params: PyTree
@@ -91,29 +91,31 @@ class _Walk(NamedTuple):
 
 
 class LevelSet(AbstractPointSearch):
-    """The largest gradient with f(w) <= f(w0), by successive linear programs: no symmetry is needed.
+    """The largest gradient with f(w) <= f(w0), by successive linear programs, without a symmetry.
 
-    Every step solves: maximize <p, d> - ||d||^2 / (2 rho) subject to f(w) + <g, d> <= f(w0), where g is the
-    gradient, H the Hessian and p = H g / ||g||^2 the gradient of log ||g||. A line search halves d, at most
-    `radius` long, until log ||g|| rises by half of what <p, d> predicts, at a feasible point: a trial that
-    left the level set is first brought back by Newton steps along its gradient. So ||g|| never falls, f never
-    exceeds f(w0) + `tolerance` |f(w0)| (up to the rounding of f), and trials that are not finite are only
-    shorter steps. Leaves that are not arrays of floats stay as they are. Derivatives see a constant jump.
+    Each step solves: maximize <p, d> - ||d||^2 / (2 rho) subject to f(w) + <g, d> <= f(w0), where g is the
+    gradient, H the Hessian and p = H g / ||g||^2 the gradient of log ||g||. A line search starts from d, at
+    most `radius` long, and halves it until log ||g|| increases by half of the <p, d> predicted, at a feasible
+    point; a trial that left the level set is first brought back by Newton steps along its gradient. So ||g||
+    never decreases, f never exceeds f(w0) + `tolerance` |f(w0)| (up to the rounding of f), and non-finite
+    trials merely shorten the step. Leaves that are not floating-point arrays stay unchanged. Derivatives
+    treat the jump as a constant.
 
     The search is local: it can stop far below the maximum on the level set, as it does on Rosenbrock's
     function. That maximum may not even exist: the gradients of deep networks can be unbounded on a level set,
-    and then `steps` * `radius` is what bounds the jump.
+    and then the jump is bounded only by `steps` * `radius`.
 
-    **Arguments:** `steps` linear programs; `radius`, in the units of the parameters (if it is far too large,
-    the first line search finds nothing); `tolerance`, for f and for the residual; `backtracks`, the most
-    gradients a line search may spend, corrections included. `radius` and `tolerance` may be arrays.
+    **Arguments:** `steps`, the number of linear programs; `radius`, in the units of the parameters (if it is
+    far too large, the first line search fails); `tolerance`, for f and for the residual; `backtracks`, the
+    most gradients that a line search may spend, corrections included. `radius` and `tolerance` may be arrays.
 
-    **Returns** an `Arrival` whose `residual` measures the conditions of Karush, Kuhn and Tucker (KKT): with
-    m = max(0, <p, g>) / ||g||^2, the larger of ||p - m g||^2 / max(||p||, ||p0||)^2 and m (f(w0) - f(w)), p0
-    being p at the start. `converged` says that it is at most `tolerance`. Where f, its gradient or H g is not
-    finite at the start, or the gradient is zero, the start comes back with an infinite residual.
+    **Returns** an `Arrival` whose `residual` measures violation of the Karush-Kuhn-Tucker (KKT) conditions:
+    with m = max(0, <p, g>) / ||g||^2, the larger of ||p - m g||^2 / max(||p||, ||p0||)^2 and
+    m (f(w0) - f(w)), where p0 is p at the start. `converged` means that it is at most `tolerance`. If f, its
+    gradient or H g is not finite at the start, or the gradient is zero, the start is returned with an
+    infinite residual.
 
-    Source: arXiv:2403.03362; its code's penalty is replaced by the way back to the level set.
+    Source: arXiv:2403.03362, with its code's penalty replaced by the return to the level set.
 
     >>> import jax, jax.numpy as jnp, symmetrax as sx
     >>> task, x = sx.booth(), jnp.array([5.0, -5.0])
@@ -150,7 +152,7 @@ class LevelSet(AbstractPointSearch):
             return widened(value), gradient, squared_norm(gradient)
 
         def uphill(w, gradient, square):
-            """The gradient of log ||gradient||: one Hessian-vector product."""
+            """The gradient of log ||gradient||, by one Hessian-vector product."""
             tangent = jax.tree.map(lambda g, x: g.astype(x.dtype), gradient, w)
             curved = jax.jvp(jax.grad(loss), (w,), (tangent,))[1]
             return scaled(conjugate(curved), jnp.where(square > 0, square, 1.0))
@@ -164,7 +166,7 @@ class LevelSet(AbstractPointSearch):
         bound = value0 + tolerance * jnp.abs(value0)
 
         def aim(w, value, gradient, square, p, reach) -> _Walk:
-            """Solve the linear program at an accepted point, and start a line search there."""
+            """Solves the linear program at an accepted point and starts a line search there."""
             norm = jnp.where(square > 0, square, 1.0)
             along, lean = pairing(p, gradient).astype(kind), squared_norm(p).astype(kind)
             slack = jnp.maximum(value0 - value, 0.0)
@@ -197,7 +199,7 @@ class LevelSet(AbstractPointSearch):
             )
 
         def turn(walk: _Walk) -> _Walk:
-            """Look at one trial; accept it, correct it, or halve the step."""
+            """Evaluates one trial; accepts it, corrects it, or halves the step."""
             value, gradient, square = measure(walk.trial)
             value, square = value.astype(kind), square.astype(kind)
             gain = 0.5 * (jnp.log(square) - jnp.log(walk.square))
@@ -243,7 +245,7 @@ class LevelSet(AbstractPointSearch):
 
 
 def arrive(params: PyTree, there: PyTree, residual, evaluations, converged) -> Arrival:
-    """An arrival at `there` that moves with `params` as if the jump were a constant."""
+    """Returns an arrival at `there` that moves with `params` as if the jump were a constant."""
     exact = jax.tree.map(_land, params, there)
     constants = jax.lax.stop_gradient((residual, jnp.asarray(evaluations, jnp.int32), converged))
     return Arrival(exact, *constants)
@@ -251,7 +253,7 @@ def arrive(params: PyTree, there: PyTree, residual, evaluations, converged) -> A
 
 @jax.custom_jvp
 def _land(params: Array, there: Array) -> Array:
-    """`there`, to the last bit, with the derivative of `params`."""
+    """Returns `there`, bit for bit, with the derivative of `params`."""
     return there
 
 

@@ -1,4 +1,4 @@
-"""Teleports along weights that a layer's inputs never meet: the null space of a batch."""
+"""Teleports in the null space of a batch: along weights that a layer's inputs never excite."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ from symmetrax.teleportation._levelset import AbstractPointSearch, Arrival, arri
 
 Layout = Literal["out in", "in out"]
 
-# Rises of the gradient, and projections of its derivative, below so many rounding errors are none.
+# Increases of the gradient, and projections of its derivative, below this many rounding errors count as zero.
 NOISE = 100
 
 
@@ -40,25 +40,27 @@ class NullSpace(AbstractPointSearch):
 
         W <- W + rate * D (I - V V'),    D = d (||g||^2 / 2) / dW = (H g)_W,
 
-    with g the gradient of the loss in all parameters and H its Hessian. So R W', and all that follows from
-    it, stays; the gradients of layers *before* W change, so that moving the first layer alone gains nothing.
-    With `energy` 1, V spans all of R and the loss on the batch is kept up to rounding by steps of any size;
-    that needs R of rank below d, such as fewer samples than inputs. With less, V is the fewest directions
-    with that part of ||R||^2: there is more room, and the loss changes. All layers may move at once, since
-    none changes what another receives. Leaves not named, biases included, stay where they are.
+    where g is the gradient of the loss in all parameters and H its Hessian. This leaves R W', and everything
+    computed from it, unchanged; only the gradients of layers *before* W change, so moving the first layer
+    alone gains nothing. With `energy` 1, V spans all of R, and steps of any size preserve the loss on the
+    batch up to rounding; that requires R to have rank below d, for example fewer samples than inputs. With
+    lower `energy`, V holds the fewest directions that account for this fraction of ||R||^2: the weights have
+    more freedom, and the loss changes. All layers may move at once, since none changes the inputs of another.
+    Leaves that are not named, biases included, stay unchanged.
 
     **Arguments:** `inputs(params, batch)` returns a dict from the path of a weight leaf, such as
-    "blocks.0.weight" ("params" for a lone array), to the layer's inputs R, of shape (..., d); `patches` makes
-    those of a convolution. In the `layout` "out in" the axes after a leaf's first are the d inputs; in
-    "in out" its first axis, or all but the last. Each of `steps` steps moves all leaves together by `rate`
-    times their norm, or with `normalize=False` by `rate` times the derivative, which depends on the scale of
-    the loss. The whole jump is at most `max_norm` long. All numbers but `steps` may be arrays.
+    "blocks.0.weight" ("params" for a lone array), to the layer's inputs R, of shape (..., d); `patches`
+    builds the inputs of a convolution. In the `layout` "out in", the axes after a leaf's first are the d
+    inputs; in "in out", the inputs are its first axis, or all but the last. Each of `steps` steps moves all
+    leaves together by `rate` times their norm, or with `normalize=False` by `rate` times the derivative,
+    which depends on the scale of the loss. The total jump is at most `max_norm` long. All numbers except
+    `steps` may be arrays.
 
-    **Returns** an `Arrival` at the point visited with the largest gradient. `residual` is the largest
-    relative change of a layer's outputs, ||R (W' - W0')|| / ||R W0'||; `converged` says that the gradient
-    rose. If it did not, as without a null space, the parameters come back unchanged. Derivatives see a
-    constant jump. **Raises** ValueError for a path that is no leaf, and for inputs whose width is not the
-    leaf's. Source: arXiv:2502.11362.
+    **Returns** an `Arrival` at the visited point with the largest gradient. `residual` is the largest
+    relative change of a layer's outputs, ||R (W' - W0')|| / ||R W0'||; `converged` is whether the gradient
+    increased. If it did not, for example because there is no null space, the parameters are returned
+    unchanged. Derivatives treat the jump as a constant. **Raises** ValueError for a path that is not a leaf,
+    and for inputs whose width does not match the leaf. Source: arXiv:2502.11362.
 
     >>> import jax, jax.numpy as jnp
     >>> x, params = jnp.array([1.0, 2.0]), {"first": jnp.ones((3, 2)), "second": jnp.array([[1.0, 2.0, 3.0]])}
@@ -135,7 +137,7 @@ class NullSpace(AbstractPointSearch):
         first = (still, still, jnp.array(-jnp.inf, size.dtype))
         (jump, *best), largest = jax.lax.scan(climb, first, None, length=self.steps)
         jump, square = keep(jump, slope(at(jump)), *best)
-        rose = square > largest[0] * (1 + NOISE * _eps(jump))  # NaN and -inf, from a bad start, are no rise
+        rose = square > largest[0] * (1 + NOISE * _eps(jump))  # False for NaN and -inf, from a bad start
         jump = select(rose, jump, still)
         changes = [relative(x.outputs(jump[n]), x.outputs(x.weights)) for n, x in layers.items()]
         residual = jnp.where(rose, jnp.max(jnp.stack(changes)), 0.0)
@@ -143,7 +145,7 @@ class NullSpace(AbstractPointSearch):
         return arrival._replace(params=eqx.combine(arrival.params, rest))
 
     def _layers(self, params: PyTree, inputs: dict[str, Array]) -> "dict[str, _Layer]":
-        """Weights and spans of the layers named, after checking that they fit."""
+        """Returns the weights and spans of the named layers, after checking that they fit."""
         leaves = dict(zip(leaf_names(params), jax.tree.leaves(params), strict=True))
         if not inputs:
             raise ValueError(f"`inputs` named no layer; the leaves are {', '.join(leaves)}.")
@@ -166,11 +168,11 @@ class NullSpace(AbstractPointSearch):
         return layers
 
     def _unfold(self, leaf: Array, width: int) -> Array:
-        """The leaf as a matrix of shape (out, width)."""
+        """Reshapes a leaf to a matrix of shape (out, width)."""
         return leaf.reshape(-1, width) if self.layout == "out in" else leaf.reshape(width, -1).T
 
     def _fold(self, matrix: Array, leaf: Array) -> Array:
-        """A matrix of shape (out, width) in the shape of the leaf."""
+        """Reshapes a matrix of shape (out, width) like the leaf."""
         return (matrix if self.layout == "out in" else matrix.T).reshape(leaf.shape).astype(leaf.dtype)
 
 
@@ -183,12 +185,13 @@ def patches(
     dilation: Sequence[int] | None = None,
     layout: Layout = "out in",
 ) -> Float[Array, "rows width"]:
-    """The patches that a convolution's weights multiply: one row per position and image, for `NullSpace`.
+    """Extracts the patches that a convolution multiplies by its weights, as inputs for `NullSpace`.
 
-    **Arguments:** `kernel_shape` holds the spatial sizes, such as (3, 3); `strides`, `padding` and `dilation`
-    are those of `jax.lax.conv_general_dilated`. With the layout "out in", as in Equinox, `x` has the shape
-    (n, channels, height, width) and rows fit a leaf (out, channels, 3, 3); with "in out", as in Flax, they
-    are (n, height, width, channels) and (3, 3, channels, out). Any number of spatial axes; no groups.
+    The result has one row per position and image. **Arguments:** `kernel_shape` holds the spatial sizes, such
+    as (3, 3); `strides`, `padding` and `dilation` are as in `jax.lax.conv_general_dilated`. With the layout
+    "out in", as in Equinox, `x` has the shape (n, channels, height, width) and rows fit a leaf (out,
+    channels, 3, 3); with "in out", as in Flax, the shapes are (n, height, width, channels) and (3, 3,
+    channels, out). Any number of spatial axes; no grouped convolutions.
 
     >>> patches(jnp.ones((2, 3, 8, 8)), (5, 5)).shape  # 2 * 4 * 4 positions, 3 * 5 * 5 weights
     (32, 75)
@@ -221,9 +224,9 @@ class _Layer(NamedTuple):
     room: Array
 
     def project(self, derivative: Array) -> Array:
-        """The part of a derivative (out, d) that no input meets: zeros if there is no room."""
+        """Projects a derivative (out, d) onto directions that no input excites; zero if there are none."""
         free = derivative.astype(self.basis.dtype)
-        for _ in range(2):  # the rounding errors of the first are relative to what it took away
+        for _ in range(2):  # the first pass leaves rounding errors relative to the size of what it removed
             free = free - _product(_product(free, self.basis.T), self.basis.conj())
         return jnp.where(self.room, free, 0.0)
 
@@ -233,8 +236,8 @@ class _Layer(NamedTuple):
 
 
 def _layer(weights: Array, rows: Array, energy: Array | float) -> _Layer:
-    """The span to keep: leading right singular vectors with that part of the energy; the others are zero."""
-    if jnp.iscomplexobj(rows) and not jnp.iscomplexobj(weights):  # a real weight meets both parts alike
+    """Returns the layer with the leading right singular vectors up to `energy` as basis, the others zero."""
+    if jnp.iscomplexobj(rows) and not jnp.iscomplexobj(weights):  # a real weight multiplies both parts
         rows = jnp.concatenate([rows.real, rows.imag])
     rows = rows.astype(widened(weights).dtype)
     n, d = rows.shape
@@ -247,12 +250,12 @@ def _layer(weights: Array, rows: Array, energy: Array | float) -> _Layer:
 
 
 def _product(a: Array, b: Array) -> Array:
-    """A matrix product in full precision: accelerators round otherwise, and the null space is lost."""
+    """A matrix product in full precision: at an accelerator's default precision the null space is lost."""
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def _widths(shape: tuple[int, ...], layout: Layout) -> list[int]:
-    """The widths of the inputs that fit a leaf of this shape."""
+    """Returns the input widths that fit a leaf of this shape."""
     if len(shape) < 2:
         return []
     return [math.prod(shape[1:])] if layout == "out in" else sorted({shape[0], math.prod(shape[:-1])})

@@ -1,4 +1,4 @@
-"""Objectives on the orbit: scalars measured at a point, larger is better."""
+"""Objectives on the orbit: scalar functions of a point, where larger is better."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -14,15 +14,15 @@ from symmetrax._tree import conjugate, safe_norm, squared_norm, total, widened
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.teleportation._nuclear import nuclear_norm
 
-#: An objective: `(value_fn, params) -> scalar`, larger is better. Plain functions are objectives too.
+#: An objective: `(value_fn, params) -> scalar`, larger is better. Plain functions qualify.
 Objective = Callable[[Callable[[PyTree], Float[Array, ""]], PyTree], Float[Array, ""]]
 
 
 class AbstractObjective(eqx.Module):
-    """An objective that a search raises on the orbit, with its cost.
+    """Abstract base class of objectives that a search increases along the orbit, with their cost.
 
-    `value_fn` maps parameters to the loss; `negate` turns an objective around. Derivatives with respect to
-    `params` must be finite wherever the loss has them, also where its gradient is zero.
+    `value_fn` maps parameters to the loss; use `negate` to minimize an objective instead. Derivatives with
+    respect to `params` must be finite wherever the loss has them, including where its gradient is zero.
 
     >>> import symmetrax as sx
     >>> isinstance(sx.GradientNorm(), AbstractObjective), sx.GradientNorm().cost
@@ -32,21 +32,21 @@ class AbstractObjective(eqx.Module):
     @property
     @abstractmethod
     def cost(self) -> float:
-        """Price of one evaluation, in gradients of the loss, known before anything runs.
+        """Cost of one evaluation, in gradients of the loss, known before anything runs.
 
-        A plain value of the loss counts 1/3, a Hessian-vector product 2.
+        A plain evaluation of the loss counts 1/3, a Hessian-vector product 2.
         """
 
     @abstractmethod
     def __call__(self, value_fn: Callable, params: PyTree) -> Float[Array, ""]:
-        """How good the point `params` is; larger is better."""
+        """Evaluates the point `params`; larger is better."""
 
 
 class AbstractGradientObjective(AbstractObjective):
     """An objective of the gradient alone: `measure(grad value_fn(params))`.
 
-    Where a symmetry carries gradients exactly (`symmetry.transport_gradient`), one gradient gives this
-    objective on the whole orbit: a search may call `measure` and pay for no others.
+    If a symmetry carries gradients exactly (`symmetry.transport_gradient`), one gradient determines this
+    objective on the whole orbit: a search can call `measure` at no further gradient cost.
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> float(sx.GradientNorm().measure({"w": jnp.array([3.0, 4.0])}))
@@ -59,14 +59,14 @@ class AbstractGradientObjective(AbstractObjective):
 
     @abstractmethod
     def measure(self, gradient: PyTree) -> Float[Array, ""]:
-        """How good a point with this gradient is; larger is better."""
+        """Evaluates a point with this gradient; larger is better."""
 
     def __call__(self, value_fn: Callable, params: PyTree) -> Float[Array, ""]:
         return self.measure(jax.grad(value_fn)(params))
 
 
 class AbstractOrbitObjective(AbstractObjective):
-    """An objective that knows a shorter way along the orbits of some symmetry.
+    """An objective with a cheaper formula along the orbits of some symmetry.
 
     >>> import symmetrax as sx
     >>> issubclass(sx.FeatureGradientNorm, AbstractOrbitObjective)
@@ -77,21 +77,22 @@ class AbstractOrbitObjective(AbstractObjective):
     def along(
         self, symmetry: AbstractLieSymmetry, params: PyTree, batch: PyTree
     ) -> Callable[[Array], Float[Array, ""]]:
-        """The objective at `act(exp(xi), params, batch)` as a function of xi."""
+        """Returns the objective at `act(exp(xi), params, batch)` as a function of xi."""
 
 
 class GradientNorm(AbstractGradientObjective):
-    """Size of the gradient g, in the norm that says what a first step can gain.
+    """Norm of the gradient g, in the metric that bounds the gain of a first step.
 
     A step u of size ||u|| <= s lowers the loss, to first order, by at most s times the dual norm of g. So
-    each kind of optimizer has its own:
+    each kind of optimizer has its own metric:
 
-    - `metric="squared"`: ||g||^2, for gradient steps. By the descent lemma a step of size alpha <= 1/L
+    - `metric="squared"`: ||g||^2, for gradient steps. By the descent lemma, a step of size alpha <= 1/L
       lowers the loss by at least alpha/2 times this, if L bounds the curvature.
-    - `metric="l1"`: sum |g_i|, for steps of one size in every coordinate: sign descent, Adam.
+    - `metric="l1"`: sum |g_i|, for steps of equal size in every coordinate: sign descent, Adam.
     - `metric="nuclear"`: the sum of the singular values of every matrix in g, for Muon. Leaves with more
       axes are matrices of shape (first, rest); all others count with their Euclidean norm. Singular values
-      come from products alone, and the derivative is finite at matrices of any rank: zero at zero.
+      are computed from matrix products alone, and the derivative is finite for matrices of any rank, and zero
+      at zero.
 
     Source: arXiv:2205.10637 for "squared"; section 2 of arXiv:2409.20325 for the duality.
 
@@ -114,21 +115,21 @@ class GradientNorm(AbstractGradientObjective):
         return total([jnp.sum(size(widened(x))) for x in jax.tree.leaves(gradient)])
 
 
-#: ||grad value_fn(params)||^2: what teleportation raises in arXiv:2205.10637, and the default everywhere.
+#: ||grad value_fn(params)||^2, the objective of arXiv:2205.10637 and the default everywhere.
 squared_gradient_norm = GradientNorm()
 
 
 class LookaheadLoss(AbstractObjective):
-    """Minus the loss after `steps` virtual steps of `optimizer`, started fresh.
+    """Minus the loss after `steps` virtual steps of `optimizer`, starting from a fresh state.
 
-    What teleportation is for, asked directly: it knows about step sizes, momentum and curvature, at the
-    price of `steps` gradients. `optimizer` is any optax optimizer; its own `init` is called at the point,
-    and it is given `value_fn`, as line searches and `teleported` need. The batch is one and the same at
-    every step. Raises ValueError if `steps` < 1: without a step all points of an orbit are equally good.
+    This measures the goal of teleportation directly, accounting for step size, momentum and curvature, at the
+    cost of `steps` gradients. `optimizer` is any optax optimizer; it is initialized at the point and receives
+    `value_fn`, as line searches and `teleported` require. Every step uses the same batch. Raises ValueError
+    if `steps` < 1: without a step, all points of an orbit are equally good.
 
-    Adam and its kin have no derivative where a gradient was always zero (the weights of a dead input). There
-    the optimizer is differentiated at a gradient that is tiny instead: its update is computed twice, but its
-    steps are its own, exactly.
+    Adam and related optimizers have no derivative where a gradient has always been zero (the weights of a
+    dead input). There the optimizer is differentiated at a tiny nonzero gradient instead. This computes its
+    update twice, but its steps are unaffected.
 
     >>> import jax.numpy as jnp, optax
     >>> value_fn = lambda x: jnp.sum(x**2)
@@ -166,7 +167,7 @@ class LookaheadLoss(AbstractObjective):
 
 
 class Negated(AbstractObjective):
-    """Minus another objective; made by `negate`."""
+    """The negative of another objective; created by `negate`."""
 
     objective: Objective
 
@@ -179,7 +180,7 @@ class Negated(AbstractObjective):
 
 
 class NegatedGradient(AbstractGradientObjective):
-    """Minus another objective of the gradient alone; made by `negate`."""
+    """The negative of another objective of the gradient alone; created by `negate`."""
 
     objective: AbstractGradientObjective
 
@@ -192,9 +193,9 @@ class NegatedGradient(AbstractGradientObjective):
 
 
 def negate(objective: Objective) -> AbstractObjective:
-    """Minus `objective`, for going down: flatter, less curved, a smaller gradient.
+    """Negates `objective`, to minimize it: for flatter points, less curvature or a smaller gradient.
 
-    Costs what `objective` costs, and depends on the gradient alone if `objective` does.
+    The result costs as much as `objective`, and depends on the gradient alone if `objective` does.
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> small = negate(sx.GradientNorm())
@@ -207,7 +208,7 @@ def negate(objective: Objective) -> AbstractObjective:
 
 
 def cost_of(objective: Objective) -> float:
-    """Price of one evaluation in gradients of the loss: `objective.cost`, or 1 for a plain function.
+    """Cost of one evaluation in gradients of the loss: `objective.cost`, or 1 for a plain function.
 
     >>> import symmetrax as sx
     >>> cost_of(sx.GuaranteedDecrease()), cost_of(lambda value_fn, params: value_fn(params))
@@ -221,9 +222,10 @@ def orbit_derivative(
 ) -> Float[Array, "..."]:
     """Derivative of ||grad value_fn(exp(xi) . params)||^2 in the algebra coordinates xi, at xi = 0.
 
-    It is 2 (H g) . V, with g and H the gradient and Hessian at `params` and V the derivative of the action:
-    one Hessian-vector product and one vector-Jacobian product, whatever the algebra's dimension. Its shape
-    is `symmetry.algebra`. Source: the optional input of the code behind arXiv:2504.15399.
+    It equals 2 (H g) . V, where g and H are the gradient and Hessian at `params` and V is the derivative of
+    the action. It costs one Hessian-vector product and one vector-Jacobian product, independent of the
+    dimension of the algebra. Its shape is `symmetry.algebra`. Source: the optional input of the code behind
+    arXiv:2504.15399.
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> task = sx.booth()
@@ -238,7 +240,7 @@ def orbit_derivative(
 
 
 class OrbitDerivatives(NamedTuple):
-    """First and second derivatives of log J along an orbit, in every algebra coordinate.
+    """First and second derivatives of log J along an orbit, in each algebra coordinate.
 
     >>> OrbitDerivatives._fields
     ('first', 'second')
@@ -258,9 +260,9 @@ class OrbitDerivatives(NamedTuple):
 
     @property
     def peak(self) -> Float[Array, "..."]:
-        """The peak of the sinusoid c + d cos(2 (t - t*)) with these derivatives at t = 0: the angle t*.
+        """The peak t* of the sinusoid c + d cos(2 (t - t*)) with these derivatives at t = 0.
 
-        That is atan2(2 J', -J'') / 2, coordinate by coordinate, between -pi/2 and pi/2; 0 where both vanish.
+        That is atan2(2 J', -J'') / 2, per coordinate, between -pi/2 and pi/2; 0 where both vanish.
 
         >>> print(OrbitDerivatives(jnp.array([2.0]), jnp.array([-4.0])).peak * 8 / jnp.pi)
         [2.]
@@ -273,9 +275,9 @@ class OrbitDerivatives(NamedTuple):
 def slopes(along: Callable[[Array], Float[Array, ""]], zero: Float[Array, "..."]) -> OrbitDerivatives:
     """First and second derivatives of log(along(xi)) in each coordinate of xi, at xi = zero.
 
-    With `along` a squared gradient norm on an orbit they have no unit but that of the coordinates: neither
-    the scale of the parameters nor that of the loss enters. Each coordinate costs two nested Jacobian-vector
-    products of `along`. Where `along` is zero both are zero.
+    If `along` is a squared gradient norm on an orbit, their only units are those of the coordinates: they
+    depend neither on the scale of the parameters nor on the scale of the loss. Each coordinate costs two
+    nested Jacobian-vector products of `along`. Where `along` is zero, both are zero.
 
     >>> import jax.numpy as jnp
     >>> found = slopes(lambda xi: jnp.exp(3 * xi[0] + xi[1] ** 2), jnp.zeros(2))
@@ -289,7 +291,7 @@ def slopes(along: Callable[[Array], Float[Array, ""]], zero: Float[Array, "..."]
 
         t = jnp.zeros((), zero.dtype)
         (value, slope), (_, curvature) = jax.jvp(value_and_slope, (t,), (jnp.ones_like(t),))
-        # Quotients of numbers of one size, where derivatives of the logarithm would square the smallest.
+        # Divide numbers of similar size; differentiating the logarithm would square the smallest.
         positive = value > jnp.finfo(value.dtype).tiny
         first, relative = (
             jnp.where(positive, x, 0.0) / jnp.where(positive, value, 1.0) for x in (slope, curvature)
@@ -307,18 +309,18 @@ def _spectral_dual(leaf: Array) -> Float[Array, ""]:
 
 
 def _magnitude(x: Array) -> Float[Array, "..."]:
-    """|x| with derivative 0 at 0, where that of `jnp.abs` is 1."""
+    """|x| with derivative 0 at 0, where `jnp.abs` has derivative 1."""
     zero = x == 0
     return jnp.where(zero, 0.0, jnp.abs(jnp.where(zero, 1.0, x)))
 
 
 def _off_zero(x: Array) -> Array:
-    """`x`, where it is zero so small a number that its square still has a root's derivative."""
+    """Replaces zeros in `x` by a tiny number whose square is not zero, so that its root is differentiable."""
     return x + jnp.where(x == 0, jnp.finfo(x.dtype).tiny ** 0.4, 0).astype(x.dtype)
 
 
 def _with_derivative_of(exact, nearby):
-    """The value of `exact` with the derivative of `nearby`, for leaves that have one."""
+    """Returns the value of `exact` with the derivative of `nearby`, for leaves that have a derivative."""
     if not eqx.is_inexact_array(exact):
         return exact
     return jax.lax.stop_gradient(exact) + (nearby - jax.lax.stop_gradient(nearby))

@@ -1,4 +1,4 @@
-"""Algorithm 2: the group element is learned while the parameters are, on the task at hand."""
+"""Algorithm 2 of arXiv:2504.15399: learning the group element while optimizing the parameters."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -19,7 +19,7 @@ from symmetrax.teleportation._teleport import GuardChoice, settled_guard
 
 
 class LastStep(NamedTuple):
-    """The start of the previous step, and whether it teleported: its end is differentiated.
+    """The start of the previous step and whether it teleported; the end of that step is differentiated.
 
     >>> LastStep._fields
     ('params', 'gradient', 'inner', 'moved')
@@ -32,15 +32,15 @@ class LastStep(NamedTuple):
 
 
 class OnlineState(NamedTuple):
-    """State of `online_teleported`: the step count, the inner state, and the coordinates that are learned.
+    """State of `online_teleported`: the step count, the inner state and the learned coordinates.
 
-    `algebra` are the coordinates of the last teleport, of shape `symmetry.algebra`, `meta` the state of
-    their own optimizer; `defect` and `refused` are as in `symmetrax.Teleport`; `unlearned` counts the steps
-    whose slope was not finite, after which the coordinates stayed. Read them with
-    `optax.tree.get(state, "algebra")`. Where the step is infinite or NaN, nothing moves, the inner state
-    stays as it was, and `refused` is the code of `symmetrax.REFUSALS` that says so. `outcomes[code]` counts
-    the teleports that ended with each code, outcomes[0] those that were accepted, and the steps that were
-    none. No leaf changes its type.
+    `algebra` holds the coordinates of the last teleport, of shape `symmetry.algebra`, and `meta` the state of
+    their own optimizer. `defect` and `refused` are as in `symmetrax.Teleport`. `unlearned` counts the steps
+    with a non-finite slope, which leave the coordinates unchanged. Read them with
+    `optax.tree.get(state, "algebra")`. If the step is infinite or NaN, nothing moves, the inner state is
+    kept, and `refused` is the corresponding code of `symmetrax.REFUSALS`. `outcomes[code]` counts the
+    teleports that ended with each code, including steps that were not taken; outcomes[0] counts the accepted
+    ones. No leaf changes its type.
 
     >>> OnlineState._fields
     ('count', 'inner', 'algebra', 'meta', 'last', 'defect', 'refused', 'outcomes', 'unlearned')
@@ -68,7 +68,7 @@ def online_teleported(
     schedule: Schedule = None,
     guard: GuardChoice = "default",
 ) -> optax.GradientTransformationExtraArgs:
-    """Wrap the optax optimizer `inner`: teleport before every step, by coordinates learned on the way.
+    """Wraps the optax optimizer `inner` to teleport before every step, by coordinates that it learns online.
 
     Algorithm 2 of arXiv:2504.15399, for any differentiable loss f, Lie symmetry and optimizer:
 
@@ -76,29 +76,29 @@ def online_teleported(
         x+     = y + inner step with the gradient at y
         theta <- theta - rate * d f(x+) / d theta        (x a constant)
 
-    The coordinates theta persist: on a loss with a long valley they become a rate of rotation that works
-    against the descent's drift into it, and the element is applied anew at every step.
+    The coordinates theta persist, and the group element is applied anew at every step. On a loss with a long
+    valley they become a rate of rotation that counteracts the drift of gradient descent into the valley.
 
-    One gradient a step is enough. That at y is the given one, carried there by `symmetry.transport_gradient`;
-    and d f(x+) / d theta needs the gradient at x+, which is what the next `update` is given, so theta is
-    updated then. On minibatches the slope is thus measured on data that the step has not seen. So `update`
-    must be given the gradient at `params`, nothing may change the update afterwards (this stands last), and
-    the symmetry must be exact; for data-dependent actions, on one batch. The state holds the last parameters,
-    gradient and inner state.
+    One gradient per step suffices. The gradient at y is the given one, carried there by
+    `symmetry.transport_gradient`. The slope d f(x+) / d theta needs the gradient at x+, which is the input of
+    the next `update`, so theta is updated then; on minibatches the slope is thus measured on data that the
+    step has not seen. It follows that `update` must receive the gradient at `params`, that nothing may change
+    the update afterwards (so apply this last in a chain), and that the symmetry must be exact; if the action
+    depends on data, all on one batch. The state holds the last parameters, gradient and inner state.
 
-    **Arguments:** `inner` is any optimizer whose update needs nothing but gradients, state and parameters (no
-    line search); its state stays as it is when the parameters move. `rate` is the step size of theta, in
-    coordinates squared per unit of loss, or an optax optimizer for theta. `order` 2 differentiates the
-    gradient at y too, without a Hessian, since it is carried; 1 takes it as a constant: on quadratics that
-    turns to the short axis at any step size, where order 2 does so below 1/(l1 + l2)
-    (`symmetrax.theory.turn_to_short_axis`). `start` is theta_0 (default: zeros, the identity). `bound` keeps
-    coordinates of groups that are not compact within that size at each step; the product of many steps has no
-    bound. `schedule` gives the steps that teleport, and learn (default: all). `guard` is as in `teleport` and
-    needs the extra argument `value_fn`, two losses a step; None goes without. A refused teleport leaves the
-    parameters and sets theta to zero.
+    **Arguments:** `inner` is any optimizer whose update needs only gradients, state and parameters (no line
+    search); its state is left as it is when the parameters move. `rate` is the step size of theta, in
+    coordinates squared per unit of loss, or an optax optimizer for theta. `order=2` also differentiates the
+    gradient at y, which needs no Hessian because that gradient is carried; `order=1` treats it as a constant.
+    On quadratics, order 1 turns to the short axis at any step size, order 2 at step sizes below 1/(l1 + l2)
+    (`symmetrax.theory.turn_to_short_axis`). `start` is theta_0 (default: zeros, the identity). `bound` limits
+    the coordinates of noncompact groups at each step; the product of many steps is unbounded. `schedule`
+    selects the steps that teleport and learn (default: all). `guard` is as in `teleport`; it needs the extra
+    argument `value_fn` and evaluates two losses per step, and None disables it. A refused teleport leaves the
+    parameters where they are and resets theta to zero.
 
-    **Errors:** ValueError for other orders and guards, coordinates of another shape, and missing arguments;
-    TypeError for a symmetry without an algebra. A slope that is not finite is skipped and counted.
+    **Errors:** ValueError for other orders and guards, coordinates of the wrong shape, and missing arguments;
+    TypeError for a symmetry without an algebra. Non-finite slopes are skipped and counted.
 
     >>> import jax, jax.numpy as jnp, optax, symmetrax as sx
     >>> task = sx.generalized_booth([[0.5, 0.0], [0.0, 3.0]])  # x'Ax, A = diag(1/4, 9)
@@ -156,7 +156,10 @@ def online_teleported(
         )
 
     def learned(state: OnlineState, gradient: PyTree, batch: PyTree) -> tuple[Array, optax.OptState, Array]:
-        """theta after the last step, whose end has this gradient, its optimizer, and whether that failed."""
+        """Returns theta updated by the last step, its optimizer state, and whether the slope was not finite.
+
+        `gradient` is the gradient at the end of that step.
+        """
         last = state.last
 
         def end(theta):
@@ -173,7 +176,7 @@ def online_teleported(
         return theta, meta, last.moved & ~finite
 
     def update(updates, state, params=None, *, value_fn=None, batch=None, **extra):
-        del extra  # optax's own, and none that the end of a step can be differentiated with
+        del extra  # optax's own arguments; the end of a step cannot be differentiated with any of them
         if params is None:
             raise ValueError("`online_teleported` needs params: call update(grads, state, params).")
         check_whole(params)
@@ -201,7 +204,7 @@ def online_teleported(
             unlearned=state.unlearned + failed.astype(state.unlearned.dtype),
         )
         displacement = select(made, displacement, optax.tree.zeros_like(displacement))
-        # Copies, so that states can be donated and the parameters and gradients of this step used on.
+        # Copy, so that you can donate states and still use the parameters and gradients of this step.
         after = after._replace(last=jax.tree.map(own, after.last))
         return held.updates(displacement, updates), as_before(after, state)
 
@@ -218,8 +221,10 @@ def step_end(
     batch: PyTree = None,
     order: Literal[1, 2] = 2,
 ) -> PyTree:
-    """Where a teleport by `theta` and a step lead, to be differentiated by `theta`; the gradient at `params`
-    serves for both. With order 1 the carried gradient is a constant."""
+    """Returns the end of a step after a teleport by `theta`, to be differentiated with respect to `theta`.
+
+    The gradient at `params` serves for both. With order 1 the carried gradient is a constant.
+    """
     held = hold(params, symmetry)
     element = symmetry.exp(theta)
     there = held.widened(symmetry.act(element, held.inside, batch))
@@ -241,8 +246,10 @@ def jump_and_step(
     guard: Guard | None,
     value_fn: Callable[[PyTree], Float[Array, ""]] | None,
 ) -> tuple[PyTree, optax.OptState, Jump]:
-    """Teleport by `theta` unless `guard` refuses, then step with the gradient carried there: the whole
-    displacement, the inner state after it, and what became of the teleport."""
+    """Teleports by `theta` unless `guard` refuses, then steps with the gradient carried there.
+
+    Returns the whole displacement, the inner state after the step, and the outcome of the teleport.
+    """
     held = hold(params, symmetry)
     at, value_fn = held.inside, held.loss(value_fn)
     teleport = teleport_by(symmetry, theta, at, batch, guard=guard, value_fn=value_fn)
@@ -255,8 +262,10 @@ def jump_and_step(
 
 @jax.custom_vjp
 def _smooth(gradient: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The same, with a finite derivative where an entry is exactly zero: root-mean-square scalings have none
-    there, and an entry that stays zero contributes nothing."""
+    """The identity, with a finite derivative where an entry is exactly zero.
+
+    Root-mean-square scalings have no derivative there, and an entry that stays zero contributes nothing.
+    """
     return gradient
 
 

@@ -1,4 +1,4 @@
-"""The orbit of a point, as searches see it."""
+"""The orbit of a point, as seen by a search."""
 
 from collections.abc import Callable
 
@@ -25,14 +25,14 @@ from symmetrax.teleportation._objectives import (
 
 
 class Orbit:
-    """An objective on algebra coordinates: `orbit(xi)` is its value at `act(exp(xi), params)`.
+    """An objective in algebra coordinates: `orbit(xi)` is its value at `act(exp(xi), params)`.
 
-    Where one gradient tells the gradients of the whole orbit (an exact linear symmetry, an objective of the
-    gradient alone) it is taken once, or not at all if `gradient` is given; squared norms are reduced to row
-    and column sums as well, so that a search costs next to nothing. Elsewhere every value is measured at the
-    point. `count` numbers the teleports of an optimizer, for searches that draw at random. All that an orbit
-    keeps is computed when you make it, so that a search may evaluate it anywhere: inside and outside of
-    loops, conditions and derivatives.
+    If one gradient determines the gradients on the whole orbit (an exact linear symmetry, an objective of the
+    gradient alone), it is computed once, or not at all if you pass `gradient`. Squared norms are further
+    reduced to row and column sums, so that a search costs next to nothing. Otherwise every value is measured
+    at its point. `count` numbers the teleports of an optimizer, for searches that draw at random. Everything
+    that an orbit caches is computed at construction, so a search may evaluate it anywhere, inside or outside
+    of loops, conditions and derivatives.
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> task = sx.booth()
@@ -56,11 +56,11 @@ class Orbit:
         self._measure = None
         if symmetry.linear and isinstance(objective, AbstractGradientObjective):
             self._measure = objective.measure
-        #: The gradient at `params`, if it is given or was needed.
+        #: The gradient at `params`, if it was given or computed.
         self.known_gradient = gradient
         if self._measure is not None:
             self.known_gradient = self.gradient
-        #: The objective up to its sign, as a squared norm along the orbit, if it is one.
+        #: The objective along the orbit as a squared norm, up to its sign, if it is a squared norm.
         self.energies: Energies | None = None
         quantity = reducible(symmetry, objective)
         if isinstance(symmetry, NetworkSymmetry) and quantity is not None:
@@ -85,25 +85,25 @@ class Orbit:
         return self.objective(self.value_fn, there)
 
     def relative(self, coordinates: Float[Array, "..."]) -> Float[Array, ""]:
-        """The objective up to a positive factor, for searches that only compare: finite where it can be."""
+        """The objective up to a positive factor, for searches that only compare: finite where possible."""
         if self.energies is not None:
             return self.sign * self.energies.relative(coordinates)
         return self(coordinates)
 
     def zero(self) -> Float[Array, "..."]:
-        """The coordinates of the identity, in the precision of the parameters."""
+        """Returns the coordinates of the identity, in the precision of the parameters."""
         numbers = jax.tree.leaves(eqx.filter(self.params, eqx.is_inexact_array))
         kind = total([jnp.zeros((), widened(leaf).real.dtype) for leaf in numbers]).dtype
         return self.symmetry.zero().astype(kind)
 
     @property
     def gradient(self) -> PyTree:
-        """The gradient of the loss at `params`: computed at every call, unless it is known."""
+        """The gradient of the loss at `params`, recomputed at every call unless it is known."""
         return jax.grad(self.value_fn)(self.params) if self.known_gradient is None else self.known_gradient
 
     @property
     def sign(self) -> int:
-        """The sign with which the squared norm enters the objective."""
+        """The sign of the squared norm in the objective."""
         return (
             1
             if isinstance(self.objective, GradientNorm) or _is_negated(self.objective, NegativeParameterNorm)
@@ -128,7 +128,7 @@ def price(
 
 
 def reducible(symmetry: AbstractLieSymmetry, objective: Objective) -> str | None:
-    """`squared_quantity`, if `Energies` know it along the orbits of this symmetry.
+    """Returns the `squared_quantity` if `Energies` can evaluate it along the orbits of this symmetry.
 
     Gradients move linearly, and so do parameters, unless specs have offsets.
     """
@@ -139,7 +139,7 @@ def reducible(symmetry: AbstractLieSymmetry, objective: Objective) -> str | None
 
 
 def squared_quantity(objective: Objective) -> str | None:
-    """Of what the objective is plus or minus the squared norm: "gradient", "params", or nothing."""
+    """Returns "gradient" or "params" if the objective is plus or minus its squared norm, else None."""
     inner = objective.objective if isinstance(objective, Negated | NegatedGradient) else objective
     if isinstance(inner, GradientNorm) and inner.metric == "squared":
         return "gradient"

@@ -1,4 +1,4 @@
-"""Is there anything to gain on this orbit? A probe before one tries to teleport."""
+"""A probe that estimates, before you teleport, how much an orbit has to offer."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -24,9 +24,10 @@ from symmetrax.teleportation._teleport import GuardChoice, check_search, settled
 class Gain(NamedTuple):
     """The result of `teleport_gain` on an orbit.
 
-    `here` is the objective at the point, `median` and `largest` those over the draws that the guard accepts,
-    `accepted` their share among all draws; `evaluations` is the price in gradients of the loss. `headroom`,
-    largest / median, says how much the objective varies on the orbit: 1 is not at all.
+    `here` is the objective at the point; `median` and `largest` are taken over the draws that the guard
+    accepts, and `accepted` is the accepted share of all draws. `evaluations` is the cost in gradients of the
+    loss. `headroom`, largest / median, measures how much the objective varies on the orbit: 1 means not at
+    all.
 
     >>> found = Gain(*map(jnp.asarray, (2.0, 1.0, 4.0, 1.0, 0.0)))
     >>> float(found.headroom), float(found.over_here)
@@ -41,12 +42,12 @@ class Gain(NamedTuple):
 
     @property
     def headroom(self) -> Float[Array, ""]:
-        """The largest objective over the median one; NaN where nothing was accepted."""
+        """The ratio of the largest objective to the median; NaN if no draw was accepted."""
         return self.largest / self.median
 
     @property
     def over_here(self) -> Float[Array, ""]:
-        """The largest objective over that at the point."""
+        """The ratio of the largest objective to its value at the point."""
         return self.largest / self.here
 
 
@@ -62,13 +63,13 @@ def teleport_gain(
     bound: float | Float[Array, ""] = 1.0,
     guard: GuardChoice = "default",
 ) -> Gain:
-    """How much an objective varies on the orbit of `params`, among elements that may be taken.
+    """Measures how much an objective varies on the orbit of `params`, over elements that the guard accepts.
 
     Draws `samples` elements exp(xi), xi ~ N(0, bound^2 I) within `bound` (see `AbstractLieSymmetry.bounded`),
-    measures `objective` at each and asks `guard` whether it would accept the jump. Where the gradient norm is
-    the same all along the orbit, no teleport can change what a gradient step does; where it varies, a search
-    can look for more. It is a necessary condition and not a promise: a larger gradient is not always a faster
-    way down. Can be compiled.
+    measures `objective` at each of them and checks whether `guard` would accept the jump. If the gradient
+    norm is constant along the orbit, no teleport can change what a gradient step achieves; if it varies, a
+    search may find more. This is a necessary condition, not a guarantee: a larger gradient does not always
+    mean faster descent. Can be compiled.
 
     **Arguments:** as for `teleport`. Raises ValueError for a symmetry without an algebra and for fewer than
     two samples.
@@ -123,14 +124,14 @@ def _probed(value_fn, numbers, symmetry, key, batch, objective, samples, bound, 
         median=jnp.nanmedian(kept),
         largest=jnp.nanmax(kept),
         accepted=jnp.mean(jnp.isfinite(kept)),
-        # A plain value of the loss, which the guard asks for at each element, counts a third.
+        # The guard evaluates the loss once per element, which counts as a third of a gradient.
         evaluations=price(symmetry, objective, samples + 1, known=False)
         + (0.0 if chosen is None else (samples + 1) / 3),
     )
 
 
 def _accepted(guard: Guard | None, symmetry, xi, params, batch, value_fn, here, gradient) -> Bool[Array, ""]:
-    """Whether a guard would let the element exp(xi) be taken."""
+    """Returns whether a guard would accept a jump by the element exp(xi)."""
     if guard is None:
         return jnp.array(True)
     displacement = symmetry.displacement(symmetry.exp(xi), params, batch)

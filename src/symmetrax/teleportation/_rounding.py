@@ -1,4 +1,4 @@
-"""How far rounding can move a loss along an exact symmetry: what guards allow that have no tolerance."""
+"""How far rounding can move a loss along an exact symmetry: the default tolerance of guards."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,23 +10,23 @@ from jaxtyping import Array, Float, PyTree
 
 from symmetrax._tree import safe_norm, widened
 
-#: The relative change of the loss that is allowed where an action is not linear: it is exact only as far as a
-#: fit to the data is, or the inverse of a map.
+#: The relative change of the loss that is allowed for nonlinear actions, which are exact only up to a fit to
+#: the data or the inverse of a map.
 LOOSE = 1e-3
 
-# Of the numbers that the loss computes with, in units of their machine precision: what the sums in a loss may
-# lose, what its last rounding may, and how many standard deviations of rounded parameters are allowed for. On
-# perceptrons of up to eight layers with log scales up to 1 the last was at most 5.
+# Allowances in units of the machine precision of the numbers that the loss computes with: for the sums in a
+# loss, for its last rounding, and the number of standard deviations of rounded parameters. On perceptrons of
+# up to eight layers with log scales up to 1, the last was at most 5.
 SUMS, LAST, DEVIATIONS = 32, 4, 8
 
-# Without a gradient nobody knows how sensitive a loss is: this is what networks need that fit to a part in a
-# hundred.
+# Without a gradient the sensitivity of the loss is unknown; this is enough for networks that fit the data to
+# one percent.
 UNKNOWN = 80
 
-#: The most that rounding excuses, relative to the loss: in half floats it may be as large as the loss itself.
+#: The largest tolerance for rounding, relative to the loss: in half precision, rounding may reach the loss.
 MOST = 0.1
 
-#: Machine precision of the products that accelerators take of float32, unless told otherwise.
+#: Machine precision of float32 products on accelerators, by default.
 SHORT_PRODUCTS = {"gpu": 2.0**-10, "tpu": 2.0**-7}
 
 
@@ -41,10 +41,10 @@ def rounding(
 ) -> Float[Array, ""]:
     """The absolute change of the loss `here` that rounding explains, for a jump by `displacement`.
 
-    For a linear action with the `gradient` g at `params` w it is, to first order, the precision of the
-    numbers times the norm of all products g (|w| + |displacement|): every rounded parameter moves the loss by
-    that much at random. Without a gradient it is a multiple of the precision. Where an action is not linear
-    it is 1e-3 of the loss at least.
+    For a linear action with the `gradient` g at `params` w, it is to first order the precision of the numbers
+    times the norm of all products g (|w| + |displacement|), since each rounded parameter moves the loss by
+    this much at random. Without a gradient it is a multiple of the precision. For nonlinear actions it is at
+    least 1e-3 of the loss.
 
     >>> loss = lambda w: jnp.sum(w**2)
     >>> w = jnp.array([1.0, 2.0])
@@ -61,12 +61,12 @@ def rounding(
         return widened(g) * (jnp.abs(widened(w)) + jnp.abs(widened(d)))
 
     spread = safe_norm(jax.tree.map(product, gradient, params, displacement)).astype(value.dtype)
-    sums = min(coarse, float(jnp.finfo(jnp.float32).eps))  # half floats are summed in single precision
+    sums = min(coarse, float(jnp.finfo(jnp.float32).eps))  # half precision is summed in single precision
     return (SUMS * sums + LAST * last) * value + DEVIATIONS * coarse * spread
 
 
 def coarsest(value_fn: Callable[[PyTree], Array], params: PyTree) -> float:
-    """Machine precision of the shortest floats through which `params` reach `value_fn(params)`.
+    """The coarsest machine precision of the floats through which `params` reach `value_fn(params)`.
 
     >>> coarsest(lambda w: jnp.sum(w.astype(jnp.bfloat16)), jnp.ones(3)) == float(jnp.finfo(jnp.bfloat16).eps)
     True
@@ -76,7 +76,7 @@ def coarsest(value_fn: Callable[[PyTree], Array], params: PyTree) -> float:
 
 
 def _precisions(program: Jaxpr, reached: set[Any]) -> set[float]:
-    """The precisions of all floats in a program that follow from the variables `reached`."""
+    """The precisions of all floats in a program that depend on the variables `reached`."""
     found = {_eps(variable) for variable in reached}
     for equation in program.eqns:
         inputs = [x for x in equation.invars if not isinstance(x, Literal) and x in reached]

@@ -1,4 +1,4 @@
-"""When a teleport is due."""
+"""Schedules: the steps before which an optimizer teleports."""
 
 from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, NamedTuple
@@ -12,10 +12,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 class Plateau(eqx.Module):
-    """Teleport when the loss has not fallen below its best by a part `rtol` for `patience` steps.
+    """Teleports when the loss has not improved on its best by a relative `rtol` for `patience` steps.
 
-    After a teleport the count starts anew. Under `vmap` each task has a plateau of its own; a search then
-    runs, for all tasks at once, at every step at which any of them teleports.
+    After a teleport the count restarts. Under `vmap` each task has its own plateau; a search then runs, for
+    all tasks at once, at every step at which any of them teleports.
 
     >>> Plateau(patience=3).rtol
     0.001
@@ -29,26 +29,26 @@ class Plateau(eqx.Module):
             raise ValueError(f"Plateau waits for at least one step, got patience={self.patience}.")
 
 
-#: Steps at which a teleport happens: their numbers (from 0), a function of the step count, one boolean per
-#: step (an array may be traced, so that a sweep over schedules compiles once), a plateau of the loss, or None
-#: for every step. `settled` checks that it is one of these.
+#: Steps at which to teleport: their numbers (from 0), a function of the step count, one boolean per step (an
+#: array may be traced, so that a sweep over schedules compiles once), a plateau of the loss, or None for
+#: every step. `settled` validates a schedule.
 Schedule = Iterable[Any] | Callable[[Array], Any] | Array | np.ndarray | Plateau | None
 
 
-#: Iterables that are no steps, or are looked at as a whole.
+#: Iterables that are not collections of step numbers, or are handled as a whole.
 NO_STEPS = (str, bytes, Mapping, jax.Array, np.ndarray)
 MOST_STEPS = np.iinfo(np.int32).max
 
 
 class Progress(NamedTuple):
-    """The least loss so far, and the steps since it fell: what a `Plateau` remembers."""
+    """The memory of a `Plateau`: the smallest loss so far and the number of steps since it decreased."""
 
     best: Float[Array, ""]
     waited: Int[Array, ""]
 
 
 def every_n_steps(steps: int, start: int = 0) -> Callable[[Array], Array]:
-    """A schedule: steps start, start + steps, start + 2 steps, ...
+    """A schedule of the steps start, start + steps, start + 2 steps, ...
 
     >>> import jax.numpy as jnp
     >>> [bool(due(every_n_steps(3, start=1), jnp.array(count))) for count in range(5)]
@@ -63,7 +63,7 @@ def every_n_steps(steps: int, start: int = 0) -> Callable[[Array], Array]:
 
 
 def due(schedule: Schedule, count: Int[Array, ""], progress: Progress | None = None) -> Bool[Array, ""]:
-    """Whether a teleport is due at step `count`.
+    """Returns whether a teleport is due at step `count`.
 
     >>> import jax.numpy as jnp
     >>> [bool(due({2, 5}, jnp.array(count))) for count in range(4)]
@@ -84,7 +84,7 @@ def due(schedule: Schedule, count: Int[Array, ""], progress: Progress | None = N
 
 
 def times(schedule: Schedule, steps: int) -> Bool[np.ndarray, " all"]:
-    """Which of the first `steps` steps teleport.
+    """Returns which of the first `steps` steps teleport.
 
     >>> times({0, 2, 9}, 4).tolist()
     [True, False, True, False]
@@ -94,9 +94,9 @@ def times(schedule: Schedule, steps: int) -> Bool[np.ndarray, " all"]:
 
 
 def settled(schedule: Any) -> Schedule:
-    """A schedule that can be read many times: None, a function, a `Plateau`, an array or a tuple.
+    """Converts a schedule to a form that can be read repeatedly: None, function, `Plateau`, array or tuple.
 
-    Raises ValueError for what is no schedule.
+    Raises ValueError for anything that is not a schedule.
 
     >>> settled([True, False, True]).tolist(), settled(iter([3, 5]))
     ([True, False, True], (3, 5))
@@ -140,12 +140,12 @@ def _is_flag(entry: Any) -> bool:
 
 
 def beginning() -> Progress:
-    """Before the first loss."""
+    """The progress before the first loss."""
     return Progress(jnp.array(jnp.inf, float), jnp.zeros((), int))
 
 
 def watched(schedule: Plateau, progress: Progress, value: Float[Array, ""]) -> Progress:
-    """The progress after one more loss; one that is not finite is no progress."""
+    """Returns the progress after one more loss; a non-finite loss does not count as an improvement."""
     fell = value < progress.best - schedule.rtol * jnp.abs(
         jnp.where(jnp.isinf(progress.best), 0, progress.best)
     )

@@ -1,4 +1,4 @@
-"""Where on the orbit to go: searches in the algebra."""
+"""Searches in the algebra for the best point of an orbit."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -17,12 +17,12 @@ from symmetrax.symmetry._pullback import Pullback
 from symmetrax.teleportation._objectives import slopes
 from symmetrax.teleportation._orbit import Orbit
 
-#: What a derivative of an objective costs, in values of it: a forward pass, and a backward one twice as dear.
+#: Cost of a derivative, in evaluations of the objective: a forward pass, and a backward pass at twice that.
 DERIVATIVE = 3
 
 
 class AbstractSearch(eqx.Module):
-    """A way to find algebra coordinates at which an objective on the orbit is large.
+    """Abstract base class of searches for algebra coordinates at which an objective on the orbit is large.
 
     >>> import symmetrax as sx
     >>> isinstance(sx.Ascent(), sx.AbstractSearch)
@@ -31,7 +31,7 @@ class AbstractSearch(eqx.Module):
 
     @abstractmethod
     def __call__(self, orbit: Orbit) -> Float[Array, "..."]:
-        """Coordinates that make `orbit(coordinates)` large."""
+        """Returns coordinates that make `orbit(coordinates)` large."""
 
     @abstractmethod
     def evaluations(self, symmetry: AbstractLieSymmetry) -> float | int:
@@ -39,14 +39,14 @@ class AbstractSearch(eqx.Module):
 
 
 class Ascent(AbstractSearch):
-    """`steps` steps of gradient ascent from the identity: xi <- xi + rate * d objective / d xi.
+    """Gradient ascent from the identity: `steps` steps of xi <- xi + rate * d objective / d xi.
 
-    Ten steps are the published choice. Ascent is local and its best `rate` scales with the loss: Booth's
-    function wants 1e-3. With `normalized` every step has length `rate` instead, whatever the scale. With
-    `monotone` a step that would not raise the objective is not taken, and the next one is half as long: the
-    search never ends lower than it began. On groups that are not compact the coordinates stay within `bound`
-    (see `bounded`): the gradient norm has no largest value there. Source: algorithm 1 of arXiv:2205.10637,
-    without its mistake of returning the coordinates from before the last step.
+    Ten steps are the published choice. Ascent is local, and its best `rate` scales with the loss: for Booth's
+    function it is 1e-3. With `normalized`, every step has length `rate` instead, independent of the scale.
+    With `monotone`, a step that would not increase the objective is rejected and the next one is half as
+    long, so the search never ends lower than it began. On noncompact groups, where the gradient norm has no
+    maximum, the coordinates stay within `bound` (see `bounded`). Source: algorithm 1 of arXiv:2205.10637,
+    except that its mistake of returning the coordinates from before the last step is corrected.
 
     >>> Ascent(steps=5).evaluations(None)
     15
@@ -61,7 +61,7 @@ class Ascent(AbstractSearch):
     def __call__(self, orbit):
         zero = orbit.zero()
         rate, bound = jnp.asarray(self.rate, zero.dtype), jnp.asarray(self.bound, zero.dtype)
-        # Only a step whose length follows from the slope needs the objective in its own units.
+        # The objective's own units are needed only if the length of a step depends on the slope.
         objective = orbit.relative if self.normalized else orbit
 
         def ahead(xi, rate, slope):
@@ -95,8 +95,9 @@ class Ascent(AbstractSearch):
 class Random(AbstractSearch):
     """The best of `samples` random elements with normal coordinates of standard deviation `scale`.
 
-    With one sample it is the control of every optimized teleport: a random element of the same size. Every
-    teleport of an optimizer draws anew, from `key` and the step's number. Coordinates stay within `bound`.
+    With one sample, this is the control experiment for optimized teleports: a random element of the same
+    size. Each teleport of an optimizer draws anew, from `key` and the step number. Coordinates stay within
+    `bound`.
 
     >>> import jax
     >>> Random(jax.random.key(0), samples=4).evaluations(None)
@@ -128,7 +129,7 @@ class Random(AbstractSearch):
 
 
 class Grid(AbstractSearch):
-    """The best of `points` values from -bound to bound in every coordinate, for at most three coordinates.
+    """The best point of a grid: `points` values per coordinate in [-bound, bound], for at most 3 coordinates.
 
     >>> import symmetrax as sx
     >>> Grid(points=9).evaluations(sx.booth().symmetry())
@@ -155,7 +156,7 @@ class GoldenSection(AbstractSearch):
     """The best of `points` angles around the circle, refined by `refinements` golden-section steps.
 
     For one-dimensional compact groups: the algebra must have one coordinate, an angle in radians. Finds the
-    global maximum if `points` resolve its peak, to about 2 pi / points * 0.62^refinements.
+    global maximum if `points` resolve its peak, to within about 2 pi / points * 0.62^refinements.
 
     >>> GoldenSection(points=64, refinements=20).evaluations(None)
     86
@@ -190,8 +191,8 @@ class Oracle(AbstractSearch):
     """The angle with the largest gradient norm: in closed form for an affine map of the plane, else by scan.
 
     For f(x) = ||A x + b||^2 with u = A x + b, the squared gradient norm at angle t is 4 u' R' S R u with
-    S = A A', largest where R u points along the top eigenvector of S: at the angle from u to it, and the
-    maximum is 4 lambda_max(S) f(x). The objective it is called with must be the gradient norm.
+    S = A A'. It is largest at the angle from u to the top eigenvector of S, where R u points along it, and
+    the maximum is 4 lambda_max(S) f(x). The objective of the orbit must be the gradient norm.
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> task = sx.booth()
@@ -208,10 +209,10 @@ class Oracle(AbstractSearch):
             return self.scan(orbit)
         h = cast(Affine, cast(Pullback, orbit.symmetry).map)
         u, (row, other) = h(orbit.params), h.matrix
-        # Half the angle of (S11 - S22, 2 S12) is the direction of the top eigenvector.
+        # The top eigenvector points along half the angle of (S11 - S22, 2 S12).
         steep = 0.5 * jnp.arctan2(2 * jnp.sum(row * other), jnp.sum(row * row) - jnp.sum(other * other))
         angle = steep - jnp.arctan2(u[1], u[0])
-        # The eigenvector has two ends; go to the nearer one.
+        # The eigenvector is defined up to sign; go to the nearer end.
         return (angle - jnp.pi * jnp.round(angle / jnp.pi))[None].astype(orbit.zero().dtype)
 
     def evaluations(self, symmetry) -> int:
@@ -222,10 +223,10 @@ class SinusoidPeak(AbstractSearch):
     """The peak of the sinusoid that fits the objective at the identity: atan2(2 J', -J'') / 2.
 
     For rotations of the plane: the algebra must have one coordinate, an angle t in radians. On the orbit of a
-    quadratic the squared gradient norm is J(t) = c + d cos(2 (t - t*)), of which two derivatives tell t*, the
-    largest value there is, exactly. On other orbits it is a guess, and far cheaper than a scan. With a guard
-    that shortens long jumps, and Polyak's step behind it, it solves most of the random Rosenbrock-like
-    functions of the benchmark in a dozen steps.
+    quadratic the squared gradient norm is J(t) = c + d cos(2 (t - t*)), so two derivatives determine its
+    maximizer t* exactly. On other orbits the angle is a heuristic, far cheaper than a scan. With a guard that
+    shortens long jumps, followed by Polyak's step, it solves most of the random Rosenbrock-like functions of
+    the benchmark in a dozen steps.
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> task, x = sx.booth(), jnp.array([5.0, -5.0])
@@ -248,13 +249,13 @@ class SinusoidPeak(AbstractSearch):
 
 
 def best(orbit: Orbit, candidates: Float[Array, "n ..."]) -> Float[Array, "..."]:
-    """The candidate with the largest objective; the identity if none has a finite one."""
+    """Returns the candidate with the largest objective, or the identity if no candidate has a finite one."""
     values = jax.lax.map(lambda xi: _comparable(orbit.relative(xi)), candidates)
     return jnp.where(jnp.any(jnp.isfinite(values)), candidates[jnp.argmax(values)], 0.0)
 
 
 def _comparable(value: Float[Array, ""]) -> Float[Array, ""]:
-    """NaN would win every argmax: without a finite objective a candidate is never the best."""
+    """Maps NaN and infinities to -inf: `argmax` would otherwise pick NaN."""
     return jnp.where(jnp.isfinite(value), value, -jnp.inf)
 
 
@@ -263,7 +264,7 @@ def _has_closed_form(symmetry: Any) -> bool:
 
 
 def _golden(value: Callable, low: Array, high: Array, steps: int) -> Array:
-    """Maximize a function of one variable with a single peak between `low` and `high`."""
+    """Maximizes a function of one variable with a single peak between `low` and `high`."""
     ratio = (5**0.5 - 1) / 2
 
     def shrink(state, _):

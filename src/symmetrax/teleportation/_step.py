@@ -1,4 +1,4 @@
-"""The one way to teleport: coordinates, shortened, become an element, and the guard judges where it leads."""
+"""The common implementation of teleports: exponential of the coordinates, shortening, and the guard."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -13,18 +13,18 @@ from symmetrax.symmetry._base import AbstractLieSymmetry, AbstractSymmetry
 from symmetrax.teleportation._guard import NOT_MEASURED, Guard
 from symmetrax.teleportation._rounding import rounding
 
-#: What becomes of the last step, which momentum builds on, when the parameters jump.
+#: How to treat the last step, which momentum builds on, when the parameters jump.
 Transport = Literal["keep", "carry", "reset"]
 
-#: How often a guard that shortens jumps halves their coordinates, at most.
+#: The maximum number of times that a guard which shortens jumps halves their coordinates.
 HALVINGS = 8
 
 
 class Jump(NamedTuple):
-    """How far a teleport moved, and whether it did.
+    """The displacement of a teleport, and whether it was accepted.
 
-    `displacement` is `symmetry.displacement(a, w)`, zeros if refused; `defect` the relative change of the
-    loss that was found (-1 without a guard: not measured); `refused` a code of `symmetrax.REFUSALS`.
+    `displacement` is `symmetry.displacement(a, w)`, zeros if refused; `defect` is the measured relative
+    change of the loss (-1 without a guard: not measured); `refused` is a code of `symmetrax.REFUSALS`.
 
     >>> import symmetrax as sx
     >>> Jump._fields, sx.REFUSALS[0]
@@ -37,10 +37,10 @@ class Jump(NamedTuple):
 
 
 class TeleportStep(NamedTuple):
-    """A teleport from `start` by the element exp(algebra): how far it moved, whether it did, what it carries.
+    """A teleport from `start` by the element exp(algebra): the jump, and how to transport vectors along it.
 
-    `due` is False where none was wanted: nothing moves then. Searches without a group have no symmetry, no
-    `exp`, and no coordinates.
+    `due` is False if no teleport was scheduled; nothing moves then. Searches without a group have no
+    symmetry, no `exp` and no coordinates.
 
     >>> TeleportStep._fields
     ('symmetry', 'exp', 'start', 'batch', 'algebra', 'jump', 'due')
@@ -61,19 +61,19 @@ class TeleportStep(NamedTuple):
 
     @property
     def element(self) -> PyTree:
-        """The element that acted: the identity where the parameters stay."""
+        """The element that acted: the identity if the parameters stay."""
         assert self.exp is not None
-        # Not a choice between two elements: of a refused one there may be no derivative.
+        # Select the coordinates, not the element: a refused element may have no derivative.
         return self.exp(self._made)
 
     def gradient(self, gradient: PyTree) -> PyTree:
-        """The gradient where the teleport leads, from that at `start`: the same, bit for bit, if nowhere."""
+        """Carries the gradient at `start` to the end of the teleport, bit-identical if nothing moved."""
         assert self.symmetry is not None
         carried = self.symmetry.transport_gradient(self.element, self.start, gradient, self.batch)
         return unless(jnp.all(self._made == 0), gradient, carried)
 
     def velocity(self, velocity: PyTree, transport: Transport) -> PyTree:
-        """A velocity at `start`, transported to where the teleport leads."""
+        """Transports a velocity at `start` to the end of the teleport."""
         if transport == "reset":
             return select(self.moved, optax.tree.zeros_like(velocity), velocity)
         if transport == "keep":
@@ -86,7 +86,7 @@ class TeleportStep(NamedTuple):
 
     @property
     def _made(self) -> Float[Array, "..."]:
-        """The coordinates, or those of the identity where the parameters stay."""
+        """The coordinates of the jump, or of the identity if the parameters stay."""
         return jnp.where(self.moved, self.algebra, jnp.zeros_like(self.algebra))
 
 
@@ -104,10 +104,10 @@ def teleport_by(
     fallback: PyTree = None,
     gradient: PyTree = None,
 ) -> TeleportStep:
-    """Teleport `params` by exp(coordinates): shortened if the guard shortens, unless it refuses.
+    """Teleports `params` by exp(coordinates), shortened if the guard shortens, unless the guard refuses.
 
-    **Arguments:** `exp` is `symmetry.exp` by default; where the norm of the coordinates is bounded there are
-    cheaper ones. The others are as for `jump`.
+    **Arguments:** `exp` is `symmetry.exp` by default; if the norm of the coordinates is bounded, there are
+    cheaper alternatives. The other arguments are as for `jump`.
     """
     exp = symmetry.exp if exp is None else exp
     xi = shortened(symmetry, exp, coordinates, params, batch, guard=guard, step=step)
@@ -133,7 +133,7 @@ def teleport_to(
     guard: Guard | None,
     value_fn: Callable[[PyTree], Float[Array, ""]],
 ) -> TeleportStep:
-    """Take a displacement that was found without a group, unless `guard` refuses.
+    """Takes a displacement that was found without a group, unless `guard` refuses.
 
     Decreases of the loss are always accepted.
     """
@@ -164,16 +164,16 @@ def jump(
     fallback: PyTree = None,
     gradient: PyTree = None,
 ) -> Jump:
-    """Move `params` by the element `place`, or with `exp` by exp(place), unless `guard` refuses.
+    """Moves `params` by the element `place`, or with `exp` by exp(place), unless `guard` refuses.
 
-    The identity displaces by exactly zero, and its derivative is still the action's: a branch on a zero angle
-    would have none, and a head that starts at zero would never learn. A refused jump has zero derivative,
-    and none of its infinities or NaNs leak into a gradient: the differentiated action is evaluated at the
+    The identity displaces by exactly zero, yet keeps the derivative of the action: branching on a zero angle
+    would have none, and a head that starts at zero would never learn. A refused jump has zero derivative, and
+    none of its infinities or NaNs leak into a gradient: the differentiated action is evaluated at the
     identity, and at `fallback` if given, a point known to be harmless, instead of `params`.
 
-    **Arguments:** `value_fn(params)` is the loss, needed with a guard. `step` is the one that was taken just
-    before, if any, which is part of the scale of the guard's lengths. `gradient` is the one at `params`, if
-    it is known: it tells the guard how far rounding can move the loss.
+    **Arguments:** `value_fn(params)` is the loss, required with a guard. `step` is the preceding step, if
+    any, which contributes to the scale of the guard's lengths. `gradient` is the gradient at `params`, if
+    known, from which the guard estimates how far rounding can move the loss.
     """
     still = symmetry.identity() if exp is None else jnp.zeros_like(place)
 
@@ -218,10 +218,10 @@ def shortened(
     guard: Guard | None,
     step: PyTree = None,
 ) -> Float[Array, "..."]:
-    """The coordinates of a jump that is as long as `guard` allows: halved until it is, if the guard shortens.
+    """Halves the coordinates of a jump until it is as short as `guard` requires, if the guard shortens.
 
-    How often they are halved is a constant to derivatives. What is too long after eight times stays as it is,
-    for the guard to refuse.
+    Derivatives treat the number of halvings as a constant. A jump that is still too long after eight halvings
+    is returned as it is, for the guard to refuse.
     """
     if guard is None or not guard.shorten:
         return coordinates
@@ -230,7 +230,7 @@ def shortened(
 
     def too_long(share: Float[Array, ""]) -> Bool[Array, ""]:
         length = safe_norm(symmetry.displacement(exp(share * place), at, batch))
-        return ~(length <= longest)  # so that NaN is too long
+        return ~(length <= longest)  # negated so that NaN counts as too long
 
     def halve(state):
         share, _ = state
@@ -245,9 +245,10 @@ def shortened(
 
 @jax.custom_jvp
 def zero_where(displacement: PyTree, condition: Bool[Array, ""]) -> PyTree:
-    """Zeros where `condition` holds, with the derivative of `displacement` all the same.
+    """Returns zeros where `condition` holds, but always with the derivative of `displacement`.
 
-    Equal elements give equal ends but for rounding: the compiler may fuse the two calls differently.
+    Equal elements lead to equal ends only up to rounding, since the compiler may fuse the two calls
+    differently.
     """
     return select(condition, optax.tree.zeros_like(displacement), displacement)
 
@@ -259,9 +260,9 @@ def _zero_where_jvp(primals, tangents):
 
 @jax.custom_jvp
 def unless(condition: Bool[Array, ""], gradient: PyTree, carried: PyTree) -> PyTree:
-    """`gradient` where `condition` holds, else `carried`; the derivative is that of `carried` all the same.
+    """Returns `gradient` where `condition` holds, else `carried`; always with the derivative of `carried`.
 
-    The identity carries a gradient to itself, but for rounding: not at all where the map is singular.
+    The identity carries a gradient to itself only up to rounding, and not at all where the map is singular.
     """
     return select(condition, gradient, carried)
 

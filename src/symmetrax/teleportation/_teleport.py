@@ -1,4 +1,4 @@
-"""The verb `teleport`, and the one way that it and optimizers search and jump."""
+"""`teleport`, and the search-and-jump routine that it shares with the optimizers."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
@@ -26,28 +26,28 @@ from symmetrax.teleportation._orbit import Orbit, price
 from symmetrax.teleportation._search import AbstractSearch, Ascent
 from symmetrax.teleportation._step import TeleportStep, teleport_by, teleport_to
 
-#: A symmetry, None for searches that need none, or "auto": to be found.
+#: A symmetry; None for searches that need none; or "auto" to find the symmetries of the loss.
 SymmetryChoice = AbstractLieSymmetry | None | Literal["auto"]
 
-#: How far the default search goes: no scale changes by more than exp(BOUND), whatever the scale of the loss.
+#: Bound of the default search: no scale changes by more than exp(BOUND), regardless of the scale of the loss.
 BOUND = 0.5
 
-#: A relative change of the objective below which a teleport says that it did next to nothing.
+#: A teleport is `negligible` if the objective changes by a smaller relative amount than this.
 NEGLIGIBLE = 1e-3
 
-#: A guard, None to jump unchecked, or "default": see `default_guard`.
+#: A guard; None to jump unchecked; or "default", see `default_guard`.
 GuardChoice = Guard | None | Literal["default"]
 
 
 class Teleport(NamedTuple):
-    """The record of a teleport. `before` and `after` are the objective at the old and the new point.
+    """The record of a teleport: the objective `before` and `after`, and what the jump did.
 
-    `algebra` holds the coordinates that were found (none for searches without a group); `defect` the relative
-    change of the loss (-1 without a guard: not measured); `refused` a code of `symmetrax.REFUSALS`;
-    `evaluations` the gradients of the loss that the search spends, known before it runs. `before`, `after`
-    and the guard's two losses are not counted. `found` is what `symmetry="auto"` found, else None.
-    `negligible` says that the objective changed by less than a part 1e-3, if at all: the teleport did next to
-    nothing.
+    `algebra` holds the coordinates found by the search (empty for searches without a group), `defect` the
+    relative change of the loss (-1 without a guard: not measured) and `refused` a code of
+    `symmetrax.REFUSALS`. `evaluations` is the number of gradients of the loss that the search spends, known
+    before it runs; `before`, `after` and the guard's two losses are not counted. `found` is the result of
+    `symmetry="auto"`, else None. `negligible` is True if the objective changed by at most 1e-3 of its value:
+    the teleport did next to nothing.
 
     >>> Teleport._fields[:3]
     ('before', 'after', 'algebra')
@@ -73,18 +73,18 @@ def teleport(
     search: AbstractSearch | AbstractPointSearch | None = None,
     guard: GuardChoice = "default",
 ) -> tuple[PyTree, Teleport]:
-    """Move `params` along the symmetry to where `objective` is larger, at the same loss.
+    """Moves `params` along a symmetry to where `objective` is larger, at the same loss.
 
-    **Arguments:** `loss(params, batch)` returns a scalar; leaves of `params` that are not arrays of floats
-    stay as they are. `objective(value_fn, params)` is what to raise, the squared gradient norm by default;
-    `search` says how: by default `ClosedForm(bound=0.5)` where it serves the symmetry and the objective, so
-    that no scale changes by more than exp(0.5), else ten steps of `Ascent(normalized=True, monotone=True)`,
-    each of length 0.1 in the algebra; `LevelSet` and `NullSpace` need no `symmetry`. `guard` refuses bad
-    jumps, `guard=None` takes them all; by default it is a `Guard()`, without the bound on the jump's length
-    where the symmetry is exact and linear, else one that shortens jumps that are too long. With
-    `symmetry="auto"` the symmetries of the loss are found first, outside compiled code (see
-    `find_symmetries`; what it costs is not in `evaluations`), and all exact ones but rotations are used
-    together. Raises ValueError when concrete `params` are not finite.
+    **Arguments:** `loss(params, batch)` returns a scalar. Leaves of `params` that are not floating-point
+    arrays stay unchanged. `objective(value_fn, params)` is the quantity to increase, by default the squared
+    gradient norm. `search` is the search method: by default `ClosedForm(bound=0.5)` where it supports the
+    symmetry and the objective, so that no scale changes by more than exp(0.5), else ten steps of
+    `Ascent(normalized=True, monotone=True)`, each of length 0.1 in the algebra. `LevelSet` and `NullSpace`
+    need no `symmetry`. `guard` refuses bad jumps and `guard=None` accepts all of them; the default is a
+    `Guard()`, without the bound on the jump length if the symmetry is exact and linear, else with overlong
+    jumps shortened. With `symmetry="auto"` the symmetries of the loss are found first, outside compiled code
+    (see `find_symmetries`; its cost is not included in `evaluations`), and all exact ones except rotations
+    are used together. Raises ValueError when concrete `params` are not finite.
 
     **Returns** the new parameters, unchanged if the guard refused, and a `Teleport` record.
 
@@ -141,9 +141,9 @@ def discovered(
     batch: PyTree,
     groups: Sequence[type[AbstractGroup]] = GROUPS,
 ) -> Discovery:
-    """The symmetries of a loss, of which at least one can be teleported along.
+    """Finds the symmetries of a loss, of which at least one can be teleported along.
 
-    Raises ValueError inside compiled code, and if there is none.
+    Raises ValueError inside compiled code, and if there is no such symmetry.
     """
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, batch))):
         raise ValueError(
@@ -168,7 +168,7 @@ def discovered(
 
 
 def check_auto(symmetry: str) -> None:
-    """Raise ValueError for any word but "auto"."""
+    """Raises ValueError for any string other than "auto"."""
     if symmetry != "auto":
         raise ValueError(f"`symmetry` must be a symmetry, None or 'auto', got {symmetry!r}.")
 
@@ -185,13 +185,13 @@ def search_and_teleport(
     gradient: PyTree = None,
     count: Int[Array, ""] | int = 0,
 ) -> TeleportStep:
-    """Search and teleport; see `teleport`. `gradient` is the one at `params`, if it is known."""
+    """Searches and teleports; see `teleport`. `gradient` is the gradient at `params`, if already known."""
     search = check_search(symmetry, search, objective)
     guard = settled_guard(guard, symmetry)
     if isinstance(search, AbstractPointSearch):
         displacement = optax.tree.sub(search(value_fn, params, batch).params, params)
         return teleport_to(displacement, params, guard=guard, value_fn=value_fn)
-    assert symmetry is not None  # check_search saw to it
+    assert symmetry is not None  # guaranteed by check_search
     orbit = Orbit(value_fn, params, symmetry, batch, objective, gradient, count)
     return teleport_by(
         symmetry,
@@ -209,9 +209,9 @@ def check_search(
     search: AbstractSearch | AbstractPointSearch | None,
     objective: Objective = squared_gradient_norm,
 ) -> AbstractSearch | AbstractPointSearch:
-    """The search; by default the closed form where there is one, else an ascent whose steps have no scale.
+    """Returns the search, by default the closed form where it applies, else a scale-free ascent.
 
-    Raises ValueError if it has nothing to search in.
+    Raises ValueError if there is nothing to search.
 
     >>> import symmetrax as sx
     >>> check_search(sx.booth().symmetry(), None)
@@ -243,19 +243,19 @@ def search_price(
     *,
     known: bool,
 ) -> float:
-    """Gradients of the loss that a search costs at most, known before it runs."""
+    """The maximum number of gradients of the loss that a search costs, known before it runs."""
     search = check_search(symmetry, search, objective)
     if isinstance(search, AbstractPointSearch):
         return float(search.evaluations())
-    assert symmetry is not None  # check_search saw to it
+    assert symmetry is not None  # guaranteed by check_search
     return price(symmetry, objective, search.evaluations(symmetry), known)
 
 
 def default_guard(symmetry: AbstractLieSymmetry | None) -> Guard:
-    """`Guard()`, without its bound on the jump where lengths do not matter; else it shortens long jumps.
+    """`Guard()`, unbounded in length if the symmetry is exact and linear, else shortening long jumps.
 
-    An exact linear action keeps the loss to rounding at any length, and its searches are bounded in the
-    algebra; pullbacks through steep maps are what the bound is for.
+    An exact linear action preserves the loss up to rounding at any length, and its searches are bounded in
+    the algebra. The bound on the jump is meant for pullbacks through steep maps.
 
     >>> import symmetrax as sx
     >>> float(default_guard(sx.booth().symmetry()).jump)
@@ -266,7 +266,7 @@ def default_guard(symmetry: AbstractLieSymmetry | None) -> Guard:
 
 
 def settled_guard(guard: GuardChoice, symmetry: AbstractLieSymmetry | None) -> Guard | None:
-    """The guard that was chosen: a Guard, None for none, or "default". Raises ValueError for other words.
+    """Resolves "default" to a guard; passes a Guard or None through. Raises ValueError for other strings.
 
     >>> settled_guard(None, None) is None
     True

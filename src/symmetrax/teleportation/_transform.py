@@ -1,4 +1,4 @@
-"""`teleported`: an optax optimizer that moves along a symmetry before it steps."""
+"""`teleported`: wraps an optax optimizer to move along a symmetry before it steps."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -45,12 +45,12 @@ TRANSPORTS = ("keep", "carry", "reset")
 
 
 class TeleportedState(NamedTuple):
-    """State of `teleported`: the inner state, the step count, the last teleport, and what became of all.
+    """State of `teleported`: the step count, the inner state, the last teleport and counts of all outcomes.
 
-    `algebra` (zeros when none was due, None for searches without a group), `defect` and `refused` are as in
-    `symmetrax.Teleport`. `outcomes[code]` counts the teleports that ended with each code of
+    `algebra` (zeros if no teleport was due, None for searches without a group), `defect` and `refused` are as
+    in `symmetrax.Teleport`. `outcomes[code]` counts the teleports that ended with each code of
     `symmetrax.REFUSALS`: outcomes[0] were accepted, the others refused. `evaluations` counts the gradients
-    that all searches so far have cost; `progress` is what a `Plateau` remembers. Read them with
+    spent by all searches so far, and `progress` is the memory of a `Plateau`. Read them with
     `optax.tree.get(state, "outcomes")`.
 
     >>> TeleportedState._fields[:6]
@@ -68,7 +68,7 @@ class TeleportedState(NamedTuple):
 
 
 class TeleportedTransformation(optax.GradientTransformationExtraArgs):
-    """The optax transformation that `teleported` returns; `found` holds what `symmetry="auto"` found.
+    """The optax transformation returned by `teleported`, with the result of `symmetry="auto"` in `found`.
 
     >>> import jax.numpy as jnp, optax, symmetrax as sx
     >>> optimizer = sx.teleported(optax.sgd(0.1), "auto", loss=lambda p: jnp.sum((p["a"] @ p["b"]) ** 2))
@@ -83,7 +83,7 @@ class TeleportedTransformation(optax.GradientTransformationExtraArgs):
 
     @property
     def found(self) -> Discovery | None:
-        """The result of the last `init`; None before it, and for symmetries that you gave."""
+        """The result of the last `init`; None before it, and if you passed a symmetry."""
         return self._discoveries[-1][1] if self._discoveries else None
 
 
@@ -99,34 +99,35 @@ def teleported(
     loss: Callable[[PyTree, PyTree], Float[Array, ""]] | None = None,
     batch: PyTree = None,
 ) -> TeleportedTransformation:
-    """Wrap the optax optimizer `inner`: on schedule, teleport first, then step from the new point.
+    """Wraps the optax optimizer `inner`: on schedule, teleports first, then steps from the new point.
 
-    The update returned is the whole displacement, teleport and inner step together, so this stands last, and
-    it must be given the gradient at `params`: gradient clipping, masks and learning-rate schedules go inside
-    `inner`. A teleport that is due costs what its search costs (see `symmetrax.Teleport`), two losses for the
-    guard, and one gradient at the new point; with an exact linear symmetry and an objective of the gradient
-    alone, the gradient at `params` serves for the search and for the step, and only the guard is added.
-    A refused teleport leaves the parameters where they are, and its reason in the state.
+    The returned update is the whole displacement, teleport plus inner step, and needs the gradient at
+    `params`. So apply it last in a chain, and put gradient clipping, masks and learning-rate schedules inside
+    `inner`. Each teleport costs its search (see `symmetrax.Teleport`), two losses for the guard, and one
+    gradient at the new point. With an exact linear symmetry and an objective of the gradient alone, the
+    gradient at `params` serves for the search and the step, and only the guard adds to the cost. A refused
+    teleport leaves the parameters where they are; the state records the reason.
 
-    **Arguments:** `objective`, `search` and `guard` are as in `teleport`. `schedule` gives the steps, counted
-    from 0, before which to teleport (default: all): numbers, booleans, a function of the count such as
-    `every_n_steps(10)`, or a `Plateau`. `transport` says what becomes of the inner optimizer's state: "keep"
-    leaves it, "reset" starts afresh, "carry" moves it with the parameters (momentum as gradients do; squares
-    exactly for scalings, signs and permutations) and raises ValueError for what it does not know.
+    **Arguments:** `objective`, `search` and `guard` are as in `teleport`. `schedule` selects the steps,
+    counted from 0, before which to teleport (default: all): numbers, booleans, a function of the count such
+    as `every_n_steps(10)`, or a `Plateau`. `transport` determines how a teleport changes the inner
+    optimizer's state: "keep" leaves it, "reset" reinitializes it, and "carry" moves it with the parameters
+    (momentum like gradients; squares exactly for scalings, signs and permutations), raising ValueError for
+    state it does not know.
 
-    `update` needs the extra argument `value_fn` (optax's own name: params to loss), and `batch` for
-    data-dependent actions; a `Plateau` takes the loss from `value` if it is given. Where `value_fn` has other
-    arguments, value_fn(params, x, y), `update` takes them by name, as it does for optax's line searches:
-    update(..., x=x, y=y). The inner optimizer is given what it takes of all these. Parameters that are no
-    arrays of floats do not move. Where `params` are those of an equinox module, filtered, `value_fn` puts the
-    module together again: `lambda w: loss(eqx.combine(w, model), batch)`.
+    `update` needs the extra argument `value_fn` (optax's name for a function from params to loss), and
+    `batch` for data-dependent actions; a `Plateau` reads the loss from `value` if you pass it. If `value_fn`
+    has further arguments, as in value_fn(params, x, y), pass them to `update` by name, as you do for optax's
+    line searches: update(..., x=x, y=y). The inner optimizer receives those of them that it accepts.
+    Parameters that are not floating-point arrays do not move. If `params` is a filtered equinox module, let
+    `value_fn` recombine the module: `lambda w: loss(eqx.combine(w, model), batch)`.
 
-    With `symmetry="auto"` the symmetries are found by `init`, outside compiled code, from `loss(params,
-    batch)`, which must then be given here, with a `batch` (or a function of a key that draws one) if it needs
-    data. All exact ones but rotations are used together; with transport="carry" only groups are looked for
-    along which the state of `inner` can be carried (scalings, if it holds squares). `optimizer.found` is the
-    `Discovery`, made once for parameters of one structure. It is no part of the state, which holds arrays
-    alone: in a new process call `init` before you restore a saved state.
+    With `symmetry="auto"`, `init` finds the symmetries outside compiled code from `loss(params, batch)`. You
+    must then pass `loss` here, and `batch` (or a function of a key that draws one) if the loss needs data.
+    All exact symmetries except rotations are used together. With transport="carry", only groups along which
+    the state of `inner` can be carried are considered (scalings, if it holds squares). `optimizer.found` is
+    the `Discovery`, made once per structure of the parameters. It is not part of the state, which holds only
+    arrays: in a new process, call `init` before you restore a saved state.
 
     >>> import jax, jax.numpy as jnp, optax, symmetrax as sx
     >>> task = sx.booth(start=[5.0, -5.0])
@@ -158,7 +159,7 @@ def teleported(
                 "symmetry='auto' finds the symmetries of a loss: pass it, as in teleported(inner, 'auto', "
                 "loss=loss)."
             )
-        guard = settled_guard(guard, None)  # what will be found is linear
+        guard = settled_guard(guard, None)  # symmetries found automatically are linear
     else:
         check_search(symmetry, search)
         guard = settled_guard(guard, symmetry)
@@ -166,7 +167,7 @@ def teleported(
     discoveries: list[tuple[Any, Discovery]] = []
 
     def along(params: PyTree) -> tuple[AbstractLieSymmetry | None, Array | None]:
-        """The symmetry, given or found, and the coordinates of a teleport that is not due."""
+        """Returns the symmetry, given or found, and the coordinates to record if no teleport is due."""
         chosen = symmetry
         if isinstance(chosen, str):
             found = [discovery for structure, discovery in discoveries if structure == _structure(params)]
@@ -189,7 +190,7 @@ def teleported(
             discoveries.append((_structure(params), discovered(auto, params, batch, groups)))
         chosen, nowhere = along(params)
         if transport == "carry" and isinstance(chosen, NetworkSymmetry):
-            # What cannot be carried is known before the first step.
+            # Raise for state that cannot be carried now, not at the first teleport.
             still = chosen.identity()
             eqx.filter_eval_shape(lambda state: carry(state, chosen, still, params, inner=inner), state)
         return TeleportedState(
@@ -268,7 +269,7 @@ def teleported(
         def move_where_due():
             return select(moves, move(), stay())
 
-        # Under `vmap` a search runs at the steps at which any member of the batch teleports, not at all.
+        # Under `vmap`, search only at steps at which some member of the batch teleports.
         displacement, gradient, carried, xi, defect, refused, outcomes, spent = jax.lax.cond(
             anywhere(moves), move_where_due, stay
         )
@@ -288,13 +289,13 @@ def teleported(
 
 
 def _structure(params: PyTree) -> Any:
-    """A key for parameters of one model: their tree structure, shapes and types."""
+    """A key for the structure of parameters: tree structure, shapes and dtypes."""
     leaves, structure = jax.tree.flatten(params)
     return structure, [(jnp.shape(x), jnp.result_type(x)) if eqx.is_array_like(x) else x for x in leaves]
 
 
 def _sum(displacement, step):
-    """Their sum, where there are both."""
+    """The sum of both, or the one that is not None."""
     present = [x for x in (displacement, step) if x is not None]
     return sum(present[1:], start=present[0]) if present else None
 

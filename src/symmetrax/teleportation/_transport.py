@@ -1,4 +1,4 @@
-"""Transport of an optimizer's state: carried along when the parameters jump."""
+"""Transport of an optimizer's state when the parameters jump."""
 
 import functools
 import types
@@ -20,7 +20,7 @@ from symmetrax.symmetry._matrix_groups import GeneralLinear
 from symmetrax.symmetry._network import NetworkSymmetry
 from symmetrax.symmetry._shift import LogitShift
 
-#: optax's names for what an optimizer remembers, by how it changes under a change of coordinates: averages of
+#: optax's names for the memory of optimizers, by how it transforms under a change of coordinates: averages of
 #: gradients, averages of their squares (entry by entry), and displacements.
 GRADIENTS = (
     "mu",
@@ -35,10 +35,10 @@ GRADIENTS = (
 )
 SQUARES = ("nu", "nu_max", "sum_of_squares", "e_g")
 SQUARED_DISPLACEMENTS = ("e_x",)
-#: Constants that are arrays: the coefficients of Muon's iteration.
+#: Constants that are arrays, such as the coefficients of Muon's iteration.
 CONSTANTS = ("ns_coeffs", "hyperparams")
 REMEMBERED = frozenset((*GRADIENTS, *SQUARES, *SQUARED_DISPLACEMENTS))
-#: States whose fields have names of their own, by how each of them changes.
+#: States whose fields have names of their own, by how each field transforms.
 FIELDS = {
     "ScaleByAdanState": {"m": "gradients", "v": "gradients", "n": "squares", "g": "gradients"},
     "ScaleByAdemamixState": {"m1": "gradients", "m2": "gradients", "nu": "squares"},
@@ -49,20 +49,20 @@ FIELDS = {
         "updates": "gradients",
         "diff_params_memory": "stacked displacements",
         "diff_updates_memory": "stacked gradients",
-        "weights_memory": "constants",  # inverses of their products, which no change of coordinates changes
+        "weights_memory": "constants",  # inverses of their products, invariant under changes of coordinates
     },
     "ScaleByZoomLinesearchState": {"grad": "gradients"},
     "ScaleByBacktrackingLinesearchState": {"grad": "gradients"},
     "SAMState": {"cache": "points"},
 }
-#: The same for states whose type tells of another optimizer: by the function of optax that made them.
+#: The same for optimizers that reuse the state type of another one, by the optax function that made them.
 BORROWED = {
     "adopt": {"mu": "normalized", "nu": "squares"},
     "adamax": {"mu": "gradients", "nu": "absolute values"},
 }
-#: Squares that are added to a constant, the initial value of AdaGrad's and Yogi's accumulators.
+#: Squares accumulated on top of a constant: the initial value of AdaGrad's and Yogi's accumulators.
 SUMS = (("ScaleByRssState", "sum_of_squares"), ("ScaleByAdamState", "nu"))
-#: Optimizers whose state no move makes right, with the parts of optax that they are known by, and why.
+#: Optimizers whose state cannot be moved correctly, with the parts of optax that identify them, and why.
 UNMOVABLE = (
     (
         "adadelta",
@@ -71,12 +71,12 @@ UNMOVABLE = (
     ),
     ("lars", {"scale_by_trust_ratio", "trace"}, "its `trace` averages steps, divided by norms of gradients"),
 )
-#: States that have fields of these names with something else in them.
+#: States that use these field names for something else.
 MISNAMED = {
     "ScaleBySM3State": "its `mu` holds squares of whole rows and columns",
     "ScaleByNovogradState": "its `nu` holds norms of whole arrays, by which its `mu` is divided",
 }
-#: States whose stage of a chain puts out averages of what comes in, which move like it.
+#: States of chain stages whose output is an average of their input, and so moves like it.
 LINEAR = ("TraceState", "EmaState")
 
 
@@ -88,19 +88,20 @@ def carry(
     batch: PyTree = None,
     inner: optax.GradientTransformation | None = None,
 ) -> PyTree:
-    """The optimizer's state after the parameters moved from `params` to `act(element, params)`.
+    """Returns the optimizer's state after the parameters moved from `params` to `act(element, params)`.
 
-    Each part goes by what it *is*, known from its optax field name: averages of gradients (`mu`, `trace`) by
-    the inverse transpose, as gradients do; averages of squared gradients (`nu`, `sum_of_squares`) entry by
-    entry, exact for scalings, signs and permutations; points as the parameters do. Counts and hyperparameters
-    stay. Raises ValueError for a field it does not know, for squares under a group that mixes entries, and
-    for averages of *steps*: those that stand in a chain behind a stage that divides, as the momentum of
-    `optax.rmsprop` does.
+    Each part transforms according to its meaning, known from its optax field name: averages of gradients
+    (`mu`, `trace`) by the inverse transpose, like gradients; averages of squared gradients (`nu`,
+    `sum_of_squares`) entry by entry, exact for scalings, signs and permutations; points like the parameters.
+    Counts and hyperparameters stay unchanged. Raises ValueError for an unknown field, for squares under a
+    group that mixes entries, and for averages of *steps*, which occur behind a dividing stage of a chain, as
+    in the momentum of `optax.rmsprop`.
 
-    `inner` is the optimizer whose state this is. It tells what no field does: ADOPT and Adamax keep other
-    things than Adam in a state of its type (normalized gradients as `mu`, absolute ones as `nu`), the sums of
-    AdaGrad start from a constant, and some states cannot be moved at all (see `check_movable`). What was
-    added to gradients, clipped or rescaled before they were averaged is moved as gradients are.
+    `inner` is the optimizer that owns the state. It resolves what the fields alone cannot: ADOPT and Adamax
+    store other quantities than Adam in a state of Adam's type (normalized gradients as `mu`, absolute values
+    as `nu`), the sums of AdaGrad start from a constant, and some states cannot be moved at all (see
+    `check_movable`). Terms added to gradients, and clipping or rescaling before the average, are moved as
+    gradients are.
 
     >>> import jax.numpy as jnp, optax, symmetrax as sx
     >>> params = {"w1": jnp.array([[1.0]]), "w2": jnp.array([[1.0]])}
@@ -119,7 +120,7 @@ def carry(
 
 
 def check_movable(made_by: set[str]) -> None:
-    """Raise ValueError for an optimizer whose state cannot be moved, known by the functions that made it."""
+    """Raises ValueError if an optimizer's state cannot be moved, judged by the functions that made it."""
     for name, parts, reason in UNMOVABLE:
         if name in made_by or parts <= made_by:
             raise ValueError(
@@ -129,7 +130,7 @@ def check_movable(made_by: set[str]) -> None:
 
 
 def makers(optimizer: optax.GradientTransformation) -> set[str]:
-    """Names of all functions of optax that made an optimizer, found in its closures.
+    """Returns the names of all optax functions that made an optimizer, found in its closures.
 
     >>> import optax
     >>> "scale_by_adamax" in makers(optax.chain(optax.clip(1.0), optax.adamax(0.1)))
@@ -174,10 +175,10 @@ def _is_made_by(name: str, made_by: set[str]) -> bool:
 def _moves(
     symmetry: AbstractLieSymmetry, element: PyTree, params: PyTree, batch: PyTree
 ) -> dict[str, Callable[[PyTree], PyTree]]:
-    """How each kind of entry in an optimizer's state transforms under a jump."""
+    """Returns how each kind of entry in an optimizer's state transforms under a jump."""
 
     def whole(move: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
-        """`move` for trees of which a mask hides a part: an action wants all arrays."""
+        """Extends `move` to trees that are partly masked: an action requires all arrays."""
 
         def moved(tree: PyTree) -> PyTree:
             filled = jax.tree.map(
@@ -219,7 +220,7 @@ def _moves(
 def groups_carried(
     state: PyTree, params: PyTree, inner: optax.GradientTransformation
 ) -> tuple[type[AbstractGroup], ...]:
-    """The groups that `find_symmetries` finds along which `carry` can move this state.
+    """Returns the groups known to `find_symmetries` along which `carry` can move this state.
 
     Raises ValueError, as `carry` does, if there are none.
     """
@@ -228,7 +229,7 @@ def groups_carried(
     axes = [(name, leaf.shape) for name, leaf in named if leaf.ndim and leaf.size]
 
     def moved(group: type) -> None:
-        """Carry the state along a stand-in: the group on the first axis of one array."""
+        """Carries the state along a stand-in symmetry: the group acting on the first axis of one array."""
         (name, shape), *_ = axes
         spec = " ".join(["g", *"_" * (len(shape) - 1)])
         symmetry = NetworkSymmetry({"g": group(shape[0])}, {as_pattern(name): spec}, params)
@@ -247,7 +248,7 @@ def groups_carried(
 
 
 def _kind(state: Any, field: str, borrowed: list[dict[str, str]]) -> str | None:
-    """The kind of a field of a state, if it is known."""
+    """Returns the kind of a state's field, or None if it is unknown."""
     name = type(state).__name__
     if name == "ScaleByAdamState" and borrowed:
         return borrowed[0].get(field)
@@ -269,7 +270,7 @@ def _carried(
     borrowed: list[dict[str, str]],
     where: str,
 ) -> Any:
-    """`state` moved; `fresh` is the state before the first step, if it is known."""
+    """Returns `state` moved; `fresh` is the state before the first step, if known."""
     fields: tuple[str, ...] | None = getattr(state, "_fields", None)
     if fields is not None:
         if type(state).__name__ in MISNAMED:
@@ -315,7 +316,7 @@ def _carried(
 
 
 def _check_chain(chain: tuple | list) -> None:
-    """Raise ValueError where a stage averages what an earlier one made of the gradients."""
+    """Raises ValueError if a stage averages gradients that an earlier stage has transformed."""
     divided = None
     for stage in chain:
         kinds = [kind.__name__ for kind in _kinds(stage)]
@@ -328,7 +329,7 @@ def _check_chain(chain: tuple | list) -> None:
 
 
 def _kinds(state: Any) -> Iterator[type]:
-    """The types of all states in `state` that remember gradients in any form."""
+    """Yields the types of all states within `state` that hold gradients in any form."""
     fields: tuple[str, ...] = getattr(state, "_fields", ())
     if not REMEMBERED.isdisjoint(fields) or type(state).__name__ == "ScaleByLBFGSState":
         yield type(state)
@@ -343,7 +344,7 @@ def _kinds(state: Any) -> Iterator[type]:
 
 
 def _is_kept(leaf: Any) -> bool:
-    """Counts, scalars, keys and whatever is no array of numbers do not change with coordinates."""
+    """Returns True for leaves that do not depend on coordinates: counts, scalars, keys and non-arrays."""
     if not eqx.is_array(leaf) or not eqx.is_inexact_array(leaf):
         return True
     return leaf.ndim == 0
