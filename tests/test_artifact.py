@@ -174,7 +174,7 @@ def test_another_feature_contract_is_refused(saved):
 
 def test_an_unknown_kind_is_refused(saved):
     rewrite(saved, lambda card, arrays: card.update(kind="transformer"))
-    with pytest.raises(sx.ArtifactError, match="'transformer'; known kinds are whole-lstm"):
+    with pytest.raises(sx.ArtifactError, match="'transformer'; known kinds are flat-gradient-lstm"):
         sx.load(saved)
 
 
@@ -355,11 +355,11 @@ def test_an_own_class_needs_a_kind_of_its_own(tmp_path):
         pass
 
     with pytest.raises(
-        sx.ArtifactError, match="Mine has the kind 'whole-lstm', which is that of FlatGradientLSTM"
+        sx.ArtifactError, match="Mine has the kind 'flat-gradient-lstm', which is that of"
     ):
         sx.save(Mine(2, key=KEY), tmp_path / "x.safetensors")
     assert not list(tmp_path.iterdir())
-    with pytest.raises(ValueError, match="Mine has the kind 'whole-lstm'"):
+    with pytest.raises(ValueError, match="Mine has the kind 'flat-gradient-lstm'"):
         sx.load("nowhere.safetensors", classes=[Mine])
     with pytest.raises(ValueError, match="must be subclasses of AbstractLearnedOptimizer, got <class 'int'>"):
         sx.load("nowhere.safetensors", classes=[int])

@@ -239,7 +239,9 @@ def ascending(rate, task, schedule):
     return sx.teleported(optax.sgd(rate), task.symmetry(), search=sx.Ascent(3), schedule=schedule, guard=None)
 
 
-@pytest.mark.parametrize("schedule", [{3}, sx.every_n_steps(4), sx.Plateau(patience=1)], ids=str)
+@pytest.mark.parametrize(
+    "schedule", [{3}, sx.every_n_steps(4), sx.Plateau(patience=1)], ids=["once", "often", "plateau"]
+)
 def test_many_tasks_search_only_at_the_steps_where_one_of_them_teleports(schedule):
     family, key = sx.make_family("ellipse-random"), jax.random.key(0)
     make = functools.partial(ascending, schedule=schedule)

@@ -51,11 +51,11 @@ def test_what_is_no_schedule_is_refused_where_it_is_given(schedule, unchecked):
 
 
 def test_a_number_as_schedule_is_told_what_it_may_mean(unchecked):
-    with pytest.raises(ValueError, match=r"every\(10\) to teleport every 10 steps, or \{10\}"):
+    with pytest.raises(ValueError, match=r"every_n_steps\(10\) to teleport every 10 steps, or \{10\}"):
         sx.teleported(optax.sgd(0.1), SYMMETRY, schedule=10)
     with pytest.raises(ValueError, match=r"UpdateRule.at\(\[2, 5\]"):
         sx.UpdateRule(teleports=[2, 5])
-    with pytest.raises(ValueError, match=r"every\(\) needs a whole number"):
+    with pytest.raises(ValueError, match=r"every_n_steps\(\) needs a whole number"):
         sx.every_n_steps(2.5)
 
 
@@ -271,7 +271,7 @@ def test_what_became_of_all_teleports_is_counted():
 def test_a_loss_of_a_filtered_model_is_told_to_combine_it():
     model = eqx.nn.MLP(2, 1, 3, 1, key=jax.random.key(0))
     params = eqx.filter(model, eqx.is_inexact_array)
-    symmetry = sx.mlp_symmetry(params)
+    symmetry = sx.mlp_symmetry(model)
     x = jnp.ones((4, 2))
 
     def loss(model, batch=None):
