@@ -354,9 +354,7 @@ def test_an_own_class_needs_a_kind_of_its_own(tmp_path):
     class Mine(sx.FlatGradientLSTM):
         pass
 
-    with pytest.raises(
-        sx.ArtifactError, match="Mine has the kind 'flat-gradient-lstm', which is that of"
-    ):
+    with pytest.raises(sx.ArtifactError, match="Mine has the kind 'flat-gradient-lstm', which is that of"):
         sx.save(Mine(2, key=KEY), tmp_path / "x.safetensors")
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="Mine has the kind 'flat-gradient-lstm'"):

@@ -329,7 +329,10 @@ def look(
     key: Key[Array, ""] | None,
     meta_order: int = 1,
 ) -> Observation:
-    """Builds the observation of a network that asks for `wants`; `meta_order=1` makes it a constant."""
+    """Builds the observation of a network that asks for `wants`.
+
+    With `meta_order=1` the gradient, the loss and all that is measured are constants to derivatives.
+    """
     seen = {"gradient": gradient, "value": value}
     dear = [want for want in wants if want != "symmetry"]
     if dear:

@@ -56,7 +56,7 @@ class OrbitLSTM(AbstractLearnedOptimizer):
         r = low (high / low)^sigmoid(z),
 
     so steps are learned in units of Polyak's step, r = 1. For f = ||h(x)||^2 the Gauss-Newton step is r = 2
-    wherever g is an eigenvector of J J', which a teleport can arrange. `algebra` coordinates of a group
+    wherever h is an eigenvector of J J', which a teleport can arrange. `algebra` coordinates of a group
     element come with a `gate`, the probability of teleporting at all (see
     `AbstractLearnedOptimizer.transform`). With algebra=0 it is the same optimizer without teleports, with the
     same features and the same steps. If the gradient is zero, so is the step.

@@ -25,7 +25,8 @@ def chosen_group(params: PyTree, group: MakeGroup | None, degree: float | int) -
     """Checks `group` against `params.activation` or infers a group from it; scalings without an activation.
 
     Raises ValueError, explaining the options, if the activation has neither scalings nor signs, or not the
-    group asked for. An activation that cannot be called on a number leaves the choice to the caller.
+    group asked for; and, unless you name a `group`, if the activation cannot be called on a number or was
+    filtered out of the model.
     """
     activation = getattr(params, "activation", None)
     known = None if activation is None else _symmetries(activation)

@@ -52,10 +52,11 @@ def mlp_symmetry(
     `activation`, the default is `PositiveDiagonal`.
 
     **Arguments:** `weights` and `biases` are paths, in the order of the layers; by default all matrices and
-    all vectors of `params`, in tree order. For a dict, the default is the unique order in which their shapes
-    (else their numbers) follow one another. `scales` are paths of vectors tau of activations
-    z -> tau sigma(z / tau), a vector for each hidden layer: with them, every activation has the group
-    `NonzeroDiagonal`. Raises ValueError if the layers do not follow one another, or do so in several orders.
+    all vectors of `params`, in tree order. For a dict, the default is the order of the numbers in their
+    names if their shapes then follow one another, else the unique order in which they do. `scales` are paths
+    of vectors tau of activations z -> tau sigma(z / tau), a vector for each hidden layer: with them, every
+    activation has the group `NonzeroDiagonal`. Raises ValueError if the layers do not follow one another, or
+    do so in several orders.
 
     >>> import equinox as eqx, jax, symmetrax as sx
     >>> model = eqx.nn.MLP(3, 2, width_size=5, depth=2, key=jax.random.key(0))

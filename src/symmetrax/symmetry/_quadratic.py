@@ -25,9 +25,9 @@ class QuadraticForm(AbstractLieSymmetry):
     the matrix; the coordinates are n(n-1)/2 angles, in radians. For an indefinite matrix they include boosts:
     the group is O(p, q), orbits are unbounded, and a point can move to any distance at the same value. The
     action is linear, so a single gradient determines the gradient on the whole orbit. `exp` has a closed form
-    for n = 2; for larger n, `bounded` shortens rotations to norm 20 (a full turn is 6.3), since rounding
-    makes large angles inaccurate. The derivative with respect to `matrix` does not exist where eigenvalues
-    have equal magnitude.
+    for n = 2; for larger n, `bounded` shortens rotations to norm 20, or pi sqrt(n / 2) if that is longer (a
+    full turn is 6.3), since rounding makes large angles inaccurate. The derivative with respect to `matrix`
+    does not exist where eigenvalues have equal magnitude.
 
     **Errors:** ValueError for a matrix that is not square, not symmetric, not finite, or (unless it is
     traced) singular to working precision. Source: section 4.2 of arXiv:2504.15399, where n = 2 and the matrix
