@@ -222,7 +222,7 @@ def unit_features(
 
 
 def _layer(sums: UnitSums, steep: Float[Array, ""]) -> Float[Array, "features units"]:
-    """Computes the features of one space; `steep` is the mean of `sums.steep` over the units of all spaces."""
+    """Computes the features of one space; `steep` is the mean of `sums.steep` over all units."""
     s = jax.tree.map(jnp.ravel, sums)
     to_layer = [
         _log(x) - _log(jnp.mean(x)) for x in (s.weights_in, s.weights_out, s.gradients_in, s.gradients_out)
