@@ -21,8 +21,9 @@ from jaxtyping import PyTree
 #: The numbers of programs kept, and of functions kept with their closures; the oldest are dropped.
 KEPT, KEPT_FUNCTIONS = 256, 32
 
-#: Primitives with custom derivative rules. Programs are not differentiated, so the rules do not matter.
-WITH_RULES = ("custom_jvp_call", "custom_vjp_call")
+#: Primitives with custom rules for derivatives or `vmap`, and the parameter that holds their program. The
+#: rules do not matter: compiled programs are neither differentiated nor mapped.
+WITH_RULES = {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr", "custom_vmap_call": "call"}
 
 #: Errors raised in a trace by a function that depends on the values of its arguments.
 LOOKS_AT_VALUES = (
@@ -242,7 +243,7 @@ def _jaxpr_key(jaxpr: Jaxpr) -> Any:
         numbers.update((var, len(numbers) + i) for i, var in enumerate(equation.outvars))
         params = equation.params
         if equation.primitive.name in WITH_RULES:
-            params = {"call_jaxpr": params["call_jaxpr"]}
+            params = {"program": params[WITH_RULES[equation.primitive.name]]}
         outputs = tuple(var.aval for var in equation.outvars)
         equations.append((equation.primitive, inputs, outputs, _key(dict(params)), equation.ctx))
     results = tuple(_atom_key(atom, numbers) for atom in jaxpr.outvars)

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import symmetrax as sx
+from symmetrax.symmetry._inverse import inverse
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -144,13 +145,16 @@ ENTRIES = {
     "orbit derivative": lambda i: sx.orbit_derivative(
         lambda w: loss(w, jnp.asarray(DATA[i])), params(), symmetry()
     ),
+    "exp, rotations": lambda i: sx.Orthogonal(4).exp(0.3 * i * jnp.ones(6)),
+    "exp, general linear": lambda i: sx.GeneralLinear(3).exp(0.1 * i * jnp.ones((3, 3))),
+    "inverse": lambda i: inverse(jnp.eye(3) + 0.1 * i),
 }
 
 
 #: One of each kind; the others take longer.
 QUICK = {
     *("teleported, adam, closed form", "teleport, closed over", "unroll, teleported", "a learned step"),
-    *("meta-training", "online", "verify"),
+    *("meta-training", "online", "verify", "exp, rotations", "exp, general linear", "inverse"),
 }
 NAMES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in ENTRIES]
 
