@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.extend.core import jaxprs_in_params
 
 import symmetrax as sx
+from symmetrax._programs import programs_in
 from symmetrax.teleportation._schedule import due
 
 START = (5.0, -5.0)
@@ -231,7 +231,7 @@ def test_wrong_calls_say_what_is_missing(unchecked):
 
 def conditions(jaxpr):
     """How many branches a program has that are taken or not, in all its parts."""
-    inner = [part for equation in jaxpr.eqns for part in jaxprs_in_params(equation.params)]
+    inner = [part for equation in jaxpr.eqns for part in programs_in(equation)]
     return sum(e.primitive.name == "cond" for e in jaxpr.eqns) + sum(map(conditions, inner))
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer, eval_jaxpr
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxprs_in_params
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from jaxtyping import PyTree
 
 #: The numbers of programs kept, and of functions kept with their closures; the oldest are dropped.
@@ -306,13 +306,26 @@ def _can_be_done(equation: JaxprEqn, inputs: list[Any]) -> bool:
     """Returns whether an equation follows from constants, without requiring compilation."""
     known = all(isinstance(ref, _Known) for ref in inputs)
     closes_over = any(not isinstance(atom, Literal) for atom in equation.invars)
-    return known and closes_over and not equation.effects and not [*jaxprs_in_params(equation.params)]
+    return known and closes_over and not equation.effects and not programs_in(equation)
+
+
+def programs_in(equation: JaxprEqn) -> list[Jaxpr]:
+    """The programs that an equation runs: bodies of loops, branches, functions called.
+
+    >>> loop = jax.make_jaxpr(lambda x: jax.lax.fori_loop(0, 3, lambda i, x: 2 * x, x))(1.0)
+    >>> [len(programs_in(equation)) for equation in loop.eqns]
+    [1]
+    """
+    parts = jax.tree.leaves([*equation.params.values()])
+    return [x.jaxpr if isinstance(x, ClosedJaxpr) else x for x in parts if isinstance(x, ClosedJaxpr | Jaxpr)]
 
 
 def _bind(equation: JaxprEqn, values: list[Any]) -> list[Any]:
     """Evaluates an equation."""
     primitive = equation.primitive
-    outputs = primitive.bind(*values, **primitive.get_bind_params(equation.params))
+    bound = primitive.get_bind_params(equation.params)
+    functions, params = bound if isinstance(bound, tuple) else ((), bound)  # a tuple before JAX 0.10
+    outputs = primitive.bind(*functions, *values, **params)
     return list(outputs) if primitive.multiple_results else [outputs]
 
 
