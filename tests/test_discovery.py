@@ -163,9 +163,12 @@ def check_row(name):
             report = sx.verify(
                 one.loss, params, symmetry, KEY, one.batch(0), fresh=one.batch(1), trials=1, spread=0.5
             )
-            assert max(report.invariance, report.fresh) <= max(1e-9, found[0].certificate.tolerance), str(
-                report
-            )
+            # The certificate is for the loss in double precision; this is the loss as it is written, and
+            # flax takes softmax in single precision.
+            written = str(jax.make_jaxpr(one.loss)(params, one.batch(0)))
+            rounding = 1e-6 if "f32" in written else 1e-9
+            allowed = max(rounding, found[0].certificate.tolerance)
+            assert max(report.invariance, report.fresh) <= allowed, str(report)
 
 
 @pytest.mark.parametrize("name", QUICK)
