@@ -1,6 +1,6 @@
 """Records what the quick presets of all experiments give, and compares a later tree with it.
 
-    python golden/golden.py record [NAME ...]    run, and write golden/results/NAME.json
+    python golden/golden.py record [NAME ...]    run, and write golden/results/NAME.json.gz
     python golden/golden.py compare [NAME ...]   run, and list what differs; exit code 1 if anything does
 
 Each experiment runs in a process of its own at two seeds. Words (verdicts) and whole numbers (runs, failures)
@@ -10,6 +10,7 @@ after many steps in more: record and compare on one machine.
 """
 
 import argparse
+import gzip
 import json
 import math
 import pathlib
@@ -90,17 +91,17 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     changed = 0
     for name in options.names or EXPERIMENTS:
-        path, start = RESULTS / f"{name}.json", time.perf_counter()
+        path, start = RESULTS / f"{name}.json.gz", time.perf_counter()
         if options.action == "compare" and not path.exists():
             print(f"{name}: nothing is recorded", flush=True)
             continue
         found = {str(seed): run(name, seed) for seed in SEEDS}
         spent = f"{time.perf_counter() - start:.0f} s"
         if options.action == "record":
-            path.write_text(json.dumps(found, indent=0) + "\n")
+            path.write_bytes(gzip.compress(json.dumps(found).encode(), mtime=0))
             print(f"{name}: recorded {sum(map(len, found.values()))} facts in {spent}", flush=True)
             continue
-        before = json.loads(path.read_text())
+        before = json.loads(gzip.decompress(path.read_bytes()))
         lines = [
             line for seed in before for line in differences(before[seed], found[seed], options.tolerance)
         ]
