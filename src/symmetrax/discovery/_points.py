@@ -9,9 +9,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import Jaxpr, Literal
 from jaxtyping import Array, Key, PyTree
 
+from symmetrax._programs import programs_in
 from symmetrax._tree import leaf_names
 from symmetrax.discovery._double import InDouble, double_of, tolerances
 from symmetrax.discovery._places import Place
@@ -263,9 +264,8 @@ def _dtypes(jaxpr: Jaxpr) -> set:
     dtypes = {getattr(value.aval, "dtype", None) for value in values}
     found = {dtype for dtype in dtypes if dtype is not None and jnp.issubdtype(dtype, jnp.inexact)}
     for equation in jaxpr.eqns:
-        for inner in jax.tree.leaves([*equation.params.values()]):
-            if isinstance(inner, ClosedJaxpr | Jaxpr):
-                found |= _dtypes(inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner)
+        for inner in programs_in(equation):
+            found |= _dtypes(inner)
     return found
 
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import Jaxpr, Literal
 from jaxtyping import Array, Float, PyTree
 
+from symmetrax._programs import programs_in
 from symmetrax._tree import safe_norm, widened
 
 #: The relative change of the loss that is allowed for nonlinear actions, which are exact only up to a fit to
@@ -86,10 +87,8 @@ def _precisions(program: Jaxpr, reached: set[Any]) -> set[float]:
         found |= {_eps(variable) for variable in equation.outvars}
         if equation.primitive.name in ("dot_general", "conv_general_dilated"):
             found.add(_product_eps(equation))
-        for inner in jax.tree.leaves([*equation.params.values()]):
-            if isinstance(inner, ClosedJaxpr | Jaxpr):
-                body = inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
-                found |= _precisions(body, set(body.invars))
+        for inner in programs_in(equation):
+            found |= _precisions(inner, set(inner.invars))
     return found
 
 

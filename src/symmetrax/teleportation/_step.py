@@ -107,7 +107,8 @@ def teleport_by(
     """Teleports `params` by exp(coordinates), shortened if the guard shortens, unless the guard refuses.
 
     **Arguments:** `exp` is `symmetry.exp` by default; if the norm of the coordinates is bounded, there are
-    cheaper alternatives. The other arguments are as for `jump`.
+    cheaper alternatives. `due` says whether the teleport is scheduled; if not, the coordinates must be zero.
+    The other arguments are as for `jump`.
     """
     exp = symmetry.exp if exp is None else exp
     xi = shortened(symmetry, exp, coordinates, params, batch, guard=guard, step=step)

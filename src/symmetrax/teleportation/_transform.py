@@ -83,7 +83,7 @@ class TeleportedTransformation(optax.GradientTransformationExtraArgs):
 
     @property
     def found(self) -> Discovery | None:
-        """The result of the last `init`; None before it, and if you passed a symmetry."""
+        """The result of the latest search; None before `init`, and if you passed a symmetry."""
         return self._discoveries[-1][1] if self._discoveries else None
 
 
