@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import symmetrax as sx
-from symmetrax.symmetry._groups import AbstractGroup
+from symmetrax.groups._diagonal import AbstractGroup
 
 WIDTH, HEADS, HIDDEN, LAYERS, WORDS, TIME = 288, 6, 1152, 6, 512, 32
 
@@ -78,8 +78,12 @@ def once() -> dict[str, float]:
         times.append(time.perf_counter() - start)
     kinds = [type(one.group) for one in found.exact]
     # The scale of the whole stream holds up to the epsilon of the norm, and is told as approximate.
-    expected = {sx.Orthogonal: 1, sx.GeneralLinear: 2 * LAYERS, sx.PositiveDiagonal: LAYERS}
-    for kind, count in (expected | {sx.Permutation: 2 * LAYERS}).items():
+    expected = {
+        sx.groups.Orthogonal: 1,
+        sx.groups.GeneralLinear: 2 * LAYERS,
+        sx.groups.PositiveDiagonal: LAYERS,
+    }
+    for kind, count in (expected | {sx.groups.Permutation: 2 * LAYERS}).items():
         assert kinds.count(kind) == count, f"{kind.__name__}: {kinds.count(kind)} of {count}"
     return {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),

@@ -19,7 +19,7 @@ import symmetrax as sx
 from timing import in_turns, row
 
 SIZES, SAMPLES, STEPS = (784, 16, 10, 10), 200, 10
-NETWORK, WEIGHTS = sx.MLP(SIZES, slope=0.1, bias=False), ("w1", "w2", "w3")
+NETWORK, WEIGHTS = sx.tasks.MLP(SIZES, slope=0.1, bias=False), ("w1", "w2", "w3")
 
 
 def of_outputs(outputs: jax.Array, batch: Any) -> jax.Array:
@@ -34,24 +34,24 @@ def loss(params: Any, batch: Any) -> jax.Array:
 
 def plain_norm(value_fn: Callable, params: Any) -> jax.Array:
     """The squared gradient norm as a plain function, which no search can see through."""
-    return sx.squared_gradient_norm(value_fn, params)
+    return sx.objectives.squared_gradient_norm(value_fn, params)
 
 
 def teleports(params: Any, batch: Any) -> dict[str, tuple[Callable, tuple]]:
     """What is timed: a function and its arguments."""
-    scaling = sx.mlp_symmetry(params, WEIGHTS)
+    scaling = sx.models.mlp_symmetry(params, WEIGHTS)
     leaky = lambda z: jnp.where(z > 0, z, 0.1 * z)  # noqa: E731
-    dependent = sx.ActivationGL.of(params, WEIGHTS, activation=leaky, solver="gram")
-    ascent = sx.Ascent(STEPS, 1e-2)
+    dependent = sx.symmetry.ActivationGL.of(params, WEIGHTS, activation=leaky, solver="gram")
+    ascent = sx.search.Ascent(STEPS, 1e-2)
 
-    def search(symmetry, how, objective: Callable = sx.squared_gradient_norm):
+    def search(symmetry, how, objective: Callable = sx.objectives.squared_gradient_norm):
         def found(params, batch, gradient=None):
-            orbit = sx.Orbit(lambda w: loss(w, batch), params, symmetry, batch, objective, gradient)
+            orbit = sx.search.Orbit(lambda w: loss(w, batch), params, symmetry, batch, objective, gradient)
             return how(orbit)
 
         return found
 
-    def moved(symmetry, how, objective: Callable = sx.squared_gradient_norm):
+    def moved(symmetry, how, objective: Callable = sx.objectives.squared_gradient_norm):
         found = search(symmetry, how, objective)
         return lambda params, batch: symmetry.act(symmetry.exp(found(params, batch)), params, batch)
 
@@ -68,12 +68,15 @@ def teleports(params: Any, batch: Any) -> dict[str, tuple[Callable, tuple]]:
 
     return {
         "gradient": (jax.grad(loss), (params, batch)),
-        "closed": (moved(scaling, sx.ClosedForm(0.5)), (params, batch)),
+        "closed": (moved(scaling, sx.search.ClosedForm(0.5)), (params, batch)),
         "energies": (search(scaling, ascent), (params, batch)),
         "energies given": (search(scaling, ascent), given),
         "autodiff": (search(scaling, ascent, plain_norm), (params, batch)),
-        "dependent": (moved(dependent, ascent, sx.FeatureGradientNorm(of_outputs)), (params, batch)),
-        "curvature": (moved(dependent, sx.CurvatureStep(jax.random.key(3))), (params, batch)),
+        "dependent": (
+            moved(dependent, ascent, sx.objectives.FeatureGradientNorm(of_outputs)),
+            (params, batch),
+        ),
+        "curvature": (moved(dependent, sx.search.CurvatureStep(jax.random.key(3))), (params, batch)),
         "sgd": stepped(sgd),
         "online": stepped(online[2]),
         "online, first order": stepped(online[1]),

@@ -36,7 +36,7 @@ def make_workload(width: int, tasks: int) -> Workload:
     emitted = {"rate": "step_size", "step": "update"}
     networks = []
     for key, heads in zip(jax.random.split(jax.random.key(0), len(ARMS[width])), ARMS[width], strict=True):
-        network = sx.FlatGradientLSTM(
+        network = sx.learned.FlatGradientLSTM(
             2 * SIZE**2,
             emits=[emitted[name] for name in heads if name in emitted],
             algebra=heads.get("algebra", 0),
@@ -50,10 +50,10 @@ def make_workload(width: int, tasks: int) -> Workload:
             network = eqx.tree_at(lambda n: n.head, network, jax.tree.map(lambda w: SMALL * w, network.head))
         networks.append(network)
     dims = (SIZE, SIZE, SIZE)
-    family = sx.RegressionFamily("benchmark", dims, samples=SIZE, start="gaussian", action="preimage")
+    family = sx.tasks.RegressionFamily("benchmark", dims, samples=SIZE, start="gaussian", action="preimage")
     rule = sx.UpdateRule(teleports=jnp.ones(UNROLL, bool), guard=None)
-    estimator = sx.TruncatedBPTT(family, rule, UNROLL, UNROLL, tasks)
-    joined = sx.Joint(tuple(networks))
+    estimator = sx.metatrain.TruncatedBPTT(family, rule, UNROLL, UNROLL, tasks)
+    joined = sx.learned.Joint(tuple(networks))
     crew = jax.jit(lambda network: estimator.init(network, jax.random.key(1), None))(joined)
     return Workload(estimator, joined, crew)
 

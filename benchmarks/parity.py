@@ -37,7 +37,9 @@ def named_weights(core: Any, heads: dict[str, Any]) -> dict[str, np.ndarray]:
     return {name: np.asarray(value) for name, value in named.items()}
 
 
-def with_weights(network: sx.FlatGradientLSTM, weights: dict[str, np.ndarray]) -> sx.FlatGradientLSTM:
+def with_weights(
+    network: sx.learned.FlatGradientLSTM, weights: dict[str, np.ndarray]
+) -> sx.learned.FlatGradientLSTM:
     """Our network with torch's weights."""
 
     def leaves(network: Any) -> list:

@@ -38,14 +38,14 @@ class NoCore(eqx.Module):
         return state / (1 + jnp.square(x[:1])), state
 
 
-def bare(network: sx.FlatGradientLSTM) -> sx.FlatGradientLSTM:
+def bare(network: sx.learned.FlatGradientLSTM) -> sx.learned.FlatGradientLSTM:
     """The network without its core."""
     return eqx.tree_at(lambda n: n.core, network, NoCore())
 
 
 def by_ascent(network: Any, task: Any) -> Any:
     """Teleport by ascent, then step."""
-    return sx.teleported(network.transform(), task.symmetry(), search=sx.Ascent(10), guard=None)
+    return sx.teleported(network.transform(), task.symmetry(), search=sx.search.Ascent(10), guard=None)
 
 
 def compiled(arm: tuple[Any, Callable], family: Any, batch: int) -> tuple[Callable[[], Any], float]:
@@ -63,9 +63,9 @@ def compiled(arm: tuple[Any, Callable], family: Any, batch: int) -> tuple[Callab
 
 def measure(family_name: str, batch: int, quick: bool) -> list[dict[str, Any]]:
     """The rows of one family and batch."""
-    family = sx.make_family(family_name)
+    family = sx.tasks.make_family(family_name)
     lstm = {
-        algebra: sx.FlatGradientLSTM(2, algebra=algebra, width=WIDTH, key=jax.random.key(0))
+        algebra: sx.learned.FlatGradientLSTM(2, algebra=algebra, width=WIDTH, key=jax.random.key(0))
         for algebra in (0, 1)
     }
     plain, free, guarded = (
@@ -114,13 +114,13 @@ def measure(family_name: str, batch: int, quick: bool) -> list[dict[str, Any]]:
 
 def once_by_ascent(rate: Any, task: Any) -> Any:
     """Descent with one teleport by ten steps of ascent."""
-    options = {"search": sx.Ascent(10), "schedule": (STEPS // 2,), "guard": None}
+    options = {"search": sx.search.Ascent(10), "schedule": (STEPS // 2,), "guard": None}
     return sx.teleported(optax.sgd(rate), task.symmetry(), **options)
 
 
 def measure_rare(quick: bool) -> list[dict[str, Any]]:
     """A search that is due once in 200 steps, on 256 tasks at once: it must not run in the other steps."""
-    family, batch = sx.make_family("ellipse-random"), BATCHES[-1]
+    family, batch = sx.tasks.make_family("ellipse-random"), BATCHES[-1]
     arms: dict[str, tuple[Any, Callable]] = {
         "once": (jnp.array(0.02), once_by_ascent),
         "plain": (jnp.array(0.02), lambda rate, task: optax.sgd(rate)),

@@ -23,7 +23,7 @@ RATE = 1e-6
 class Workload(NamedTuple):
     """A network to train, and tasks underway; `crew` has the task as its last axis, or no axis for one."""
 
-    estimator: sx.TruncatedBPTT
+    estimator: sx.metatrain.TruncatedBPTT
     network: Any
     crew: Any
 
@@ -42,10 +42,10 @@ def make_workload(tasks: int) -> Workload:
     On the others float32 may overflow before the window ends, or amplify the last digit beyond comparison.
     """
     rule = sx.UpdateRule(teleports=jnp.ones(UNROLL, bool), guard=None)
-    family = sx.make_family("rosenbrock-random")
+    family = sx.tasks.make_family("rosenbrock-random")
     # Recomputing steps in the backward pass is faster here, at one task and at a thousand.
-    estimator = sx.TruncatedBPTT(family, rule, UNROLL, UNROLL, 4 * tasks, remat=True)
-    network = sx.FlatGradientLSTM(2, algebra=1, width=WIDTH, key=jax.random.key(0))
+    estimator = sx.metatrain.TruncatedBPTT(family, rule, UNROLL, UNROLL, 4 * tasks, remat=True)
+    network = sx.learned.FlatGradientLSTM(2, algebra=1, width=WIDTH, key=jax.random.key(0))
     crew = estimator.init(network, jax.random.key(1), None)
     steep = np.minimum(np.abs(crew.drawn.a), np.abs(crew.drawn.c[0]))
     kept = np.argsort(steep)[-tasks:]

@@ -19,7 +19,7 @@ def main(steps=100):
     model = eqx.nn.MLP(3, 1, width_size=16, depth=2, key=jax.random.key(1))  # relu, the default
 
     # What goes into a ReLU unit may be scaled if what comes out of it is scaled back.
-    symmetry = sx.mlp_symmetry(model)
+    symmetry = sx.models.mlp_symmetry(model)
     report = sx.verify(loss, model, symmetry, jax.random.key(2), batch, trials=2)
     print(symmetry)
     print(report)
@@ -28,8 +28,8 @@ def main(steps=100):
     optimizer = sx.teleported(
         optax.sgd(0.02, momentum=0.9),
         symmetry,
-        search=sx.ClosedForm(bound=0.1),
-        schedule=sx.every_n_steps(10),
+        search=sx.search.ClosedForm(bound=0.1),
+        schedule=sx.schedules.every_n_steps(10),
         transport="carry",
     )
     params, static = eqx.partition(model, eqx.is_inexact_array)

@@ -27,13 +27,13 @@ def main(steps=100):
 
     # Arrays have the names of their attributes; flax stores matrices as (in, out).
     kernels = ["inner.kernel", "outer.kernel"]
-    symmetry = sx.mlp_symmetry(params, kernels, ["inner.bias"], layout="in out")
+    symmetry = sx.models.mlp_symmetry(params, kernels, ["inner.bias"], layout="in out")
     print(symmetry)
     report = sx.verify(loss, params, symmetry, jax.random.key(1), batch, trials=2)
     print(report)
 
     # Whenever the loss has fallen by less than a percent for two steps, go to a steeper point.
-    search, schedule = sx.ClosedForm(bound=0.1), sx.Plateau(patience=2, rtol=1e-2)
+    search, schedule = sx.search.ClosedForm(bound=0.1), sx.schedules.Plateau(patience=2, rtol=1e-2)
     optimizer = sx.teleported(optax.adam(3e-2), symmetry, search=search, schedule=schedule)
     state = optimizer.init(params)
 

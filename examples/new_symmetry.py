@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import symmetrax as sx
 
 
-class ProportionShift(sx.AbstractLieSymmetry):
+class ProportionShift(sx.symmetry.AbstractLieSymmetry):
     """(W, b) -> (W + c 1', b - c): inputs that sum to one do not see it. A translation, hence not linear."""
 
     linear: ClassVar[bool] = False
@@ -39,10 +39,10 @@ class ProportionShift(sx.AbstractLieSymmetry):
 
     def holds(self, params, batch=None):
         error = 0.0 if batch is None else jnp.max(jnp.abs(jnp.sum(batch[0], axis=1) - 1))
-        return sx.Precondition(jnp.where(error < 1e-5, 0, 1), jnp.asarray(error))
+        return sx.symmetry.Precondition(jnp.where(error < 1e-5, 0, 1), jnp.asarray(error))
 
 
-class Scale(sx.AbstractGroup):
+class Scale(sx.groups.AbstractGroup):
     """One positive number for a whole axis: an element is s, of shape (*per, 1)."""
 
     abelian: ClassVar = True  # so that specs may have powers, h^2
@@ -102,7 +102,7 @@ def main():
     elsewhere = shift.holds(params, (2 * x, batch[1]))
     print(f"on other data: {shift.reasons[elsewhere.code]}")
     # One coordinate: a grid finds the steepest scale, from one gradient.
-    steep, info = sx.teleport(loss, params, scale, batch, search=sx.Grid(points=33))
+    steep, info = sx.teleport(loss, params, scale, batch, search=sx.search.Grid(points=33))
     print(f"squared gradient norm {info.before:.2f} -> {info.after:.2f} for {info.evaluations:g} gradient")
     return reports, elsewhere, info, (loss(params, batch), loss(steep, batch))
 

@@ -24,15 +24,20 @@ def main():
 
     # One word for each axis: the hidden units `h` are scaled where they are made, and back (`h*`) where they
     # are read. `_` is an axis that nothing touches.
-    spaces = {"h": sx.PositiveDiagonal(8)}
+    spaces = {"h": sx.groups.PositiveDiagonal(8)}
     symmetry = sx.NetworkSymmetry(spaces, {"w1": "_ h", "b1": "h", "w2": "h* _"}, like=params)
     print(sx.verify(loss, params, symmetry, jax.random.key(2), batch, trials=2))
 
     # The steepest point within e^-1 <= scale <= e, then the one where layers are balanced.
-    steep, info = sx.teleport(loss, params, symmetry, batch, search=sx.ClosedForm(bound=1.0))
+    steep, info = sx.teleport(loss, params, symmetry, batch, search=sx.search.ClosedForm(bound=1.0))
     print(f"squared gradient norm {info.before:.1f} -> {info.after:.1f} for {info.evaluations:g} gradient")
     balanced, less = sx.teleport(
-        loss, params, symmetry, batch, objective=sx.NegativeParameterNorm(), search=sx.ClosedForm(bound=5.0)
+        loss,
+        params,
+        symmetry,
+        batch,
+        objective=sx.objectives.NegativeParameterNorm(),
+        search=sx.search.ClosedForm(bound=5.0),
     )
     print(f"squared norm of the parameters {-less.before:.1f} -> {-less.after:.1f}")
     return loss(params, batch), loss(steep, batch), loss(balanced, batch), info, less

@@ -43,9 +43,9 @@ def main():
     # {i} stands for every block. The stream is read only through the norm, so it may be rotated.
     q, k, v, o, gate, up, down = (f"blocks.{{i}}.{name}" for name in (*"qkvo", "gate", "up", "down"))
     symmetry = (
-        sx.attention_symmetry(params, q, k, v, o, heads=HEADS)
-        | sx.gated_mlp_symmetry(params, gate, up, down)
-        | sx.residual_stream_symmetry(
+        sx.models.attention_symmetry(params, q, k, v, o, heads=HEADS)
+        | sx.models.gated_mlp_symmetry(params, gate, up, down)
+        | sx.models.residual_stream_symmetry(
             params, writes=[o, down], reads=[q, k, v, gate, up, "head"], embeddings=["embed"]
         )
     )

@@ -119,7 +119,7 @@ PERCEPTRON = arrays(w1=(5, 3), b1=(5,), w2=(4, 5), b2=(4,), w3=(2, 4), b3=(2,))
 SQUARE = arrays(w1=(4, 4), b1=(4,), w2=(4, 4), b2=(4,), w3=(4, 4), b3=(4,))
 TRANSPORTED = arrays(w1=(5, 3), b1=(5,), tau1=(5,), w2=(4, 5), b2=(4,), tau2=(4,), w3=(2, 4), b3=(2,))
 WEIGHTS, BIASES = ("w1", "w2", "w3"), ("b1", "b2", "b3")
-MLP = partial(sx.mlp_symmetry, weights=WEIGHTS, biases=BIASES)
+MLP = partial(sx.models.mlp_symmetry, weights=WEIGHTS, biases=BIASES)
 
 
 def equinox_mlp(scan: bool) -> eqx.nn.MLP:
@@ -133,7 +133,7 @@ def call_equinox_mlp(model: eqx.nn.MLP, x: Array) -> Array:
 def scanned_mlp_symmetry(params: PyTree) -> sx.NetworkSymmetry:
     specs = {"layers.0.weight": "h[0] _", "layers.0.bias": "h[0]", "layers.1.weight": "l h[1:] h[:-1]*"}
     specs |= {"layers.1.bias": "l h[1:]", "layers.2.weight": "_ h[2]*"}
-    return sx.NetworkSymmetry({"h": sx.PositiveDiagonal(5, per={"l": 3})}, specs, params)
+    return sx.NetworkSymmetry({"h": sx.groups.PositiveDiagonal(5, per={"l": 3})}, specs, params)
 
 
 class FlaxMLP(nnx.Module):
@@ -187,7 +187,7 @@ def cnn_arrays(head: int, blocks: int) -> Callable[[], PyTree]:
 
 
 CNN = partial(
-    sx.residual_cnn_symmetry,
+    sx.models.residual_cnn_symmetry,
     stem=["stem"],
     first="blocks.{i}.first",
     second="blocks.{i}.second",
@@ -224,7 +224,7 @@ def grouped_cnn_symmetry(params: PyTree) -> sx.NetworkSymmetry:
     (6, 2, 3, 3), has two groups; each reads two channels, so that space is per group as well.
     """
     sizes = {"s": 2, "d": 2, "o": 3}
-    spaces = {name: sx.PositiveDiagonal(size, per={"G": 2}) for name, size in sizes.items()}
+    spaces = {name: sx.groups.PositiveDiagonal(size, per={"G": 2}) for name, size in sizes.items()}
     specs = {
         "stem": "(G s) _ _ _",
         "depthwise": "(G s*&d) _ _ _",
@@ -316,7 +316,7 @@ class Attention(NamedTuple):
         return arrays(**shapes, **more, o=(9, 5 * self.heads))
 
     def symmetry(self, biases: bool = False, gains: bool = False) -> Callable[[PyTree], sx.NetworkSymmetry]:
-        return lambda params: sx.attention_symmetry(
+        return lambda params: sx.models.attention_symmetry(
             params,
             *"qkvo",
             heads=self.heads,
@@ -388,7 +388,7 @@ def gated(act: Callable[[Array], Array], p: PyTree, x: Array) -> Array:
 
 
 GATED = arrays(gate=(5, 3), up=(5, 3), up_bias=(5,), down=(2, 5))
-GATED_MLP = partial(sx.gated_mlp_symmetry, gate="gate", up="up", down="down", vectors=["up_bias"])
+GATED_MLP = partial(sx.models.gated_mlp_symmetry, gate="gate", up="up", down="down", vectors=["up_bias"])
 
 
 def transformer(center: bool, tied: bool, p: PyTree, x: Array) -> Array:
@@ -413,9 +413,9 @@ def transformer_symmetry(norm: Literal["rms", "layer"], tied: bool, params: PyTr
     block = "blocks.{i}."
     attention = (block + "attn." + part for part in "qkvo")
     return (
-        sx.attention_symmetry(params, *attention, heads=2, kv_heads=1)
-        | sx.gated_mlp_symmetry(params, *(f"{block}mlp.{part}" for part in ("gate", "up", "down")))
-        | sx.residual_stream_symmetry(
+        sx.models.attention_symmetry(params, *attention, heads=2, kv_heads=1)
+        | sx.models.gated_mlp_symmetry(params, *(f"{block}mlp.{part}" for part in ("gate", "up", "down")))
+        | sx.models.residual_stream_symmetry(
             params,
             writes=[block + "attn.o", block + "mlp.down"],
             reads=[
@@ -549,16 +549,34 @@ HEADS = {"q": "(h _) _", "k": "(h _) _", "v": "(h _) _", "o": "_ (h _)"}
 ROWS = [
     Row("relu", PERCEPTRON, partial(perceptron, jax.nn.relu), vectors(3), MLP),
     Row("leaky relu, equal widths", SQUARE, partial(perceptron, jax.nn.leaky_relu), vectors(4), MLP),
-    Row("tanh", PERCEPTRON, partial(perceptron, jnp.tanh), vectors(3), partial(MLP, group=sx.SignDiagonal)),
-    Row("gelu", PERCEPTRON, partial(perceptron, jax.nn.gelu), vectors(3), partial(MLP, group=sx.Permutation)),
+    Row(
+        "tanh",
+        PERCEPTRON,
+        partial(perceptron, jnp.tanh),
+        vectors(3),
+        partial(MLP, group=sx.groups.SignDiagonal),
+    ),
+    Row(
+        "gelu",
+        PERCEPTRON,
+        partial(perceptron, jax.nn.gelu),
+        vectors(3),
+        partial(MLP, group=sx.groups.Permutation),
+    ),
     Row(
         "linear",
         PERCEPTRON,
         partial(perceptron, lambda z: z),
         vectors(3),
-        partial(MLP, group=sx.GeneralLinear),
+        partial(MLP, group=sx.groups.GeneralLinear),
     ),
-    Row("radial", PERCEPTRON, partial(perceptron, radial), vectors(3), partial(MLP, group=sx.Orthogonal)),
+    Row(
+        "radial",
+        PERCEPTRON,
+        partial(perceptron, radial),
+        vectors(3),
+        partial(MLP, group=sx.groups.Orthogonal),
+    ),
     Row(
         "squared relu",
         PERCEPTRON,
@@ -572,9 +590,9 @@ ROWS = [
         TRANSPORTED,
         transported,
         vectors(3),
-        partial(MLP, group=sx.NonzeroDiagonal, scales=["tau1", "tau2"]),
+        partial(MLP, group=sx.groups.NonzeroDiagonal, scales=["tau1", "tau2"]),
     ),
-    Row("equinox MLP", partial(equinox_mlp, False), call_equinox_mlp, vectors(3), sx.mlp_symmetry),
+    Row("equinox MLP", partial(equinox_mlp, False), call_equinox_mlp, vectors(3), sx.models.mlp_symmetry),
     Row(
         "equinox MLP, scanned",
         partial(equinox_mlp, True),
@@ -589,7 +607,7 @@ ROWS = [
         partial(call_flax, flax_mlp),
         vectors(3),
         partial(
-            sx.mlp_symmetry,
+            sx.models.mlp_symmetry,
             weights=["one.kernel", "two.kernel", "head.kernel"],
             biases=["one.bias", "two.bias", "head.bias"],
             layout="in out",
@@ -603,7 +621,7 @@ ROWS = [
         plain_cnn,
         images,
         partial(
-            sx.residual_cnn_symmetry,
+            sx.models.residual_cnn_symmetry,
             stem=["stem"],
             first="first",
             second="second",
@@ -624,28 +642,28 @@ ROWS = [
         arrays(w=(6, 3), b=(6,), gain=(6,), head=(2, 6)),
         partial(layer_normed, 0.0),
         vectors(3),
-        lambda params: sx.normalized_scale_symmetry(params, ["w"], ["b"]),
+        lambda params: sx.models.normalized_scale_symmetry(params, ["w"], ["b"]),
     ),
     Row(
         "scale before GroupNorm",
         arrays(kernel=(6, 3, 3, 3), bias=(6, 1, 1), gain=(6, 1, 1), head=(2, 6)),
         group_normed,
         images,
-        lambda params: sx.normalized_scale_symmetry(params, ["kernel"], ["bias"], groups=2),
+        lambda params: sx.models.normalized_scale_symmetry(params, ["kernel"], ["bias"], groups=2),
     ),
     Row(
         "scale before BatchNorm",
         arrays(w=(6, 3), gain=(6,), b=(6,), head=(2, 6)),
         partial(batch_normed, 0.0),
         vectors(3),
-        lambda params: sx.normalized_scale_symmetry(params, ["w"], groups=6),
+        lambda params: sx.models.normalized_scale_symmetry(params, ["w"], groups=6),
     ),
     by_hand(
         "GroupNorm, channels of a group permuted",
         arrays(kernel=(6, 3, 3, 3), bias=(6, 1, 1), gain=(6, 1, 1), head=(2, 6)),
         group_normed,
         images,
-        {"c": sx.Permutation(3, per={"G": 2})},
+        {"c": sx.groups.Permutation(3, per={"G": 2})},
         {"kernel": "(G c) _ _ _", "bias": "(G c) _ _", "gain": "(G c) _ _", "head": "_ (G c)"},
     ),
     by_hand(
@@ -653,7 +671,7 @@ ROWS = [
         arrays(w=(6, 3), mean=(6,), var=(6,), gain=(6,), head=(2, 6)),
         batch_normed_with_statistics,
         vectors(3),
-        {"s": sx.PositiveDiagonal(6)},
+        {"s": sx.groups.PositiveDiagonal(6)},
         {"w": "s _", "mean": "s", "var": "s^2"},
     ),
     Attention(2, 2).row("attention"),
@@ -672,16 +690,16 @@ ROWS = [
     ),
     Attention(2, 2, "half", normalized=True).row("normalized and rotary, gains, half", gains=True),
     Attention(2, 2, "half", 4, normalized=True).row("normalized and partly rotary, gains, half", gains=True),
-    Attention(2, 2).row_by_hand("heads permuted", {"h": sx.Permutation(2)}, HEADS),
+    Attention(2, 2).row_by_hand("heads permuted", {"h": sx.groups.Permutation(2)}, HEADS),
     Attention(2, 2, normalized=True).row_by_hand(
         "normalized with gains, permuted",
-        {"e": sx.Permutation(6)},
+        {"e": sx.groups.Permutation(6)},
         {"q": "(_ e) _", "k": "(_ e) _", "q_gain": "e", "k_gain": "e"},
         gains=True,
     ),
     Attention(2, 2, normalized=True).row_by_hand(
         "normalized with gains, signs",
-        {"e": sx.SignDiagonal(6, per={"h": 2})},
+        {"e": sx.groups.SignDiagonal(6, per={"h": 2})},
         {"q": "(h e) _", "k": "(h e) _"},
         gains=True,
     ),
@@ -690,7 +708,7 @@ ROWS = [
         arrays(qkv=(2 * 17, 9), o=(9, 10)),
         partial(fused_attention, False),
         vectors(9),
-        {"qk": sx.GeneralLinear(6, per={"h": 2}), "vo": sx.GeneralLinear(5, per={"h": 2})},
+        {"qk": sx.groups.GeneralLinear(6, per={"h": 2}), "vo": sx.groups.GeneralLinear(5, per={"h": 2})},
         {"qkv": "(h qk)+(h qk*)+(h vo) _", "o": "_ (h vo*)"},
     ),
     by_hand(
@@ -698,7 +716,7 @@ ROWS = [
         arrays(qkv=(2 * 17, 9), o=(9, 10)),
         partial(fused_attention, True),
         vectors(9),
-        {"qk": sx.GeneralLinear(6, per={"h": 2}), "vo": sx.GeneralLinear(5, per={"h": 2})},
+        {"qk": sx.groups.GeneralLinear(6, per={"h": 2}), "vo": sx.groups.GeneralLinear(5, per={"h": 2})},
         {"qkv": "(h qk+qk*+vo) _", "o": "_ (h vo*)"},
     ),
     by_hand(
@@ -706,7 +724,7 @@ ROWS = [
         arrays(q=(12, 9), v=(10, 9), o=(9, 10)),
         shared_attention,
         vectors(9),
-        {"qk": sx.Orthogonal(6, per={"h": 2})},
+        {"qk": sx.groups.Orthogonal(6, per={"h": 2})},
         {"q": "(h qk) _"},
     ),
     by_hand(
@@ -715,11 +733,11 @@ ROWS = [
         latent_attention,
         vectors(9),
         {
-            "r": sx.GeneralLinear(4),
-            "c": sx.GeneralLinear(5),
-            "n": sx.GeneralLinear(3, per={"h": 2}),
-            "v": sx.GeneralLinear(6, per={"h": 2}),
-            "z": sx.ScaledRotation(per={"f": 2}),
+            "r": sx.groups.GeneralLinear(4),
+            "c": sx.groups.GeneralLinear(5),
+            "n": sx.groups.GeneralLinear(3, per={"h": 2}),
+            "v": sx.groups.GeneralLinear(6, per={"h": 2}),
+            "z": sx.groups.ScaledRotation(per={"f": 2}),
         },
         {
             "dq": "r _",
@@ -734,7 +752,7 @@ ROWS = [
         equinox_attention,
         call_equinox_attention,
         vectors(9),
-        lambda params: sx.attention_symmetry(
+        lambda params: sx.models.attention_symmetry(
             params,
             *(f"{part}_proj.weight" for part in ("query", "key", "value", "output")),
             heads=2,
@@ -746,7 +764,7 @@ ROWS = [
         partial(flax_params, flax_attention),
         partial(call_flax, flax_attention),
         vectors(9),
-        lambda params: sx.attention_symmetry(
+        lambda params: sx.models.attention_symmetry(
             params,
             *(f"{part}.kernel" for part in ("query", "key", "value", "out")),
             heads=2,
@@ -760,7 +778,7 @@ ROWS = [
         GATED,
         partial(gated, jax.nn.silu),
         vectors(3),
-        partial(GATED_MLP, group=sx.SignDiagonal),
+        partial(GATED_MLP, group=sx.groups.SignDiagonal),
     ),
     Row("gated by relu", GATED, partial(gated, jax.nn.relu), vectors(3), partial(GATED_MLP, relu=True)),
     by_hand(
@@ -768,7 +786,7 @@ ROWS = [
         GATED,
         partial(gated, lambda z: z),
         vectors(3),
-        {"g": sx.PositiveDiagonal(5), "u": sx.PositiveDiagonal(5)},
+        {"g": sx.groups.PositiveDiagonal(5), "u": sx.groups.PositiveDiagonal(5)},
         {"gate": "g _", "up": "u _", "up_bias": "u", "down": "_ g*&u*"},
     ),
     by_hand(
@@ -776,7 +794,7 @@ ROWS = [
         arrays(gate_up=(10, 3), down=(2, 5)),
         fused_gated,
         vectors(3),
-        {"u": sx.PositiveDiagonal(5)},
+        {"u": sx.groups.PositiveDiagonal(5)},
         {"gate_up": "5+u _", "down": "_ u*"},
     ),
     Row(
@@ -806,10 +824,10 @@ ROWS = [
         scanned_transformer,
         tokens,
         {
-            "d": sx.Orthogonal(6),
-            "qk": sx.GeneralLinear(4, per={"L": 2}),
-            "vo": sx.GeneralLinear(3, per={"L": 2}),
-            "f": sx.Permutation(5, per={"L": 2}),
+            "d": sx.groups.Orthogonal(6),
+            "qk": sx.groups.GeneralLinear(4, per={"L": 2}),
+            "vo": sx.groups.GeneralLinear(3, per={"L": 2}),
+            "f": sx.groups.Permutation(5, per={"L": 2}),
         },
         {
             "embed": "_ d",
@@ -826,14 +844,14 @@ ROWS = [
         arrays(w=(5, 4), A=(3, 4), B=(5, 3), head=(2, 5)),
         low_rank,
         vectors(4),
-        lambda params: sx.low_rank_symmetry(params, "A", "B"),
+        lambda params: sx.models.low_rank_symmetry(params, "A", "B"),
     ),
     by_hand(
         "LSTM, units permuted",
         LSTM,
         lstm,
         vectors(3),
-        {"h": sx.Permutation(5)},
+        {"h": sx.groups.Permutation(5)},
         {"weight_ih": "(_ h) _", "weight_hh": "(_ h) h*", "bias": "(_ h)", "head": "_ h*"},
     ),
     by_hand(
@@ -841,7 +859,7 @@ ROWS = [
         LSTM,
         lstm,
         vectors(3),
-        {"h": sx.SignDiagonal(5)},
+        {"h": sx.groups.SignDiagonal(5)},
         {"weight_ih": "10+h+5 _", "weight_hh": "10+h+5 h*", "bias": "10+h+5", "head": "_ h*"},
     ),
     by_hand(
@@ -849,7 +867,7 @@ ROWS = [
         partial(equinox_cell, eqx.nn.GRUCell),
         call_equinox_cell,
         vectors(3),
-        {"h": sx.Permutation(5)},
+        {"h": sx.groups.Permutation(5)},
         {
             "cell.weight_ih": "(_ h) _",
             "cell.weight_hh": "(_ h) h",
@@ -863,7 +881,7 @@ ROWS = [
         partial(equinox_cell, eqx.nn.LSTMCell),
         call_equinox_cell,
         vectors(3),
-        {"h": sx.SignDiagonal(5)},
+        {"h": sx.groups.SignDiagonal(5)},
         {
             "cell.weight_ih": "10+h+5 _",
             "cell.weight_hh": "10+h+5 h",
@@ -876,7 +894,7 @@ ROWS = [
         equinox_cnn,
         call_equinox_cnn,
         images,
-        {"c": sx.PositiveDiagonal(6), "s": sx.PositiveDiagonal(2)},
+        {"c": sx.groups.PositiveDiagonal(6), "s": sx.groups.PositiveDiagonal(2)},
         {
             "conv.weight": "(s _) _ _ _",
             "conv.bias": "(s _) _ _",
@@ -890,7 +908,7 @@ ROWS = [
         partial(flax_params, flax_cnn),
         partial(call_flax, flax_cnn),
         images,
-        {"a": sx.PositiveDiagonal(4), "b": sx.PositiveDiagonal(6)},
+        {"a": sx.groups.PositiveDiagonal(4), "b": sx.groups.PositiveDiagonal(6)},
         {
             "stem.kernel": "_ _ _ a",
             "stem.bias": "a",
@@ -904,7 +922,7 @@ ROWS = [
         arrays(v=(5, 3), gain=(5,), b=(5,), head=(2, 5)),
         weight_normed,
         vectors(3),
-        {"s": sx.PositiveDiagonal(5), "a": sx.PositiveDiagonal(5)},
+        {"s": sx.groups.PositiveDiagonal(5), "a": sx.groups.PositiveDiagonal(5)},
         {"v": "s _", "gain": "a", "b": "a", "head": "_ a*"},
     ),
     by_hand(
@@ -912,7 +930,7 @@ ROWS = [
         arrays(w=(6, 3), gain=(6,), b=(6,), head=(2, 6)),
         batch_normed_relu,
         vectors(3),
-        {"s": sx.PositiveDiagonal(6), "a": sx.PositiveDiagonal(6)},
+        {"s": sx.groups.PositiveDiagonal(6), "a": sx.groups.PositiveDiagonal(6)},
         {"w": "s _", "gain": "a", "b": "a", "head": "_ a*"},
     ),
     by_hand(
@@ -920,7 +938,7 @@ ROWS = [
         MIXTURE,
         mixture,
         vectors(3),
-        {"e": sx.Permutation(4)},
+        {"e": sx.groups.Permutation(4)},
         {"router": "e _", "w1": "e _ _", "w2": "e _ _"},
     ),
     by_hand(
@@ -928,7 +946,7 @@ ROWS = [
         MIXTURE,
         mixture,
         vectors(3),
-        {"f": sx.PositiveDiagonal(5, per={"e": 4})},
+        {"f": sx.groups.PositiveDiagonal(5, per={"e": 4})},
         {"w1": "e f _", "w2": "e _ f*"},
     ),
 ]

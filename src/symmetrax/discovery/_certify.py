@@ -11,8 +11,8 @@ from jaxtyping import Array, Key
 
 from symmetrax.discovery._double import tolerances
 from symmetrax.discovery._points import SPREAD, Leaves, Loss
+from symmetrax.groups._diagonal import AbstractGroup
 from symmetrax.symmetry._dense import DenseAction
-from symmetrax.symmetry._groups import AbstractGroup
 from symmetrax.symmetry._network import NetworkSymmetry
 
 #: Largest relative changes of the loss and of a gradient under a symmetry that is still called approximate.

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from symmetrax.discovery._spaces import LETTERS, Space, with_per
-from symmetrax.symmetry._groups import AbstractGroup, PositiveDiagonal
+from symmetrax.groups._diagonal import AbstractGroup, PositiveDiagonal
 
 #: Maximum number of arrays of ambiguous shape that are tried both as stacked and as not stacked.
 MOST_UNCLEAR = 3

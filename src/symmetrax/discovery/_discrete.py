@@ -20,7 +20,7 @@ from symmetrax.discovery._points import Leaves, Loss
 from symmetrax.discovery._relations import NEARLY, threshold
 from symmetrax.discovery._sites import MOST_PARTS, Shape, Site
 from symmetrax.discovery._spaces import Space, Spec, implied, with_per
-from symmetrax.symmetry._groups import Permutation, PositiveDiagonal, SignDiagonal
+from symmetrax.groups._diagonal import Permutation, PositiveDiagonal, SignDiagonal
 
 #: Maximum number of specs (counting copies along an axis separately) for which all sets are tried for signs.
 MOST_SPECS = 14

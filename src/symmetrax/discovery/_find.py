@@ -29,8 +29,8 @@ from symmetrax.discovery._relations import threshold
 from symmetrax.discovery._segments import segment_questions
 from symmetrax.discovery._sites import Shape, Site
 from symmetrax.discovery._spaces import Space, follows
-from symmetrax.symmetry._groups import AbstractGroup, Permutation, PositiveDiagonal, SignDiagonal
-from symmetrax.symmetry._matrix_groups import GeneralLinear, Orthogonal, ScaledRotation
+from symmetrax.groups._diagonal import AbstractGroup, Permutation, PositiveDiagonal, SignDiagonal
+from symmetrax.groups._matrices import GeneralLinear, Orthogonal, ScaledRotation
 from symmetrax.symmetry._network import NetworkSymmetry
 
 

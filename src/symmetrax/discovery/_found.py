@@ -12,8 +12,8 @@ import jax
 
 from symmetrax.discovery._certify import Certificate, as_pattern
 from symmetrax.discovery._lie import Look
-from symmetrax.symmetry._groups import AbstractGroup, Permutation, SignDiagonal
-from symmetrax.symmetry._matrix_groups import Orthogonal, ScaledRotation
+from symmetrax.groups._diagonal import AbstractGroup, Permutation, SignDiagonal
+from symmetrax.groups._matrices import Orthogonal, ScaledRotation
 from symmetrax.symmetry._network import NetworkSymmetry
 
 
@@ -28,7 +28,7 @@ class Found:
     >>> x = jnp.array([[1.0, 2.0], [0.5, -1.0], [-1.0, 3.0]])
     >>> loss = lambda p: jnp.mean((x @ p["a"].T @ p["b"].T - x) ** 2)
     >>> params = {"a": jnp.ones((3, 2)), "b": jnp.ones((2, 3))}
-    >>> (one,) = sx.find_symmetries(loss, params, jax.random.key(0), groups=[sx.GeneralLinear])
+    >>> (one,) = sx.find_symmetries(loss, params, jax.random.key(0), groups=[sx.groups.GeneralLinear])
     >>> one.name, str(one.group), one.certificate.outcome, one.gap[0] < 1e-4 < one.gap[1]
     ('g0', 'GeneralLinear(3)', 'exact', True)
     """
@@ -319,8 +319,8 @@ def group_code(group: AbstractGroup) -> str:
     """Formats a group as the Python expression that constructs it.
 
     >>> import symmetrax as sx
-    >>> group_code(sx.GeneralLinear(4, per={"h": 2}))
-    "sx.GeneralLinear(4, per={'h': 2})"
+    >>> group_code(sx.groups.GeneralLinear(4, per={"h": 2}))
+    "sx.groups.GeneralLinear(4, per={'h': 2})"
     """
     arguments = [] if isinstance(group, ScaledRotation) else [str(group.size)]
     arguments += [f"per={dict(group.per)}"] if group.per else []
@@ -328,4 +328,4 @@ def group_code(group: AbstractGroup) -> str:
         arguments.append("unit=True")
     if isinstance(group, Orthogonal) and group.fix:
         arguments.append(f"fix={group.fix!r}")
-    return f"sx.{type(group).__name__}({', '.join(arguments)})"
+    return f"sx.groups.{type(group).__name__}({', '.join(arguments)})"

@@ -17,8 +17,8 @@ from symmetrax.discovery._points import Measured
 from symmetrax.discovery._relations import NEARLY, Relation, charges, relations
 from symmetrax.discovery._sites import Shape, Site
 from symmetrax.discovery._spaces import Space, Spec, implied, together, with_per
-from symmetrax.symmetry._groups import Permutation, PositiveDiagonal, SignDiagonal
-from symmetrax.symmetry._matrix_groups import GeneralLinear, Orthogonal, ScaledRotation
+from symmetrax.groups._diagonal import Permutation, PositiveDiagonal, SignDiagonal
+from symmetrax.groups._matrices import GeneralLinear, Orthogonal, ScaledRotation
 
 #: Maximum number of zero-mean directions that are compared.
 DIRECTIONS = 24

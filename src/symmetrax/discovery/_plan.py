@@ -15,8 +15,8 @@ from symmetrax.discovery._moments import points_needed
 from symmetrax.discovery._places import Place, matrix_shapes, matrix_sites, places
 from symmetrax.discovery._points import is_searched
 from symmetrax.discovery._sites import Shape, Site
-from symmetrax.symmetry._groups import AbstractGroup, Permutation, PositiveDiagonal, SignDiagonal
-from symmetrax.symmetry._matrix_groups import GeneralLinear, Orthogonal, ScaledRotation
+from symmetrax.groups._diagonal import AbstractGroup, Permutation, PositiveDiagonal, SignDiagonal
+from symmetrax.groups._matrices import GeneralLinear, Orthogonal, ScaledRotation
 
 #: Matrix groups that mix the entries of an axis.
 MATRICES = (GeneralLinear, Orthogonal, ScaledRotation)
@@ -43,7 +43,7 @@ def discovery_cost(
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> params = {"w": jnp.ones((4, 3)), "b": jnp.zeros(4), "out": jnp.ones((2, 4))}
-    >>> print(discovery_cost(params, groups=[sx.PositiveDiagonal]))
+    >>> print(discovery_cost(params, groups=[sx.groups.PositiveDiagonal]))
     3 checks, 15 gradients at generic points; at most 4 for arrays without a gradient, 0 more
     for fused axes, 0 for permutations, 0 for signs, 36 for certificates
     """

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from symmetrax.discovery._sites import Shape, Site, carried
-from symmetrax.symmetry._groups import AbstractGroup, Permutation, PositiveDiagonal, SignDiagonal
-from symmetrax.symmetry._matrix_groups import GeneralLinear, Orthogonal, ScaledRotation
+from symmetrax.groups._diagonal import AbstractGroup, Permutation, PositiveDiagonal, SignDiagonal
+from symmetrax.groups._matrices import GeneralLinear, Orthogonal, ScaledRotation
 from symmetrax.symmetry._specs import written
 
 #: Letters used in specs for spaces, by group, and for the group's indices.

@@ -18,15 +18,15 @@ import numpy as np
 import optax
 from jaxtyping import Array, Key, PyTree
 
-from symmetrax._unroll import MakeTransform, Trace, unroll_many
 from symmetrax.experiments._stats import DIVERGED, FLOOR
 from symmetrax.learned._flat_gradient import FlatGradientLSTM
 from symmetrax.learned._update_rule import UpdateRule
 from symmetrax.metatrain._devices import spread
+from symmetrax.rollout._unroll import MakeTransform, Trace, unroll_many
+from symmetrax.search._searches import AbstractSearch, Oracle
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
 from symmetrax.teleportation._guard import Guard
-from symmetrax.teleportation._search import AbstractSearch, Oracle
 from symmetrax.teleportation._transform import teleported
 
 #: 25 learning rates from 1e-3 to 3, equally spaced in their logarithm.
@@ -96,7 +96,7 @@ def descent(hyper: dict[str, Array], task: AbstractTask) -> optax.GradientTransf
     """Gradient descent with momentum.
 
     >>> import symmetrax as sx
-    >>> optimizer = descent({"rate": jnp.array(0.5), "momentum": jnp.array(0.0)}, sx.booth())
+    >>> optimizer = descent({"rate": jnp.array(0.5), "momentum": jnp.array(0.0)}, sx.tasks.booth())
     >>> optimizer.update(jnp.array(1.0), optimizer.init(jnp.array(1.0)))[0].item()
     -0.5
     """
@@ -107,7 +107,7 @@ def adam(hyper: dict[str, Array], task: AbstractTask) -> optax.GradientTransform
     """Adam, whose b1 is the hyperparameter "momentum".
 
     >>> import symmetrax as sx
-    >>> optimizer = adam({"rate": jnp.array(0.5), "momentum": jnp.array(0.9)}, sx.booth())
+    >>> optimizer = adam({"rate": jnp.array(0.5), "momentum": jnp.array(0.9)}, sx.tasks.booth())
     >>> round(optimizer.update(jnp.array(3.0), optimizer.init(jnp.array(3.0)))[0].item(), 5)
     -0.5
     """
@@ -119,7 +119,8 @@ def oracle_descent(hyper: dict[str, Array], task: AbstractTask) -> optax.Gradien
 
     >>> import symmetrax as sx
     >>> hyper = {"rate": jnp.array(1 / 18), "momentum": jnp.array(0.0)}
-    >>> trace = sx.unroll(oracle_descent(hyper, sx.booth()), sx.booth(), jax.random.key(0), steps=1)
+    >>> task = sx.tasks.booth()
+    >>> trace = sx.unroll(oracle_descent(hyper, task), task, jax.random.key(0), steps=1)
     >>> bool(trace.loss[1] < 1e-6)  # the best rate on the steep axis: solved at once
     True
     """
@@ -130,7 +131,7 @@ def oracle_evaluations(task: AbstractTask) -> float | int:
     """What the oracle spends per step: its search, and the gradient at the point it finds.
 
     >>> import symmetrax as sx
-    >>> oracle_evaluations(sx.booth())
+    >>> oracle_evaluations(sx.tasks.booth())
     1
     """
     return search_evaluations(Oracle(), task)
@@ -140,7 +141,7 @@ def search_evaluations(search: AbstractSearch, task: AbstractTask) -> float | in
     """What a teleport by `search` spends before a step: the search, and the gradient at the point it finds.
 
     >>> import symmetrax as sx
-    >>> search_evaluations(sx.SinusoidPeak(), sx.booth())
+    >>> search_evaluations(sx.search.SinusoidPeak(), sx.tasks.booth())
     5
     """
     return 1 + search.evaluations(symmetry_of(task))
@@ -150,7 +151,7 @@ def symmetry_of(task: AbstractTask) -> AbstractLieSymmetry:
     """The task's symmetry, for an arm that teleports; ValueError if it describes none.
 
     >>> import symmetrax as sx
-    >>> symmetry_of(sx.booth()).algebra
+    >>> symmetry_of(sx.tasks.booth()).algebra
     (1,)
     """
     symmetry = task.symmetry()
@@ -218,7 +219,7 @@ def tune(
 
     >>> import symmetrax as sx
     >>> arm = TunedArm("gd", descent, rates=(1e-3, 0.05, 3.0), momenta=(0.0,))
-    >>> found = tune([arm], sx.make_family("booth"), jax.random.key(0), steps=12, tasks=16)
+    >>> found = tune([arm], sx.tasks.make_family("booth"), jax.random.key(0), steps=12, tasks=16)
     >>> round(found["gd"]["rate"], 3)
     0.05
     """
@@ -242,7 +243,7 @@ def tune_at(
 
     >>> import symmetrax as sx
     >>> arm = TunedArm("gd", descent, rates=(1e-3, 0.05, 3.0), momenta=(0.0,))
-    >>> found = tune_at([arm], sx.make_family("booth"), jax.random.key(0), horizons=(1, 12), tasks=16)
+    >>> found = tune_at([arm], sx.tasks.make_family("booth"), jax.random.key(0), horizons=(1, 12), tasks=16)
     >>> {steps: round(best["gd"]["rate"], 3) for steps, best in found.items()}
     {1: 0.05, 12: 0.05}
     """
@@ -305,7 +306,7 @@ def evaluate(
     >>> import symmetrax as sx
     >>> hyper = {"rate": jnp.full(3, 0.05), "momentum": jnp.zeros(3)}
     >>> keys = jax.random.split(jax.random.key(0), 3)
-    >>> trace, seconds = evaluate(descent, hyper, sx.make_family("booth"), keys, steps=12, tasks=10)
+    >>> trace, seconds = evaluate(descent, hyper, sx.tasks.make_family("booth"), keys, steps=12, tasks=10)
     >>> trace.loss.shape
     (3, 13, 10)
     """

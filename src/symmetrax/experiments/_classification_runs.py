@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from symmetrax._unroll import MakeTransform
 from symmetrax.experiments._arms import MOMENTA, RATES, adam, descent
 from symmetrax.experiments._classifiers import (
     CONTROLS,
@@ -31,6 +30,7 @@ from symmetrax.experiments._streams import Streams
 from symmetrax.experiments.evaluation import usage
 from symmetrax.learned._artifact import save
 from symmetrax.learned._update_rule import UpdateRule
+from symmetrax.rollout._unroll import MakeTransform
 from symmetrax.tasks._base import AbstractTaskFamily
 from symmetrax.tasks._supervised import Widths
 

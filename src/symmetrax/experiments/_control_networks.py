@@ -59,7 +59,7 @@ class RandomDirection(AbstractControl):
     extra argument `key`.
 
     >>> import symmetrax as sx
-    >>> network = RandomDirection(sx.FlatGradientLSTM(2, algebra=1, width=4, key=jax.random.key(0)))
+    >>> network = RandomDirection(sx.learned.FlatGradientLSTM(2, algebra=1, width=4, key=jax.random.key(0)))
     >>> network.contract()["emits"]
     ['update', 'algebra in a random direction']
     """
@@ -87,7 +87,7 @@ class Fixed(AbstractControl):
     (`algebra` of zeros, or the number 0).
 
     >>> import symmetrax as sx
-    >>> network = sx.FlatGradientLSTM(2, emits=("step_size",), width=4, key=jax.random.key(0))
+    >>> network = sx.learned.FlatGradientLSTM(2, emits=("step_size",), width=4, key=jax.random.key(0))
     >>> constant = Fixed(network, step_size=jnp.array(0.1))
     >>> optimizer = constant.transform()
     >>> updates, _ = optimizer.update(jnp.ones(2), optimizer.init(jnp.ones(2)), jnp.ones(2))

@@ -7,14 +7,14 @@ import optax
 from jaxtyping import Array, Float, Key
 
 from symmetrax._tree import safe_norm
-from symmetrax.teleportation._levelset import AbstractPointSearch, Arrival
-from symmetrax.teleportation._search import AbstractSearch
+from symmetrax.search._levelset import AbstractPointSearch, Arrival
+from symmetrax.search._searches import AbstractSearch
 
 
 class AscentFrom(AbstractSearch):
     """The published search on a circle of angles: gradient ascent from the angle `start`, radians.
 
-    `symmetrax.Ascent` starts at the identity; arXiv:2205.10637 at a random angle. Without steps it is that
+    `Ascent` starts at the identity; arXiv:2205.10637 at a random angle. Without steps it is that
     random angle, a control.
 
     >>> AscentFrom(jnp.array(1.0), jnp.array(1e-3), steps=10).evaluations(None)

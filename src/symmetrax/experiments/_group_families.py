@@ -14,10 +14,10 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from symmetrax._text import near_match
 from symmetrax._tree import relative
+from symmetrax.groups._diagonal import Permutation, PositiveDiagonal
+from symmetrax.groups._matrices import matvec
 from symmetrax.symmetry._base import AbstractLieSymmetry, AbstractSymmetry, Precondition
-from symmetrax.symmetry._groups import Permutation, PositiveDiagonal
 from symmetrax.symmetry._maps import AbstractMap
-from symmetrax.symmetry._matrix_groups import matvec
 from symmetrax.symmetry._network import NetworkSymmetry
 from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
 from symmetrax.tasks._plane import SumOfSquares

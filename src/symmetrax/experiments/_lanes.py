@@ -17,9 +17,9 @@ import optax
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from symmetrax._tree import safe_norm
-from symmetrax._unroll import Carry
+from symmetrax.rollout._unroll import Carry
+from symmetrax.search._levelset import AbstractPointSearch
 from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
-from symmetrax.teleportation._levelset import AbstractPointSearch
 from symmetrax.teleportation._transform import TeleportedState
 
 #: The arm's own step, where a length is asked for.
@@ -212,7 +212,7 @@ def run_lanes(
     >>> import symmetrax as sx
     >>> def descent(hyper, task, moment, watch):
     ...     return recorded(optax.sgd(hyper["rate"]), moment, watch)
-    >>> family = sx.make_family("booth")
+    >>> family = sx.tasks.make_family("booth")
     >>> lanes = make_lanes(family, jax.random.split(jax.random.key(0), 5), steps=12)
     >>> nothing = lambda task, origin, there: {}
     >>> ran = run_lanes(descent, {"rate": 0.05}, family, lanes, np.zeros(12, bool), watch=nothing)

@@ -13,10 +13,10 @@ from jaxtyping import Array, Float
 
 from symmetrax.experiments._arms import TunedArm, adam, descent, search_evaluations, symmetry_of
 from symmetrax.experiments._orbit_arms import GUARD
+from symmetrax.search._searches import AbstractSearch, GoldenSection, Oracle, SinusoidPeak
 from symmetrax.tasks._base import AbstractTask
 from symmetrax.teleportation._guard import Guard
 from symmetrax.teleportation._online import online_teleported
-from symmetrax.teleportation._search import AbstractSearch, GoldenSection, Oracle, SinusoidPeak
 from symmetrax.teleportation._transform import teleported
 
 # Where the best angle is not known in closed form: 76 gradients a step.
@@ -33,7 +33,7 @@ def polyak(hyper: Hyper, task: AbstractTask) -> optax.GradientTransformation:
 
     >>> import symmetrax as sx
     >>> hyper = {"rate": jnp.array(2.0), "momentum": jnp.array(0.0)}
-    >>> task = sx.generalized_booth([[2.0, 0.0], [0.0, 2.0]])
+    >>> task = sx.tasks.generalized_booth([[2.0, 0.0], [0.0, 2.0]])
     >>> bool(sx.unroll(polyak(hyper, task), task, jax.random.key(0), steps=1).loss[1] < 1e-12)
     True
     """
@@ -45,7 +45,8 @@ def oracle_descent(hyper: Hyper, task: AbstractTask) -> optax.GradientTransforma
 
     >>> import symmetrax as sx
     >>> hyper = {"rate": jnp.array(1 / 18), "momentum": jnp.array(0.0)}
-    >>> trace = sx.unroll(oracle_descent(hyper, sx.booth()), sx.booth(), jax.random.key(0), steps=1)
+    >>> task = sx.tasks.booth()
+    >>> trace = sx.unroll(oracle_descent(hyper, task), task, jax.random.key(0), steps=1)
     >>> bool(trace.loss[1] < 1e-6)
     True
     """
@@ -57,7 +58,8 @@ def oracle_polyak(hyper: Hyper, task: AbstractTask) -> optax.GradientTransformat
 
     >>> import symmetrax as sx
     >>> hyper = {"rate": jnp.array(2.0), "momentum": jnp.array(0.0)}
-    >>> trace = sx.unroll(oracle_polyak(hyper, sx.booth()), sx.booth(), jax.random.key(0), steps=1)
+    >>> task = sx.tasks.booth()
+    >>> trace = sx.unroll(oracle_polyak(hyper, task), task, jax.random.key(0), steps=1)
     >>> bool(trace.loss[1] < 1e-6)
     True
     """
@@ -71,7 +73,7 @@ def crest_polyak(hyper: Hyper, task: AbstractTask) -> optax.GradientTransformati
 
     >>> import symmetrax as sx
     >>> hyper = {"rate": jnp.array(2.0), "momentum": jnp.array(3.0)}
-    >>> trace = sx.unroll(crest_polyak(hyper, sx.booth()), sx.booth(), jax.random.key(0), steps=4)
+    >>> trace = sx.unroll(crest_polyak(hyper, sx.tasks.booth()), sx.tasks.booth(), jax.random.key(0), steps=4)
     >>> bool(trace.loss[4] < 1e-6)
     True
     """
@@ -84,7 +86,7 @@ def online(hyper: Hyper, task: AbstractTask) -> optax.GradientTransformation:
 
     >>> import symmetrax as sx
     >>> hyper = {"rate": jnp.array(1 / 18), "momentum": jnp.array(1e-3)}
-    >>> trace = sx.unroll(online(hyper, sx.booth()), sx.booth(), jax.random.key(0), steps=3)
+    >>> trace = sx.unroll(online(hyper, sx.tasks.booth()), sx.tasks.booth(), jax.random.key(0), steps=3)
     >>> bool(trace.loss[3] < trace.loss[0])
     True
     """
@@ -96,7 +98,7 @@ def newton(hyper: Hyper, task: AbstractTask) -> optax.GradientTransformation:
 
     >>> import symmetrax as sx
     >>> hyper = {"rate": jnp.array(1.0), "momentum": jnp.array(0.0)}
-    >>> trace = sx.unroll(newton(hyper, sx.booth()), sx.booth(), jax.random.key(0), steps=1)
+    >>> trace = sx.unroll(newton(hyper, sx.tasks.booth()), sx.tasks.booth(), jax.random.key(0), steps=1)
     >>> bool(trace.loss[1] < 1e-9)
     True
     """
@@ -118,7 +120,7 @@ def lbfgs(hyper: Hyper, task: AbstractTask) -> optax.GradientTransformation:
 
     >>> import symmetrax as sx
     >>> hyper = {"rate": jnp.array(1.0), "momentum": jnp.array(0.0)}
-    >>> trace = sx.unroll(lbfgs(hyper, sx.booth()), sx.booth(), jax.random.key(0), steps=8)
+    >>> trace = sx.unroll(lbfgs(hyper, sx.tasks.booth()), sx.tasks.booth(), jax.random.key(0), steps=8)
     >>> bool(trace.loss[8] < 1e-6)
     True
     """

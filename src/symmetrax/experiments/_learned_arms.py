@@ -20,7 +20,6 @@ import optax
 from jaxtyping import Array, Float, Key, PyTree
 
 from symmetrax._files import write_atomic
-from symmetrax._unroll import MakeTransform, advance_many, begin_many
 from symmetrax.experiments._folder import RunFolder, as_json
 from symmetrax.experiments._learned_runs import Ran, due, run_many
 from symmetrax.experiments._report import Reporter
@@ -32,6 +31,7 @@ from symmetrax.learned._update_rule import UpdateRule
 from symmetrax.metatrain._estimators import Measure, TruncatedBPTT
 from symmetrax.metatrain._loop import MetaTrained, Progress, meta_train
 from symmetrax.metatrain._stopping import EarlyStopping
+from symmetrax.rollout._unroll import MakeTransform, advance_many, begin_many
 from symmetrax.tasks._base import AbstractTaskFamily
 
 MakeNetwork = Callable[[Key[Array, ""]], AbstractLearnedOptimizer]

@@ -15,10 +15,10 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from symmetrax._files import load_arrays, save_arrays
 from symmetrax._tree import safe_norm
-from symmetrax._unroll import Crew, MakeTransform, advance_many, begin_many
 from symmetrax.experiments._folder import RunFolder, as_json
 from symmetrax.learned._update_rule import UpdateRule
 from symmetrax.metatrain._devices import spread
+from symmetrax.rollout._unroll import Crew, MakeTransform, advance_many, begin_many
 from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
 
 #: What a learned optimizer tells of every step.

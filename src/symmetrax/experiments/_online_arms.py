@@ -39,7 +39,7 @@ def turned(
     `choose(slope)` gives them; `slope()` is the derivative, at the identity, of the loss after the step.
 
     >>> import symmetrax as sx
-    >>> task = sx.booth()
+    >>> task = sx.tasks.booth()
     >>> optimizer = turned(optax.sgd(0.1), task.symmetry(), lambda slope: jnp.array([jnp.pi]), None)
     >>> x = jnp.array([1.0, 3.0])  # the minimum, which no rotation moves
     >>> updates, _ = optimizer.update(jnp.zeros(2), optimizer.init(x), x, value_fn=task.loss)
@@ -161,7 +161,7 @@ def follow(
     """Run an arm from all starts; hyperparameters and `size` are numbers or have lanes (and steps) as axes.
 
     >>> import symmetrax as sx
-    >>> family = sx.make_family("booth")
+    >>> family = sx.tasks.make_family("booth")
     >>> starts = make_starts(family, jax.random.split(jax.random.key(0), 5))
     >>> ran = follow(OnlineArm("plain"), {"rate": 0.05, "momentum": 0.0}, family, starts, 12)
     >>> ran.loss.shape, bool(np.all(ran.loss[:, -1] < ran.loss[:, 0]))

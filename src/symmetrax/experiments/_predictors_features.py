@@ -11,12 +11,12 @@ from jaxtyping import Array, Float, Key
 from symmetrax._tree import safe_norm
 from symmetrax.experiments._arms import descent
 from symmetrax.experiments._learned_runs import run_many
+from symmetrax.search._orbit import Orbit
+from symmetrax.search._searches import SinusoidPeak
 from symmetrax.symmetry._maps import Triangular
 from symmetrax.tasks._base import AbstractTaskFamily
 from symmetrax.teleportation._guard import Guard
-from symmetrax.teleportation._orbit import Orbit
 from symmetrax.teleportation._probe import teleport_gain
-from symmetrax.teleportation._search import SinusoidPeak
 
 #: What the features are, in words; those that have no word here are not features.
 WORDS = {
@@ -49,7 +49,7 @@ def features(task: Any, params: Float[Array, "2"]) -> dict[str, Float[Array, ""]
     accepts no jump found nothing to gain: 0.
 
     >>> import symmetrax as sx
-    >>> found = features(sx.booth(), jnp.array([5.0, -5.0]))
+    >>> found = features(sx.tasks.booth(), jnp.array([5.0, -5.0]))
     >>> round(float(jnp.exp(found["condition"])), 3), "smallest" in found
     (3.0, False)
     """

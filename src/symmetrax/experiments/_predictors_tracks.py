@@ -9,15 +9,15 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from symmetrax._tree import squared_norm
-from symmetrax._unroll import draw_many, unroll_many
 from symmetrax.experiments._predictors_features import determinant
 from symmetrax.learned._update_rule import UpdateRule
 from symmetrax.metatrain._devices import spread
+from symmetrax.rollout._unroll import draw_many, unroll_many
+from symmetrax.search._orbit import Orbit
+from symmetrax.search._searches import Oracle
 from symmetrax.symmetry._maps import Affine
 from symmetrax.tasks._base import AbstractTaskFamily
 from symmetrax.tasks._plane import SumOfSquares
-from symmetrax.teleportation._orbit import Orbit
-from symmetrax.teleportation._search import Oracle
 
 #: So many angles of the orbit are looked at.
 ANGLES = 32

@@ -9,8 +9,8 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from symmetrax._tree import squared_norm
+from symmetrax.search._levelset import AbstractPointSearch, Arrival
 from symmetrax.tasks._networks import LeakyReLU
-from symmetrax.teleportation._levelset import AbstractPointSearch, Arrival
 
 #: The activation of the regressions, and its inverse.
 leaky = LeakyReLU(0.1)

@@ -21,13 +21,13 @@ from jaxtyping import Array, Bool, Float, Key, PyTree
 from symmetrax._tree import safe_norm, select, squared_norm
 from symmetrax.experiments._stats import compare, summary
 from symmetrax.metatrain._devices import spread
+from symmetrax.objectives._base import Objective, squared_gradient_norm
+from symmetrax.search._orbit import Orbit
+from symmetrax.search._searches import AbstractSearch
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.tasks._data import Images, digits, mnist
 from symmetrax.tasks._supervised import Classification
 from symmetrax.teleportation._guard import Guard
-from symmetrax.teleportation._objectives import Objective, squared_gradient_norm
-from symmetrax.teleportation._orbit import Orbit
-from symmetrax.teleportation._search import AbstractSearch
 from symmetrax.teleportation._teleport import search_price, teleport
 from symmetrax.teleportation._transport import carry
 
@@ -65,9 +65,10 @@ class SameSize(AbstractSearch):
     """Coordinates as large as those `search` finds, each with a random sign if `random`: the control of C5.
 
     >>> import symmetrax as sx
-    >>> task, x = sx.booth(), jnp.array([5.0, -5.0])
-    >>> control = SameSize(sx.Oracle(), jax.random.key(1), jnp.array(True))
-    >>> found, drawn = (abs(s(Orbit(task.loss, x, task.symmetry())).item()) for s in (sx.Oracle(), control))
+    >>> task, x = sx.tasks.booth(), jnp.array([5.0, -5.0])
+    >>> control = SameSize(sx.search.Oracle(), jax.random.key(1), jnp.array(True))
+    >>> orbit = Orbit(task.loss, x, task.symmetry())
+    >>> found, drawn = (abs(s(orbit).item()) for s in (sx.search.Oracle(), control))
     >>> found == drawn
     True
     """

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from symmetrax._unroll import Trace, draw_many
+from symmetrax.rollout._unroll import Trace, draw_many
 from symmetrax.tasks._base import AbstractTaskFamily
 
 TASKS = 4

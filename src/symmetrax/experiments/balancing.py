@@ -23,12 +23,12 @@ from symmetrax.experiments._folder import RunFolder
 from symmetrax.experiments._report import Reporter, number, titled_table, verdict_table
 from symmetrax.experiments._stats import Interval, intervals, summary
 from symmetrax.experiments._streams import Streams
+from symmetrax.objectives._base import GradientNorm, Objective, negate
+from symmetrax.objectives._landscape import NegativeParameterNorm
+from symmetrax.search._closed_form import ClosedForm
 from symmetrax.tasks._data import Images, digits
 from symmetrax.tasks._supervised import Classification
-from symmetrax.teleportation._closed_form import ClosedForm
 from symmetrax.teleportation._guard import Guard
-from symmetrax.teleportation._landscape import NegativeParameterNorm
-from symmetrax.teleportation._objectives import GradientNorm, Objective, negate
 from symmetrax.teleportation._transform import TeleportedState, teleported
 
 SOURCE = "gauge fixing as preconditioning"

@@ -15,7 +15,6 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 
-from symmetrax._unroll import unroll_many
 from symmetrax.experiments import plots
 from symmetrax.experiments._arms import MOMENTA, RATES, adam, descent
 from symmetrax.experiments._folder import RunFolder
@@ -32,6 +31,7 @@ from symmetrax.metatrain._devices import spread
 from symmetrax.metatrain._estimators import AbstractMetaGradient, TruncatedBPTT
 from symmetrax.metatrain._imitation import Imitation
 from symmetrax.metatrain._loop import Progress, meta_train
+from symmetrax.rollout._unroll import unroll_many
 from symmetrax.tasks._base import AbstractTaskFamily
 from symmetrax.tasks._data import digits
 from symmetrax.tasks._scaled import RandomlyScaled

@@ -14,7 +14,6 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from symmetrax._unroll import advance_many, begin_many
 from symmetrax.experiments import plots
 from symmetrax.experiments._arms import TunedArm, adam, descent, timed, tune
 from symmetrax.experiments._folder import RunFolder
@@ -28,6 +27,7 @@ from symmetrax.learned._update_rule import UpdateRule
 from symmetrax.metatrain._devices import spread
 from symmetrax.metatrain._estimators import TruncatedBPTT
 from symmetrax.metatrain._loop import MetaTrained, meta_train
+from symmetrax.rollout._unroll import advance_many, begin_many
 from symmetrax.tasks._families import make_family
 
 TUNED = (

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from symmetrax._environment import Environment
 from symmetrax._theirs import blamed, named
 from symmetrax.experiments._arms import TunedArm, adam, evaluate, tune
 from symmetrax.experiments._learned_runs import due
@@ -19,6 +18,7 @@ from symmetrax.experiments._streams import Streams
 from symmetrax.learned._artifact import load
 from symmetrax.learned._base import AbstractLearnedOptimizer
 from symmetrax.learned._update_rule import UpdateRule
+from symmetrax.rollout._environment import Environment
 from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
 from symmetrax.tasks._families import make_family
 from symmetrax.teleportation._guard import Guard
@@ -48,7 +48,7 @@ def evaluate_artifact(
 
     >>> import symmetrax as sx, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     network = sx.FlatGradientLSTM(2, width=4, key=jax.random.key(0))
+    ...     network = sx.learned.FlatGradientLSTM(2, width=4, key=jax.random.key(0))
     ...     path = sx.save(network, folder + "/new.safetensors")
     ...     arms = evaluate_artifact(path, "booth", steps=3, tasks=5, quiet=True)
     >>> arms["learned"]["runs"]

@@ -14,7 +14,6 @@ import numpy as np
 import optax
 from jaxtyping import Array, Key, PyTree
 
-from symmetrax._unroll import MakeTransform
 from symmetrax.experiments import plots_groups
 from symmetrax.experiments._arms import MOMENTA, TunedArm, adam, descent, tune_at
 from symmetrax.experiments._folder import RunFolder
@@ -45,6 +44,7 @@ from symmetrax.experiments._streams import Streams
 from symmetrax.learned._base import LearnedState
 from symmetrax.learned._orbit import OrbitLSTM
 from symmetrax.learned._update_rule import UpdateRule
+from symmetrax.rollout._unroll import MakeTransform
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
 from symmetrax.teleportation._probe import teleport_gain
@@ -152,7 +152,7 @@ class Shuffled(eqx.Module):
     What the optimizer remembers stays as it is, or moves along if it is `carried`: averages and last steps
     do, the state of a recurrent network has no way to.
 
-    >>> from symmetrax._unroll import unroll
+    >>> from symmetrax.rollout._unroll import unroll
     >>> task = group_family("permutation-4").task({"w": jnp.arange(4.0), "a": jnp.ones(4)})
     >>> hyper = {"rate": jnp.array(0.1), "momentum": jnp.array(0.0)}
     >>> runs = [make(hyper, task) for make in (descent, Shuffled(descent))]

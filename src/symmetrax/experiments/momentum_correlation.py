@@ -17,7 +17,6 @@ import optax
 from jaxtyping import Array, Key, PyTree
 
 from symmetrax._tree import safe_norm
-from symmetrax._unroll import draw_many, unroll_many
 from symmetrax.experiments import _fig7_arms, plots_learning
 from symmetrax.experiments._classification_verdicts import t_interval
 from symmetrax.experiments._classifiers import Size, image_family, trained_arm
@@ -30,6 +29,7 @@ from symmetrax.experiments._stats import Interval, compare, verdict
 from symmetrax.experiments._streams import Streams
 from symmetrax.learned._update_rule import UpdateRule
 from symmetrax.metatrain._devices import spread
+from symmetrax.rollout._unroll import draw_many, unroll_many
 from symmetrax.tasks._base import AbstractTask
 from symmetrax.tasks._supervised import Classification, Widths
 

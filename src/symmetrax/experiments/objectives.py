@@ -24,10 +24,10 @@ from symmetrax.experiments._folder import RunFolder
 from symmetrax.experiments._report import Reporter, titled_table, verdict_table
 from symmetrax.experiments._stats import Interval, verdict
 from symmetrax.experiments._streams import Streams
+from symmetrax.objectives._base import GradientNorm, LookaheadLoss, Objective, negate
+from symmetrax.objectives._landscape import GuaranteedDecrease, Sharpness
 from symmetrax.tasks._data import digits
 from symmetrax.tasks._supervised import Classification
-from symmetrax.teleportation._landscape import GuaranteedDecrease, Sharpness
-from symmetrax.teleportation._objectives import GradientNorm, LookaheadLoss, Objective, negate
 
 RATES = tuple(float(rate) for rate in np.geomspace(1e-3, 1.0, 13))
 #: Every optimizer is tried at the best rate and at a tenth of it, where first-order theory should hold.

@@ -16,7 +16,6 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from symmetrax._unroll import Trace
 from symmetrax.experiments import plots
 from symmetrax.experiments._arms import (
     Arm,
@@ -43,6 +42,7 @@ from symmetrax.experiments._trajectories import trajectories
 from symmetrax.learned._artifact import save
 from symmetrax.metatrain._estimators import TruncatedBPTT
 from symmetrax.metatrain._loop import MetaTrained, meta_train
+from symmetrax.rollout._unroll import Trace
 from symmetrax.tasks._base import AbstractTaskFamily
 from symmetrax.tasks._families import make_family
 

@@ -26,14 +26,14 @@ from symmetrax.experiments._report import Reporter, number, ratio_text, titled_t
 from symmetrax.experiments._stats import LEVEL, Interval, verdict
 from symmetrax.experiments._streams import Streams
 from symmetrax.experiments._training import Arm, Clock, Entry, Proposal, Run, classifier, compared, race
+from symmetrax.objectives._landscape import Curvature, Sharpness, curvature, orbit_germ
+from symmetrax.search._orbit import Orbit
+from symmetrax.search._searches import AbstractSearch, Ascent
 from symmetrax.symmetry._activation import ActivationGL
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.tasks._data import FOLDER
 from symmetrax.tasks._supervised import Classification
 from symmetrax.teleportation._guard import Guard
-from symmetrax.teleportation._landscape import Curvature, Sharpness, curvature, orbit_germ
-from symmetrax.teleportation._orbit import Orbit
-from symmetrax.teleportation._search import AbstractSearch, Ascent
 
 SOURCE = "arXiv:2305.13404, section 4"
 
@@ -134,7 +134,7 @@ class AlongCurve(AbstractSearch):
     zero elsewhere; its key is that of the objective, a `Curvature`.
 
     >>> import symmetrax as sx
-    >>> AlongCurve(jnp.array(0.2), 100).evaluations(sx.booth().symmetry())
+    >>> AlongCurve(jnp.array(0.2), 100).evaluations(sx.tasks.booth().symmetry())
     3
     """
 

@@ -31,13 +31,13 @@ from symmetrax.experiments._training import (
     compared,
     race,
 )
+from symmetrax.objectives._base import GradientNorm
+from symmetrax.search._closed_form import ClosedForm
+from symmetrax.search._searches import Ascent
 from symmetrax.symmetry._activation import ActivationGL
 from symmetrax.tasks._data import FOLDER
 from symmetrax.tasks._supervised import Classification
-from symmetrax.teleportation._closed_form import ClosedForm
 from symmetrax.teleportation._guard import Guard
-from symmetrax.teleportation._objectives import GradientNorm
-from symmetrax.teleportation._search import Ascent
 
 SOURCE = "arXiv:2305.13404, section 5"
 

@@ -35,10 +35,10 @@ from symmetrax.experiments._lanes import (
 )
 from symmetrax.experiments._report import Reporter, arms_table, verdict_table
 from symmetrax.experiments._streams import Streams
+from symmetrax.search._levelset import LevelSet
+from symmetrax.search._searches import Oracle
 from symmetrax.tasks._base import AbstractTask
 from symmetrax.tasks._plane import PlaneFamily, booth, rosenbrock
-from symmetrax.teleportation._levelset import LevelSet
-from symmetrax.teleportation._search import Oracle
 from symmetrax.teleportation._transform import teleported
 
 SOURCE = "arXiv:2205.10637"

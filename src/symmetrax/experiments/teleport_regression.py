@@ -43,12 +43,12 @@ from symmetrax.experiments._lanes import (
 from symmetrax.experiments._published import FirstOrder, features
 from symmetrax.experiments._report import Reporter, arms_table, verdict_table
 from symmetrax.experiments._streams import Streams
+from symmetrax.search._closed_form import ClosedForm
+from symmetrax.search._levelset import LevelSet
+from symmetrax.search._nullspace import NullSpace
+from symmetrax.search._searches import Ascent
 from symmetrax.tasks._base import AbstractTask
 from symmetrax.tasks._regression import Regression, RegressionFamily
-from symmetrax.teleportation._closed_form import ClosedForm
-from symmetrax.teleportation._levelset import LevelSet
-from symmetrax.teleportation._nullspace import NullSpace
-from symmetrax.teleportation._search import Ascent
 from symmetrax.teleportation._transform import teleported
 
 SOURCE = "arXiv:2205.10637"

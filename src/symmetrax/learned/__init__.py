@@ -1,1 +1,5 @@
 """Learned optimizers: networks that propose steps and teleports."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

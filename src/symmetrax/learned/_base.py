@@ -20,12 +20,12 @@ from symmetrax._numbers import as_before, at_precision, check_whole, hold, settl
 from symmetrax._tree import all_finite, select
 from symmetrax.learned._features import Observation, Proposal, ordinary
 from symmetrax.learned._gates import Gate, gated
+from symmetrax.objectives._base import orbit_derivative, slopes
+from symmetrax.schedules._schedule import Schedule, due, settled
+from symmetrax.search._orbit import Orbit
+from symmetrax.search._searches import Oracle
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.teleportation._guard import NO_STEP, NOT_MEASURED, REFUSALS, Guard
-from symmetrax.teleportation._objectives import orbit_derivative, slopes
-from symmetrax.teleportation._orbit import Orbit
-from symmetrax.teleportation._schedule import Schedule, due, settled
-from symmetrax.teleportation._search import Oracle
 from symmetrax.teleportation._step import TeleportStep, Transport, teleport_by
 
 #: Whether the step is taken before or after the group element is applied.
@@ -46,7 +46,7 @@ class LearnedState(NamedTuple):
     `defect` and `refused` describe the last teleport; `step_size`, `momentum` and `gate` hold the values the
     network emitted, or -1 if it does not emit them. Read them with `optax.tree.get(state, "refused")`. If an
     input of the network, or the resulting step, is infinite or NaN, the update is zero, `memory` and
-    `previous` stay unchanged, and `refused` holds the corresponding code of `symmetrax.REFUSALS`.
+    `previous` stay unchanged, and `refused` holds the corresponding code of `REFUSALS`.
     `outcomes[code]` counts the teleports that ended with each code (`outcomes[0]`: accepted), and the steps
     skipped as non-finite. Every leaf keeps its dtype.
 
@@ -70,7 +70,7 @@ class AbstractLearnedOptimizer(eqx.Module):
     """Base class of learned optimizers: a network whose weights are the leaves of the module.
 
     >>> import jax, jax.numpy as jnp, symmetrax as sx
-    >>> network = sx.FlatGradientLSTM(2, key=jax.random.key(0))
+    >>> network = sx.learned.FlatGradientLSTM(2, key=jax.random.key(0))
     >>> optimizer = network.transform()  # an optax transformation
     >>> updates, state = optimizer.update(jnp.ones(2), optimizer.init(jnp.zeros(2)), jnp.zeros(2))
     >>> updates.shape

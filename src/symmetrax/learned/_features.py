@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from symmetrax._tree import squared_norm
+from symmetrax.objectives._base import OrbitDerivatives
 from symmetrax.symmetry._base import AbstractLieSymmetry
-from symmetrax.teleportation._objectives import OrbitDerivatives
 
 
 class Observation(NamedTuple):

@@ -26,7 +26,7 @@ class AbstractFlatGradient(AbstractLearnedOptimizer):
     See `FlatGradientLSTM`, the paper's network; the subclasses differ only in their core.
 
     >>> import jax, symmetrax as sx
-    >>> isinstance(sx.FlatGradientGRU(2, key=jax.random.key(0)), AbstractFlatGradient)
+    >>> isinstance(sx.learned.FlatGradientGRU(2, key=jax.random.key(0)), AbstractFlatGradient)
     True
     """
 

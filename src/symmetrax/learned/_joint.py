@@ -25,8 +25,8 @@ class Joint(AbstractLearnedOptimizer):
     >>> first, second = jax.random.split(jax.random.key(0))
     >>> network = Joint(
     ...     (
-    ...         sx.FlatGradientLSTM(8, emits=("step_size",), width=300, key=first),
-    ...         sx.FlatGradientLSTM(8, emits=("momentum",), algebra=4, width=300, key=second),
+    ...         sx.learned.FlatGradientLSTM(8, emits=("step_size",), width=300, key=first),
+    ...         sx.learned.FlatGradientLSTM(8, emits=("momentum",), algebra=4, width=300, key=second),
     ...     )
     ... )
     >>> network.contract()["emits"]

@@ -11,12 +11,12 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from symmetrax._keys import check_key
 from symmetrax._numbers import gathered
+from symmetrax.groups._diagonal import PositiveDiagonal
 from symmetrax.learned._base import AbstractLearnedOptimizer, Want
 from symmetrax.learned._features import Observation, Proposal, largest_entry
 from symmetrax.learned._networks import LSTM, Linear, LSTMState
+from symmetrax.models._ready import mlp_symmetry
 from symmetrax.symmetry._base import AbstractLieSymmetry
-from symmetrax.symmetry._groups import PositiveDiagonal
-from symmetrax.symmetry._models import mlp_symmetry
 from symmetrax.symmetry._network import NetworkSymmetry
 from symmetrax.symmetry._walk import Touch
 
@@ -62,8 +62,8 @@ class PerNeuronLSTM(AbstractLearnedOptimizer):
     >>> network = PerNeuronLSTM(key=jax.random.key(0))
     >>> for width in (3, 8):
     ...     params = {"w1": jnp.ones((width, 4)), "w2": jnp.ones((2, width))}
-    ...     symmetry = sx.mlp_symmetry(params)
-    ...     seen = sx.Observation(params, params, params, None, None, symmetry)
+    ...     symmetry = sx.models.mlp_symmetry(params)
+    ...     seen = sx.learned.Observation(params, params, params, None, None, symmetry)
     ...     move, _ = eqx.filter_jit(network.propose)(seen, network.memory(params, symmetry))
     ...     print(move.algebra.shape)
     (3,)
@@ -170,7 +170,7 @@ def unit_sums(symmetry: NetworkSymmetry, params: PyTree, gradient: PyTree) -> di
 
     >>> import symmetrax as sx
     >>> params = {"w1": jnp.array([[3.0, 4.0]]), "w2": jnp.array([[2.0]])}
-    >>> symmetry = sx.mlp_symmetry(params)
+    >>> symmetry = sx.models.mlp_symmetry(params)
     >>> sums = unit_sums(symmetry, params, params)["hidden1"]
     >>> sums.weights_in.tolist(), sums.weights_out.tolist(), sums.slope.tolist()
     ([25.0], [4.0], [-42.0])
@@ -210,7 +210,7 @@ def unit_features(
 
     >>> import symmetrax as sx
     >>> params = {"w1": jnp.array([[3.0, 4.0], [1.0, 0.0]]), "w2": jnp.array([[2.0, 1.0]])}
-    >>> features = unit_features(sx.mlp_symmetry(params), params, params)
+    >>> features = unit_features(sx.models.mlp_symmetry(params), params, params)
     >>> slopes = features[FEATURES.index("slope / unit")]  # (4 - 25) / (4 + 25), (1 - 1) / (1 + 1)
     >>> print([f"{slope:.3f}" for slope in slopes])
     ['-0.724', '0.000']

@@ -15,8 +15,8 @@ from symmetrax.learned._base import AbstractLearnedOptimizer, Want
 from symmetrax.learned._features import Length, Observation, Proposal
 from symmetrax.learned._heads import between, check_heads, coordinates
 from symmetrax.learned._networks import LSTM, Linear, LSTMState
+from symmetrax.objectives._base import OrbitDerivatives
 from symmetrax.symmetry._base import AbstractLieSymmetry
-from symmetrax.teleportation._objectives import OrbitDerivatives
 
 #: Origin of an `OrbitLSTM`'s coordinates: the current point, or the peak that the slopes predict.
 Centre = Literal["identity", "peak"]
@@ -74,7 +74,7 @@ class OrbitLSTM(AbstractLearnedOptimizer):
 
     >>> import jax, symmetrax as sx
     >>> network = OrbitLSTM(2, algebra=1, key=jax.random.key(0))
-    >>> task = sx.booth(start=[5.0, -5.0])
+    >>> task = sx.tasks.booth(start=[5.0, -5.0])
     >>> trace = sx.unroll(sx.UpdateRule.at(range(8), 8)(network, task), task, jax.random.key(1), steps=8)
     >>> trace.loss.shape
     (9,)

@@ -11,10 +11,10 @@ from jaxtyping import Array, Bool
 
 from symmetrax.learned._base import AbstractLearnedOptimizer, Order, Want
 from symmetrax.learned._gates import Gate
+from symmetrax.schedules._schedule import Schedule, settled
+from symmetrax.schedules._schedule import times as when
 from symmetrax.tasks._base import AbstractTask
 from symmetrax.teleportation._guard import Guard
-from symmetrax.teleportation._schedule import Schedule, settled
-from symmetrax.teleportation._schedule import times as when
 from symmetrax.teleportation._step import Transport
 
 
@@ -42,9 +42,9 @@ class UpdateRule(eqx.Module):
     testing.
 
     >>> import jax, symmetrax as sx
-    >>> network = sx.FlatGradientLSTM(2, algebra=1, key=jax.random.key(0))
-    >>> optimizer = UpdateRule(teleports=jax.numpy.ones(20, bool))(network, sx.booth())
-    >>> trace = sx.unroll(optimizer, sx.booth(), jax.random.key(1), steps=3)
+    >>> network = sx.learned.FlatGradientLSTM(2, algebra=1, key=jax.random.key(0))
+    >>> optimizer = UpdateRule(teleports=jax.numpy.ones(20, bool))(network, sx.tasks.booth())
+    >>> trace = sx.unroll(optimizer, sx.tasks.booth(), jax.random.key(1), steps=3)
     >>> trace.loss.shape
     (4,)
     """

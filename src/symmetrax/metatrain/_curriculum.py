@@ -87,12 +87,12 @@ def curriculum_train(
     Raises ValueError unless the horizons increase.
 
     >>> import jax, optax, symmetrax as sx
-    >>> family, rule = sx.make_family("booth"), sx.UpdateRule()
-    >>> estimator = lambda steps: sx.TruncatedBPTT(family, rule, steps=steps, unroll=5, tasks=4)
+    >>> family, rule = sx.tasks.make_family("booth"), sx.UpdateRule()
+    >>> estimator = lambda steps: sx.metatrain.TruncatedBPTT(family, rule, steps=steps, unroll=5, tasks=4)
     >>> def validate(network, steps):
     ...     trace = sx.unroll_many(rule, network, family, jax.random.key(7), steps=steps, tasks=8)
     ...     return trace.loss[-1].mean()
-    >>> make = lambda key: sx.CoordinatewiseLSTM(width=4, key=key)
+    >>> make = lambda key: sx.learned.CoordinatewiseLSTM(width=4, key=key)
     >>> trained = curriculum_train(
     ...     make, estimator, optax.adam(1e-2), jax.random.key(0), validate, runs=4, chunk=2, horizons=(5, 10)
     ... )

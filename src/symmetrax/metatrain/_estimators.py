@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
-from symmetrax._unroll import Crew, MakeTransform, advance_many, begin_many
 from symmetrax.learned._products import collect, defer, deferrable, empty_slots
+from symmetrax.rollout._unroll import Crew, MakeTransform, advance_many, begin_many
 from symmetrax.tasks._base import AbstractTaskFamily
 
 
@@ -61,8 +61,9 @@ class AbstractMetaGradient(eqx.Module):
     `make_transform(network, task)`. Raises ValueError if `unroll` does not divide `steps`.
 
     >>> import symmetrax as sx
-    >>> estimator = sx.TruncatedBPTT(sx.make_family("booth"), sx.UpdateRule(), steps=20, unroll=5)
-    >>> isinstance(estimator, sx.AbstractMetaGradient), estimator.windows
+    >>> family = sx.tasks.make_family("booth")
+    >>> estimator = sx.metatrain.TruncatedBPTT(family, sx.UpdateRule(), steps=20, unroll=5)
+    >>> isinstance(estimator, sx.metatrain.AbstractMetaGradient), estimator.windows
     (True, 4)
     """
 
@@ -111,8 +112,8 @@ class TruncatedBPTT(AbstractMetaGradient):
     scale, and late steps count as much as early ones, as in comparisons of optimizers by ratios of losses.
 
     >>> import jax, symmetrax as sx
-    >>> estimator = TruncatedBPTT(sx.make_family("booth"), sx.UpdateRule(), steps=20, unroll=5, tasks=8)
-    >>> network = sx.FlatGradientLSTM(2, width=4, key=jax.random.key(0))
+    >>> estimator = TruncatedBPTT(sx.tasks.make_family("booth"), sx.UpdateRule(), steps=20, unroll=5, tasks=8)
+    >>> network = sx.learned.FlatGradientLSTM(2, width=4, key=jax.random.key(0))
     >>> carry = estimator.init(network, jax.random.key(1), None)
     >>> loss, gradient, carry = estimator.step(network, carry, jax.random.key(2), None)
     >>> loss.shape, jax.tree.structure(gradient) == jax.tree.structure(network)

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from symmetrax._unroll import Crew, advance_many, begin_many
 from symmetrax.metatrain._estimators import (
     AbstractMetaGradient,
     Measure,
@@ -15,6 +14,7 @@ from symmetrax.metatrain._estimators import (
     loss_weights,
     measured,
 )
+from symmetrax.rollout._unroll import Crew, advance_many, begin_many
 
 
 class Particles(NamedTuple):
@@ -54,8 +54,8 @@ class PES(AbstractMetaGradient):
     are as in `TruncatedBPTT`. Raises ValueError for fewer than one pair, or sigma <= 0.
 
     >>> import jax, symmetrax as sx
-    >>> estimator = PES(sx.make_family("booth"), sx.UpdateRule(), steps=20, unroll=5, pairs=4)
-    >>> network = sx.FlatGradientLSTM(2, width=4, key=jax.random.key(0))
+    >>> estimator = PES(sx.tasks.make_family("booth"), sx.UpdateRule(), steps=20, unroll=5, pairs=4)
+    >>> network = sx.learned.FlatGradientLSTM(2, width=4, key=jax.random.key(0))
     >>> carry = estimator.init(network, jax.random.key(1), None)
     >>> loss, gradient, carry = estimator.step(network, carry, jax.random.key(2), None)
     >>> loss.shape, jax.tree.structure(gradient) == jax.tree.structure(network)

@@ -33,7 +33,8 @@ class RandomHorizon(AbstractMetaGradient):
     Raises ValueError if `shortest` is not between 1 and the number of windows in a run.
 
     >>> import jax, symmetrax as sx
-    >>> usual = sx.TruncatedBPTT(sx.make_family("booth"), sx.UpdateRule(), steps=40, unroll=5, tasks=8)
+    >>> family = sx.tasks.make_family("booth")
+    >>> usual = sx.metatrain.TruncatedBPTT(family, sx.UpdateRule(), steps=40, unroll=5, tasks=8)
     >>> RandomHorizon(usual, shortest=2).windows
     8
     """

@@ -9,8 +9,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from symmetrax._tree import select, squared_norm
-from symmetrax._unroll import Crew, advance_many, begin_many
 from symmetrax.metatrain._estimators import AbstractMetaGradient, TruncatedBPTT, loss_weights
+from symmetrax.rollout._unroll import Crew, advance_many, begin_many
 from symmetrax.tasks._base import AbstractTask
 
 #: The expert used by the public code.
@@ -50,9 +50,10 @@ class Imitation(AbstractMetaGradient):
     Raises ValueError for a share outside [0, 1] or a negative weight.
 
     >>> import jax, symmetrax as sx
-    >>> usual = sx.TruncatedBPTT(sx.make_family("booth"), sx.UpdateRule(), steps=20, unroll=5, tasks=8)
+    >>> family = sx.tasks.make_family("booth")
+    >>> usual = sx.metatrain.TruncatedBPTT(family, sx.UpdateRule(), steps=20, unroll=5, tasks=8)
     >>> estimator = Imitation(usual, share=1.0)
-    >>> network = sx.CoordinatewiseLSTM(width=4, key=jax.random.key(0))
+    >>> network = sx.learned.CoordinatewiseLSTM(width=4, key=jax.random.key(0))
     >>> carry = estimator.init(network, jax.random.key(1), None)
     >>> loss, gradient, carry = estimator.step(network, carry, jax.random.key(2), None)
     >>> loss.shape, jax.tree.structure(gradient) == jax.tree.structure(network)

@@ -129,9 +129,9 @@ def meta_train(
     fresh state of `optimizer`, and `make_network` is not called.
 
     >>> import jax, optax, symmetrax as sx
-    >>> family = sx.make_family("ellipse-fixed")
-    >>> estimator = sx.TruncatedBPTT(family, sx.UpdateRule(), steps=10, unroll=5, tasks=16)
-    >>> make = lambda key: sx.FlatGradientLSTM(2, width=8, key=key)
+    >>> family = sx.tasks.make_family("ellipse-fixed")
+    >>> estimator = sx.metatrain.TruncatedBPTT(family, sx.UpdateRule(), steps=10, unroll=5, tasks=16)
+    >>> make = lambda key: sx.learned.FlatGradientLSTM(2, width=8, key=key)
     >>> trained = meta_train(make, estimator, optax.adam(1e-2), jax.random.key(0), runs=20, seeds=2)
     >>> trained.losses.shape, trained.skipped.tolist()
     ((2, 20), [0, 0])

@@ -24,12 +24,12 @@ class EarlyStopping:
     100" trajectories until more do not help: `chunk=100, stopping=EarlyStopping(validate, patience=1)`.
 
     >>> import jax, jax.numpy as jnp, optax, symmetrax as sx
-    >>> family, rule = sx.make_family("ellipse-fixed"), sx.UpdateRule()
+    >>> family, rule = sx.tasks.make_family("ellipse-fixed"), sx.UpdateRule()
     >>> def validate(network):
     ...     unseen = sx.unroll_many(rule, network, family, jax.random.key(7), steps=10, tasks=16)
     ...     return jnp.median(unseen.loss[-1])
-    >>> estimator = sx.TruncatedBPTT(family, rule, steps=10, unroll=5, tasks=16)
-    >>> make = lambda key: sx.FlatGradientLSTM(2, width=8, key=key)
+    >>> estimator = sx.metatrain.TruncatedBPTT(family, rule, steps=10, unroll=5, tasks=16)
+    >>> make = lambda key: sx.learned.FlatGradientLSTM(2, width=8, key=key)
     >>> stopping = EarlyStopping(validate, patience=2)
     >>> trained = sx.meta_train(
     ...     make, estimator, optax.adam(1e-2), jax.random.key(0), runs=40, chunk=10, stopping=stopping

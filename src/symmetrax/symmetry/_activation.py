@@ -13,9 +13,9 @@ from jaxtyping import Array, Bool, Float, Inexact, Key, PyTree
 
 from symmetrax._keys import check_key
 from symmetrax._tree import known_name, leaf_names, relative
+from symmetrax.groups._inverse import inverse
+from symmetrax.groups._matrices import GeneralLinear
 from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition
-from symmetrax.symmetry._inverse import inverse
-from symmetrax.symmetry._matrix_groups import GeneralLinear
 from symmetrax.symmetry._network import named_shapes
 
 #: A pair (g, g^-T) for each hidden layer.

@@ -43,8 +43,8 @@ class AbstractSymmetry(eqx.Module):
       at `w`
 
     >>> import jax.numpy as jnp, symmetrax as sx
-    >>> symmetry = sx.booth().symmetry()
-    >>> isinstance(symmetry, sx.AbstractSymmetry)
+    >>> symmetry = sx.tasks.booth().symmetry()
+    >>> isinstance(symmetry, sx.symmetry.AbstractSymmetry)
     True
     """
 
@@ -125,7 +125,7 @@ class AbstractLieSymmetry(AbstractSymmetry):
     `exp(zeros) = identity()`.
 
     >>> import symmetrax as sx
-    >>> sx.booth().symmetry().algebra
+    >>> sx.tasks.booth().symmetry().algebra
     (1,)
     """
 

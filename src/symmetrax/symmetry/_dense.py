@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from symmetrax.symmetry._groups import AbstractGroup, Permutation
-from symmetrax.symmetry._matrix_groups import GeneralLinear, ScaledRotation
+from symmetrax.groups._diagonal import AbstractGroup, Permutation
+from symmetrax.groups._matrices import GeneralLinear, ScaledRotation
 from symmetrax.symmetry._network import NetworkSymmetry, along, element_for
 from symmetrax.symmetry._specs import Word, offset_of
 from symmetrax.symmetry._walk import Touch

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from symmetrax._tree import select
+from symmetrax.groups._diagonal import AbstractGroup
+from symmetrax.groups._matrices import GeneralLinear, ScaledRotation
 from symmetrax.symmetry._base import AbstractLieSymmetry
-from symmetrax.symmetry._groups import AbstractGroup
-from symmetrax.symmetry._matrix_groups import GeneralLinear, ScaledRotation
 from symmetrax.symmetry._network import NetworkSymmetry, named_shapes
 from symmetrax.symmetry._sharding import split_like, whole
 from symmetrax.symmetry._walk import Touch
@@ -29,7 +29,7 @@ def orbit_curve(
     leaves are unchanged.
 
     >>> import jax.numpy as jnp, symmetrax as sx
-    >>> task = sx.booth()
+    >>> task = sx.tasks.booth()
     >>> curve = orbit_curve(task.symmetry(), jnp.array([2.0]), jnp.array([5.0, -5.0]), points=5)
     >>> print(jax.vmap(task.loss)(curve).round(1))
     [144. 144. 144. 144. 144.]
@@ -64,7 +64,7 @@ def project_horizontal(
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> params = {"w1": jnp.array([[2.0]]), "w2": jnp.array([[1.0]])}
-    >>> rescaling = sx.mlp_symmetry(params, ["w1", "w2"])
+    >>> rescaling = sx.models.mlp_symmetry(params, ["w1", "w2"])
     >>> flat = project_horizontal(rescaling, params, {"w1": jnp.array([[2.0]]), "w2": jnp.array([[-1.0]])})
     >>> print(abs(flat["w1"]).max() < 1e-6)  # the update was along the orbit
     True
@@ -93,7 +93,7 @@ def conserved_quantities(symmetry: NetworkSymmetry, params: PyTree) -> dict[str,
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> params = {"w1": jnp.array([[3.0, 4.0]]), "w2": jnp.array([[2.0]])}
-    >>> print(conserved_quantities(sx.mlp_symmetry(params, ["w1", "w2"]), params)["hidden1"])
+    >>> print(conserved_quantities(sx.models.mlp_symmetry(params, ["w1", "w2"]), params)["hidden1"])
     [21.]
     """
     return whole(

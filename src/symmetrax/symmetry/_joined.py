@@ -18,7 +18,7 @@ class Joined(AbstractLieSymmetry):
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> params = {"w1": jnp.ones((4, 3)), "w2": jnp.ones((2, 4))}
-    >>> both = sx.mlp_symmetry(params) | sx.LogitShift("w2", like=params)
+    >>> both = sx.models.mlp_symmetry(params) | sx.symmetry.LogitShift("w2", like=params)
     >>> both.algebra
     (8,)
     """

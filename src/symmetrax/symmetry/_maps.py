@@ -6,14 +6,14 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
-from symmetrax.symmetry._matrix_groups import matvec
+from symmetrax.groups._matrices import matvec
 
 
 class AbstractMap(eqx.Module):
     """A bijection of R^n: `inverse(h(x)) = x` and `h(inverse(u)) = u`.
 
     >>> import jax.numpy as jnp, symmetrax as sx
-    >>> h = sx.Affine(jnp.array([[2.0, 0.0], [0.0, 1.0]]), jnp.zeros(2))
+    >>> h = sx.symmetry.Affine(jnp.array([[2.0, 0.0], [0.0, 1.0]]), jnp.zeros(2))
     >>> h.inverse(h(jnp.array([1.0, 3.0]))).tolist()
     [1.0, 3.0]
     """

@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
 from symmetrax._tree import leaf_names
-from symmetrax.symmetry._groups import Permutation
+from symmetrax.groups._diagonal import Permutation
 from symmetrax.symmetry._network import NetworkSymmetry, along, check_present
 from symmetrax.symmetry._walk import Touch
 
@@ -72,7 +72,7 @@ def weight_matching(
 
     >>> import jax, jax.numpy as jnp, symmetrax as sx
     >>> params = {"w1": jnp.arange(6.0).reshape(3, 2), "w2": jnp.ones((1, 3))}
-    >>> symmetry = sx.mlp_symmetry(params, ["w1", "w2"], group=sx.Permutation)
+    >>> symmetry = sx.models.mlp_symmetry(params, ["w1", "w2"], group=sx.groups.Permutation)
     >>> shuffled = symmetry.act({"hidden1": jnp.array([2, 0, 1])}, params)
     >>> element, distance = weight_matching(symmetry, shuffled, params, return_distance=True)
     >>> element["hidden1"].tolist(), distance

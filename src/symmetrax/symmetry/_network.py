@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, Key, PyTree
 from symmetrax._keys import check_key
 from symmetrax._text import near_match
 from symmetrax._tree import leaf_names
+from symmetrax.groups._diagonal import AbstractGroup, Permutation
 from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition
-from symmetrax.symmetry._groups import AbstractGroup, Permutation
 from symmetrax.symmetry._sharding import split_like
 from symmetrax.symmetry._specs import (
     Both,
@@ -61,7 +61,7 @@ class NetworkSymmetry(AbstractLieSymmetry):
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> params = {"w1": jnp.ones((4, 3)), "b1": jnp.ones(4), "w2": jnp.ones((2, 4))}
     >>> specs = {"w1": "h _", "b1": "h", "w2": "_ h*"}
-    >>> symmetry = NetworkSymmetry({"h": sx.PositiveDiagonal(4)}, specs, like=params)
+    >>> symmetry = NetworkSymmetry({"h": sx.groups.PositiveDiagonal(4)}, specs, like=params)
     >>> there = symmetry.act({"h": jnp.array([1.0, 2.0, 3.0, 4.0])}, params)
     >>> print(there["b1"])
     [1. 2. 3. 4.]
@@ -229,7 +229,7 @@ class NetworkSymmetry(AbstractLieSymmetry):
 
         >>> import jax.numpy as jnp, symmetrax as sx
         >>> params = {"w1": jnp.ones((4, 3)), "w2": jnp.ones((2, 4))}
-        >>> sx.mlp_symmetry(params).within({"w2": params["w2"]}).specs
+        >>> sx.models.mlp_symmetry(params).within({"w2": params["w2"]}).specs
         {'w2': '_ hidden1*'}
         """
         names = set(leaf_names(tree))

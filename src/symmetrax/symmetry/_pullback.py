@@ -7,9 +7,9 @@ from jaxtyping import Array, Float, Inexact, Key, PyTree
 
 from symmetrax._keys import check_key
 from symmetrax._tree import relative
+from symmetrax.groups._matrices import SpecialOrthogonal, matvec
 from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition, check_vector
 from symmetrax.symmetry._maps import AbstractMap
-from symmetrax.symmetry._matrix_groups import SpecialOrthogonal, matvec
 
 
 class Pullback(AbstractLieSymmetry):
@@ -23,7 +23,7 @@ class Pullback(AbstractLieSymmetry):
     gradients.
 
     >>> import jax.numpy as jnp, symmetrax as sx
-    >>> task = sx.booth()
+    >>> task = sx.tasks.booth()
     >>> symmetry = Pullback(task.map)
     >>> x = jnp.array([5.0, -5.0])
     >>> there = symmetry.act(symmetry.exp(jnp.array([0.5])), x)

@@ -8,9 +8,9 @@ from jaxtyping import Array, Float, Inexact, Key, PyTree
 
 from symmetrax._keys import check_key
 from symmetrax._matrices import regular, symmetric
+from symmetrax.groups._exponentials import isometry, product, skew
+from symmetrax.groups._matrices import shortened
 from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition, check_vector
-from symmetrax.symmetry._exponentials import isometry, product, skew
-from symmetrax.symmetry._matrix_groups import shortened
 
 
 class QuadraticForm(AbstractLieSymmetry):

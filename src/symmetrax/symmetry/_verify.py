@@ -46,7 +46,7 @@ class Report:
     - `suspects`: specs that may be wrong, if invariance failed
 
     >>> import jax, jax.numpy as jnp, symmetrax as sx
-    >>> task = sx.booth()
+    >>> task = sx.tasks.booth()
     >>> report = sx.verify(task.loss, jnp.zeros(2), task.symmetry(), jax.random.key(0))
     >>> report.worst < 1e-3, report.moved > 0, report.outcome
     (True, True, 'exact')
@@ -174,8 +174,8 @@ def verify(
     of floats.
 
     >>> import jax, jax.numpy as jnp, symmetrax as sx
-    >>> task = sx.rosenbrock()
-    >>> wrong = sx.booth().symmetry()  # another function's symmetry
+    >>> task = sx.tasks.rosenbrock()
+    >>> wrong = sx.tasks.booth().symmetry()  # another function's symmetry
     >>> sx.verify(task.loss, jnp.zeros(2), wrong, jax.random.key(0)).invariance > 0.1
     True
     """

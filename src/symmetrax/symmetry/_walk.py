@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from symmetrax._text import near_match
-from symmetrax.symmetry._groups import AbstractGroup
-from symmetrax.symmetry._matrix_groups import ScaledRotation
+from symmetrax.groups._diagonal import AbstractGroup
+from symmetrax.groups._matrices import ScaledRotation
 from symmetrax.symmetry._specs import Both, Concatenated, Merged, Node, Plain, Word, parse, words
 
 

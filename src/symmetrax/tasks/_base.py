@@ -13,7 +13,7 @@ class AbstractTask(eqx.Module):
     """A loss to minimize from a random start.
 
     >>> import jax, symmetrax as sx
-    >>> task = sx.booth()
+    >>> task = sx.tasks.booth()
     >>> params = task.init(jax.random.key(0))
     >>> task.loss(params, task.batch(jax.random.key(1))).shape
     ()
@@ -56,7 +56,7 @@ class AbstractTaskFamily(eqx.Module):
     tasks stay in the family. `task(drawn, shape)` combines the three.
 
     >>> import jax, symmetrax as sx
-    >>> family = sx.make_family("ellipse-random")
+    >>> family = sx.tasks.make_family("ellipse-random")
     >>> drawn = jax.vmap(family.draw)(jax.random.split(jax.random.key(0), 1000))
     >>> losses = jax.vmap(lambda d: family.task(d).loss(jax.numpy.zeros(2)))(drawn)
     >>> losses.shape

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
+from symmetrax.models._ready import mlp_symmetry
 from symmetrax.symmetry._activation import ActivationGL
-from symmetrax.symmetry._models import mlp_symmetry
 from symmetrax.symmetry._network import NetworkSymmetry
 
 

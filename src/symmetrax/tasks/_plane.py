@@ -29,7 +29,8 @@ class SumOfSquares(AbstractTask):
     By default runs start at N(0, I), or always at `start` if you give it without a `spread`.
 
     >>> import jax.numpy as jnp, symmetrax as sx
-    >>> sx.booth().loss(jnp.array([1.0, 3.0])).item(), sx.booth().loss(jnp.array([5.0, -5.0])).item()
+    >>> loss = sx.tasks.booth().loss
+    >>> loss(jnp.array([1.0, 3.0])).item(), loss(jnp.array([5.0, -5.0])).item()
     (0.0, 144.0)
     """
 

@@ -28,7 +28,7 @@ class Regression(AbstractTask):
     `batch` returns all data, and `loss` uses all data if you pass no batch. Source: arXiv:2205.10637.
 
     >>> import jax, symmetrax as sx
-    >>> family = sx.make_family("regression")
+    >>> family = sx.tasks.make_family("regression")
     >>> task = family.task(family.draw(jax.random.key(0)))
     >>> params = task.init(jax.random.key(1))
     >>> {name: leaf.shape for name, leaf in sorted(params.items())}

@@ -6,98 +6,19 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key, PyTree
 
-from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition
+from symmetrax.symmetry._rescaled import RescaledSymmetry
 from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
-
-
-def _times(a: PyTree, b: PyTree) -> PyTree:
-    return jax.tree.map(jnp.multiply, a, b)
-
-
-def _over(a: PyTree, b: PyTree) -> PyTree:
-    return jax.tree.map(jnp.divide, a, b)
-
-
-class RescaledSymmetry(AbstractLieSymmetry):
-    """A symmetry of `loss` transferred to `loss(params * scale)`: w -> act(a, w s) / s.
-
-    `scale` is a tree like the parameters, without zeros, and products are entry by entry. A linear diagonal
-    change of coordinates conjugates exactly: elements, composition and algebra are those of `symmetry`, and
-    the result is linear if `symmetry` is.
-
-    >>> import jax.numpy as jnp, symmetrax as sx
-    >>> task, scale = sx.booth(), jnp.array([2.0, 0.5])
-    >>> symmetry = RescaledSymmetry(task.symmetry(), scale)
-    >>> x = jnp.array([5.0, -5.0])
-    >>> there = symmetry.act(symmetry.exp(jnp.array([0.5])), x)
-    >>> bool(jnp.allclose(task.loss(there * scale), task.loss(x * scale)))
-    True
-    """
-
-    symmetry: AbstractLieSymmetry
-    scale: PyTree
-
-    def __init__(self, symmetry: AbstractLieSymmetry, scale: PyTree):
-        self.symmetry, self.scale = symmetry, scale
-
-    @property
-    def linear(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.symmetry.linear
-
-    @property
-    def reasons(self) -> tuple[str, ...]:
-        return self.symmetry.reasons
-
-    @property
-    def algebra(self) -> tuple[int, ...]:
-        return self.symmetry.algebra
-
-    def identity(self) -> PyTree:
-        return self.symmetry.identity()
-
-    def compose(self, a: PyTree, b: PyTree) -> PyTree:
-        return self.symmetry.compose(a, b)
-
-    def inverse(self, a: PyTree) -> PyTree:
-        return self.symmetry.inverse(a)
-
-    def sample(self, key: Key[Array, ""]) -> PyTree:
-        return self.symmetry.sample(key)
-
-    def exp(self, coordinates: Float[Array, "..."]) -> PyTree:
-        return self.symmetry.exp(coordinates)
-
-    def jet(self, direction: Float[Array, "..."], t: Float[Array, ""]) -> PyTree:
-        return self.symmetry.jet(direction, t)
-
-    def bounded(self, coordinates: Float[Array, "..."], bound: float | Array) -> Float[Array, "..."]:
-        return self.symmetry.bounded(coordinates, bound)
-
-    def act(self, a: PyTree, params: PyTree, batch: PyTree = None) -> PyTree:
-        return _over(self.symmetry.act(a, _times(params, self.scale), batch), self.scale)
-
-    def transport_tangent(self, a: PyTree, params: PyTree, tangent: PyTree, batch: PyTree = None) -> PyTree:
-        params, tangent = _times(params, self.scale), _times(tangent, self.scale)
-        return _over(self.symmetry.transport_tangent(a, params, tangent, batch), self.scale)
-
-    def transport_gradient(
-        self, a: PyTree, params: PyTree, cotangent: PyTree, batch: PyTree = None
-    ) -> PyTree:
-        params, cotangent = _times(params, self.scale), _over(cotangent, self.scale)
-        return _times(self.symmetry.transport_gradient(a, params, cotangent, batch), self.scale)
-
-    def holds(self, params: PyTree, batch: PyTree = None) -> Precondition:
-        return self.symmetry.holds(_times(params, self.scale), batch)
 
 
 class ScaledTask(AbstractTask):
     """`task` in other units: its loss at `params * scale`, starting from `init(key) / scale`.
 
     >>> import jax.numpy as jnp, symmetrax as sx
-    >>> task = ScaledTask(sx.booth(start=[5.0, -5.0]), scale=jnp.array([2.0, 0.5]))
+    >>> task = ScaledTask(sx.tasks.booth(start=[5.0, -5.0]), scale=jnp.array([2.0, 0.5]))
     >>> print(task.init(jax.random.key(0)), task.loss(jnp.array([2.5, -10.0])))
     [  2.5 -10. ] 144.0
     """
@@ -106,7 +27,7 @@ class ScaledTask(AbstractTask):
     scale: PyTree
 
     def init(self, key: Key[Array, ""]) -> PyTree:
-        return _over(self.task.init(key), self.scale)
+        return optax.tree.div(self.task.init(key), self.scale)
 
     @property
     def same_batch(self) -> bool:
@@ -116,7 +37,7 @@ class ScaledTask(AbstractTask):
         return self.task.batch(key)
 
     def loss(self, params: PyTree, batch: PyTree = None) -> Float[Array, ""]:
-        return self.task.loss(_times(params, self.scale), batch)
+        return self.task.loss(optax.tree.mul(params, self.scale), batch)
 
     def symmetry(self) -> RescaledSymmetry | None:
         symmetry = self.task.symmetry()
@@ -124,7 +45,7 @@ class ScaledTask(AbstractTask):
 
     def optimum(self) -> PyTree | None:
         optimum = self.task.optimum()
-        return None if optimum is None else _over(optimum, self.scale)
+        return None if optimum is None else optax.tree.div(optimum, self.scale)
 
 
 class RandomlyScaled(AbstractTaskFamily):
@@ -137,7 +58,7 @@ class RandomlyScaled(AbstractTaskFamily):
     Source: Lv, Jiang and Li 2017 (arXiv:1703.03633), "random scaling", with spread 3.
 
     >>> import jax, symmetrax as sx
-    >>> family = RandomlyScaled(sx.make_family("regression"), spread=1.0)
+    >>> family = RandomlyScaled(sx.tasks.make_family("regression"), spread=1.0)
     >>> task = family.task(family.draw(jax.random.key(0)))
     >>> {name: leaf.shape for name, leaf in sorted(task.init(jax.random.key(1)).items())}
     {'w1': (6, 5), 'w2': (7, 6), 'w3': (8, 7)}

@@ -29,7 +29,7 @@ class Classification(AbstractTask):
     evaluates on `test`.
 
     >>> import jax, symmetrax as sx
-    >>> task = sx.make_family("digits").task((), (16, 12))
+    >>> task = sx.tasks.make_family("digits").task((), (16, 12))
     >>> params = task.init(jax.random.key(0))
     >>> {name: leaf.shape for name, leaf in sorted(params.items())}
     {'b1': (16,), 'b2': (12,), 'b3': (10,), 'w1': (16, 64), 'w2': (12, 16), 'w3': (10, 12)}
@@ -87,7 +87,7 @@ class ImageFamily(AbstractTaskFamily):
     `widths` is a shape: the units of a single hidden layer, or a tuple of the units of several.
 
     >>> import symmetrax as sx
-    >>> sx.make_family("digits").shapes
+    >>> sx.tasks.make_family("digits").shapes
     (12, 16, 24)
     """
 

@@ -11,9 +11,9 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from symmetrax._extras import one_program
 from symmetrax._numbers import as_before, check_whole, hold, own, settled_state
 from symmetrax._tree import all_finite, select
+from symmetrax.schedules._schedule import Schedule, due, settled
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.teleportation._guard import NO_STEP, NOT_MEASURED, REFUSALS, Guard
-from symmetrax.teleportation._schedule import Schedule, due, settled
 from symmetrax.teleportation._step import Jump, teleport_by
 from symmetrax.teleportation._teleport import GuardChoice, settled_guard
 
@@ -35,10 +35,10 @@ class OnlineState(NamedTuple):
     """State of `online_teleported`: the step count, the inner state and the learned coordinates.
 
     `algebra` holds the coordinates of the last teleport, of shape `symmetry.algebra`, and `meta` the state of
-    their own optimizer. `defect` and `refused` are as in `symmetrax.Teleport`. `unlearned` counts the steps
+    their own optimizer. `defect` and `refused` are as in `Teleport`. `unlearned` counts the steps
     with a non-finite slope, which leave the coordinates unchanged. Read them with
     `optax.tree.get(state, "algebra")`. If the step is infinite or NaN, nothing moves, the inner state is
-    kept, and `refused` is the corresponding code of `symmetrax.REFUSALS`. `outcomes[code]` counts the
+    kept, and `refused` is the corresponding code of `REFUSALS`. `outcomes[code]` counts the
     teleports that ended with each code, including steps that were not taken; outcomes[0] counts the accepted
     ones. No leaf changes its type.
 
@@ -101,14 +101,14 @@ def online_teleported(
     TypeError for a symmetry without an algebra. Non-finite slopes are skipped and counted.
 
     >>> import jax, jax.numpy as jnp, optax, symmetrax as sx
-    >>> task = sx.generalized_booth([[0.5, 0.0], [0.0, 3.0]])  # x'Ax, A = diag(1/4, 9)
+    >>> task = sx.tasks.generalized_booth([[0.5, 0.0], [0.0, 3.0]])  # x'Ax, A = diag(1/4, 9)
     >>> def steps(optimizer, params=jnp.array([-5.0, 3.5])):
     ...     state, start, count = optimizer.init(params), task.loss(params), 0
     ...     while task.loss(params) > 1e-6 * start:
     ...         updates, state = optimizer.update(jax.grad(task.loss)(params), state, params)
     ...         params, count = optax.apply_updates(params, updates), count + 1
     ...     return count
-    >>> symmetry = sx.QuadraticForm(jnp.diag(jnp.array([0.25, 9.0])))
+    >>> symmetry = sx.symmetry.QuadraticForm(jnp.diag(jnp.array([0.25, 9.0])))
     >>> steps(optax.sgd(1 / 18)), steps(online_teleported(optax.sgd(1 / 18), symmetry, 0.1, guard=None))
     (194, 3)
     """

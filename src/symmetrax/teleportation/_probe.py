@@ -13,10 +13,10 @@ from symmetrax._extras import explained
 from symmetrax._keys import check_key
 from symmetrax._programs import once, opened
 from symmetrax._tree import check_finite
+from symmetrax.objectives._base import Objective, squared_gradient_norm
+from symmetrax.search._orbit import Orbit, price
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.teleportation._guard import Guard
-from symmetrax.teleportation._objectives import Objective, squared_gradient_norm
-from symmetrax.teleportation._orbit import Orbit, price
 from symmetrax.teleportation._rounding import rounding
 from symmetrax.teleportation._teleport import GuardChoice, check_search, settled_guard
 
@@ -75,10 +75,10 @@ def teleport_gain(
     two samples.
 
     >>> import jax, jax.numpy as jnp, symmetrax as sx
-    >>> task, x = sx.booth(), jnp.array([5.0, -5.0])
+    >>> task, x = sx.tasks.booth(), jnp.array([5.0, -5.0])
     >>> bool(teleport_gain(task.loss, x, task.symmetry(), jax.random.key(0), bound=3.0).headroom > 1.2)
     True
-    >>> round_bowl = sx.generalized_booth([[1.0, 0.0], [0.0, 1.0]])  # every point of an orbit is as steep
+    >>> round_bowl = sx.tasks.generalized_booth([[1.0, 0.0], [0.0, 1.0]])  # equally steep along an orbit
     >>> found = teleport_gain(round_bowl.loss, x, round_bowl.symmetry(), jax.random.key(0), guard=None)
     >>> round(float(found.headroom), 3)
     1.0

@@ -24,10 +24,10 @@ class Jump(NamedTuple):
     """The displacement of a teleport, and whether it was accepted.
 
     `displacement` is `symmetry.displacement(a, w)`, zeros if refused; `defect` is the measured relative
-    change of the loss (-1 without a guard: not measured); `refused` is a code of `symmetrax.REFUSALS`.
+    change of the loss (-1 without a guard: not measured); `refused` is a code of `REFUSALS`.
 
     >>> import symmetrax as sx
-    >>> Jump._fields, sx.REFUSALS[0]
+    >>> Jump._fields, sx.teleportation.REFUSALS[0]
     (('displacement', 'defect', 'refused'), 'accepted')
     """
 

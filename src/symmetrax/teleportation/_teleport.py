@@ -16,14 +16,14 @@ from symmetrax._tree import check_finite
 from symmetrax.discovery._find import find_symmetries
 from symmetrax.discovery._found import Discovery
 from symmetrax.discovery._plan import GROUPS
+from symmetrax.groups._diagonal import AbstractGroup
+from symmetrax.objectives._base import Objective, squared_gradient_norm
+from symmetrax.search._closed_form import ClosedForm, has_closed_form
+from symmetrax.search._levelset import AbstractPointSearch
+from symmetrax.search._orbit import Orbit, price
+from symmetrax.search._searches import AbstractSearch, Ascent
 from symmetrax.symmetry._base import AbstractLieSymmetry
-from symmetrax.symmetry._groups import AbstractGroup
-from symmetrax.teleportation._closed_form import ClosedForm, has_closed_form
 from symmetrax.teleportation._guard import Guard
-from symmetrax.teleportation._levelset import AbstractPointSearch
-from symmetrax.teleportation._objectives import Objective, squared_gradient_norm
-from symmetrax.teleportation._orbit import Orbit, price
-from symmetrax.teleportation._search import AbstractSearch, Ascent
 from symmetrax.teleportation._step import TeleportStep, teleport_by, teleport_to
 
 #: A symmetry; None for searches that need none; or "auto" to find the symmetries of the loss.
@@ -44,7 +44,7 @@ class Teleport(NamedTuple):
 
     `algebra` holds the coordinates found by the search (empty for searches without a group), `defect` the
     relative change of the loss (-1 without a guard: not measured) and `refused` a code of
-    `symmetrax.REFUSALS`. `evaluations` is the number of gradients of the loss that the search spends, known
+    `REFUSALS`. `evaluations` is the number of gradients of the loss that the search spends, known
     before it runs; `before`, `after` and the guard's two losses are not counted. `found` is the result of
     `symmetry="auto"`, else None. `negligible` is True if the objective changed by at most 1e-3 of its value:
     the teleport did next to nothing.
@@ -89,7 +89,7 @@ def teleport(
     **Returns** the new parameters, unchanged if the guard refused, and a `Teleport` record.
 
     >>> import jax.numpy as jnp, symmetrax as sx
-    >>> task, x = sx.booth(), jnp.array([5.0, -5.0])
+    >>> task, x = sx.tasks.booth(), jnp.array([5.0, -5.0])
     >>> there, info = teleport(task.loss, x, task.symmetry(), guard=sx.Guard(jump=20.0))
     >>> bool(info.after > info.before), int(info.refused)
     (True, 0)
@@ -214,7 +214,7 @@ def check_search(
     Raises ValueError if there is nothing to search.
 
     >>> import symmetrax as sx
-    >>> check_search(sx.booth().symmetry(), None)
+    >>> check_search(sx.tasks.booth().symmetry(), None)
     Ascent(rate=0.1, bound=0.5, normalized=True, monotone=True)
     """
     if isinstance(search, AbstractPointSearch):
@@ -258,7 +258,7 @@ def default_guard(symmetry: AbstractLieSymmetry | None) -> Guard:
     the algebra. The bound on the jump is meant for pullbacks through steep maps.
 
     >>> import symmetrax as sx
-    >>> float(default_guard(sx.booth().symmetry()).jump)
+    >>> float(default_guard(sx.tasks.booth().symmetry()).jump)
     3.0
     """
     linear = symmetry is None or symmetry.linear

@@ -14,12 +14,8 @@ from symmetrax._numbers import check_whole
 from symmetrax._tree import anywhere, select
 from symmetrax.discovery._found import Discovery
 from symmetrax.discovery._plan import GROUPS
-from symmetrax.symmetry._base import AbstractLieSymmetry
-from symmetrax.symmetry._network import NetworkSymmetry
-from symmetrax.teleportation._guard import NOT_MEASURED, REFUSALS
-from symmetrax.teleportation._levelset import AbstractPointSearch
-from symmetrax.teleportation._objectives import Objective, squared_gradient_norm
-from symmetrax.teleportation._schedule import (
+from symmetrax.objectives._base import Objective, squared_gradient_norm
+from symmetrax.schedules._schedule import (
     Plateau,
     Progress,
     Schedule,
@@ -28,7 +24,11 @@ from symmetrax.teleportation._schedule import (
     settled,
     watched,
 )
-from symmetrax.teleportation._search import AbstractSearch
+from symmetrax.search._levelset import AbstractPointSearch
+from symmetrax.search._searches import AbstractSearch
+from symmetrax.symmetry._base import AbstractLieSymmetry
+from symmetrax.symmetry._network import NetworkSymmetry
+from symmetrax.teleportation._guard import NOT_MEASURED, REFUSALS
 from symmetrax.teleportation._teleport import (
     GuardChoice,
     SymmetryChoice,
@@ -48,8 +48,8 @@ class TeleportedState(NamedTuple):
     """State of `teleported`: the step count, the inner state, the last teleport and counts of all outcomes.
 
     `algebra` (zeros if no teleport was due, None for searches without a group), `defect` and `refused` are as
-    in `symmetrax.Teleport`. `outcomes[code]` counts the teleports that ended with each code of
-    `symmetrax.REFUSALS`: outcomes[0] were accepted, the others refused. `evaluations` counts the gradients
+    in `Teleport`. `outcomes[code]` counts the teleports that ended with each code of
+    `REFUSALS`: outcomes[0] were accepted, the others refused. `evaluations` counts the gradients
     spent by all searches so far, and `progress` is the memory of a `Plateau`. Read them with
     `optax.tree.get(state, "outcomes")`.
 
@@ -103,7 +103,7 @@ def teleported(
 
     The returned update is the whole displacement, teleport plus inner step, and needs the gradient at
     `params`. So apply it last in a chain, and put gradient clipping, masks and learning-rate schedules inside
-    `inner`. Each teleport costs its search (see `symmetrax.Teleport`), two losses for the guard, and one
+    `inner`. Each teleport costs its search (see `Teleport`), two losses for the guard, and one
     gradient at the new point. With an exact linear symmetry and an objective of the gradient alone, the
     gradient at `params` serves for the search and the step, and only the guard adds to the cost. A refused
     teleport leaves the parameters where they are; the state records the reason.
@@ -130,8 +130,8 @@ def teleported(
     arrays: in a new process, call `init` before you restore a saved state.
 
     >>> import jax, jax.numpy as jnp, optax, symmetrax as sx
-    >>> task = sx.booth(start=[5.0, -5.0])
-    >>> best = sx.Oracle()
+    >>> task = sx.tasks.booth(start=[5.0, -5.0])
+    >>> best = sx.search.Oracle()
     >>> optimizer = teleported(optax.sgd(1 / 18), task.symmetry(), search=best, schedule={0}, guard=None)
     >>> params = task.start
     >>> state = optimizer.init(params)

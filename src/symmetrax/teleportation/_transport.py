@@ -14,9 +14,9 @@ from jaxtyping import PyTree
 from symmetrax._tree import leaf_names
 from symmetrax.discovery._certify import as_pattern
 from symmetrax.discovery._plan import GROUPS, MATRICES
+from symmetrax.groups._diagonal import AbstractGroup, PositiveDiagonal
+from symmetrax.groups._matrices import GeneralLinear
 from symmetrax.symmetry._base import AbstractLieSymmetry
-from symmetrax.symmetry._groups import AbstractGroup, PositiveDiagonal
-from symmetrax.symmetry._matrix_groups import GeneralLinear
 from symmetrax.symmetry._network import NetworkSymmetry
 from symmetrax.symmetry._shift import LogitShift
 
@@ -105,7 +105,7 @@ def carry(
 
     >>> import jax.numpy as jnp, optax, symmetrax as sx
     >>> params = {"w1": jnp.array([[1.0]]), "w2": jnp.array([[1.0]])}
-    >>> symmetry = sx.mlp_symmetry(params, ["w1", "w2"])
+    >>> symmetry = sx.models.mlp_symmetry(params, ["w1", "w2"])
     >>> _, state = optax.sgd(1.0, momentum=0.9).update(params, optax.sgd(1.0, momentum=0.9).init(params))
     >>> double = symmetry.exp(jnp.log(jnp.array([2.0])))
     >>> trace = optax.tree.get(carry(state, symmetry, double, params), "trace")

@@ -49,7 +49,7 @@ def decrease_after_teleport(loss: Loss, x: PyTree, there: PyTree, rate: Number, 
     **Errors:** ValueError for points that are not finite. Source: section 3.1 of arXiv:2504.15399.
 
     >>> import jax.numpy as jnp, symmetrax as sx
-    >>> task = sx.booth()
+    >>> task = sx.tasks.booth()
     >>> x, there = jnp.array([5.0, -5.0]), jnp.array([-5.0, -3.0])
     >>> sides = decrease_after_teleport(task.loss, x, there, 1 / 18, 18.0)
     >>> bool(sides.applies)  # the loss there is larger than at x

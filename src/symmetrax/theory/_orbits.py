@@ -38,7 +38,7 @@ def flow_acceleration(
     **Errors:** ValueError for parameters that are not finite. Source: arXiv:2205.10637, section 4.
 
     >>> import jax.numpy as jnp, symmetrax as sx
-    >>> task = sx.booth()
+    >>> task = sx.tasks.booth()
     >>> x, symmetry = jnp.array([5.0, -5.0]), task.symmetry()
     >>> sides = flow_acceleration(task.loss, x, symmetry, symmetry.exp(jnp.array([0.5])))
     >>> print(f"{sides.left:.1f} {sides.right:.1f}")
@@ -64,7 +64,7 @@ def norm_kept(loss: Loss, params: PyTree, symmetry: AbstractSymmetry, element: P
     for gradient descent. Source: arXiv:2205.10637.
 
     >>> import jax.numpy as jnp, symmetrax as sx
-    >>> task = sx.generalized_booth([[2.0, 0.0], [0.0, 2.0]])
+    >>> task = sx.tasks.generalized_booth([[2.0, 0.0], [0.0, 2.0]])
     >>> x, symmetry = jnp.array([5.0, -5.0]), task.symmetry()
     >>> sides = norm_kept(task.loss, x, symmetry, symmetry.exp(jnp.array([0.5])))
     >>> print(f"{sides.left:.2f} {sides.right:.2f} {sides.applies}")
@@ -204,7 +204,7 @@ def leaves_critical(loss: Loss, x: Float[Array, " n"]) -> Float[Array, ""]:
     Source: definition 3.3 and proposition 3.4 of arXiv:2305.13404, in the form that one point can tell.
 
     >>> import jax.numpy as jnp, symmetrax as sx
-    >>> leaves_critical(sx.booth().loss, jnp.array([-5.0, 3.0])).item()
+    >>> leaves_critical(sx.tasks.booth().loss, jnp.array([-5.0, 3.0])).item()
     0.0
     """
     check_numbers("x", x)

@@ -13,8 +13,8 @@ from jaxtyping import Array, Bool, Float
 
 from symmetrax._matrices import SLACK, floating, vector
 from symmetrax._tree import safe_norm
+from symmetrax.groups._matrices import matvec
 from symmetrax.symmetry._maps import Affine
-from symmetrax.symmetry._matrix_groups import matvec
 from symmetrax.symmetry._pullback import Pullback
 from symmetrax.theory._sides import Sides, check_numbers, judged
 

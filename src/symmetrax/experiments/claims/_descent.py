@@ -9,11 +9,11 @@ import numpy as np
 
 from symmetrax import theory
 from symmetrax.experiments.claims._claim import Claim, Split
-from symmetrax.symmetry._matrix_groups import GeneralLinear, SpecialOrthogonal
-from symmetrax.symmetry._models import mlp_symmetry
+from symmetrax.groups._matrices import GeneralLinear, SpecialOrthogonal
+from symmetrax.models._ready import mlp_symmetry
+from symmetrax.search._searches import Oracle
 from symmetrax.tasks._families import make_family
 from symmetrax.tasks._plane import PlaneFamily, booth, rosenbrock
-from symmetrax.teleportation._search import Oracle
 from symmetrax.teleportation._teleport import teleport
 
 DRAWS = 200

@@ -8,10 +8,10 @@ import numpy as np
 
 from symmetrax._tree import safe_norm
 from symmetrax.experiments.claims._claim import Claim
+from symmetrax.search._searches import Oracle
 from symmetrax.symmetry._maps import Affine
 from symmetrax.tasks._families import make_family
 from symmetrax.tasks._plane import PlaneFamily, SumOfSquares, booth, generalized_booth, rosenbrock
-from symmetrax.teleportation._search import Oracle
 from symmetrax.teleportation._teleport import teleport
 
 DRAWS = 1000

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from symmetrax.experiments.claims._claim import Claim, Split
+from symmetrax.groups._diagonal import Permutation, PositiveDiagonal
+from symmetrax.groups._matrices import GeneralLinear, SpecialOrthogonal
+from symmetrax.models._ready import MakeGroup, mlp_symmetry
 from symmetrax.symmetry._activation import ActivationGL
-from symmetrax.symmetry._groups import Permutation, PositiveDiagonal
-from symmetrax.symmetry._matrix_groups import GeneralLinear, SpecialOrthogonal
-from symmetrax.symmetry._models import MakeGroup, mlp_symmetry
 
 WIDTHS = (5, 6, 7, 3)
 NAMES = ("w1", "w2", "w3")

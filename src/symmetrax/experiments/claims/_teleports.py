@@ -10,10 +10,10 @@ import optax
 
 from symmetrax._tree import safe_norm
 from symmetrax.experiments.claims._claim import Claim
+from symmetrax.search._levelset import LevelSet
+from symmetrax.search._searches import Oracle
 from symmetrax.symmetry._maps import Affine
 from symmetrax.tasks._plane import SumOfSquares, booth, generalized_booth, rosenbrock
-from symmetrax.teleportation._levelset import LevelSet
-from symmetrax.teleportation._search import Oracle
 from symmetrax.teleportation._teleport import teleport
 from symmetrax.teleportation._transform import teleported
 

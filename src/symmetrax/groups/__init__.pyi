@@ -1,0 +1,9 @@
+from ._diagonal import AbstractGroup as AbstractGroup
+from ._diagonal import NonzeroDiagonal as NonzeroDiagonal
+from ._diagonal import Permutation as Permutation
+from ._diagonal import PositiveDiagonal as PositiveDiagonal
+from ._diagonal import SignDiagonal as SignDiagonal
+from ._matrices import GeneralLinear as GeneralLinear
+from ._matrices import Orthogonal as Orthogonal
+from ._matrices import ScaledRotation as ScaledRotation
+from ._matrices import SpecialOrthogonal as SpecialOrthogonal

@@ -1,0 +1,13 @@
+from ._curriculum import CurriculumTrained as CurriculumTrained
+from ._curriculum import Stage as Stage
+from ._curriculum import curriculum_train as curriculum_train
+from ._estimators import AbstractMetaGradient as AbstractMetaGradient
+from ._estimators import TruncatedBPTT as TruncatedBPTT
+from ._estimators import loss_weights as loss_weights
+from ._evolution import PES as PES
+from ._horizon import RandomHorizon as RandomHorizon
+from ._imitation import Imitation as Imitation
+from ._loop import MetaTrained as MetaTrained
+from ._loop import Progress as Progress
+from ._loop import meta_train as meta_train
+from ._stopping import EarlyStopping as EarlyStopping

@@ -1,0 +1,5 @@
+"""Ready-made symmetries of common layers: perceptrons, attention, residual networks and others."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

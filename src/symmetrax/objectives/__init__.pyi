@@ -1,0 +1,15 @@
+from ._base import AbstractGradientObjective as AbstractGradientObjective
+from ._base import AbstractObjective as AbstractObjective
+from ._base import AbstractOrbitObjective as AbstractOrbitObjective
+from ._base import GradientNorm as GradientNorm
+from ._base import LookaheadLoss as LookaheadLoss
+from ._base import OrbitDerivatives as OrbitDerivatives
+from ._base import cost_of as cost_of
+from ._base import negate as negate
+from ._base import orbit_derivative as orbit_derivative
+from ._base import squared_gradient_norm as squared_gradient_norm
+from ._data_dependent import FeatureGradientNorm as FeatureGradientNorm
+from ._landscape import Curvature as Curvature
+from ._landscape import GuaranteedDecrease as GuaranteedDecrease
+from ._landscape import NegativeParameterNorm as NegativeParameterNorm
+from ._landscape import Sharpness as Sharpness

@@ -1,0 +1,15 @@
+from ._closed_form import ClosedForm as ClosedForm
+from ._curves import CurvatureStep as CurvatureStep
+from ._levelset import AbstractPointSearch as AbstractPointSearch
+from ._levelset import Arrival as Arrival
+from ._levelset import LevelSet as LevelSet
+from ._nullspace import NullSpace as NullSpace
+from ._nullspace import patches as patches
+from ._orbit import Orbit as Orbit
+from ._searches import AbstractSearch as AbstractSearch
+from ._searches import Ascent as Ascent
+from ._searches import GoldenSection as GoldenSection
+from ._searches import Grid as Grid
+from ._searches import Oracle as Oracle
+from ._searches import Random as Random
+from ._searches import SinusoidPeak as SinusoidPeak

@@ -1,0 +1,212 @@
+"""The squared norm of a tree along an orbit, with everything summed out that no group element changes.
+
+For an exact linear action, ||a.G||^2 as a function of the element `a` depends on little of the tree G: row
+and column sums of squares for scalings, Gram matrices for general linear groups. Once reduced like this, a
+single gradient gives its squared norm everywhere on the orbit at the cost of a few small products.
+"""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from symmetrax._tree import magnitude, replicated, scaled, squared_norm, squares, total, widened
+from symmetrax.groups._diagonal import AbstractGroup, NonzeroDiagonal, PositiveDiagonal
+from symmetrax.groups._matrices import GeneralLinear, ScaledRotation
+from symmetrax.symmetry._network import NetworkSymmetry, apply
+from symmetrax.symmetry._walk import Touch
+
+Kind = Literal["squares", "gram", "whole"]
+
+#: Groups whose first coordinates are logarithms of scales and that change squares in no other way.
+SCALINGS = (PositiveDiagonal, NonzeroDiagonal, ScaledRotation)
+
+
+class Block(eqx.Module):
+    """A block of an array, reduced to sums of squares.
+
+    "squares": squares, summed over the axes that no group element stretches. "gram": the Gram matrices of the
+    only axis that is acted on. "whole": the block itself.
+    """
+
+    kind: Kind = eqx.field(static=True)
+    array: Array
+    touches: tuple[Touch, ...] = eqx.field(static=True)
+
+
+class Energies(eqx.Module):
+    """||act(a, tree)||^2, or ||act(dual(a), tree)||^2 with `dual`, as a function of a = exp(coordinates).
+
+    Compact groups do not change it; `spaces` are the others. All sums are taken over the tree divided by
+    `scale`, a power of two near its largest entry, so that no square overflows or underflows.
+
+    >>> import jax.numpy as jnp, symmetrax as sx
+    >>> params = {"w1": jnp.array([[3.0, 4.0]]), "w2": jnp.array([[2.0]])}
+    >>> scaling = {"h": sx.groups.PositiveDiagonal(1)}
+    >>> symmetry = sx.NetworkSymmetry(scaling, {"w1": "h _", "w2": "_ h*"}, like=params)
+    >>> energies = Energies.of(symmetry, params, dual=False)
+    >>> print(energies(jnp.log(jnp.array([2.0]))))  # 4 * 25 + 4 / 4
+    101.0
+    """
+
+    symmetry: NetworkSymmetry
+    scale: Float[Array, ""]
+    constant: Float[Array, ""]
+    blocks: tuple[Block, ...]
+    dual: bool = eqx.field(static=True)
+
+    @classmethod
+    def of(cls, symmetry: NetworkSymmetry, tree: PyTree, *, dual: bool) -> "Energies":
+        """Reduces a tree: a gradient (`dual=True`), or parameters."""
+        numbers = eqx.filter(tree, eqx.is_inexact_array)
+        scale = magnitude(numbers)
+        blocks: list[Block] = []
+        constants: list[Array] = []
+
+        def collect(x: Array, touches: tuple[Touch, ...]) -> Array:
+            stretching = tuple(t for t in touches if stretches(symmetry.spaces[t.word.name]))
+            if stretching:
+                blocks.append(_reduce(symmetry, x, stretching))
+            else:
+                constants.append(squared_norm(x))
+            return jnp.zeros_like(x)
+
+        untouched = symmetry.visit(scaled(numbers, scale), collect)
+        return cls(symmetry, scale, total([squared_norm(untouched), *constants]), tuple(blocks), dual)
+
+    @property
+    def spaces(self) -> tuple[str, ...]:
+        """The spaces whose elements change the norm."""
+        return tuple(name for name, group in self.symmetry.spaces.items() if stretches(group))
+
+    @property
+    def coupled(self) -> bool:
+        """Whether two of them act on a common array, so that the optimum of each depends on the others."""
+        return any(len(block.touches) > 1 for block in self.blocks)
+
+    def __call__(self, coordinates: Float[Array, " k"]) -> Float[Array, ""]:
+        return self.relative(coordinates) * self.scale * self.scale
+
+    def relative(self, coordinates: Float[Array, " k"]) -> Float[Array, ""]:
+        """The squared norm in units of `scale`^2, finite wherever the norm itself is finite."""
+        parts, terms = self.symmetry.split(coordinates), [self.constant]
+        for block in self.blocks:
+            if block.kind == "gram":
+                (touch,) = block.touches
+                matrix = self._matrix(touch, parts[touch.word.name])
+                moved = jnp.matmul(matrix, block.array, precision="highest")
+                terms.append(jnp.sum(moved * matrix))
+            else:
+                array = self._moved(block, block.touches, parts)
+                terms.append(jnp.sum(array if block.kind == "squares" else squares(array)))
+        return total(terms)
+
+    def share(self, space: str, parts: dict[str, Array]) -> Iterator[tuple[Touch, float, Array]]:
+        """Yields the touch, exponent, and squares or Gram matrices of each array that `space` acts on.
+
+        The other spaces are at `parts`. A scaling s = exp(t) contributes
+        sum(squares * exp(2 * exponent * t)), with squares of shape (*per, size); a matrix g contributes
+        tr(g' g Gram), or tr((g' g)^-1 Gram) where the exponent is -1.
+        """
+        for block in self.blocks:
+            mine = [touch for touch in block.touches if touch.word.name == space]
+            if len(mine) > 1:
+                raise ValueError(
+                    f"An array touches the space {space!r} on {len(mine)} axes: there is no closed form for "
+                    "that. Use Ascent()."
+                )
+            for touch in mine:
+                others = tuple(other for other in block.touches if other is not touch)
+                array = self._moved(block, others, parts)
+                yield (
+                    touch,
+                    self._exponent(touch),
+                    _unfold(block.kind, self.symmetry.spaces[space], array, touch),
+                )
+
+    def _exponent(self, touch: Touch) -> float:
+        return -touch.exponent if self.dual else touch.exponent
+
+    def _matrix(self, touch: Touch, part: Array) -> Array:
+        """Returns the matrix that a general linear element multiplies by at this touch."""
+        group = self.symmetry.spaces[touch.word.name]
+        element = group.exp(part if touch.word.index is None else part[touch.taken])
+        return element[0] if self._exponent(touch) > 0 else element[1]
+
+    def _moved(self, block: Block, touches: tuple[Touch, ...], parts: dict[str, Array]) -> Array:
+        array = block.array
+        for touch in touches:
+            group, part = self.symmetry.spaces[touch.word.name], parts[touch.word.name]
+            if block.kind == "squares":
+                logs = _logs(group, part)
+                logs = logs if touch.word.index is None else logs[touch.taken]
+                array = array * jnp.exp(2 * self._exponent(touch) * _along(logs, touch, array.ndim))
+            else:
+                element = group.exp(part)
+                array = apply(group, group.dual(element) if self.dual else element, array, touch)
+        return array
+
+
+def stretches(group: AbstractGroup) -> bool:
+    """Returns whether elements of the group change norms.
+
+    >>> import symmetrax as sx
+    >>> stretches(sx.groups.PositiveDiagonal(3)), stretches(sx.groups.Orthogonal(3))
+    (True, False)
+    """
+    return not group.compact
+
+
+def _reduce(symmetry: NetworkSymmetry, x: Array, touches: tuple[Touch, ...]) -> Block:
+    groups = [symmetry.spaces[touch.word.name] for touch in touches]
+    if all(isinstance(group, SCALINGS) for group in groups):
+        kept = {axis for touch in touches for axis in (*touch.indices, touch.axis)}
+        kept -= {
+            t.axis for t, group in zip(touches, groups, strict=True) if isinstance(group, ScaledRotation)
+        }
+        free = tuple(axis for axis in range(x.ndim) if axis not in kept)
+        return Block("squares", replicated(jnp.sum(squares(x), axis=free, keepdims=True)), touches)
+    x = replicated(x)
+    if len(touches) == 1 and isinstance(groups[0], GeneralLinear):
+        return Block("gram", _gram(x, touches[0]), touches)
+    return Block("whole", x, touches)
+
+
+def _unfold(kind: Kind, group: AbstractGroup, array: Array, touch: Touch) -> Array:
+    """Squares of shape (*per, size), or Gram matrices, of the part of an array that one space acts on."""
+    if kind == "gram":
+        return array
+    if isinstance(group, GeneralLinear):
+        return _gram(array, touch)
+    energy = array if kind == "squares" else squares(array)
+    if isinstance(group, ScaledRotation):
+        energy = jnp.sum(energy, axis=touch.axis, keepdims=True)
+    axes = (*touch.indices, touch.axis)
+    front = jnp.moveaxis(energy, axes, range(len(axes)))
+    return jnp.sum(front.reshape(*front.shape[: len(axes)], -1), axis=-1)
+
+
+def _gram(x: Array, touch: Touch) -> Array:
+    axes = (*touch.indices, touch.axis)
+    front = jnp.moveaxis(widened(x), axes, range(len(axes)))
+    flat = front.reshape(*front.shape[: len(axes)], -1)
+    if jnp.iscomplexobj(flat):  # a real matrix multiplies both parts
+        flat = jnp.concatenate([flat.real, flat.imag], axis=-1)
+    return jnp.einsum("...ir,...jr->...ij", flat, flat, precision="highest")
+
+
+def _logs(group: AbstractGroup, part: Array) -> Array:
+    """Logarithms of the scales at these coordinates, of shape (*per, size or 1)."""
+    return part[..., :1] if isinstance(group, ScaledRotation) else part
+
+
+def _along(logs: Array, touch: Touch, ndim: int) -> Array:
+    """Broadcasts `logs`, whose axes are the axes of `touch`, to an array with `ndim` axes."""
+    axes = (*touch.indices, touch.axis)
+    order = sorted(range(len(axes)), key=axes.__getitem__)
+    shape = [1] * ndim
+    for k, axis in enumerate(axes):
+        shape[axis] = logs.shape[k]
+    return jnp.transpose(logs, order).reshape(shape)

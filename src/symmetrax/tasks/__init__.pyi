@@ -1,0 +1,17 @@
+from ._base import AbstractTask as AbstractTask
+from ._base import AbstractTaskFamily as AbstractTaskFamily
+from ._families import family_names as family_names
+from ._families import make_family as make_family
+from ._networks import MLP as MLP
+from ._plane import PlaneFamily as PlaneFamily
+from ._plane import SumOfSquares as SumOfSquares
+from ._plane import booth as booth
+from ._plane import generalized_booth as generalized_booth
+from ._plane import generalized_rosenbrock as generalized_rosenbrock
+from ._plane import rosenbrock as rosenbrock
+from ._regression import Regression as Regression
+from ._regression import RegressionFamily as RegressionFamily
+from ._scaled import RandomlyScaled as RandomlyScaled
+from ._scaled import ScaledTask as ScaledTask
+from ._supervised import Classification as Classification
+from ._supervised import ImageFamily as ImageFamily

@@ -1,0 +1,11 @@
+from ._guard import REFUSALS as REFUSALS
+from ._guard import Guard as Guard
+from ._online import OnlineState as OnlineState
+from ._online import online_teleported as online_teleported
+from ._probe import Gain as Gain
+from ._probe import teleport_gain as teleport_gain
+from ._teleport import Teleport as Teleport
+from ._teleport import teleport as teleport
+from ._transform import TeleportedState as TeleportedState
+from ._transform import TeleportedTransformation as TeleportedTransformation
+from ._transform import teleported as teleported
