@@ -120,7 +120,7 @@ def zoo() -> None:
             counts[name] = counts.get(name, 0) + 1
         said = ", ".join(f"{name}" + (f" ({count})" if count > 1 else "") for name, count in counts.items())
         certificates = [one.certificate for one in found]
-        worst = max(c.defect for c in certificates), max(c.gradient for c in certificates)
+        worst = max(c.loss_change for c in certificates), max(c.gradient for c in certificates)
         gap = min(one.gap[1] for one in found)
         print(f"| {row.name} | {said} | {worst[0]:.0e}, {worst[1]:.0e} | {gap:.0e} | {found.evaluations} |")
 

@@ -14,7 +14,7 @@ import symmetrax as sx
 import torch_baseline
 import torch_networks as baseline
 from parity import GRADIENT_TOLERANCE, LOSS_TOLERANCE, named_weights
-from torch_networks import RATES, REACH, SIZE
+from torch_networks import MAX_NORM, RATES, SIZE
 from workload import UNROLL, Workload
 
 #: Width of the LSTMs: what each of them emits. "algebra" is T, "step" an update, "rate" a step size.
@@ -40,7 +40,7 @@ def make_workload(width: int, tasks: int) -> Workload:
             2 * SIZE**2,
             emits=[emitted[name] for name in heads if name in emitted],
             algebra=heads.get("algebra", 0),
-            reach=REACH,
+            max_norm=MAX_NORM,
             fixed=True,
             rates=RATES,
             width=width,
@@ -54,8 +54,8 @@ def make_workload(width: int, tasks: int) -> Workload:
     rule = sx.UpdateRule(teleports=jnp.ones(UNROLL, bool), guard=None)
     estimator = sx.metatrain.TruncatedBPTT(family, rule, UNROLL, UNROLL, tasks)
     joined = sx.learned.Joint(tuple(networks))
-    crew = jax.jit(lambda network: estimator.init(network, jax.random.key(1), None))(joined)
-    return Workload(estimator, joined, crew)
+    rollouts = jax.jit(lambda network: estimator.init(network, jax.random.key(1), None))(joined)
+    return Workload(estimator, joined, rollouts)
 
 
 def to_torch(work: Workload, width: int, tasks: int) -> tuple[list[baseline.Network], baseline.Tasks]:
@@ -72,8 +72,8 @@ def to_torch(work: Workload, width: int, tasks: int) -> tuple[list[baseline.Netw
             x = x[..., 0] if tasks == 1 else np.moveaxis(x, -1, 0)
         return torch.tensor(np.ascontiguousarray(np.swapaxes(x, -1, -2) if transpose else x))
 
-    x, y = (tensor(part, transpose=True) for part in work.crew.drawn)
-    params = work.crew.carry.params
+    x, y = (tensor(part, transpose=True) for part in work.rollouts.drawn)
+    params = work.rollouts.carry.params
     return networks, baseline.Tasks(x, y, (tensor(params["w1"], False), tensor(params["w2"], False)))
 
 
@@ -85,8 +85,8 @@ def _weights(network: Any) -> dict[str, np.ndarray]:
 
 def check(work: Workload, width: int, tasks: int) -> dict[str, float]:
     """Relative differences of meta-loss and meta-gradient on both sides; raises if they are too large."""
-    step = eqx.filter_jit(lambda network, crew: work.estimator.step(network, crew, None, None)[:2])  # pyright: ignore
-    loss, gradient = step(work.network, work.crew)
+    step = eqx.filter_jit(lambda network, rollouts: work.estimator.step(network, rollouts, None, None)[:2])  # pyright: ignore
+    loss, gradient = step(work.network, work.rollouts)
     networks, theirs = to_torch(work, width, tasks)
     value = baseline.meta_loss(networks, theirs, UNROLL)
     value.backward()

@@ -57,11 +57,11 @@ def to_torch(work: Workload) -> tuple[baseline.Optimizer, baseline.Tasks]:
 
     def last_axis(x: Any) -> torch.Tensor:
         x = np.array(x)
-        return torch.tensor(x if work.crew.carry.value.ndim else x[..., None])
+        return torch.tensor(x if work.rollouts.carry.value.ndim else x[..., None])
 
-    h = work.crew.drawn
+    h = work.rollouts.drawn
     a, b, c, d = (last_axis(x) for x in (h.a, h.b, h.c[0], h.d))
-    return network, baseline.Tasks(a, b, c, d, last_axis(work.crew.carry.params).T.contiguous())
+    return network, baseline.Tasks(a, b, c, d, last_axis(work.rollouts.carry.params).T.contiguous())
 
 
 def check(work: Workload) -> dict[str, float]:
@@ -85,8 +85,8 @@ def check(work: Workload) -> dict[str, float]:
 
 def _difference(work: Workload, network: baseline.Optimizer, tasks: baseline.Tasks) -> tuple[float, float]:
     ours = with_weights(work.network, baseline.get_weights(network))
-    step = eqx.filter_jit(lambda network, crew: work.estimator.step(network, crew, None, None)[:2])  # pyright: ignore
-    loss, gradient = step(ours, work.crew)
+    step = eqx.filter_jit(lambda network, rollouts: work.estimator.step(network, rollouts, None, None)[:2])  # pyright: ignore
+    loss, gradient = step(ours, work.rollouts)
     value = baseline.meta_loss(network, tasks, UNROLL)
     value.backward()
     theirs = baseline.get_weights(network, gradients=True)

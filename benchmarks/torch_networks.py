@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-SIZE, REACH, RATES, SLOPE = 20, 0.01, (1e-7, 5e-3), 0.1
+SIZE, MAX_NORM, RATES, SLOPE = 20, 0.01, (1e-7, 5e-3), 0.1
 
 
 class Tasks(NamedTuple):
@@ -50,9 +50,9 @@ def loss(tasks: Tasks, w1: Tensor, w2: Tensor) -> Tensor:
 
 
 def teleport(tasks: Tasks, w1: Tensor, w2: Tensor, algebra: Tensor, inverse: Tensor | None):
-    """The weights moved by exp(`algebra`), made REACH long; `inverse` is X^+, if it is known."""
+    """The weights moved by exp(`algebra`), made MAX_NORM long; `inverse` is X^+, if it is known."""
     t = algebra.unflatten(-1, (SIZE, SIZE))
-    t = t * (REACH / torch.linalg.vector_norm(t, dim=(-2, -1), keepdim=True))
+    t = t * (MAX_NORM / torch.linalg.vector_norm(t, dim=(-2, -1), keepdim=True))
     even = torch.eye(SIZE) + t @ t / 2
     features = (even + t) @ nn.functional.leaky_relu(w1 @ tasks.x, SLOPE)
     before = torch.where(features > 0, features, features / SLOPE)

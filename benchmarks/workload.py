@@ -21,11 +21,11 @@ RATE = 1e-6
 
 
 class Workload(NamedTuple):
-    """A network to train, and tasks underway; `crew` has the task as its last axis, or no axis for one."""
+    """A network to train, and tasks underway: `rollouts`, with the task as last axis, or without for one."""
 
     estimator: sx.metatrain.TruncatedBPTT
     network: Any
-    crew: Any
+    rollouts: Any
 
 
 class Program(NamedTuple):
@@ -46,11 +46,11 @@ def make_workload(tasks: int) -> Workload:
     # Recomputing steps in the backward pass is faster here, at one task and at a thousand.
     estimator = sx.metatrain.TruncatedBPTT(family, rule, UNROLL, UNROLL, 4 * tasks, remat=True)
     network = sx.learned.FlatGradientLSTM(2, algebra=1, width=WIDTH, key=jax.random.key(0))
-    crew = estimator.init(network, jax.random.key(1), None)
-    steep = np.minimum(np.abs(crew.drawn.a), np.abs(crew.drawn.c[0]))
+    rollouts = estimator.init(network, jax.random.key(1), None)
+    steep = np.minimum(np.abs(rollouts.drawn.a), np.abs(rollouts.drawn.c[0]))
     kept = np.argsort(steep)[-tasks:]
-    crew = jax.tree.map(lambda x: x[..., kept[0] if tasks == 1 else kept], crew)
-    return Workload(dataclasses.replace(estimator, tasks=tasks), network, crew)
+    rollouts = jax.tree.map(lambda x: x[..., kept[0] if tasks == 1 else kept], rollouts)
+    return Workload(dataclasses.replace(estimator, tasks=tasks), network, rollouts)
 
 
 def build(work: Workload, *, meta_steps: int, devices: int = 1) -> Program:
@@ -60,8 +60,8 @@ def build(work: Workload, *, meta_steps: int, devices: int = 1) -> Program:
     """
     optimizer = optax.adam(RATE)
 
-    def meta_step(network, outer, crew):
-        loss, gradient, _ = work.estimator.step(network, crew, jax.random.key(2), None)
+    def meta_step(network, outer, rollouts):
+        loss, gradient, _ = work.estimator.step(network, rollouts, jax.random.key(2), None)
         if devices > 1:
             # One message for all of it.
             flat, unravel = ravel_pytree((loss, gradient))
@@ -69,32 +69,32 @@ def build(work: Workload, *, meta_steps: int, devices: int = 1) -> Program:
         updates, outer = optimizer.update(gradient, outer, network)
         return optax.apply_updates(network, updates), outer, loss
 
-    def many(network, outer, crew):
+    def many(network, outer, rollouts):
         def body(carry, _):
-            network, outer, loss = meta_step(carry[0], carry[1], crew)
+            network, outer, loss = meta_step(carry[0], carry[1], rollouts)
             return (network, outer), loss
 
         (network, outer), losses = jax.lax.scan(body, (network, outer), None, length=meta_steps)
         return network, outer, losses[-1]
 
-    network, outer, crew = work.network, optimizer.init(cast(Any, work.network)), work.crew
+    network, outer, rollouts = work.network, optimizer.init(cast(Any, work.network)), work.rollouts
     program: Callable = many
     if devices > 1:
         mesh = jax.make_mesh((devices,), ("tasks",))
         whole = PartitionSpec()
-        last = jax.tree.map(lambda x: PartitionSpec(*[None] * (x.ndim - 1), "tasks"), crew)
+        last = jax.tree.map(lambda x: PartitionSpec(*[None] * (x.ndim - 1), "tasks"), rollouts)
         ends = {"in_specs": (whole, whole, last), "out_specs": (whole, whole, whole)}
         program = jax.shard_map(many, mesh=mesh, check_vma=False, **ends)
         network, outer = jax.device_put((network, outer), NamedSharding(mesh, whole))
-        crew = jax.device_put(crew, jax.tree.map(lambda spec: NamedSharding(mesh, spec), last))
+        rollouts = jax.device_put(rollouts, jax.tree.map(lambda spec: NamedSharding(mesh, spec), last))
     began = time.perf_counter()
-    compiled = jax.jit(program).lower(network, outer, crew).compile()
+    compiled = jax.jit(program).lower(network, outer, rollouts).compile()
     compile_seconds = time.perf_counter() - began
 
     def run() -> jax.Array:
         nonlocal network, outer
         # Blocking every time: sharded programs that queue up can deadlock on few cores.
-        network, outer, loss = jax.block_until_ready(compiled(network, outer, crew))
+        network, outer, loss = jax.block_until_ready(compiled(network, outer, rollouts))
         return loss
 
     return Program(run, meta_steps, compile_seconds)

@@ -99,10 +99,10 @@ def test_help_says_something_of_every_option(capsys, command):
 
 
 def test_a_run_that_is_refused_leaves_no_folder(tmp_path, monkeypatch):
-    def refused(*_):
+    def outcome(*_):
         raise ValueError("no images")
 
-    monkeypatch.setattr(plane, "run", refused)
+    monkeypatch.setattr(plane, "run", outcome)
     with pytest.raises(ValueError, match="no images"):
         run_experiment("fig3", "quick", tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
@@ -205,7 +205,7 @@ def test_evaluate_takes_a_family_of_ones_own_and_joined_networks(model, capsys):
     main(["evaluate", str(path), "--family", "mymodel:tiny", "--steps", "3", "--tasks", "5"])
     printed = capsys.readouterr().out
     assert "both[1].safetensors on mymodel:tiny: loss after 3 steps" in printed
-    assert "refused" in printed  # as every column that has something to tell
+    assert "rejected" in printed  # as every column that has something to tell
     assert "grads" not in printed
     assert "0 to inf" not in printed
 

@@ -151,7 +151,7 @@ def test_a_logit_shift_is_found_where_the_parameters_are_least(float64):
     there, info = sx.teleport(
         loss, params, symmetry, batch, objective=sx.objectives.NegativeParameterNorm(), search=search
     )
-    assert info.refused == 0
+    assert info.outcome == 0
     for name in ("last", "bias"):
         np.testing.assert_allclose(np.mean(there[name], axis=0), 0, atol=1e-14)
         np.testing.assert_allclose(there[name], params[name] - np.mean(params[name], axis=0), rtol=1e-12)

@@ -226,13 +226,13 @@ def test_scalings_are_exact_in_every_precision_and_broken_ones_in_none(name, kin
         lambda p: 1e-30 * loss(p, 0.0), params, KEY, groups=[sx.groups.PositiveDiagonal]
     )
     assert [(one.group.size, one.certificate.outcome) for one in found] == [(5, "exact")], str(found)
-    assert found[0].certificate.defect <= 1e-9
+    assert found[0].certificate.loss_change <= 1e-9
     assert not any("computed" in note or "double" in note for note in found.notes)
     broken = sx.find_symmetries(
         lambda p: loss(p, 1e-3) + 1e4, params, KEY, groups=[sx.groups.PositiveDiagonal]
     )
     assert not broken.exact, str(broken)
-    assert all(one.certificate.defect > 1e-7 for one in broken)
+    assert all(one.certificate.loss_change > 1e-7 for one in broken)
 
 
 @pytest.mark.parametrize("factor", [1e-30, 1e30])
@@ -243,7 +243,9 @@ def test_units_do_not_matter(factor):
     )
     assert plain == other
     for one, two in zip(plain, other, strict=True):
-        np.testing.assert_allclose(one.certificate.defect, two.certificate.defect, rtol=1e-3, atol=1e-12)
+        np.testing.assert_allclose(
+            one.certificate.loss_change, two.certificate.loss_change, rtol=1e-3, atol=1e-12
+        )
 
 
 def test_what_code_outside_of_jax_computes_is_no_more_than_single_precision():

@@ -76,9 +76,9 @@ def test_every_teleport_is_measured_and_exact(ran):
     """The defect is the relative change of the loss; the last teleports are those of steps 1, 2, 3."""
     arms = ran[1]["groups"]["digits"]["arms"]
     for name in ("lr-tele-momentum", "lr-tele-momentum-random", "lr-tele-momentum-constant"):
-        assert arms[name]["refused"] == 0.0, name
-        assert 0 <= arms[name]["defect_max"] < 1e-5, name
-    assert "refused" not in arms["lr-tele-momentum-off"]
+        assert arms[name]["rejected"] == 0.0, name
+        assert 0 <= arms[name]["loss_change_max"] < 1e-5, name
+    assert "rejected" not in arms["lr-tele-momentum-off"]
     with np.load(ran[0] / "digits-runs.npz", allow_pickle=False) as arrays:
         assert arrays["lr-tele-momentum.loss"].shape == (2, 4, 5)
 

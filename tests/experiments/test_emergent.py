@@ -47,7 +47,7 @@ def descent(rate: float, momentum: float, shape: tuple[int, int, int] = (2, 20, 
     told["loss"].append(0.5 * np.sum(scale * x**2, axis=-1))
     tracks = {name: np.stack(values, axis=2) for name, values in told.items()}
     nothing = np.zeros(shape)
-    return {**tracks, "gate": nothing - 1, "algebra": nothing, "refused": nothing, "oracle": nothing * np.nan}
+    return {**tracks, "gate": nothing - 1, "algebra": nothing, "outcome": nothing, "oracle": nothing * np.nan}
 
 
 def test_descent_has_slope_one_no_momentum_and_no_clipping():

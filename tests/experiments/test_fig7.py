@@ -95,9 +95,9 @@ def test_the_learning_curve_is_stored_with_the_run(ran):
 def test_teleports_are_in_the_results_with_their_defect(ran):
     """C9: applied teleports keep the loss, or are counted as refused."""
     arm = ran[1]["groups"]["uniform"]["arms"]["lr-tele-momentum"]
-    assert arm["refused"] < 0.05
-    assert 0 <= arm["defect_median"] < 1e-5
-    assert "refused" not in ran[1]["groups"]["uniform"]["arms"]["lr-momentum"]
+    assert arm["rejected"] < 0.05
+    assert 0 <= arm["loss_change_median"] < 1e-5
+    assert "rejected" not in ran[1]["groups"]["uniform"]["arms"]["lr-momentum"]
     fresh = ran[1]["fresh"]["uniform"]
     assert fresh["lr-tele-momentum"]["low"] <= fresh["lr-tele-momentum"]["high"]
     assert fresh["lr-tele-momentum-off"]["median"] > 0
@@ -187,19 +187,19 @@ def test_what_was_learned_leaves_out_the_first_step_and_what_diverged():
 
 def test_refused_teleports_are_counted_and_do_not_count_as_applied():
     rule = sx.UpdateRule.at((0, 2), 3, guard=sx.Guard())
-    told = {name: np.zeros((1, 2, 3)) for name in ("refused", "defect", "length")}
-    told["refused"][0, 1, 2] = 3
-    told["defect"][0, 0] = [1e-7, -1, 3e-7]
-    told["defect"][0, 1] = [2e-7, -1, 0.5]
+    told = {name: np.zeros((1, 2, 3)) for name in ("outcome", "loss_change", "length")}
+    told["outcome"][0, 1, 2] = 3
+    told["loss_change"][0, 0] = [1e-7, -1, 3e-7]
+    told["loss_change"][0, 1] = [2e-7, -1, 0.5]
     found = facts(Ran(np.ones((1, 2, 4)), told, {}, 1.0), rule)
-    assert found["refused"] == 0.25
-    assert found["defect_max"] == 3e-7
-    assert found["defect_median"] == pytest.approx(2e-7)
+    assert found["rejected"] == 0.25
+    assert found["loss_change_max"] == 3e-7
+    assert found["loss_change_median"] == pytest.approx(2e-7)
     assert found["told"] == {"length": [0.0, 0.0, 0.0]}
     # To the letter, algorithm 3 teleports at every step.
-    told["defect"][told["defect"] < 0] = 1e-7
+    told["loss_change"][told["loss_change"] < 0] = 1e-7
     found = facts(Ran(np.ones((1, 2, 4)), told, {}, 1.0), dataclasses.replace(rule, as_printed=True))
-    assert found["refused"] == pytest.approx(1 / 6)
+    assert found["rejected"] == pytest.approx(1 / 6)
 
 
 @pytest.mark.parametrize("make", [warm, as_long])

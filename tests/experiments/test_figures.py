@@ -43,13 +43,13 @@ def test_figure_3_is_learned(tmp_path):
 def test_figure_3_is_learned_without_an_lstm():
     """E25: the published budget with another core passes S01 (an MLP does in four seeds of five)."""
     family, streams = make_family("ellipse-fixed"), Streams.of(0, 5)
-    estimator = sx.metatrain.TruncatedBPTT(family, sx.UpdateRule(), steps=20, unroll=5)
+    estimator = sx.metatrain.TruncatedBPTT(family, sx.UpdateRule(), steps=20, truncation=5)
     trained = sx.meta_train(
         lambda key: sx.learned.FlatGradientGRU(2, key=key),
         estimator,
         optax.adam(4e-4),
         streams.train,
-        runs=500,
+        outer_steps=500,
         seeds=5,
         chunk=100,
     )

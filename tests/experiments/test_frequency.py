@@ -43,7 +43,7 @@ def test_every_schedule_has_all_its_runs_on_the_same_tasks(ran):
             for name, arm in arms.items():
                 assert arm["runs"] == 2 * 4
                 np.testing.assert_allclose(losses[name][..., 0], losses["never"][..., 0], rtol=1e-6)
-        assert 0 <= arms["every-1"]["refused"] <= 1
+        assert 0 <= arms["every-1"]["rejected"] <= 1
         assert "never" in arms["every-2"]["versus"]
     assert (path / "frequency.png").stat().st_size > 10_000
 

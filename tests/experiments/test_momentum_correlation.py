@@ -68,7 +68,7 @@ def test_gains_are_those_of_the_gradients_at_both_ends(ran):
     networks = jax.vmap(arm.make)(jax.random.split(jax.random.key(5), 2))
     seen = momentum_correlation.measure(arm, arm.rule, networks, streams.test, 4, 5, None)
     own = jax.tree.map(lambda x: x[1], networks)
-    watch = ("algebra", "momentum", "previous", "refused")
+    watch = ("algebra", "momentum", "previous", "outcome")
     trace = sx.unroll_many(arm.rule, own, arm.family, streams.test[1], 4, 5, watch=watch, points=True)
     np.testing.assert_allclose(seen["loss"][1], trace.loss.T, rtol=1e-5)
     np.testing.assert_allclose(seen["momentum"][1], trace.watched["momentum"][1:].T, rtol=1e-6)
@@ -104,7 +104,7 @@ def gradient_norm(w, inputs, targets):
 
 
 def test_a_refused_teleport_is_no_event():
-    seen = {"gain": np.full((1, 1, 3), 2.0), "refused": np.array([[[0, 3, 0]]])}
+    seen = {"gain": np.full((1, 1, 3), 2.0), "outcome": np.array([[[0, 3, 0]]])}
     seen["momentum"] = np.array([[[0.1, 0.2, 0.3]]])
     found = momentum_correlation.gather(seen, np.array([1, 2]))
     np.testing.assert_array_equal(found["gain"], [[[np.nan, 2.0]]])

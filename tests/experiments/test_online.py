@@ -150,5 +150,5 @@ def test_a_network_and_a_guarded_arm_run_with_their_own_symmetry(quick_compilati
     assert np.all(ran.loss[:, 1] < ran.loss[:, 0])
     # Coordinates of scalings are held within the bound of 1, which a rate of 1000 reaches at once.
     assert np.all(np.abs(ran.algebra) <= 1)
-    assert np.max(np.abs(ran.algebra[1])) == 1 or np.any(ran.refused[1] > 0)
-    assert np.all(ran.refused[0] == 0)
+    assert np.max(np.abs(ran.algebra[1])) == 1 or np.any(ran.outcome[1] > 0)
+    assert np.all(ran.outcome[0] == 0)

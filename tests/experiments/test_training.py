@@ -77,7 +77,7 @@ def test_what_teleports_did_is_logged(optimizers):
     assert float(exact["fresh_max"]) < 1e-5
     assert float(exact["norm_factor"]) > float(arms["random-exact-carry"]["teleports"]["norm_factor"])
     assert float(arms["pseudo-exact-keep"]["teleports"]["fresh"]) > 1e-4
-    assert arms["action-reset"]["teleports"]["refused"] < 1
+    assert arms["action-reset"]["teleports"]["rejected"] < 1
 
 
 def test_verdicts_and_tables_of_the_optimizers(optimizers, capsys):

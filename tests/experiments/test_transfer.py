@@ -61,9 +61,9 @@ def test_every_arm_meets_every_network_but_absent_data(ran):
         assert arm["runs"] == 4, name
         assert len(arm["loss_median"]) == 5, name
         assert arm["seconds"] > 0, name
-        assert ("refused" in arm) == (name in ("lr-tele", "lr-tele-random")), name
-    assert arms["lr-tele"]["defect_max"] < 1e-5
-    assert arms["lr-tele"]["refused"] == 0
+        assert ("rejected" in arm) == (name in ("lr-tele", "lr-tele-random")), name
+    assert arms["lr-tele"]["loss_change_max"] < 1e-5
+    assert arms["lr-tele"]["rejected"] == 0
     assert arms["adam-there"]["hyperparameters"] == arms["adam"]["hyperparameters"]
     assert arms["adam"]["hyperparameters"]["rate"] in (1e-3, pytest.approx(0.0548, rel=1e-2), 3.0)
     for name in ("lr", "lr-tele"):
@@ -74,14 +74,14 @@ def test_every_arm_meets_every_network_but_absent_data(ran):
 def test_arms_differ_by_their_teleports_alone(ran):
     with np.load(ran[0] / "runs.npz", allow_pickle=False) as arrays:
         loss = {arm: arrays[f"digits 4|{arm}|loss"] for arm in ("lr", "lr-tele", "lr-tele-off", "adam")}
-        defect = arrays["digits 4|lr-tele|defect"]
+        loss_change = arrays["digits 4|lr-tele|loss_change"]
     assert len(np.unique(loss["lr"][..., 0])) == 4
     for curves in loss.values():
         np.testing.assert_allclose(curves[..., 0], loss["lr"][..., 0], rtol=1e-6)
     # The teleport comes after step 2, whose loss it does not change.
     np.testing.assert_allclose(loss["lr-tele"][..., 3], loss["lr-tele-off"][..., 3], rtol=1e-5)
     assert np.any(loss["lr-tele"][..., 4] != loss["lr-tele-off"][..., 4])
-    np.testing.assert_array_equal(defect[0, 0] >= 0, [False, False, True, False])
+    np.testing.assert_array_equal(loss_change[0, 0] >= 0, [False, False, True, False])
 
 
 def made_up(end, shift=0.0):

@@ -43,7 +43,7 @@ def test_a_learned_teleport_never_calls_lapack():
     """Two programs that do, on two host devices, can wait for each other for ever."""
     family = sx.tasks.RegressionFamily("small", dims=(4, 4, 4), samples=4, action="preimage")
     network = sx.learned.LayerPairLSTM(
-        (4, 4, 4), emits=("step_size",), reach=0.1, width=4, key=jax.random.key(0)
+        (4, 4, 4), emits=("step_size",), max_norm=0.1, width=4, key=jax.random.key(0)
     )
     estimator = sx.metatrain.TruncatedBPTT(family, sx.UpdateRule.at([0, 1], 2), 2, 2, tasks=3)
     for form in ("preimage", "output"):

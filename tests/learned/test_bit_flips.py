@@ -57,7 +57,7 @@ def trained(tmp_path_factory):
     """A call of `meta_train` with a checkpoint, what it gives, and the bytes of the checkpoint."""
     path = tmp_path_factory.mktemp("flips") / "run.safetensors"
     estimator = sx.metatrain.TruncatedBPTT(
-        sx.tasks.make_family("ellipse-random"), sx.UpdateRule(), steps=4, unroll=2, tasks=2
+        sx.tasks.make_family("ellipse-random"), sx.UpdateRule(), steps=4, truncation=2, tasks=2
     )
     outer = optax.noisy_sgd(1e-2, key=jax.random.key(1))
 
@@ -66,7 +66,7 @@ def trained(tmp_path_factory):
 
     def train(identity="x"):
         return sx.meta_train(
-            make, estimator, outer, KEY, runs=2, seeds=2, chunk=1, checkpoint=path, identity=identity
+            make, estimator, outer, KEY, outer_steps=2, seeds=2, chunk=1, checkpoint=path, identity=identity
         )
 
     return path, train, train(), path.read_bytes()

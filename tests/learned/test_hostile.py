@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 KEYS = jax.random.split(jax.random.key(0), 2)
 STEPS = 3
-NO_STEP = [reason.startswith("no step") for reason in sx.teleportation.REFUSALS].index(True)
+NO_STEP = [reason.startswith("no step") for reason in sx.teleportation.OUTCOMES].index(True)
 STEP = {"emits": ("step_size", "momentum")}
 FIRST = {"order": "teleport-first", "transport": "carry"}
 SEEN = ("iterate", "previous", "orbit_derivative")
@@ -107,7 +107,7 @@ def run(transform, loss, params, given, own):
         value, true = jax.value_and_grad(loss)(params)
         gradient = jax.tree.map(lambda t, g: jnp.where(own, t, g), true, gradient)
         updates, after = transform.update(gradient, state, params, value=value, value_fn=loss)
-        return (optax.apply_updates(params, updates), after), (updates, after.refused, after)
+        return (optax.apply_updates(params, updates), after), (updates, after.outcome, after)
 
     return jax.lax.scan(step, (params, transform.init(params)), (given, own))[1]
 
@@ -144,10 +144,10 @@ def outcomes(name, count, seed=0):
 
 def check(name, count, seed=0):
     """Asserts that all numbers are finite; returns the tasks, and which of their steps were no steps."""
-    tasks, (updates, refused, states) = outcomes(name, count, seed)
+    tasks, (updates, outcome, states) = outcomes(name, count, seed)
     flat = np.concatenate([np.reshape(u, (count, STEPS, -1)) for u in jax.tree.leaves(updates)], axis=-1)
     assert np.all(np.isfinite(flat))
-    stayed = np.asarray(refused) == NO_STEP
+    stayed = np.asarray(outcome) == NO_STEP
     assert np.all(flat[stayed] == 0)
     for leaf in jax.tree.leaves(getattr(states, "memory", ())):
         assert np.all(np.isfinite(leaf))

@@ -31,18 +31,18 @@ def small_family(**options):
     )
 
 
-def algorithm_3(key, *, momentum=True, reach: float | None = 0.3):
+def algorithm_3(key, *, momentum=True, max_norm: float | None = 0.3):
     first, second = jax.random.split(key)
     emits = ("momentum",) if momentum else ()
     return sx.learned.Joint(
         (
             sx.learned.FlatGradientLSTM(32, emits=("step_size",), rates=RATES, width=8, key=first),
-            sx.learned.FlatGradientLSTM(32, emits=emits, algebra=16, reach=reach, width=8, key=second),
+            sx.learned.FlatGradientLSTM(32, emits=emits, algebra=16, max_norm=max_norm, width=8, key=second),
         )
     )
 
 
-def run(network, family, rule, watch=("step_size", "momentum", "algebra", "refused", "previous")):
+def run(network, family, rule, watch=("step_size", "momentum", "algebra", "outcome", "previous")):
     return sx.unroll_many(rule, network, family, jax.random.key(3), STEPS, tasks=3, watch=watch, points=True)
 
 
@@ -146,10 +146,10 @@ def test_the_trace_tells_what_was_emitted(network, family):
 
 def test_teleports_keep_the_loss_or_are_refused(network, family):
     guarded = sx.UpdateRule.at(range(STEPS), STEPS, guard=sx.Guard(jump=jnp.inf, tolerance=1e-4))
-    trace = run(network, family, guarded, watch=("defect", "refused"))
-    defect, refused = (np.asarray(trace.watched[name][1:]) for name in ("defect", "refused"))
-    assert np.all((defect <= 1e-4) | (refused == 3))
-    assert np.mean(refused == 0) > 0.9
+    trace = run(network, family, guarded, watch=("loss_change", "outcome"))
+    loss_change, outcome = (np.asarray(trace.watched[name][1:]) for name in ("loss_change", "outcome"))
+    assert np.all((loss_change <= 1e-4) | (outcome == 3))
+    assert np.mean(outcome == 0) > 0.9
 
 
 def test_each_network_has_its_own_outer_rate(network):
@@ -164,7 +164,7 @@ def test_each_network_has_its_own_outer_rate(network):
 def test_two_networks_train(family, network):
     estimator = sx.metatrain.TruncatedBPTT(family, rule(), STEPS, 3, tasks=2)
     outer = sx.learned.each_network(optax.adam(1e-4), optax.adam(1e-3))
-    trained = sx.meta_train(algorithm_3, estimator, outer, jax.random.key(0), runs=1)
+    trained = sx.meta_train(algorithm_3, estimator, outer, jax.random.key(0), outer_steps=1)
     assert trained.skipped.tolist() == [0]
     assert np.all(np.isfinite(trained.losses))
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), 0)
@@ -193,14 +193,14 @@ def test_lost_rank_is_refused_and_training_goes_on(network, transport):
     guarded = sx.UpdateRule.at(range(STEPS), STEPS, guard=strict, transport=transport)
     if transport == "keep":
         lost = dataclasses.replace(family, always=True)
-        refused = np.asarray(run(network, lost, guarded).watched["refused"])
-        assert np.all(refused[1:] > 0)
+        outcome = np.asarray(run(network, lost, guarded).watched["outcome"])
+        assert np.all(outcome[1:] > 0)
     check_that_training_goes_on(algorithm_3, family, guarded)
 
 
 def test_overflowing_elements_are_refused_and_training_goes_on(family):
     def make(key):
-        network = algorithm_3(key, reach=None)
+        network = algorithm_3(key, max_norm=None)
         bias = cast(Any, network.networks[1]).algebra_head.bias
         return eqx.tree_at(lambda n: n.networks[1].algebra_head.bias, network, 200 * jnp.sign(bias))
 
@@ -212,7 +212,7 @@ def check_that_training_goes_on(make, family, rule):
     """Refused teleports leave finite meta-gradients: no window is lost, and the weights move."""
     estimator = sx.metatrain.TruncatedBPTT(family, rule, 2, 2, tasks=4)
     key = jax.random.key(0)
-    trained = sx.meta_train(make, estimator, optax.adam(1e-3), key, runs=2)
+    trained = sx.meta_train(make, estimator, optax.adam(1e-3), key, outer_steps=2)
     assert trained.skipped.tolist() == [0]
     fresh = make(jax.random.fold_in(jax.random.fold_in(key, 0), 0))
     moved = jax.tree.map(lambda a, b: np.max(np.abs(a[0] - b)), trained.networks, fresh)
@@ -223,8 +223,8 @@ def test_batches_wider_than_the_layer_are_refused_and_training_goes_on(network):
     family = small_family(samples=9, action="output")
     guarded = sx.UpdateRule.at(range(STEPS), STEPS, guard=sx.Guard(jump=jnp.inf, tolerance=1e-3))
     trace = run(network, family, guarded)
-    refused = np.asarray(trace.watched["refused"][1:])
-    assert np.mean(refused == 3) > 0.5
+    outcome = np.asarray(trace.watched["outcome"][1:])
+    assert np.mean(outcome == 3) > 0.5
     check_that_training_goes_on(algorithm_3, family, guarded)
 
 
@@ -233,7 +233,7 @@ def test_pairs_of_matrices_have_elements_of_their_own(shared):
     family = small_family(dims=(4, 4, 4, 4), action="output")
     key = jax.random.key(0)
     network = sx.learned.LayerPairLSTM(
-        (4,) * 4, shared=shared, emits=("step_size",), reach=0.01, fixed=True, width=6, key=key
+        (4,) * 4, shared=shared, emits=("step_size",), max_norm=0.01, fixed=True, width=6, key=key
     )
     assert len(network.cores) == (1 if shared else 2)
     trace = run(network, family, rule(), watch=("algebra", "step_size"))
@@ -245,12 +245,12 @@ def test_pairs_of_matrices_have_elements_of_their_own(shared):
 def test_pairs_scale_networks_of_unequal_widths():
     family = sx.tasks.RegressionFamily("uneven", dims=(3, 5, 4, 2), samples=6)
     network = sx.learned.LayerPairLSTM(
-        (3, 5, 4, 2), group="scaling", emits=("step_size",), reach=0.5, width=6, key=jax.random.key(0)
+        (3, 5, 4, 2), group="scaling", emits=("step_size",), max_norm=0.5, width=6, key=jax.random.key(0)
     )
     guarded = sx.UpdateRule.at([0, 2], STEPS, guard=sx.Guard(jump=jnp.inf))
-    trace = run(network, family, guarded, watch=("algebra", "refused", "defect"))
+    trace = run(network, family, guarded, watch=("algebra", "outcome", "loss_change"))
     assert np.asarray(trace.watched["algebra"]).shape == (STEPS + 1, 9, 3)
-    assert np.all(np.asarray(trace.watched["refused"]) == 0)
+    assert np.all(np.asarray(trace.watched["outcome"]) == 0)
 
 
 def everything(key):
@@ -294,10 +294,10 @@ def test_bad_networks_are_refused(network, family, unchecked):
         sx.learned.FlatGradientLSTM(2, emits=(), key=key)
     with pytest.raises(ValueError, match="0 < low < high, got"):
         sx.learned.FlatGradientLSTM(2, rates=(1e-2, 1e-3), key=key)
-    with pytest.raises(ValueError, match="pass it as reach"):
+    with pytest.raises(ValueError, match="pass it as max_norm"):
         sx.learned.FlatGradientLSTM(2, algebra=1, fixed=True, key=key)
     with pytest.raises(ValueError, match="must be positive, got -1"):
-        sx.learned.FlatGradientLSTM(2, algebra=1, reach=-1, key=key)
+        sx.learned.FlatGradientLSTM(2, algebra=1, max_norm=-1, key=key)
     with pytest.raises(ValueError, match="which must have equal shapes"):
         sx.learned.LayerPairLSTM((3, 4, 5, 2), shared=True, key=key)
     with pytest.raises(ValueError, match="at least one hidden layer"):

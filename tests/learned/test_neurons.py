@@ -173,7 +173,7 @@ def test_permuted_units_get_permuted_coordinates(dtype, tolerance):
 
 def test_an_untrained_network_stays_and_a_trained_one_stays_in_reach():
     params, symmetry = perceptron(SIZES, 1, np.float32)
-    network = sx.learned.PerNeuronLSTM(width=6, reach=0.01, key=KEY)
+    network = sx.learned.PerNeuronLSTM(width=6, bound=0.01, key=KEY)
     seen, memory = info(params, params, symmetry), network.memory(params, symmetry)
     propose = jax.jit(lambda network: network.propose(seen, memory)[0].algebra)
     np.testing.assert_array_equal(propose(network), np.zeros(8))
@@ -206,8 +206,8 @@ def test_what_has_no_units_to_scale_is_refused():
     ):
         with pytest.raises(ValueError, match=f"needs a NetworkSymmetry.*{found}.*mlp_symmetry"):
             network.memory(params, symmetry)
-    with pytest.raises(ValueError, match=r"positive reach, got width=20, depth=2, reach=-1\.0"):
-        sx.learned.PerNeuronLSTM(reach=-1.0, key=KEY)
+    with pytest.raises(ValueError, match=r"positive bound, got width=20, depth=2, bound=-1\.0"):
+        sx.learned.PerNeuronLSTM(bound=-1.0, key=KEY)
     optimizer = network.transform(sx.models.mlp_symmetry(params), guard=None)
     with pytest.raises(ValueError, match=r"emits no step.*Joint"):
         jax.eval_shape(optimizer.update, params, jax.eval_shape(optimizer.init, params), params)
@@ -253,10 +253,10 @@ def test_one_optimizer_teleports_exactly_on_every_width_and_depth(both, widths):
     rule = sx.UpdateRule.at((0, 2), 3, guard=sx.Guard(jump=jnp.inf))
     run = jax.jit(lambda r, n: sx.unroll(r(n, task), task, KEY, 3, points=True))
     trace, off = run(rule, both), run(sx.UpdateRule.at((), 3, guard=rule.guard), both)
-    assert np.all(trace.watched["refused"] == 0)
-    defect = trace.watched["defect"]
-    np.testing.assert_array_equal(defect[:, None] >= 0, [[False], [True], [False], [True]])
-    assert np.max(defect) < 1e-5
+    assert np.all(trace.watched["outcome"] == 0)
+    loss_change = trace.watched["loss_change"]
+    np.testing.assert_array_equal(loss_change[:, None] >= 0, [[False], [True], [False], [True]])
+    assert np.max(loss_change) < 1e-5
     assert np.all(np.any(trace.watched["algebra"][jnp.array([1, 3])] != 0, axis=1))
     for name in off.params:
         moved = np.max(np.abs(trace.params[name][1] - off.params[name][1]))
@@ -274,9 +274,9 @@ def test_meta_training_teaches_both_networks(both):
     )
     family = sx.tasks.RegressionFamily("small", dims=(4, 3, 2), samples=3, start="gaussian")
     rule = sx.UpdateRule.at((0, 2), 4, guard=None)
-    estimator = sx.metatrain.TruncatedBPTT(family, rule, steps=4, unroll=2, tasks=2)
+    estimator = sx.metatrain.TruncatedBPTT(family, rule, steps=4, truncation=2, tasks=2)
     outer = sx.learned.each_network(optax.adam(1e-3), optax.adam(1e-2))
-    trained = sx.meta_train(lambda key: fresh, estimator, outer, KEY, runs=2, chunk=2)
+    trained = sx.meta_train(lambda key: fresh, estimator, outer, KEY, outer_steps=2, chunk=2)
     assert trained.skipped[0] == 0
     for before, after in zip(jax.tree.leaves(fresh), jax.tree.leaves(trained.network()), strict=True):
         assert np.any(before != after)

@@ -109,7 +109,7 @@ def test_the_crest_is_the_best_angle_of_a_quadratic(float64):
 
 def test_a_network_that_emits_nothing_goes_to_the_crest_if_that_is_its_centre():
     task = sx.tasks.booth(start=[5.0, -5.0])
-    network = made(centre="peak", gated=False, reach=1.0)
+    network = made(centre="peak", gated=False, max_norm=1.0)
     head = jax.tree.map(jnp.zeros_like, network.algebra_head)
     network = eqx.tree_at(lambda n: n.algebra_head, network, head)
     rule = sx.UpdateRule.at([0], 1, guard=None, order="teleport-first")
@@ -239,14 +239,14 @@ def test_it_learns_to_optimize_with_and_without_teleports():
         rule = sx.UpdateRule(
             jnp.ones(10, bool) if algebra else None, sx.Guard(jump=jnp.inf, relative=1.0, shorten=True)
         )
-        estimator = sx.metatrain.TruncatedBPTT(family, rule, steps=10, unroll=10, tasks=64)
+        estimator = sx.metatrain.TruncatedBPTT(family, rule, steps=10, truncation=10, tasks=64)
         outer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
         trained = sx.meta_train(
             lambda key, algebra=algebra: made(algebra=algebra, orbit=1, width=16, key=key),
             estimator,
             outer,
             KEY,
-            runs=120,
+            outer_steps=120,
         )
         assert trained.losses[0, -20:].mean() < 0.5 * trained.losses[0, :20].mean()
         hard = sx.UpdateRule(rule.teleports, guard, gate="hard")

@@ -139,18 +139,18 @@ def test_a_schedule_teleports_at_its_steps_only():
     assert jnp.array_equal(once[1], always[1])
     assert not jnp.any(once[1] == vanilla[1])
     assert jnp.array_equal(jnp.any(state.algebra != 0, axis=(1, 2)), jnp.arange(6) == 1)
-    assert not jnp.any(state.refused)
+    assert not jnp.any(state.outcome)
 
 
 def test_a_refused_teleport_leaves_the_update():
     family = "rosenbrock-random"
     vanilla, _ = replay(plain, network(algebra=0), family, 7)
     rule = sx.UpdateRule(teleports=jnp.arange(6) >= 2, guard=sx.Guard(jump=jnp.array(1e-20)))
-    refused, state = replay(rule, network(), family, 7)
-    assert jnp.array_equal(refused, vanilla)
+    outcome, state = replay(rule, network(), family, 7)
+    assert jnp.array_equal(outcome, vanilla)
     assert jnp.array_equal(state.previous, vanilla)
-    assert not jnp.any(state.refused[:2])
-    assert jnp.all(state.refused[2:] == 2)
+    assert not jnp.any(state.outcome[:2])
+    assert jnp.all(state.outcome[2:] == 2)
     assert jnp.all(state.algebra[2:] != 0)
 
 
@@ -162,7 +162,7 @@ def test_an_accepted_teleport_keeps_the_loss_of_the_updated_point(float64, name)
     updates, state = _replay(rule, network(), family, (drawn, points, gradients))
     at = jax.vmap(lambda d, x: jax.vmap(family.task(d).loss)(x), in_axes=-1, out_axes=-1)
     here, there = (eqx.filter_jit(at)(drawn, points + move) for move in (state.previous, updates))
-    accepted = state.refused == 0
+    accepted = state.outcome == 0
     assert jnp.mean(accepted) > 0.9
     assert jnp.all(jnp.any(updates != state.previous, axis=1)[accepted])
     change = jnp.abs(there / here - 1)[accepted]

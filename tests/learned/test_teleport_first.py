@@ -82,7 +82,7 @@ def test_a_refused_teleport_leaves_the_plain_step():
     after, _ = environment.step(
         state, sx.learned.Proposal(step_size=jnp.array(0.01), algebra=jnp.array([1.0]))
     )
-    assert int(after.state.refused) == 2
+    assert int(after.state.outcome) == 2
     np.testing.assert_allclose(after.params, state.params - 0.01 * state.gradient, rtol=1e-6)
 
 

@@ -83,7 +83,7 @@ def test_clipping_before_a_network_composes_by_optax():
         for optimizer, g in ((chained, gradient), (inner, clipped))
     )
     np.testing.assert_allclose(updates, expected, rtol=1e-6)
-    assert optax.tree.get(state, "refused") == 2
+    assert optax.tree.get(state, "outcome") == 2
     assert optax.tree.get(state, "algebra").shape == (1,)
 
 

@@ -13,7 +13,7 @@ import symmetrax as sx
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 KEY, OTHER = jax.random.split(jax.random.key(0))
-NO_STEP = [reason.startswith("no step") for reason in sx.teleportation.REFUSALS].index(True)
+NO_STEP = [reason.startswith("no step") for reason in sx.teleportation.OUTCOMES].index(True)
 
 
 def coordinatewise():
@@ -58,7 +58,7 @@ def test_parameters_may_be_modules_that_can_be_called(name):
 
     after, state = step(params, transform.init(params))
     assert jax.tree.structure(after) == jax.tree.structure(params)
-    assert state.refused == 0
+    assert state.outcome == 0
     assert loss(after) != loss(params)
 
 
@@ -110,7 +110,7 @@ def test_leaves_that_are_no_floats_stay_and_python_floats_move(name):
         given = {**gradient, "steps": 0, "mask": jnp.zeros(2, bool), "ids": ids, "none": None}
         state = transform.init(params)
         updates, state = transform.update(given, state, params, value=loss(params), value_fn=loss)
-        assert state.refused == 0, kind
+        assert state.outcome == 0, kind
         assert updates["gain"].dtype == jnp.float32
         assert updates["gain"] != 0
         if kind == "none":
@@ -251,7 +251,7 @@ def test_where_nothing_moves_the_gradient_is_the_one_that_was_given(guard):
             updates, state = transform.update(gradient, transform.init(X), X, value_fn=squares)
             plain, _ = inner.update(gradient, inner.init(X), X)
             np.testing.assert_array_equal(updates, plain)
-            assert state.refused == (0 if start == 0 else 2)
+            assert state.outcome == (0 if start == 0 else 2)
     network = sx.learned.Joint((coordinatewise(), Still()))
     first = network.transform(SINGULAR, order="teleport-first", guard=guard)
     alone = coordinatewise().transform()
@@ -293,11 +293,11 @@ def test_a_gradient_that_is_no_number_costs_one_step_and_nothing_else(name):
     for bad in (jnp.nan, jnp.inf, -jnp.inf):
         updates, lost = update(params.at[3].set(bad), before)
         assert np.all(np.asarray(updates) == 0)
-        assert lost.refused == NO_STEP
+        assert lost.outcome == NO_STEP
         assert lost.count == 2
         there, expected = update(params, lost), update(params, before)
         np.testing.assert_array_equal(there[0], expected[0])
-        assert there[1].refused == 0
+        assert there[1].outcome == 0
 
 
 @pytest.mark.parametrize("name", some("orbit", "step", of=ANY))
@@ -367,9 +367,9 @@ def test_states_count_teleports_and_lost_steps_by_their_outcome(name):
         told = (lambda x: x[0] ** 3) if number == 2 else task.loss
         updates, state = transform.update(gradient, state, x, value=value, value_fn=told)
         x = x + updates
-        seen.append(int(state.refused))
+        seen.append(int(state.outcome))
     assert seen[0] == seen[4] == 0
     assert seen[2] not in (0, NO_STEP)
     assert seen[3] == NO_STEP
-    expected = np.bincount(seen[1:4], minlength=len(sx.teleportation.REFUSALS))
+    expected = np.bincount(seen[1:4], minlength=len(sx.teleportation.OUTCOMES))
     assert state.outcomes.tolist() == expected.tolist()

@@ -27,9 +27,11 @@ def network(key, width=6):
     return sx.learned.FlatGradientLSTM(2, algebra=1, width=width, depth=1, key=key)
 
 
-def estimator(family="ellipse-random", unroll=5, guard=sx.Guard()):  # noqa: B008 (a frozen module)
+def estimator(family="ellipse-random", truncation=5, guard=sx.Guard()):  # noqa: B008 (a frozen module)
     rule = sx.UpdateRule(teleports=jnp.ones(10, bool), guard=guard)
-    return sx.metatrain.TruncatedBPTT(sx.tasks.make_family(family), rule, steps=10, unroll=unroll, tasks=2)
+    return sx.metatrain.TruncatedBPTT(
+        sx.tasks.make_family(family), rule, steps=10, truncation=truncation, tasks=2
+    )
 
 
 def train(path=None, make=network, it=None, key=KEY, stop_at=None, outer=OPTIMIZER, **options):
@@ -38,7 +40,7 @@ def train(path=None, make=network, it=None, key=KEY, stop_at=None, outer=OPTIMIZ
             raise Interruption
 
     it = estimator() if it is None else it
-    options = {"runs": 6, "seeds": 2, "chunk": 2} | options
+    options = {"outer_steps": 6, "seeds": 2, "chunk": 2} | options
     return sx.meta_train(make, it, outer, key, checkpoint=path, progress=progress, **options)
 
 
@@ -82,11 +84,11 @@ def test_it_continues_where_it_stopped_and_a_finished_one_does_nothing(checkpoin
     "other",
     [
         {"key": jax.random.key(1)},
-        {"runs": 8},
+        {"outer_steps": 8},
         {"seeds": 3},
         {"chunk": 3},
         {"it": estimator("rosenbrock-random")},
-        {"it": estimator(unroll=2)},
+        {"it": estimator(truncation=2)},
         {"it": estimator(guard=None)},
         {"it": estimator(guard=sx.Guard(jump=2.0))},
     ],
@@ -117,7 +119,7 @@ def twice(key):
         ({"outer": clipped(optax.adam(1e-2), 0.5)}, "other first networks, or another outer optimizer"),
         ({"make": twice}, "other first networks, or another outer optimizer"),
         ({"identity": "another validation"}, r"\(another `identity`\)"),
-        ({"runs": 8, "key": jax.random.key(1)}, r"\(another number of runs, key\)"),
+        ({"outer_steps": 8, "key": jax.random.key(1)}, r"\(another number of outer steps, key\)"),
     ],
 )
 def test_what_differs_from_the_call_that_wrote_it_is_told(checkpoint, other, message):
@@ -133,7 +135,7 @@ def test_other_precision_is_refused(checkpoint):
 
 
 def test_networks_that_are_given_belong_to_the_call(tmp_path):
-    given = train(runs=2).networks
+    given = train(outer_steps=2).networks
     path = tmp_path / "run.safetensors"
     whole = train(path, networks=given)
     assert eqx.tree_equal(train(path, networks=given), whole)
@@ -154,8 +156,8 @@ FORGERIES = {
     "is damaged|infinite or NaN": lambda arrays, card: arrays.update(
         {"networks.core.cells.0.bias": np.full_like(arrays["networks.core.cells.0.bias"], np.nan)}
     ),
-    "says that 5 of 6 runs are done": lambda arrays, card: arrays.update(done=np.asarray(5)),
-    "says that -2 of 6 runs are done": lambda arrays, card: arrays.update(done=np.asarray(-2)),
+    "says that 5 of 6 outer steps are done": lambda arrays, card: arrays.update(done=np.asarray(5)),
+    "says that -2 of 6 outer steps are done": lambda arrays, card: arrays.update(done=np.asarray(-2)),
     "has shape": lambda arrays, card: arrays.update(losses=arrays["losses"][:, :3]),
     "'done' that has dtype float32": lambda arrays, card: arrays.update(done=np.float32(4)),
     "do not belong there: 'more'": lambda arrays, card: arrays.update(more=np.ones(2)),
@@ -208,7 +210,7 @@ def test_typed_keys_in_estimator_and_outer_state_survive(tmp_path):
     def it(key):
         make = Keyed(sx.UpdateRule(), sx.search.Random(key))
         return sx.metatrain.TruncatedBPTT(
-            sx.tasks.make_family("ellipse-random"), make, steps=4, unroll=2, tasks=2
+            sx.tasks.make_family("ellipse-random"), make, steps=4, truncation=2, tasks=2
         )
 
     outer = optax.noisy_sgd(1e-2, key=jax.random.key(3, impl="rbg"))
@@ -238,10 +240,10 @@ def test_weights_never_become_infinite(tmp_path):
     """A step that overflows is skipped as a meta-gradient is, so that a checkpoint is never a dead end."""
     path = tmp_path / "run.safetensors"
     outer = optax.sgd(1e38)
-    found = train(path, outer=outer, runs=2)
+    found = train(path, outer=outer, outer_steps=2)
     assert np.all(found.skipped > 0)
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(found.networks))
-    assert eqx.tree_equal(train(path, outer=outer, runs=2), found)
+    assert eqx.tree_equal(train(path, outer=outer, outer_steps=2), found)
 
 
 def test_a_network_of_another_width_does_not_fit(checkpoint):

@@ -33,7 +33,7 @@ def make(key):
 
 
 def estimator(steps):
-    return Counting(sx.tasks.make_family("booth"), sx.UpdateRule(), steps=steps, unroll=2)
+    return Counting(sx.tasks.make_family("booth"), sx.UpdateRule(), steps=steps, truncation=2)
 
 
 def train(worth, seeds=1, patience=3, key=KEY, horizons=HORIZONS, **options):
@@ -51,7 +51,7 @@ def train(worth, seeds=1, patience=3, key=KEY, horizons=HORIZONS, **options):
         optax.sgd(1.0),
         key,
         validate,
-        runs=RUNS,
+        outer_steps=RUNS,
         seeds=seeds,
         chunk=CHUNK,
         patience=patience,
@@ -161,11 +161,11 @@ def test_a_small_real_curriculum_learns():
 
     trained = sx.metatrain.curriculum_train(
         lambda key: sx.learned.FlatGradientLSTM(2, width=6, depth=1, key=key),
-        lambda steps: sx.metatrain.TruncatedBPTT(family, rule, steps=steps, unroll=4, tasks=16),
+        lambda steps: sx.metatrain.TruncatedBPTT(family, rule, steps=steps, truncation=4, tasks=16),
         optax.adam(3e-2),
         KEY,
         validate,
-        runs=24,
+        outer_steps=24,
         chunk=6,
         horizons=(4, 8),
         patience=1,
@@ -189,7 +189,15 @@ def start(*numbers):
 
 def meta_train(networks, seeds=2, **options):
     return sx.meta_train(
-        make, estimator(2), optax.sgd(1.0), KEY, runs=4, seeds=seeds, chunk=2, networks=networks, **options
+        make,
+        estimator(2),
+        optax.sgd(1.0),
+        KEY,
+        outer_steps=4,
+        seeds=seeds,
+        chunk=2,
+        networks=networks,
+        **options,
     )
 
 
@@ -199,7 +207,7 @@ def test_meta_training_starts_from_given_networks():
 
 def test_training_in_two_parts_is_training_at_once():
     """Gradient descent has no state of its own, so nothing is lost between the parts."""
-    once = sx.meta_train(make, estimator(2), optax.sgd(1.0), KEY, runs=4, seeds=2, chunk=2)
+    once = sx.meta_train(make, estimator(2), optax.sgd(1.0), KEY, outer_steps=4, seeds=2, chunk=2)
     again = meta_train(once.networks)
     np.testing.assert_allclose(counts(again), 2 * np.array(counts(once)))
     np.testing.assert_array_equal(again.networks["seed"], once.networks["seed"])

@@ -24,7 +24,7 @@ def estimator(tasks=3, rule=None, ratio=0.5, family="ellipse-random", **options)
         rule = sx.UpdateRule(teleports=jnp.ones(2 * UNROLL, bool), guard=None, meta_order=2)
     family = sx.tasks.make_family(family)
     return sx.metatrain.TruncatedBPTT(
-        family, rule, steps=2 * UNROLL, unroll=UNROLL, tasks=tasks, ratio=ratio, **options
+        family, rule, steps=2 * UNROLL, truncation=UNROLL, tasks=tasks, ratio=ratio, **options
     )
 
 
@@ -159,10 +159,10 @@ def test_recomputing_steps_changes_no_gradient(float64):
 @pytest.mark.parametrize("numbers", [(20, 6, 1), (5, 10, 1), (0, 5, 1), (20, 0, 1), (20, 5, 0)])
 def test_windows_that_do_not_fit_are_an_error_with_the_numbers(numbers):
     steps, unroll, tasks = numbers
-    message = f"must divide `steps`, got steps={steps}, unroll={unroll}, tasks={tasks}"
+    message = f"must divide `steps`, got steps={steps}, truncation={unroll}, tasks={tasks}"
     with pytest.raises(ValueError, match=message):
         sx.metatrain.TruncatedBPTT(
-            sx.tasks.make_family("booth"), sx.UpdateRule(), steps=steps, unroll=unroll, tasks=tasks
+            sx.tasks.make_family("booth"), sx.UpdateRule(), steps=steps, truncation=unroll, tasks=tasks
         )
 
 
@@ -182,7 +182,7 @@ def test_the_logarithm_of_a_loss_of_zero_is_finite_with_a_finite_gradient():
         sx.tasks.make_family("booth"),
         lambda rate, task: optax.sgd(0.0 * rate),
         steps=2,
-        unroll=2,
+        truncation=2,
         measure="log",
     )
     at_optimum = jax.tree.map(jnp.zeros_like, init(it, jnp.array(0.1)).carry.params) + jnp.array([1.0, 3.0])

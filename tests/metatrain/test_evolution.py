@@ -38,14 +38,14 @@ def gradients(it, network):
 def pes(**options):
     family = sx.tasks.make_family("ellipse-fixed")
     return sx.metatrain.PES(
-        family, descent, **{"steps": 6, "unroll": 1, "pairs": 4000, "sigma": 1e-3} | options
+        family, descent, **{"steps": 6, "truncation": 1, "pairs": 4000, "sigma": 1e-3} | options
     )
 
 
 def whole_run():
     """The exact derivative of the six windows' meta-losses in the rate, over many tasks."""
     it = sx.metatrain.TruncatedBPTT(
-        sx.tasks.make_family("ellipse-fixed"), descent, steps=6, unroll=6, tasks=4000
+        sx.tasks.make_family("ellipse-fixed"), descent, steps=6, truncation=6, tasks=4000
     )
     ((loss, gradient),) = gradients(it, NETWORK)
     # Windows of one step weigh its loss by 1, one of 6 by 1/6.
@@ -71,11 +71,11 @@ def test_summed_over_windows_it_is_the_gradient_of_the_whole_run(float64):
 def test_the_two_of_a_pair_meet_the_same_tasks_and_differ_by_twice_the_perturbation():
     it = pes(pairs=3, tasks=2)
     carry = init(it, NETWORK)
-    assert eqx.tree_equal(*(jax.tree.map(lambda x, k=k: x[k], carry.crews.drawn) for k in range(2)))
+    assert eqx.tree_equal(*(jax.tree.map(lambda x, k=k: x[k], carry.rollouts.drawn) for k in range(2)))
     _, gradient, after = step(it, NETWORK, carry)
-    assert not np.array_equal(after.crews.carry.params[0], after.crews.carry.params[1])
+    assert not np.array_equal(after.rollouts.carry.params[0], after.rollouts.carry.params[1])
     assert after.sums["rate"].shape == (3,)
-    gap = after.crews.carry.value[0].mean(-1), after.crews.carry.value[1].mean(-1)
+    gap = after.rollouts.carry.value[0].mean(-1), after.rollouts.carry.value[1].mean(-1)
     assert len(np.unique(np.asarray(after.sums["rate"]))) == 3
     assert np.all(np.isfinite(gap))
     assert np.isfinite(gradient["rate"])
@@ -94,19 +94,23 @@ def test_perturbations_add_up_over_windows_and_differ():
 
 def test_a_pair_that_diverges_is_left_out():
     """At rates around 1e30 one of the two explodes; the rest still gives a finite estimate."""
-    it = pes(sigma=1.0, pairs=64, steps=60, unroll=60)
+    it = pes(sigma=1.0, pairs=64, steps=60, truncation=60)
     carry = init(it, NETWORK)
     loss, gradient, after = step(it, NETWORK, carry)
-    assert not np.all(np.isfinite(after.crews.carry.value))
+    assert not np.all(np.isfinite(after.rollouts.carry.value))
     assert np.isfinite(loss)
     assert np.isfinite(gradient["rate"])
 
 
 def test_it_trains_a_network():
     family = sx.tasks.make_family("ellipse-fixed")
-    it = sx.metatrain.PES(family, sx.UpdateRule(), steps=20, unroll=5, tasks=8, pairs=16, sigma=0.02)
+    it = sx.metatrain.PES(family, sx.UpdateRule(), steps=20, truncation=5, tasks=8, pairs=16, sigma=0.02)
     trained = sx.meta_train(
-        lambda key: sx.learned.FlatGradientLSTM(2, width=8, key=key), it, optax.adam(1e-2), KEY, runs=60
+        lambda key: sx.learned.FlatGradientLSTM(2, width=8, key=key),
+        it,
+        optax.adam(1e-2),
+        KEY,
+        outer_steps=60,
     )
     assert trained.losses[0, -10:].mean() < 0.5 * trained.losses[0, :10].mean()
     assert trained.skipped.tolist() == [0]
@@ -120,7 +124,7 @@ def test_strategies_that_cannot_be_say_why(options, unchecked):
 
 def horizon(shortest=1, steps=20, tasks=2):
     usual = sx.metatrain.TruncatedBPTT(
-        sx.tasks.make_family("ellipse-random"), descent, steps=steps, unroll=2, tasks=tasks
+        sx.tasks.make_family("ellipse-random"), descent, steps=steps, truncation=2, tasks=tasks
     )
     return sx.metatrain.RandomHorizon(usual, shortest=shortest)
 
@@ -166,13 +170,15 @@ def test_the_distance_to_the_optimum_is_added_to_every_loss(float64, tasks):
     losses = {}
     network = jax.tree.map(lambda x: x.astype(jnp.float64), NETWORK)
     for distance in (None, 0.3):
-        it = sx.metatrain.TruncatedBPTT(family, descent, steps=4, unroll=4, tasks=tasks, distance=distance)
+        it = sx.metatrain.TruncatedBPTT(
+            family, descent, steps=4, truncation=4, tasks=tasks, distance=distance
+        )
         losses[distance] = float(step(it, network, init(it, network))[0])
     trace = sx.unroll_many(descent, network, family, KEY, 4, tasks, points=True)
-    crew = it.init(network, KEY, None)
+    rollouts = it.init(network, KEY, None)
     optima = []
     for k in range(tasks):
-        drawn = crew.drawn if tasks == 1 else jax.tree.map(lambda x, k=k: x[..., k], crew.drawn)
+        drawn = rollouts.drawn if tasks == 1 else jax.tree.map(lambda x, k=k: x[..., k], rollouts.drawn)
         optima.append(np.asarray(family.task(drawn).optimum()))
         assert float(family.task(drawn).loss(jnp.asarray(optima[-1]))) < 1e-20
     points = np.asarray(trace.params)[1:].reshape(4, 2, tasks)
@@ -181,7 +187,9 @@ def test_the_distance_to_the_optimum_is_added_to_every_loss(float64, tasks):
 
 
 def test_a_task_that_does_not_know_its_optimum_says_so():
-    it = sx.metatrain.TruncatedBPTT(sx.tasks.make_family("digits"), descent, steps=2, unroll=2, distance=0.1)
+    it = sx.metatrain.TruncatedBPTT(
+        sx.tasks.make_family("digits"), descent, steps=2, truncation=2, distance=0.1
+    )
     with pytest.raises(ValueError, match="does not know its optimum: use distance=None"):
         it.step(NETWORK, it.init(NETWORK, KEY, it.family.shapes[0]), KEY, it.family.shapes[0])
     np.testing.assert_allclose(sx.tasks.booth().optimum(), [1.0, 3.0], atol=1e-5)

@@ -40,14 +40,14 @@ def nothing(monkeypatch):
 def estimator(tasks, meta_order=1, remat=False):
     rule = sx.UpdateRule(teleports=jnp.ones(UNROLL, bool), guard=None, meta_order=meta_order)
     family = sx.tasks.make_family("ellipse-random")
-    return sx.metatrain.TruncatedBPTT(family, rule, steps=UNROLL, unroll=UNROLL, tasks=tasks, remat=remat)
+    return sx.metatrain.TruncatedBPTT(family, rule, steps=UNROLL, truncation=UNROLL, tasks=tasks, remat=remat)
 
 
 def network(key=KEY):
     """Two joined networks, one of them with two heads."""
     rate = sx.learned.FlatGradientLSTM(2, emits=("step_size",), rates=(1e-2, 1e-1), width=3, depth=1, key=key)
     turn = sx.learned.FlatGradientLSTM(
-        2, emits=("momentum",), algebra=1, reach=0.5, width=3, key=jax.random.fold_in(key, 1)
+        2, emits=("momentum",), algebra=1, max_norm=0.5, width=3, key=jax.random.fold_in(key, 1)
     )
     return sx.learned.Joint((rate, turn))
 
@@ -94,7 +94,7 @@ def regression(width, limit, monkeypatch):
     """`found` for a network over the 100 weights of a regression, in single precision."""
     monkeypatch.setattr(_products, "MOST_TASKS", limit)
     family = sx.tasks.RegressionFamily("small", dims=(5, 10, 5), samples=4, start="gaussian")
-    it = sx.metatrain.TruncatedBPTT(family, sx.UpdateRule(), steps=UNROLL, unroll=UNROLL, tasks=2)
+    it = sx.metatrain.TruncatedBPTT(family, sx.UpdateRule(), steps=UNROLL, truncation=UNROLL, tasks=2)
     optimizer = sx.learned.FlatGradientLSTM(100, width=width, depth=1, key=KEY)
     return optimizer, eqx.filter_jit(found)(it, optimizer)
 
@@ -196,7 +196,7 @@ def test_a_bounded_head_makes_the_element_cheaper_and_no_different(float64):
     ):
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-15)
     assert network().algebra_bound == 0.5
-    assert sx.learned.FlatGradientLSTM(2, reach=1.0, emits=("update",), key=KEY).algebra_bound is None
+    assert sx.learned.FlatGradientLSTM(2, max_norm=1.0, emits=("update",), key=KEY).algebra_bound is None
     assert sx.learned.FlatGradientLSTM(2, algebra=1, key=KEY).algebra_bound is None
 
 

@@ -30,7 +30,7 @@ def weights():
 
 
 def usual(make=momentum, tasks=TASKS):
-    return sx.metatrain.TruncatedBPTT(FAMILY, make, steps=STEPS, unroll=UNROLL, tasks=tasks, ratio=0.5)
+    return sx.metatrain.TruncatedBPTT(FAMILY, make, steps=STEPS, truncation=UNROLL, tasks=tasks, ratio=0.5)
 
 
 def imitation(share, **options):
@@ -121,7 +121,7 @@ def test_a_learner_that_imitates_becomes_the_expert():
     """It finds the expert's rate by watching alone: no run is its own."""
     make = lambda network, task: optax.sgd(jnp.exp(network))  # noqa: E731
     it = sx.metatrain.Imitation(usual(make), optax.sgd(0.02), share=1.0)
-    trained = sx.meta_train(lambda key: jnp.array(-5.0), it, optax.adam(0.1), KEY, runs=60)
+    trained = sx.meta_train(lambda key: jnp.array(-5.0), it, optax.adam(0.1), KEY, outer_steps=60)
     assert float(jnp.exp(trained.network())) == pytest.approx(0.02, rel=0.05)
     assert trained.losses[0, 0] > 0.1
     assert trained.losses[0, -1] < 1e-2

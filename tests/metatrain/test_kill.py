@@ -24,10 +24,10 @@ CHILD = f"""
     family = sx.tasks.make_family("ellipse-random")
     trained = sx.meta_train(
         lambda key: sx.learned.FlatGradientLSTM(2, algebra=1, width=8, key=key),
-        sx.metatrain.TruncatedBPTT(family, rule, steps=10, unroll=5, tasks=2),
+        sx.metatrain.TruncatedBPTT(family, rule, steps=10, truncation=5, tasks=2),
         optax.adam(1e-2),
         jax.random.key(0),
-        runs={CHUNKS * RUNS_PER_CHUNK},
+        outer_steps={CHUNKS * RUNS_PER_CHUNK},
         seeds=2,
         chunk={RUNS_PER_CHUNK},
         checkpoint=folder + "/run.safetensors",

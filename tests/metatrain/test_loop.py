@@ -37,7 +37,9 @@ def forgetful(key):
 
 def estimator(rule=None, family="ellipse-random", tasks=4, steps=10):
     rule = sx.UpdateRule(teleports=jnp.ones(10, bool), guard=None) if rule is None else rule
-    return sx.metatrain.TruncatedBPTT(sx.tasks.make_family(family), rule, steps=steps, unroll=5, tasks=tasks)
+    return sx.metatrain.TruncatedBPTT(
+        sx.tasks.make_family(family), rule, steps=steps, truncation=5, tasks=tasks
+    )
 
 
 def rate(key):
@@ -58,7 +60,7 @@ def standing(network, task):
 def test_training_lowers_the_meta_loss(make):
     """S01, small: vanilla on the fixed ellipse, 60 runs of 32 tasks; then on unseen tasks it optimizes."""
     it = estimator(sx.UpdateRule(), "ellipse-fixed", tasks=32, steps=20)
-    trained = sx.meta_train(make, it, OPTIMIZER, KEY, runs=60, seeds=2, chunk=60)
+    trained = sx.meta_train(make, it, OPTIMIZER, KEY, outer_steps=60, seeds=2, chunk=60)
     assert trained.losses.shape == (2, 60)
     assert np.all(trained.losses[:, -10:].mean(1) < 0.1 * trained.losses[:, :10].mean(1))
     assert np.all(trained.skipped == 0)
@@ -72,7 +74,7 @@ def test_training_lowers_the_meta_loss(make):
 
 def test_a_seed_does_not_depend_on_how_many_there_are():
     """Two seeds run on two devices, three on one."""
-    two, three = (sx.meta_train(network, estimator(), OPTIMIZER, KEY, runs=6, seeds=n) for n in (2, 3))
+    two, three = (sx.meta_train(network, estimator(), OPTIMIZER, KEY, outer_steps=6, seeds=n) for n in (2, 3))
     for few, many in zip(jax.tree.leaves(two.networks), jax.tree.leaves(three.networks), strict=True):
         np.testing.assert_allclose(many[:2], few, rtol=1e-6, atol=1e-6)
         assert not jnp.any(many[1] == many[2])
@@ -80,16 +82,23 @@ def test_a_seed_does_not_depend_on_how_many_there_are():
 
 
 def test_training_twice_gives_equal_arrays():
-    first, second = (sx.meta_train(network, estimator(), OPTIMIZER, KEY, runs=6, seeds=2) for _ in range(2))
+    first, second = (
+        sx.meta_train(network, estimator(), OPTIMIZER, KEY, outer_steps=6, seeds=2) for _ in range(2)
+    )
     assert eqx.tree_equal(first, second)
-    other = sx.meta_train(network, estimator(), OPTIMIZER, jax.random.key(1), runs=6, seeds=2)
+    other = sx.meta_train(network, estimator(), OPTIMIZER, jax.random.key(1), outer_steps=6, seeds=2)
     assert not np.any(other.losses == first.losses)
 
 
 def test_every_seed_starts_from_its_own_network():
     """Nothing to learn: the networks stay as they were drawn."""
     kept = sx.meta_train(
-        network, estimator(lambda n, task: optax.sgd(0.0), "ellipse-fixed"), OPTIMIZER, KEY, runs=2, seeds=2
+        network,
+        estimator(lambda n, task: optax.sgd(0.0), "ellipse-fixed"),
+        OPTIMIZER,
+        KEY,
+        outer_steps=2,
+        seeds=2,
     )
     for seed in range(2):
         drawn = network(jax.random.fold_in(jax.random.fold_in(KEY, seed), 0))
@@ -99,7 +108,8 @@ def test_every_seed_starts_from_its_own_network():
 
 def test_chunks_change_nothing():
     whole, pieces = (
-        sx.meta_train(network, estimator(), OPTIMIZER, KEY, runs=6, seeds=2, chunk=chunk) for chunk in (50, 3)
+        sx.meta_train(network, estimator(), OPTIMIZER, KEY, outer_steps=6, seeds=2, chunk=chunk)
+        for chunk in (50, 3)
     )
     np.testing.assert_allclose(pieces.losses, whole.losses, rtol=1e-5)
     for found, expected in zip(
@@ -111,10 +121,10 @@ def test_chunks_change_nothing():
 def test_every_run_draws_fresh_tasks_and_arms_of_one_key_meet_the_same():
     """S17: the losses of optimizers that stand still tell which tasks they met."""
     it = estimator(standing, tasks=1)
-    found = sx.meta_train(rate, it, OPTIMIZER, KEY, runs=20, seeds=2).losses
+    found = sx.meta_train(rate, it, OPTIMIZER, KEY, outer_steps=20, seeds=2).losses
     assert len(np.unique(found)) == 40
     other = estimator(lambda rates, task: standing(rates[0], task), tasks=1)
-    again = sx.meta_train(lambda key: jnp.array([0.5]), other, OPTIMIZER, KEY, runs=20, seeds=2)
+    again = sx.meta_train(lambda key: jnp.array([0.5]), other, OPTIMIZER, KEY, outer_steps=20, seeds=2)
     np.testing.assert_allclose(again.losses, found, rtol=1e-6)
     seed, run = 1, 7
     key = jax.random.fold_in(jax.random.fold_in(KEY, seed), 1 + run)
@@ -142,10 +152,12 @@ def steep(network, task):
 
 def test_training_that_diverges_stops_says_so_and_keeps_its_last_networks(tmp_path):
     path = tmp_path / "state.safetensors"
-    it = sx.metatrain.TruncatedBPTT(sx.tasks.make_family("booth"), climbing, steps=4, unroll=2)
-    outer, options = optax.sgd(-1e30), {"runs": 40, "seeds": 2, "chunk": 5, "checkpoint": path}
+    it = sx.metatrain.TruncatedBPTT(sx.tasks.make_family("booth"), climbing, steps=4, truncation=2)
+    outer, options = optax.sgd(-1e30), {"outer_steps": 40, "seeds": 2, "chunk": 5, "checkpoint": path}
     for _ in range(2):  # the second call finds the checkpoint, and says the same
-        with pytest.warns(RuntimeWarning, match=r"diverged: .* after 10 of 40 runs .*state.safetensors"):
+        with pytest.warns(
+            RuntimeWarning, match=r"diverged: .* after 10 of 40 outer steps .*state.safetensors"
+        ):
             trained = sx.meta_train(rate, it, outer, KEY, **options)
         assert trained.diverged.tolist() == [True, True]
         assert trained.losses.shape == (2, 10)
@@ -154,9 +166,11 @@ def test_training_that_diverges_stops_says_so_and_keeps_its_last_networks(tmp_pa
 
 def test_windows_that_are_not_finite_are_skipped_and_counted():
     """Every second window is NaN: the weight learns as if there were only the first."""
-    bad = sx.meta_train(rate, estimator(late_nan, family="ellipse-fixed"), OPTIMIZER, KEY, runs=6, seeds=2)
+    bad = sx.meta_train(
+        rate, estimator(late_nan, family="ellipse-fixed"), OPTIMIZER, KEY, outer_steps=6, seeds=2
+    )
     good = sx.meta_train(
-        rate, estimator(late_nan, steps=5, family="ellipse-fixed"), OPTIMIZER, KEY, runs=6, seeds=2
+        rate, estimator(late_nan, steps=5, family="ellipse-fixed"), OPTIMIZER, KEY, outer_steps=6, seeds=2
     )
     assert bad.skipped.tolist() == [6, 6]
     assert good.skipped.tolist() == [0, 0]
@@ -167,7 +181,7 @@ def test_windows_that_are_not_finite_are_skipped_and_counted():
 
 
 def test_an_infinite_gradient_of_a_finite_loss_leaves_the_weights():
-    stuck = sx.meta_train(rate, estimator(steep, family="ellipse-fixed"), OPTIMIZER, KEY, runs=3)
+    stuck = sx.meta_train(rate, estimator(steep, family="ellipse-fixed"), OPTIMIZER, KEY, outer_steps=3)
     assert stuck.skipped.tolist() == [6]
     assert np.all(np.isfinite(stuck.losses))
     assert jnp.array_equal(stuck.networks, jnp.array([0.01]))
@@ -176,9 +190,15 @@ def test_an_infinite_gradient_of_a_finite_loss_leaves_the_weights():
 def test_progress_is_told_after_every_chunk():
     seen = []
     found = sx.meta_train(
-        rate, estimator(standing, "ellipse-fixed"), OPTIMIZER, KEY, runs=5, chunk=2, progress=seen.append
+        rate,
+        estimator(standing, "ellipse-fixed"),
+        OPTIMIZER,
+        KEY,
+        outer_steps=5,
+        chunk=2,
+        progress=seen.append,
     )
-    assert [(p.done, p.runs) for p in seen] == [(2, 5), (4, 5), (5, 5)]
+    assert [(p.done, p.outer_steps) for p in seen] == [(2, 5), (4, 5), (5, 5)]
     np.testing.assert_allclose(
         [p.loss for p in seen],
         [found.losses[0, s].mean() for s in (slice(2), slice(2, 4), slice(4, 5))],
@@ -187,10 +207,10 @@ def test_progress_is_told_after_every_chunk():
     assert all(p.tasks_per_second > 0 for p in seen)
 
 
-@pytest.mark.parametrize("name", ["runs", "seeds", "chunk"])
+@pytest.mark.parametrize("name", ["outer_steps", "seeds", "chunk"])
 def test_counts_below_one_are_an_error(name):
-    with pytest.raises(ValueError, match=f"at least one run.*{name}=0"):
-        sx.meta_train(rate, estimator(standing), OPTIMIZER, KEY, **({"runs": 1} | {name: 0}))
+    with pytest.raises(ValueError, match=f"at least 1, got .*{name}=0"):
+        sx.meta_train(rate, estimator(standing), OPTIMIZER, KEY, **({"outer_steps": 1} | {name: 0}))
 
 
 def test_every_shape_comes_once_before_any_comes_again():
@@ -219,8 +239,8 @@ def test_training_visits_every_shape():
             return eqx.tree_at(lambda t: t.map.offset, task, task.map.offset * 0 + shape)
 
     flat = sx.symmetry.Affine(1e-6 * jnp.eye(2), jnp.zeros(2))
-    it = sx.metatrain.TruncatedBPTT(Scales("scales", "booth", flat), standing, steps=5, unroll=5)
-    found = sx.meta_train(rate, it, OPTIMIZER, KEY, runs=6, chunk=1).losses[0]
+    it = sx.metatrain.TruncatedBPTT(Scales("scales", "booth", flat), standing, steps=5, truncation=5)
+    found = sx.meta_train(rate, it, OPTIMIZER, KEY, outer_steps=6, chunk=1).losses[0]
     met = [round(float(np.sqrt(loss / 2))) for loss in found]
     assert sorted(met[:3]) == sorted(met[3:]) == [1, 10, 100]
     assert met == [_shape((1, 10, 100), KEY, i) for i in range(6)]

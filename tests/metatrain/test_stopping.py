@@ -39,14 +39,14 @@ def train(curves, patience, runs=20, checkpoint=None, progress=None):
         row = jnp.argmin(jnp.abs(marks - network["seed"]))
         return table[row, (network["count"] / CHUNK - 1).astype(int)]
 
-    estimator = Counting(sx.tasks.make_family("booth"), sx.UpdateRule(), steps=1, unroll=1)
+    estimator = Counting(sx.tasks.make_family("booth"), sx.UpdateRule(), steps=1, truncation=1)
     stopping = None if patience is None else sx.metatrain.EarlyStopping(validate, patience)
     return sx.meta_train(
         make,
         estimator,
         optax.sgd(1.0),
         jax.random.key(0),
-        runs=runs,
+        outer_steps=runs,
         seeds=len(table),
         chunk=CHUNK,
         stopping=stopping,
@@ -126,13 +126,13 @@ def test_a_learned_optimizer_keeps_its_best_weights():
         unseen = sx.unroll_many(rule, network, family, jax.random.key(7), steps=5, tasks=8)
         return jnp.median(unseen.loss[-1])
 
-    estimator = sx.metatrain.TruncatedBPTT(family, rule, steps=5, unroll=5, tasks=4)
+    estimator = sx.metatrain.TruncatedBPTT(family, rule, steps=5, truncation=5, tasks=4)
     trained = sx.meta_train(
         lambda key: sx.learned.FlatGradientLSTM(2, width=6, depth=1, key=key),
         estimator,
         optax.adam(0.3),  # so fast that it gets worse again
         jax.random.key(0),
-        runs=30,
+        outer_steps=30,
         seeds=2,
         chunk=3,
         stopping=sx.metatrain.EarlyStopping(validate, patience=2),

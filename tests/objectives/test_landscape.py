@@ -54,13 +54,13 @@ def test_a_curvature_step_bends_the_curve_the_way_it_was_asked(name):
             curve = lambda t: symmetry.act(symmetry.exp(t * direction), params, batch)  # noqa: B023, E731
             t = jnp.vdot(info.algebra, direction)
             found.append(curvature(curve, t) - curvature(curve, jnp.zeros(())))
-            found += [info.refused, jnp.abs(loss(there, batch) / loss(params, batch) - 1), jnp.abs(t)]
+            found += [info.outcome, jnp.abs(loss(there, batch) / loss(params, batch) - 1), jnp.abs(t)]
         return found
 
-    up, refused, change, step, down, *_ = both(jax.random.split(jax.random.key(0), RUNS))
+    up, outcome, change, step, down, *_ = both(jax.random.split(jax.random.key(0), RUNS))
     assert share(up > 0) >= 0.95
     assert share(down < 0) >= 0.95
-    assert share(refused == 0) == 1
+    assert share(outcome == 0) == 1
     assert np.max(change) < 1e-9
     assert np.min(step) > 0
 

@@ -179,8 +179,8 @@ def test_watched_values_are_read_from_the_state_where_it_has_them():
         optax.sgd(0.01), task.symmetry(), search=sx.search.Oracle(), schedule={0, 2}, guard=sx.Guard(jump=3.0)
     )
     trace = sx.unroll(optimizer, task, KEY, 3)
-    assert set(trace.watched) == {"algebra", "defect", "refused"}
-    assert trace.watched["refused"].tolist()[:2] == [0, 2]  # the jump from the start is longer than 3
+    assert set(trace.watched) == {"algebra", "loss_change", "outcome"}
+    assert trace.watched["outcome"].tolist()[:2] == [0, 2]  # the jump from the start is longer than 3
     assert trace.watched["algebra"].shape == (4, 1)
     assert sx.unroll(optax.sgd(0.01), task, KEY, 3).watched == {}
     assert sx.unroll(optax.sgd(0.01), task, KEY, 3).params is None

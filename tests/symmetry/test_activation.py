@@ -394,11 +394,11 @@ def test_teleport_raises_the_gradient_and_is_refused_where_the_loss_moves(form, 
 
     there, info = jump(weights, batch)
     if samples == 5:
-        assert info.refused == 0
+        assert info.outcome == 0
         assert info.after > 1.01 * info.before
-        assert info.defect <= 1e-12
+        assert info.loss_change <= 1e-12
     else:
-        assert sx.teleportation.REFUSALS[info.refused].startswith("not invariant")
+        assert sx.teleportation.OUTCOMES[info.outcome].startswith("not invariant")
         assert all(np.array_equal(there[name], weights[name]) for name in weights)
 
 

@@ -78,7 +78,7 @@ def test_an_optimizer_teleports_along_both():
     tx = sx.teleported(optax.sgd(0.0), both, search=sx.search.Ascent(rate=0.1, steps=2))
     gradient, state = jax.grad(loss)(PARAMS), tx.init(PARAMS)
     updates, state = jax.jit(lambda g, s: tx.update(g, s, PARAMS, value_fn=loss))(gradient, state)
-    assert int(state.refused) == 0
+    assert int(state.outcome) == 0
     assert all(float(optax.tree.norm(updates[name])) > 0 for name in PARAMS)
     with pytest.raises(ValueError, match="'w1'"):
         tx.init({"s": PARAMS["s"]})

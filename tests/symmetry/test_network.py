@@ -117,7 +117,7 @@ def test_gains_left_in_are_caught_by_the_gradient_alone(float64):
     found = report(net, spread=0.0)
     assert found.invariance <= 1e-12
     assert found.outcome == "wrong"
-    assert [name for name, defect in found.leaves.items() if defect > 1e-9] == ["gain"]
+    assert [name for name, loss_change in found.leaves.items() if loss_change > 1e-9] == ["gain"]
     assert found.leaves["gain"] > 0.3
     assert "gradient of gain" in str(found)
     assert report(net).invariance > 1e-2

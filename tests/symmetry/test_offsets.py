@@ -227,7 +227,7 @@ def test_a_teleport_goes_where_the_network_without_offset_goes(search, float64):
     there, info = sx.teleport(loss, w, symmetry_of(), x, search=search)
     wanted, known = sx.teleport(plain_loss, plus_one(w), plain_of(symmetry_of()), x, search=search)
     check_close(there, minus_one(wanted))
-    assert int(info.refused) == 0
+    assert int(info.outcome) == 0
     assert info.evaluations == known.evaluations == 1
     np.testing.assert_allclose(info.after, known.after, rtol=1e-10)
     gradient = jax.grad(loss)(there, x)

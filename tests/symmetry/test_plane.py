@@ -67,7 +67,7 @@ def laws(task, key):
         there, once = symmetry.act(a, w), symmetry.act(b, w)
         both = symmetry.act(symmetry.compose(a, b), w)
         gradient = jax.grad(task.loss)(there)
-        defects = {
+        errors = {
             "invariance": jnp.abs(task.loss(there) - task.loss(w)) / task.loss(w),
             "identity": gap(symmetry.act(symmetry.identity(), w), w, w),
             "composition": gap(symmetry.act(a, once), both, both),
@@ -75,7 +75,7 @@ def laws(task, key):
             "gradient": gap(symmetry.transport_gradient(a, w, jax.grad(task.loss)(w)), gradient, gradient),
         }
         visited = jnp.stack([w, there, once, both])
-        return defects, jnp.max(jnp.linalg.cond(jax.vmap(jax.jacfwd(task.map))(visited)))
+        return errors, jnp.max(jnp.linalg.cond(jax.vmap(jax.jacfwd(task.map))(visited)))
 
     return jax.vmap(trial)(jax.random.split(key, 100))
 
@@ -84,9 +84,9 @@ def laws(task, key):
 def test_every_law_holds_to_rounding(name):
     """The error bound is machine precision times the squared condition of the map, at every draw."""
     for seed in range(10):
-        defects, condition = laws(TABLE[name][0](), jax.random.key(seed))
-        for law, defect in defects.items():
-            assert float(jnp.max(defect / condition**2)) <= 1e-14, law
+        errors, condition = laws(TABLE[name][0](), jax.random.key(seed))
+        for law, error in errors.items():
+            assert float(jnp.max(error / condition**2)) <= 1e-14, law
 
 
 @pytest.mark.parametrize("name", TABLE)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import symmetrax as sx
-from symmetrax.symmetry._specs import Both, Concatenated, Merged, Plain, Word, parse
+from symmetrax.symmetry._specs import Both, Concatenated, Entry, Merged, Plain, parse
 
 SEEDS = st.integers(0, 2**32 - 1)
 NAMES = ("h", "qk", "Stream", "inner_0", "a1b2", "x_")
@@ -20,7 +20,7 @@ def random_word(rng):
     ends = tuple(None if rng.random() < 0.3 else int(rng.integers(-12, 13)) for _ in range(2))
     power = float(rng.choice([1.0, rng.integers(-9, 10), rng.integers(-5000, 5000) / 1000, rng.normal()]))
     index = (None, None, int(rng.integers(-9, 10)), ends)[rng.integers(4)]
-    return Word(str(rng.choice(NAMES)), bool(rng.random() < 0.5), power, index)
+    return Entry(str(rng.choice(NAMES)), bool(rng.random() < 0.5), power, index)
 
 
 def random_node(rng, depth=3, summand=False):

@@ -65,8 +65,8 @@ def test_verify_names_the_law_that_is_broken(broken, wrong, seed):
     symmetry = broken(task().map)
     report = sx.verify(task().loss, jnp.zeros(3), symmetry, jax.random.key(seed))
     for law in LAWS:
-        defect = getattr(report, law)
-        assert defect > 0.05 if law in wrong else defect < 1e-12, law
+        loss_change = getattr(report, law)
+        assert loss_change > 0.05 if law in wrong else loss_change < 1e-12, law
     assert report.worst == max(getattr(report, law) for law in LAWS)
 
 

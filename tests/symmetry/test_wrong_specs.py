@@ -19,7 +19,7 @@ import jax
 import pytest
 
 import symmetrax as sx
-from symmetrax.symmetry._specs import Both, Concatenated, Merged, Node, Plain, Word, parse, words
+from symmetrax.symmetry._specs import Both, Concatenated, Entry, Merged, Node, Plain, parse
 
 from ..zoo import READY, Row
 
@@ -35,7 +35,7 @@ def size(node: Node, symmetry: sx.NetworkSymmetry) -> int | None:
     """The length of a part, None for a blank."""
     if isinstance(node, Plain):
         return node.size
-    if isinstance(node, Word):
+    if isinstance(node, Entry):
         lengths = {name: n for group in symmetry.spaces.values() for name, n in group.per}
         return symmetry.spaces[node.name].size if node.name in symmetry.spaces else lengths[node.name]
     return 0
@@ -49,19 +49,19 @@ def single_mistakes(node: Node, length: int, symmetry: sx.NetworkSymmetry) -> li
         for name in spaces
     }
     match node:
-        case Word(name):
+        case Entry(name):
             if name not in spaces or count[name] == 1:
                 return []
             starred = [] if spaces[name].compact else [dataclasses.replace(node, star=not node.star)]
             return [*starred, Plain(spaces[name].size)]
         case Plain():
-            return [Word(name) for name, group in spaces.items() if group.size == length and not group.per]
+            return [Entry(name) for name, group in spaces.items() if group.size == length and not group.per]
         case Both(parts):
             mistakes: list[Node] = []
             for k, part in enumerate(parts):
                 rest = parts[:k] + parts[k + 1 :]
                 for mistake in single_mistakes(part, length, symmetry):
-                    if isinstance(mistake, Word):
+                    if isinstance(mistake, Entry):
                         mistakes.append(Both((mistake, *rest)))
                     else:
                         mistakes.append(rest[0] if len(rest) == 1 else Both(rest))

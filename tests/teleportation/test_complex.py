@@ -55,7 +55,7 @@ def test_teleports_of_complex_parameters_are_those_of_their_parts(objective):
         )
         np.testing.assert_allclose(one.algebra, other.algebra, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(one.after, other.after, rtol=1e-4)
-        assert one.refused == other.refused == 0
+        assert one.outcome == other.outcome == 0
         for name, leaf in parts(there).items():
             np.testing.assert_allclose(leaf, twin[name], rtol=1e-4, atol=1e-5)
 
@@ -66,7 +66,7 @@ def test_searches_without_a_group_move_complex_parameters():
         np.testing.assert_allclose(leaf, other[0][name], rtol=1e-3, atol=1e-3)
     free = sx.search.NullSpace(lambda p, x: {"w2": x @ p["w1"].T}, steps=3)
     there, info = sx.teleport(loss, Z, batch=X[:1], search=free)
-    assert info.refused == 0
+    assert info.outcome == 0
     assert info.after > info.before
     np.testing.assert_allclose(loss(there, X[:1]), loss(Z, X[:1]), rtol=1e-5)
 
@@ -89,7 +89,7 @@ def test_real_rotations_keep_complex_points_on_the_level_set(name):
     assert sx.verify(loss, z, symmetry, jax.random.key(0), tolerance=1e-5).outcome == "exact"
     there, info = sx.teleport(loss, z, symmetry)
     assert there.dtype == z.dtype
-    assert info.refused == 0
+    assert info.outcome == 0
     assert info.after > 1.01 * info.before
 
 

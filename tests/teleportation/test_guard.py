@@ -59,16 +59,16 @@ def test_each_reason_to_refuse_has_its_code_and_the_point_stays(name):
     task, symmetry, guard, code = cases()[name]
     x = jnp.array(POINT)
     there, info = sx.teleport(task.loss, x, symmetry, search=Turn(0.5), guard=guard)
-    assert info.refused == code
+    assert info.outcome == code
     assert jnp.array_equal(there, x)
     assert (
-        sx.teleportation.REFUSALS[code].split(":")[0]
+        sx.teleportation.OUTCOMES[code].split(":")[0]
         == {1: "not finite", 2: "too long", 3: "not invariant"}[code]
     )
     assert info.after == info.before
     taken, info = sx.teleport(task.loss, x, symmetry, search=Turn(0.5), guard=None)
-    assert info.refused == 0
-    assert info.defect == -1.0
+    assert info.outcome == 0
+    assert info.loss_change == -1.0
     assert not jnp.array_equal(taken, x)
 
 
@@ -88,7 +88,7 @@ def test_a_refused_jump_has_zero_and_finite_gradients(name, double):
         for retreat in (None, jnp.array([0.5, 0.5])):
             derivative = eqx.filter_jit(jax.grad(displacement, argnums=(0, 1), has_aux=True))
             gradients, found = derivative(jnp.array([0.5]), jnp.array(POINT), retreat)
-            assert found.refused == code
+            assert found.outcome == code
             assert not jnp.any(found.displacement)
             for gradient in gradients:
                 assert jnp.array_equal(gradient, jnp.zeros_like(gradient))
@@ -108,11 +108,11 @@ def test_an_element_that_is_not_a_number_is_refused_with_zero_gradients():
 
     def landing(element, x):
         found = jump(task.symmetry(), element, x, guard=sx.Guard(), value_fn=task.loss)
-        return jnp.sum(x + found.displacement), found.refused
+        return jnp.sum(x + found.displacement), found.outcome
 
     for bad in (jnp.nan, jnp.inf):
-        gradients, refused = jax.grad(landing, (0, 1), has_aux=True)(jnp.full((2, 2), bad), jnp.array(POINT))
-        assert refused == NOT_FINITE
+        gradients, outcome = jax.grad(landing, (0, 1), has_aux=True)(jnp.full((2, 2), bad), jnp.array(POINT))
+        assert outcome == NOT_FINITE
         assert jnp.array_equal(gradients[0], jnp.zeros((2, 2)))
         assert jnp.array_equal(gradients[1], jnp.ones(2))
 
@@ -166,7 +166,7 @@ def test_the_guard_refuses_what_its_bounds_say(float64, move, here, change, boun
     """Not finite comes before too long, too long before not invariant; `floor` keeps small losses jumping."""
     there, (longest, tolerance, floor) = here + change, bounds
     guard = sx.Guard(*(jnp.array(b) for b in bounds))
-    defect, code = judge(guard, np.array(move), here, there)
+    loss_change, code = judge(guard, np.array(move), here, there)
     if not np.all(np.isfinite([*move, there])):
         assert code == NOT_FINITE
     elif np.hypot(*move) > longest:
@@ -174,7 +174,7 @@ def test_the_guard_refuses_what_its_bounds_say(float64, move, here, change, boun
     else:
         allowed = tolerance * max(abs(here), floor)
         assert code == (NOT_INVARIANT if abs(there - here) > allowed else 0)
-        assert defect == pytest.approx(abs(there - here) / max(abs(here), floor), rel=1e-12)
+        assert loss_change == pytest.approx(abs(there - here) / max(abs(here), floor), rel=1e-12)
 
 
 def test_bounds_must_be_positive():
@@ -205,7 +205,7 @@ def test_a_relative_bound_refuses_the_same_turns_in_any_unit(float64, scale):
     task = sx.tasks.generalized_booth(scale * np.array([[1.0, 2.0], [2.0, 1.0]]), [-7.0, -5.0])
     guard = sx.Guard(jump=np.inf, relative=0.5)
     codes = [
-        int(sx.teleport(task.loss, start, task.symmetry(), search=Turn(t), guard=guard)[1].refused)
+        int(sx.teleport(task.loss, start, task.symmetry(), search=Turn(t), guard=guard)[1].outcome)
         for t in (0.01, 0.2, 1.0)
     ]
     assert codes == [0, 0, TOO_LONG]
@@ -225,7 +225,7 @@ def test_a_learned_step_counts_in_the_scale():
             value_fn=task.loss,
             step=step,
         )
-        far[relative] = int(found.refused)
+        far[relative] = int(found.outcome)
     assert far == {0.1: TOO_LONG, 2.0: 0}
 
 
@@ -234,7 +234,7 @@ def test_shortening_halves_the_coordinates_until_the_jump_fits(float64, angle):
     task, x = sx.tasks.booth(), jnp.array(POINT)
     guard = sx.Guard(jump=1.0, shorten=True)
     there, info = sx.teleport(task.loss, x, task.symmetry(), search=Turn(angle), guard=guard)
-    assert info.refused == 0
+    assert info.outcome == 0
     halvings = np.log2(angle / float(info.algebra[0]))
     assert halvings == pytest.approx(round(halvings), abs=1e-12)
     length = float(jnp.linalg.norm(there - x))
@@ -250,7 +250,7 @@ def test_what_cannot_be_shortened_enough_is_refused_as_it_was():
     there, info = sx.teleport(
         task.loss, x, task.symmetry(), search=Turn(1.0), guard=sx.Guard(jump=1e-4, shorten=True)
     )
-    assert info.refused == TOO_LONG
+    assert info.outcome == TOO_LONG
     assert float(info.algebra[0]) == 1.0
     assert jnp.array_equal(there, x)
 
@@ -310,7 +310,7 @@ def rescalings(depth, activation, kind, dtype, size, count, known=True):
             value_fn=value_fn,
             gradient=gradient,
         )
-        return found.defect, found.refused
+        return found.loss_change, found.outcome
 
     rows = []
     for _ in range(count):
@@ -331,18 +331,18 @@ def rescalings(depth, activation, kind, dtype, size, count, known=True):
 @pytest.mark.parametrize("depth", [1, 5])
 def test_exact_rescalings_are_accepted_in_every_precision(dtype, depth):
     for known in (True, False):
-        defects, codes = rescalings(depth, jax.nn.relu, "squares", dtype, 1.0, 30, known)
-        assert np.all(codes == 0), (defects, codes)
+        loss_changes, codes = rescalings(depth, jax.nn.relu, "squares", dtype, 1.0, 30, known)
+        assert np.all(codes == 0), (loss_changes, codes)
 
 
 @pytest.mark.parametrize("kind", ["squares", "entropy"])
 def test_scalings_of_a_gelu_network_are_refused_as_soon_as_rounding_is_exceeded(kind):
     seen = 0
     for size in (1e-3, 1e-2, 1e-1):
-        defects, codes = rescalings(1, jax.nn.gelu, kind, "float32", size, 30)
-        wrong = defects > 1e-5
-        assert np.all(codes[wrong] == NOT_INVARIANT), (defects, codes)
-        seen += np.sum(wrong & (defects < 3e-4))
+        loss_changes, codes = rescalings(1, jax.nn.gelu, kind, "float32", size, 30)
+        wrong = loss_changes > 1e-5
+        assert np.all(codes[wrong] == NOT_INVARIANT), (loss_changes, codes)
+        seen += np.sum(wrong & (loss_changes < 3e-4))
     assert seen > 20
 
 
@@ -362,8 +362,8 @@ def test_the_tolerance_knows_mixed_precision():
 
     symmetry = sx.models.mlp_symmetry(w, ["w1", "w2"])
     found = [sx.teleport(loss, w, symmetry, x, search=Turn(angle))[1] for angle in (0.1, 0.3, -0.7)]
-    assert max(float(info.defect) for info in found) > 1e-4
-    assert all(info.refused == 0 for info in found)
+    assert max(float(info.loss_change) for info in found) > 1e-4
+    assert all(info.outcome == 0 for info in found)
 
 
 def test_a_tolerance_that_you_give_is_the_one_that_counts():
@@ -374,7 +374,7 @@ def test_a_tolerance_that_you_give_is_the_one_that_counts():
     for tolerance, code in ((10.0, 0), (jnp.array(10.0), 0), (1e-9, NOT_INVARIANT), (None, NOT_INVARIANT)):
         guard = sx.Guard(tolerance=tolerance, jump=np.inf)
         _, info = sx.teleport(loss, params, symmetry, batch, search=Turn(0.3), guard=guard)
-        assert info.refused == code, (tolerance, info)
+        assert info.outcome == code, (tolerance, info)
 
 
 def test_where_an_action_is_not_linear_the_loss_may_move_by_a_thousandth():
@@ -383,8 +383,8 @@ def test_where_an_action_is_not_linear_the_loss_may_move_by_a_thousandth():
         sx.symmetry.Affine(task.map.matrix * (1 + 1e-4 * jnp.eye(2)), task.map.offset)
     )
     _, info = sx.teleport(task.loss, x, nearly, search=Turn(0.1), guard=sx.Guard(jump=np.inf))
-    assert 1e-6 < info.defect < 1e-3
-    assert info.refused == 0
+    assert 1e-6 < info.loss_change < 1e-3
+    assert info.outcome == 0
 
 
 def test_lengths_of_large_and_of_half_floats_are_finite():
@@ -392,5 +392,5 @@ def test_lengths_of_large_and_of_half_floats_are_finite():
     assert float(guard.longest(jnp.full(4, 1e30))) == pytest.approx(1e30)
     assert float(guard.longest(jnp.full(4, 6e4, jnp.float16))) == pytest.approx(6e4, rel=1e-3)
     assert float(guard.longest(jnp.full(4, 3e30 + 4e30j))) == pytest.approx(5e30)
-    defect, code = sx.Guard(jump=1e31).judge(jnp.full(4, 1e30), jnp.array(1e30), jnp.array(1e30))
-    assert (float(defect), int(code)) == (0.0, 0)
+    loss_change, code = sx.Guard(jump=1e31).judge(jnp.full(4, 1e30), jnp.array(1e30), jnp.array(1e30))
+    assert (float(loss_change), int(code)) == (0.0, 0)

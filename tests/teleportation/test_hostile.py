@@ -107,7 +107,7 @@ def check_all(search, objective, symmetry, loss, seed=0):
             np.array_equal(a, b, equal_nan=True)
             for a, b in zip(*map(jax.tree.leaves, (there, params)), strict=True)
         )
-        if info.refused:
+        if info.outcome:
             assert same, (search, objective, info)
         else:
             assert all(np.all(np.isfinite(leaf)) for leaf in there.values()), (search, objective, info)
@@ -161,20 +161,20 @@ def test_dtypes_stay_as_init_gave_them(dtype, x64):
                 updates, state = optimizer.update(
                     jax.grad(value_fn)(params), state, params, value_fn=value_fn
                 )
-                return (optax.apply_updates(params, updates), state), optax.tree.get(state, "refused")
+                return (optax.apply_updates(params, updates), state), optax.tree.get(state, "outcome")
 
             start = (params, optimizer.init(params))
-            end, refused = jax.lax.scan(step, start, None, length=6)
+            end, outcome = jax.lax.scan(step, start, None, length=6)
             there, info = sx.teleport(network, params, SCALING, batch)
             level, _ = sx.teleport(network, params, None, batch, search=sx.search.LevelSet(steps=2))
-            return start, end, refused, there, info, level
+            return start, end, outcome, there, info, level
 
-        start, end, refused, there, info, level = everything(params)
+        start, end, outcome, there, info, level = everything(params)
         assert kinds(start) == kinds(end)
         assert kinds(there) == kinds(level) == kinds(params)
-        assert int(info.refused) == 0
+        assert int(info.outcome) == 0
         assert float(info.after) > 1.2 * float(info.before)
-        assert np.all(refused == 0)
+        assert np.all(outcome == 0)
         assert all(np.all(np.isfinite(np.asarray(leaf, float))) for leaf in end[0].values())
 
 

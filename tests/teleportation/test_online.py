@@ -188,8 +188,8 @@ def test_networks_learn_their_scales_with_any_optimizer(network, make, central_d
     state = learned.init(params)
     updates, state = learned.update(gradient(params), state, params, value_fn=loss)
     there = optax.apply_updates(params, updates)
-    assert state.refused == 0
-    assert abs(float(state.defect)) < 1e-12
+    assert state.outcome == 0
+    assert abs(float(state.loss_change)) < 1e-12
     _, state = learned.update(gradient(there), state, there, value_fn=loss)
     inner = make()
 
@@ -211,7 +211,7 @@ def test_a_refused_teleport_stays_and_forgets_its_coordinates():
     )
     gradient = jax.grad(task.loss)(x)
     updates, state = optimizer.update(gradient, optimizer.init(x), x, value_fn=task.loss)
-    assert sx.teleportation.REFUSALS[int(state.refused)].startswith("too long")
+    assert sx.teleportation.OUTCOMES[int(state.outcome)].startswith("too long")
     assert state.algebra == 0
     np.testing.assert_allclose(updates, -1e-4 * gradient, rtol=1e-12)
     with pytest.raises(ValueError, match="value_fn"):
@@ -251,7 +251,7 @@ def test_a_step_off_schedule_forgets_nothing_whatever_the_loss_there():
         updates, state = optimizer.update(2 * jnp.asarray(A) @ x, state, x, value_fn=value_fn)
         x = x + updates
     assert state.algebra[0] == pytest.approx(0.2)
-    assert state.refused == 0
+    assert state.outcome == 0
 
 
 @pytest.mark.parametrize(

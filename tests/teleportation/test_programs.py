@@ -83,9 +83,9 @@ def unrolled_many(i):
 
 def meta_trained(i):
     family = sx.tasks.make_family("ellipse-fixed")
-    estimator = sx.metatrain.TruncatedBPTT(family, sx.UpdateRule(), steps=2, unroll=2, tasks=2)
+    estimator = sx.metatrain.TruncatedBPTT(family, sx.UpdateRule(), steps=2, truncation=2, tasks=2)
     make = lambda key: sx.learned.FlatGradientLSTM(2, width=3, key=key)  # noqa: E731
-    return sx.meta_train(make, estimator, optax.adam(1e-2), jax.random.key(i), runs=2).losses
+    return sx.meta_train(make, estimator, optax.adam(1e-2), jax.random.key(i), outer_steps=2).losses
 
 
 def gained(i):

@@ -319,7 +319,7 @@ def test_searches_may_look_anywhere_and_obey_the_strict_modes_of_jax(name):
         there, info = jax.jit(lambda x: sx.teleport(task.loss, x, task.symmetry(), search=searches()[name]))(
             x
         )
-    assert info.refused in (0, 2)
+    assert info.outcome in (0, 2)
     assert np.all(np.isfinite(there))
 
 
@@ -334,7 +334,7 @@ def test_an_orbit_of_a_network_may_be_looked_at_anywhere(name):
         _, info = jax.jit(
             lambda w: sx.teleport(loss, w, symmetry, jnp.ones((4, 2)), search=searches()[name])
         )(params)
-    assert info.refused == 0
+    assert info.outcome == 0
 
 
 def test_a_search_that_finds_nothing_finite_stays_where_it_is():
@@ -369,11 +369,11 @@ def test_a_teleport_that_does_next_to_nothing_says_so():
     task, x = sx.tasks.booth(), jnp.array([5.0, -5.0])
     assert sx.teleport(task.loss, x, task.symmetry(), search=sx.search.Ascent(1, 1e-9))[1].negligible
     assert not sx.teleport(task.loss, x, task.symmetry())[1].negligible
-    refused = sx.teleport(
+    outcome = sx.teleport(
         task.loss, x, task.symmetry(), search=sx.search.Oracle(), guard=sx.Guard(jump=1e-3)
     )[1]
-    assert refused.refused == 2
-    assert refused.negligible
+    assert outcome.outcome == 2
+    assert outcome.negligible
 
 
 @pytest.mark.parametrize("name", ["default", "ascent", "monotone", "random", "grid", "scan", "oracle"])

@@ -91,8 +91,8 @@ def test_without_a_due_teleport_it_is_the_inner_optimizer_exactly(schedule):
     assert jnp.array_equal(found.loss, plain.loss)
     assert jnp.array_equal(found.params, plain.params)
     assert not jnp.any(found.watched["algebra"])
-    assert jnp.all(found.watched["defect"] == -1)
-    assert not jnp.any(found.watched["refused"])
+    assert jnp.all(found.watched["loss_change"] == -1)
+    assert not jnp.any(found.watched["outcome"])
 
 
 @pytest.mark.parametrize(
@@ -168,8 +168,8 @@ def test_the_inner_state_is_kept_or_reset_when_a_teleport_happens(float64, trans
         points.append(x)
     trace = run(optimizer, steps=4, points=True)
     np.testing.assert_allclose(trace.params, points, rtol=1e-11)
-    assert np.array_equal(trace.watched["refused"], [0, 0, 2 if refuse else 0, 0, 0])
-    assert (trace.watched["defect"][2] >= 0).item()
+    assert np.array_equal(trace.watched["outcome"], [0, 0, 2 if refuse else 0, 0, 0])
+    assert (trace.watched["loss_change"][2] >= 0).item()
 
 
 def test_extra_arguments_reach_the_inner_optimizer_at_the_new_point(float64):
@@ -209,7 +209,7 @@ def test_it_works_under_jit_with_parameters_in_a_tree():
     for expected in numpy_booth(8, 0.08, {5}):
         params, state = step(params, state)
         assert loss(params) == pytest.approx(expected, rel=1e-3)
-    assert optax.tree.get(state, "refused") == 0
+    assert optax.tree.get(state, "outcome") == 0
     assert state.count == 8
 
 

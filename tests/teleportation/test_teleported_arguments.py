@@ -182,7 +182,7 @@ def test_lbfgs_teleports_along_a_network(transport, float64):
         losses.append(float(value))
     assert np.all(np.diff(losses) <= 1e-12)
     assert losses[-1] < 0.5 * losses[0]
-    assert state.outcomes.tolist() == [2] + [0] * (len(sx.teleportation.REFUSALS) - 1)
+    assert state.outcomes.tolist() == [2] + [0] * (len(sx.teleportation.OUTCOMES) - 1)
 
 
 def test_a_loss_takes_its_data_by_name():
@@ -233,7 +233,7 @@ def test_leaves_that_are_no_floats_stay_where_they_are(search, transport):
             np.testing.assert_allclose(updates[name], expected[name], rtol=1e-6)
         moved = eqx.apply_updates(model, updates)
         assert all(jnp.array_equal(moved[name], model[name]) for name in extra)
-        assert int(state.refused) == 0
+        assert int(state.outcome) == 0
 
 
 @pytest.mark.parametrize(
@@ -266,11 +266,11 @@ def test_what_became_of_all_teleports_is_counted():
     )
     codes, trace = (
         [],
-        sx.unroll(optimizer, TASK, jax.random.key(0), 8, watch=("refused", "outcomes", "algebra")),
+        sx.unroll(optimizer, TASK, jax.random.key(0), 8, watch=("outcome", "outcomes", "algebra")),
     )
     for t in range(0, 8, 2):
-        codes.append(int(trace.watched["refused"][t + 1]))
-    counts = np.bincount(codes, minlength=len(sx.teleportation.REFUSALS))
+        codes.append(int(trace.watched["outcome"][t + 1]))
+    counts = np.bincount(codes, minlength=len(sx.teleportation.OUTCOMES))
     assert trace.watched["outcomes"][-1].tolist() == counts.tolist()
     assert counts.sum() == 4
 
@@ -304,13 +304,15 @@ def test_a_seed_is_no_key(key, unchecked):
         sx.tasks.make_family("booth"),
         sx.learned.FlatGradientLSTM(2, width=2, key=jax.random.key(0)),
     )
-    estimator = sx.metatrain.TruncatedBPTT(family, sx.UpdateRule(), steps=2, unroll=2, tasks=2)
+    estimator = sx.metatrain.TruncatedBPTT(family, sx.UpdateRule(), steps=2, truncation=2, tasks=2)
     rescaling = sx.NetworkSymmetry({"h": sx.groups.PositiveDiagonal(2)}, {"w": "h"}, like={"w": jnp.ones(2)})
     calls = [
         lambda: sx.unroll(optax.sgd(0.1), TASK, key, 2),
         lambda: sx.unroll_many(lambda n, t: optax.sgd(0.1), None, family, key, 2, 2),
-        lambda: sx.meta_train(lambda k: network, estimator, optax.adam(0.1), key, runs=1),
-        lambda: sx.metatrain.curriculum_train(lambda k: network, None, optax.adam(0.1), key, None, runs=1),
+        lambda: sx.meta_train(lambda k: network, estimator, optax.adam(0.1), key, outer_steps=1),
+        lambda: sx.metatrain.curriculum_train(
+            lambda k: network, None, optax.adam(0.1), key, None, outer_steps=1
+        ),
         lambda: sx.verify(TASK.loss, START, SYMMETRY, key),
         lambda: sx.teleport_gain(TASK.loss, START, SYMMETRY, key),
         lambda: sx.find_symmetries(TASK.loss, START, key),

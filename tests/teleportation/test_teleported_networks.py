@@ -105,7 +105,7 @@ def test_it_is_a_teleport_and_then_the_inner_step(float64, name):
     inner = INNER[name]()
     found, states = jax.jit(partial(train, wrap(inner)))(draw())
     assert teleports(states) == [0, 2]
-    assert not np.any(states.refused)
+    assert not np.any(states.outcome)
     w, update = draw(), jax.jit(inner.update)
     state = inner.init(w)
     for t in range(4):
@@ -133,7 +133,7 @@ def test_it_stands_last_in_a_chain(float64, runs):
     chained, (_, states) = jax.jit(partial(train, optax.chain(optax.zero_nans(), optimizer)))(draw())
     close(chained, found)
     assert teleports(states) == [0, 2]
-    assert optax.tree.get(states, "refused").shape == (4,)
+    assert optax.tree.get(states, "outcome").shape == (4,)
 
 
 def test_seeds_are_mapped(float64, runs):
@@ -142,7 +142,7 @@ def test_seeds_are_mapped(float64, runs):
     mapped, states = jax.jit(jax.vmap(partial(train, optimizer)))(several)
     close(at(mapped, 0), found)
     close(at(mapped, 2), program(draw(2))[0])
-    assert states.refused.shape == (3, 4)
+    assert states.outcome.shape == (3, 4)
 
 
 def test_parameters_may_lie_on_several_devices(float64, runs):
@@ -193,7 +193,7 @@ def updates_are_a_teleport_and_a_step(loss, params, symmetry, batch):
         return optax.apply_updates(params, updates), state, stepped, info
 
     found, state, expected, info = both(params)
-    assert (state.refused, info.refused) == (0, 0)
+    assert (state.outcome, info.outcome) == (0, 0)
     assert np.any(state.algebra)
     close(found, expected, 1e-5, 1e-6)
 
@@ -213,7 +213,7 @@ def test_models_of_equinox_are_parameters():
 
     updates_are_a_teleport_and_a_step(split_loss, params, symmetry, batch)
     there, info = eqx.filter_jit(sx.teleport)(model_loss, model, symmetry, batch, search=SEARCH)
-    assert info.refused == 0
+    assert info.outcome == 0
     assert there.activation is model.activation
 
 
@@ -258,7 +258,7 @@ def test_a_refused_teleport_changes_nothing_and_the_inner_step_is_taken(float64,
         expected, plain = inner.update(gradient, plain, w)
         assert eqx.tree_equal(updates, expected)
         assert eqx.tree_equal(state.inner, plain)
-        assert state.refused == (code if state.count == 2 else 0)
+        assert state.outcome == (code if state.count == 2 else 0)
     assert np.any(state.algebra)  # what was found, and refused
 
 
@@ -341,7 +341,7 @@ def test_searches_without_a_group(float64, search):
 
     found, state, expected, info = both(w)
     assert info.after > 1.001 * info.before
-    assert (state.refused, state.algebra, state.evaluations) == (0, None, search.evaluations())
+    assert (state.outcome, state.algebra, state.evaluations) == (0, None, search.evaluations())
     close(found, expected)
     with pytest.raises(ValueError, match="transport='carry' moves the state by a group element"):
         sx.teleported(optax.sgd(0.1), search=search, transport="carry")
@@ -367,7 +367,7 @@ def test_a_data_dependent_symmetry_needs_the_batch(float64):
 
     found, state, expected, info = both(w)
     assert info.after > info.before
-    assert (state.refused, state.evaluations) == (0, info.evaluations)
+    assert (state.outcome, state.evaluations) == (0, info.evaluations)
     close(found, expected, rtol=1e-10, atol=1e-11)
 
 
@@ -419,7 +419,7 @@ def test_parameters_keep_their_precision(runs, dtype, double, digits):
         found, states = jax.jit(partial(train, wrap(optax.adam(0.1), transport="carry", guard=guard)))(w)
     assert {x.dtype for x in found.values()} == {jnp.dtype(dtype)}
     assert teleports(states) == [0, 2]
-    assert not np.any(states.refused)
+    assert not np.any(states.outcome)
     first = {name: np.asarray(x[0], float) for name, x in found.items()}
     close(first, {name: np.asarray(x[0]) for name, x in expected.items()}, rtol=digits, atol=digits)
 

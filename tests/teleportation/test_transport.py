@@ -324,7 +324,7 @@ def test_an_optimizer_carries_its_state_where_it_teleports(float64, refuse):
     m = v = {k: np.zeros(shape) for k, shape in SHAPES.items()}
     for t in range(4):
         w, state = step(w, state)
-        assert state.refused == (2 if refuse and t == 2 else 0)
+        assert state.outcome == (2 if refuse and t == 2 else 0)
         if t == 2 and not refuse:
             params, m, v = scaled(1 / SCALES)(params), scaled(SCALES)(m), scaled(SCALES**2)(v)
         g = numpy_gradient(params)

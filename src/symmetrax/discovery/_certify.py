@@ -22,7 +22,7 @@ APPROXIMATE, APPROXIMATE_GRADIENT = 1e-2, 1e-1
 SPREADS = (SPREAD, 0.0, SPREAD / 5)
 
 #: Relative moves up to this size count as no move.
-STILL = 1e-6
+UNMOVED = 1e-6
 
 
 #: Outcomes of symmetries that hold to the precision of the loss, best first: in double precision, or if
@@ -64,7 +64,7 @@ class Certificate:
         return float(np.max(list(self.leaves.values())))
 
     @property
-    def defect(self) -> float:
+    def loss_change(self) -> float:
         """The largest change of the loss, on any data; NaN if a loss was not finite."""
         return float(np.max([self.invariance, self.invariance if self.fresh is None else self.fresh]))
 
@@ -77,11 +77,11 @@ class Certificate:
     @property
     def outcome(self) -> str:
         """The outcome: exact (single or half precision if the loss has no more), approximate or wrong."""
-        if not self.moved > STILL:
+        if not self.moved > UNMOVED:
             return "wrong"
-        if self.defect <= self.tolerance and self.gradient <= self.gradient_tolerance:
+        if self.loss_change <= self.tolerance and self.gradient <= self.gradient_tolerance:
             return self.best
-        near = self.defect <= APPROXIMATE and self.gradient <= APPROXIMATE_GRADIENT
+        near = self.loss_change <= APPROXIMATE and self.gradient <= APPROXIMATE_GRADIENT
         return "approximate" if near else "wrong"
 
     @property

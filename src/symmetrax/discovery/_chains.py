@@ -20,10 +20,10 @@ MOST_UNCLEAR = 3
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """A space per layer of a stack, plus one; `words` has the axis and the word of every spec."""
+    """A space per layer of a stack, plus one; `entries` has the axis and the word of every spec."""
 
     group: AbstractGroup
-    words: tuple[tuple[str, int, int, str], ...]  # path, number of axes, axis, index and star of the space
+    entries: tuple[tuple[str, int, int, str], ...]  # path, number of axes, axis, index and star of the space
     stacked: frozenset[str]
     gap: tuple[float, float]
 
@@ -31,22 +31,22 @@ class Chain:
         """The space under its own name, and its specs in spec notation."""
         name, index = f"{LETTERS[type(self.group)]}{number}", f"h{number}"
         specs: dict[str, list[str]] = {}
-        for path, axes, axis, word in self.words:
+        for path, axes, axis, entry in self.entries:
             spec = specs.setdefault(path, [index if path in self.stacked else "_", *["_"] * (axes - 1)])
-            spec[axis] = name + word
+            spec[axis] = name + entry
         group = dataclasses.replace(self.group, per=((index, self.group.lengths[0]),))
         return {name: group}, {path: " ".join(spec) for path, spec in specs.items()}
 
     @property
     def axes(self) -> frozenset[tuple[str, int]]:
         """The axes that the chain touches."""
-        return frozenset((path, axis) for path, _, axis, _ in self.words)
+        return frozenset((path, axis) for path, _, axis, _ in self.entries)
 
     def of(self, kind: type[AbstractGroup]) -> "Chain":
         """The same specs with a self-dual group."""
-        words = tuple((path, axes, axis, word.rstrip("*")) for path, axes, axis, word in self.words)
+        entries = tuple((path, axes, axis, entry.rstrip("*")) for path, axes, axis, entry in self.entries)
         group: Any = with_per(kind, (self.group.lengths, self.group.size))
-        return dataclasses.replace(self, group=group, words=words)
+        return dataclasses.replace(self, group=group, entries=entries)
 
 
 def chains(space: Space) -> Iterator[Chain]:
@@ -69,11 +69,11 @@ def chains(space: Space) -> Iterator[Chain]:
     for flip, count in itertools.product((1, -1), range(min(len(unclear), MOST_UNCLEAR) + 1)):
         for chosen in itertools.combinations(sorted(unclear), count):
             stacked = both | set(chosen)
-            words = []
+            entries = []
             for site, spec in zip(sites, space.specs, strict=True):
                 out = spec.power * flip > 0
                 inside, outside = ("[1:]", "[0]") if out else ("[:-1]*", f"[{depth}]*")
-                word = inside if site.path in stacked else outside
-                words.append((site.path, len(site.shape), site.axis, word))
+                entry = inside if site.path in stacked else outside
+                entries.append((site.path, len(site.shape), site.axis, entry))
             group = PositiveDiagonal(space.group.size, per={"h": depth + 1})
-            yield Chain(group, tuple(words), frozenset(stacked), space.gap)
+            yield Chain(group, tuple(entries), frozenset(stacked), space.gap)

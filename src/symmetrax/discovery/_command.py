@@ -47,11 +47,11 @@ def discover_from(
     if not 1 <= trials <= MOST_TRIALS:
         raise ValueError(f"The number of trials is from 1 to {MOST_TRIALS}, got {trials}.")
     as_it_is = contextlib.nullcontext()
-    words = contextlib.redirect_stdout(sys.stderr) if json == STANDARD_OUTPUT else as_it_is
+    entries = contextlib.redirect_stdout(sys.stderr) if json == STANDARD_OUTPUT else as_it_is
     if json is not None and json != STANDARD_OUTPUT:
         _check_target(json)
     chosen = tuple(by_name[name] for name in groups) or GROUPS
-    with words, jax.enable_x64(True) if double else as_it_is, blamed(function):
+    with entries, jax.enable_x64(True) if double else as_it_is, blamed(function):
         loss, params, batch = _model(function)
         if double:
             params = jax.tree.map(_in_double, params)

@@ -47,14 +47,14 @@ def permutation_shapes(places: Sequence[Place], blocks: Iterable[int]) -> list[S
     return ordered(found)
 
 
-def permutation_price(places: Sequence[Place], blocks: int) -> int:
+def permutation_cost(places: Sequence[Place], blocks: int) -> int:
     """Upper bound on the gradients spent on permutations, with `blocks` numbers of blocks to be found."""
     sizes = [len(sites) for shape in permutation_shapes(places, ()) for sites in variants(shape, places)]
     whole = sum(_most(size) for size in sizes)
     return whole + blocks * (4 + MOST_PARTS) * _most(len([place for place in places if not place.lead]))
 
 
-def sign_price(axes: int) -> int:
+def sign_cost(axes: int) -> int:
     """Upper bound on the losses spent on signs if this many axes may carry a space."""
     return axes * _sign_most(MOST_SPECS)
 

@@ -222,7 +222,7 @@ def _entry(one: Found) -> dict[str, Any]:
 def _json(value: Any) -> Any:
     """Converts a field of a certificate: a number, or the numbers of all arrays."""
     if isinstance(value, dict):
-        return {path: _finite(defect) for path, defect in value.items()}
+        return {path: _finite(loss_change) for path, loss_change in value.items()}
     return _finite(value) if isinstance(value, float) else value
 
 
@@ -243,7 +243,7 @@ class _Family:
         return self.members[0].name + ("_{i}" if len(self.members) > 1 else "")
 
     def worst(self) -> Certificate:
-        return max((one.certificate for one in self.members), key=lambda c: (not c.holds, c.defect))
+        return max((one.certificate for one in self.members), key=lambda c: (not c.holds, c.loss_change))
 
 
 def families(found: Sequence[Found]) -> list[_Family]:
@@ -288,7 +288,7 @@ def _table(found: Sequence[Found]) -> str:
             (
                 f"{family.name}: {family.members[0].group}" + (f", {count} times" if count > 1 else ""),
                 certificate.outcome,
-                f"{certificate.defect:.0e}",
+                f"{certificate.loss_change:.0e}",
                 f"{certificate.gradient:.0e}",
                 f"{gap[0]:.0e} | {gap[1]:.0e}",
             )

@@ -8,7 +8,7 @@ import jax
 from jaxtyping import PyTree
 
 from symmetrax._tree import leaf_names
-from symmetrax.discovery._discrete import permutation_price, sign_price
+from symmetrax.discovery._discrete import permutation_cost, sign_cost
 from symmetrax.discovery._double import double_of
 from symmetrax.discovery._found import Cost
 from symmetrax.discovery._moments import points_needed
@@ -115,8 +115,8 @@ class Plan:
         cost = Cost(
             points=max(whole, len(shapes) + 12 if PositiveDiagonal in groups else 1),
             segments=max(0, min(MOST_POINTS, room) - whole) if lie else 0,
-            permutations=permutation_price(at, MOST_BLOCKS) if Permutation in groups else 0,
-            signs=sign_price(len(axes)) if SignDiagonal in groups else 0,
+            permutations=permutation_cost(at, MOST_BLOCKS) if Permutation in groups else 0,
+            signs=sign_cost(len(axes)) if SignDiagonal in groups else 0,
             certificates=trials * (2 + candidates),
             idle=1 + len(shapes),
         )

@@ -86,19 +86,19 @@ def with_per(group: Callable[..., AbstractGroup], shape: Shape, **kwargs: Any) -
 
 def spec_text(specs: Sequence[Spec], name: str, indices: Sequence[str]) -> str:
     """The axis spec of some sites on one array. Raises ValueError if no spec can express it."""
-    words = ["_"] * len(specs[0].site.shape)
+    entries = ["_"] * len(specs[0].site.shape)
     for axis in sorted({spec.site.axis for spec in specs}):
         here = sorted(
             (spec for spec in specs if spec.site.axis == axis), key=lambda spec: spec.site.positions.min()
         )
         for spec in here:
             for (lead, length), index in zip(spec.site.lead, indices, strict=False):
-                words[lead] = index if length == spec.site.shape[lead] else f"({index} _)"
-        words[axis] = _axis_text(here, name, indices)
+                entries[lead] = index if length == spec.site.shape[lead] else f"({index} _)"
+        entries[axis] = _axis_text(here, name, indices)
     shifts = {spec.site.shift for spec in specs}
     if len(shifts) > 1:
         raise ValueError("an array has several offsets")
-    return written(words, *shifts)
+    return written(entries, *shifts)
 
 
 def _axis_text(specs: Sequence[Spec], name: str, indices: Sequence[str]) -> str:
@@ -127,10 +127,10 @@ class _Part:
 def _parts(spec: Spec, name: str, indices: Sequence[str]) -> _Part:
     """The pieces of a word: its segment, the factors in front of a block, and those inside a block."""
     site = spec.site
-    word = _word(name, spec.power)
+    entry = _word(name, spec.power)
     names = iter(indices[len(site.lead) :])
     front = [next(names)] if site.first > 1 else []
-    inner = [*([next(names)] if site.second > 1 else []), word]
+    inner = [*([next(names)] if site.second > 1 else []), entry]
     inner += [next(names)] if site.third > 1 else []
     length = site.second * site.size * site.third * site.tail
     both = site.repeats > 1 and site.tail > 1

@@ -115,15 +115,15 @@ class Adjusted(AbstractControl):
         no, zero = jnp.zeros(seeds, bool), jnp.zeros(seeds)
         return cls(networks, jnp.ones(seeds), no, no, zero, zero)
 
-    def change(self, move: Proposal, info: Observation) -> Proposal:
-        if move.step_size is not None:
-            move = move._replace(step_size=jnp.where(self.held, self.step_size, move.step_size))
-        if move.momentum is not None:
-            move = move._replace(momentum=jnp.where(self.held, self.momentum, move.momentum))
-        if move.algebra is not None:
-            drawn = RandomDirection(self.network).change(move, info).algebra
-            move = move._replace(algebra=self.share * jnp.where(self.random, drawn, move.algebra))
-        return move
+    def change(self, proposal: Proposal, observation: Observation) -> Proposal:
+        if proposal.step_size is not None:
+            proposal = proposal._replace(step_size=jnp.where(self.held, self.step_size, proposal.step_size))
+        if proposal.momentum is not None:
+            proposal = proposal._replace(momentum=jnp.where(self.held, self.momentum, proposal.momentum))
+        if proposal.algebra is not None:
+            drawn = RandomDirection(self.network).change(proposal, observation).algebra
+            proposal = proposal._replace(algebra=self.share * jnp.where(self.random, drawn, proposal.algebra))
+        return proposal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,7 +204,7 @@ def _whole(task: Classification, trains: Trains, size: Size) -> tuple[Build, ...
     (coordinates,) = task.symmetry().algebra
     emits = ("momentum",) if trains.momentum else ()
     # Within the ball in which every unit is scaled by e^(1/2) at most on average, as PerNeuronLSTM has it.
-    return step, build(emits=emits, algebra=coordinates, reach=0.5 * math.sqrt(coordinates))
+    return step, build(emits=emits, algebra=coordinates, max_norm=0.5 * math.sqrt(coordinates))
 
 
 def _guard(size: Size) -> Guard:

@@ -34,13 +34,13 @@ class AbstractControl(AbstractLearnedOptimizer):
     def memory(self, params: PyTree, symmetry: AbstractLieSymmetry | None = None) -> PyTree:
         return self.network.memory(params, symmetry)
 
-    def propose(self, info: Observation, memory: PyTree) -> tuple[Proposal, PyTree]:
-        move, memory = self.network.propose(info, memory)
-        return self.change(move, info), memory
+    def propose(self, observation: Observation, memory: PyTree) -> tuple[Proposal, PyTree]:
+        proposal, memory = self.network.propose(observation, memory)
+        return self.change(proposal, observation), memory
 
     @abstractmethod
-    def change(self, move: Proposal, info: Observation) -> Proposal:
-        """The move that is made in place of `move`."""
+    def change(self, proposal: Proposal, observation: Observation) -> Proposal:
+        """The move that is made in place of `proposal`."""
 
     def example(self) -> Observation:
         return self.network.example()
@@ -67,12 +67,12 @@ class RandomDirection(AbstractControl):
     kind: ClassVar[str] = "random-direction"
     network: AbstractLearnedOptimizer
 
-    def change(self, move: Proposal, info: Observation) -> Proposal:
-        if info.key is None:
+    def change(self, proposal: Proposal, observation: Observation) -> Proposal:
+        if observation.key is None:
             raise ValueError("RandomDirection draws: pass key=... to `update`.")
-        direction = jax.random.normal(info.key, move.algebra.shape, move.algebra.dtype)
+        direction = jax.random.normal(observation.key, proposal.algebra.shape, proposal.algebra.dtype)
         direction = direction / safe_norm(direction)
-        return move._replace(algebra=safe_norm(move.algebra) * direction)
+        return proposal._replace(algebra=safe_norm(proposal.algebra) * direction)
 
     def contract(self) -> dict[str, Any]:
         emits = self.network.contract()["emits"]
@@ -105,9 +105,9 @@ class Fixed(AbstractControl):
     def algebra_bound(self) -> float | None:
         return self.network.algebra_bound if self.algebra is None else None
 
-    def change(self, move: Proposal, info: Observation) -> Proposal:
+    def change(self, proposal: Proposal, observation: Observation) -> Proposal:
         given = {"step_size": self.step_size, "momentum": self.momentum}
-        move = move._replace(**{name: jnp.asarray(x) for name, x in given.items() if x is not None})
-        if self.algebra is None or move.algebra is None:
-            return move
-        return move._replace(algebra=jnp.broadcast_to(self.algebra, move.algebra.shape))
+        proposal = proposal._replace(**{name: jnp.asarray(x) for name, x in given.items() if x is not None})
+        if self.algebra is None or proposal.algebra is None:
+            return proposal
+        return proposal._replace(algebra=jnp.broadcast_to(self.algebra, proposal.algebra.shape))

@@ -7,7 +7,7 @@ import optax
 from jaxtyping import Array, Float, Key
 
 from symmetrax._tree import safe_norm
-from symmetrax.search._levelset import AbstractPointSearch, Arrival
+from symmetrax.search._levelset import AbstractPointSearch, SearchResult
 from symmetrax.search._searches import AbstractSearch
 
 
@@ -65,11 +65,11 @@ class Displace(AbstractPointSearch):
     key: Key[Array, ""]
     distance: Float[Array, ""]
 
-    def __call__(self, value_fn, params, batch=None) -> Arrival:
+    def __call__(self, value_fn, params, batch=None) -> SearchResult:
         direction = optax.tree.random_like(self.key, params)
         scale = self.distance / safe_norm(direction)
         there = jax.tree.map(lambda w, d: w + scale * d, params, direction)
-        return Arrival(there, jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.array(True))
+        return SearchResult(there, jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.array(True))
 
     def evaluations(self) -> int:
         return 0
@@ -82,8 +82,8 @@ class Stay(AbstractPointSearch):
     [1.]
     """
 
-    def __call__(self, value_fn, params, batch=None) -> Arrival:
-        return Arrival(params, jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.array(True))
+    def __call__(self, value_fn, params, batch=None) -> SearchResult:
+        return SearchResult(params, jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.array(True))
 
     def evaluations(self) -> int:
         return 0

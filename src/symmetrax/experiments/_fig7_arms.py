@@ -77,8 +77,8 @@ class Networks:
     `rates` are those of the first and the second network of algorithm 3 (step size; momentum and element),
     `update_rates` those of a learned update and of its element. Both are as published, and their roles seem
     swapped: to swap them, swap the numbers. A learned step size lies within `bounds`. `size` is the norm of
-    an element's coordinates, or with a learned size `reach` their bound; a teleport that changes the loss by
-    more than `tolerance` is refused.
+    an element's coordinates, or with a learned size `max_norm` their bound; a teleport that changes the loss
+    by more than `tolerance` is refused.
 
     >>> Networks().rates
     (0.0001, 0.001)
@@ -92,7 +92,7 @@ class Networks:
     small_width: int = 20
     small_rate: float = 1e-3
     size: float = 0.01
-    reach: float = 0.1
+    max_norm: float = 0.1
     tolerance: float = 1e-3
 
 
@@ -137,7 +137,7 @@ def _network(part: Part, spec: Spec, networks: Networks) -> Build:
         options["rates"] = networks.bounds
     if part in ("element", "momentum+element"):
         options |= {"algebra": networks.units**2, "fixed": not spec.learned_size}
-        options["reach"] = networks.reach if spec.learned_size else networks.size
+        options["max_norm"] = networks.max_norm if spec.learned_size else networks.size
     return Build.of(FlatGradientLSTM, size=2 * networks.units**2, width=networks.width, **options)
 
 
@@ -221,11 +221,11 @@ class ConstantStep(AbstractControl):
         return self.network.memory(params, symmetry), jnp.array(0)
 
     def propose(
-        self, info: Observation, memory: tuple[PyTree, Array]
+        self, observation: Observation, memory: tuple[PyTree, Array]
     ) -> tuple[Proposal, tuple[PyTree, Array]]:
         own, count = memory
-        move, own = super().propose(info, own)
-        return move._replace(step_size=jnp.where(count == 0, FIRST, self.step_size)), (own, count + 1)
+        proposal, own = super().propose(observation, own)
+        return proposal._replace(step_size=jnp.where(count == 0, FIRST, self.step_size)), (own, count + 1)
 
-    def change(self, move: Proposal, info: Observation) -> Proposal:
-        return move
+    def change(self, proposal: Proposal, observation: Observation) -> Proposal:
+        return proposal

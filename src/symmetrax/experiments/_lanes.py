@@ -362,7 +362,7 @@ def _size(state: Any) -> Float[Array, " lanes"]:
     """The norm of the algebra coordinates, lane by lane; where there is only one, its value."""
     if isinstance(state, TeleportedState):
         if state.algebra is None:  # a search without a group
-            return jnp.zeros(state.defect.shape)
+            return jnp.zeros(state.loss_change.shape)
         if state.algebra.shape[-1] == 1:
             return state.algebra[:, 0]
         return jnp.sqrt(jnp.sum(jnp.square(state.algebra), axis=-1))

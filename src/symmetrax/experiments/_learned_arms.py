@@ -174,9 +174,9 @@ class Validation(eqx.Module):
 
     def __call__(self, network: PyTree) -> Float[Array, ""]:
         shape = self.family.shapes[0] if self.shape is None else self.shape
-        crew = begin_many(self.make_transform, network, self.family, shape, self.tasks, self.key)
-        _, trace = advance_many(self.make_transform, network, self.family, shape, crew, self.steps)
-        means = jnp.mean(jnp.log(jnp.maximum(trace.loss, FLOOR * crew.carry.value)), axis=0)
+        rollouts = begin_many(self.make_transform, network, self.family, shape, self.tasks, self.key)
+        _, trace = advance_many(self.make_transform, network, self.family, shape, rollouts, self.steps)
+        means = jnp.mean(jnp.log(jnp.maximum(trace.loss, FLOOR * rollouts.carry.value)), axis=0)
         return jnp.median(jnp.where(jnp.isfinite(means), means, jnp.inf))
 
 
@@ -230,7 +230,7 @@ def train(
             estimator,
             arm.outer,
             streams.train,
-            runs=budget.runs,
+            outer_steps=budget.runs,
             seeds=budget.seeds,
             chunk=budget.chunk,
             checkpoint=path,

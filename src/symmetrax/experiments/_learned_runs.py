@@ -18,11 +18,11 @@ from symmetrax._tree import safe_norm
 from symmetrax.experiments._folder import RunFolder, as_json
 from symmetrax.learned._update_rule import UpdateRule
 from symmetrax.metatrain._devices import spread
-from symmetrax.rollout._unroll import Crew, MakeTransform, advance_many, begin_many
+from symmetrax.rollout._unroll import MakeTransform, Rollouts, advance_many, begin_many
 from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
 
 #: What a learned optimizer tells of every step.
-TOLD = ("step_size", "momentum", "algebra", "defect", "refused")
+TOLD = ("step_size", "momentum", "algebra", "loss_change", "outcome")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,19 +107,19 @@ def _run_many(make, networks, family, keys, steps, tasks, shape, watch, measure)
     def one(inputs):
         arrays, key = inputs
         network = eqx.combine(arrays, static)
-        crew = begin_many(make, network, family, shape, tasks, key)
-        single = crew.carry.value.ndim == 0
+        rollouts = begin_many(make, network, family, shape, tasks, key)
+        single = rollouts.carry.value.ndim == 0
         per_task = safe_norm if single else jax.vmap(safe_norm, in_axes=-1)
 
-        def body(crew, _):
-            after, trace = advance_many(make, network, family, shape, crew, 1, watch=watch)
-            moved = optax.tree.sub(after.carry.params, crew.carry.params)
+        def body(rollouts, _):
+            after, trace = advance_many(make, network, family, shape, rollouts, 1, watch=watch)
+            moved = optax.tree.sub(after.carry.params, rollouts.carry.params)
             told = {name: _scalars(x, tasks, per_task) for name, x in trace.watched.items()}
             told |= {"length": per_task(moved), "gradient_norm": trace.gradient_norm[0]}
             return after, {"loss": trace.loss[0], **told}
 
-        start = crew.carry.value
-        after, told = jax.lax.scan(body, crew, None, length=steps)
+        start = rollouts.carry.value
+        after, told = jax.lax.scan(body, rollouts, None, length=steps)
         told["loss"] = jnp.concatenate([start[None], told["loss"]])
         told = jax.tree.map(lambda x: x.reshape(len(x), tasks).T, told)
         return told, {} if measure is None else _measured(measure, family, shape, after, single)
@@ -136,13 +136,13 @@ def _scalars(value: PyTree, tasks: int, per_task: Callable) -> Array:
     return per_task(value)
 
 
-def _measured(measure, family, shape, crew: Crew, single: bool) -> dict[str, Array]:
+def _measured(measure, family, shape, rollouts: Rollouts, single: bool) -> dict[str, Array]:
     def one(drawn, params):
         return measure(family.task(drawn, shape), params)
 
     if single:
-        return jax.tree.map(lambda x: x[None], one(crew.drawn, crew.carry.params))
-    return jax.vmap(one, in_axes=-1)(crew.drawn, crew.carry.params)
+        return jax.tree.map(lambda x: x[None], one(rollouts.drawn, rollouts.carry.params))
+    return jax.vmap(one, in_axes=-1)(rollouts.drawn, rollouts.carry.params)
 
 
 def learned_constant(seen: Ran, name: str) -> Float[Array, " seeds"]:
@@ -205,7 +205,7 @@ def facts(ran: Ran, rule: UpdateRule | None = None) -> dict[str, Any]:
     >>> facts(Ran(np.ones((2, 3, 5)), {"length": np.ones((2, 3, 4))}, {}, 0.1))["told"]["length"]
     [1.0, 1.0, 1.0, 1.0]
     """
-    told = {name: values for name, values in ran.told.items() if name not in ("defect", "refused")}
+    told = {name: values for name, values in ran.told.items() if name not in ("loss_change", "outcome")}
     found: dict[str, Any] = {
         "seconds": ran.seconds,
         "gradient_evaluations": float(ran.steps),
@@ -213,11 +213,11 @@ def facts(ran: Ran, rule: UpdateRule | None = None) -> dict[str, Any]:
     }
     steps = np.zeros(0, int) if rule is None else due(rule, ran.steps)
     if len(steps) and rule is not None and rule.guard is not None:
-        refused, defect = (ran.told[name][..., steps] for name in ("refused", "defect"))
-        applied = defect[refused == 0]
-        found["refused"] = float(np.mean(refused > 0))
-        found["defect_max"] = float(np.max(applied)) if applied.size else None
-        found["defect_median"] = float(np.median(applied)) if applied.size else None
+        outcome, loss_change = (ran.told[name][..., steps] for name in ("outcome", "loss_change"))
+        applied = loss_change[outcome == 0]
+        found["rejected"] = float(np.mean(outcome > 0))
+        found["loss_change_max"] = float(np.max(applied)) if applied.size else None
+        found["loss_change_median"] = float(np.median(applied)) if applied.size else None
     return found
 
 

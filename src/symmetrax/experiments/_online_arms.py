@@ -23,12 +23,12 @@ class TurnedState(NamedTuple):
     """State of `turned`: the inner state, the coordinates of the last teleport, and whether it was refused.
 
     >>> TurnedState._fields
-    ('inner', 'algebra', 'refused')
+    ('inner', 'algebra', 'outcome')
     """
 
     inner: optax.OptState
     algebra: Float[Array, "..."]
-    refused: Int[Array, ""]
+    outcome: Int[Array, ""]
 
 
 def turned(
@@ -62,8 +62,8 @@ def turned(
         displacement, stepped, jumped = jump_and_step(
             stepper, state.inner, symmetry, xi, params, updates, batch, guard=guard, value_fn=value_fn
         )
-        xi = jnp.where(jumped.refused == 0, xi, 0.0)
-        return displacement, TurnedState(stepped, xi, jumped.refused)
+        xi = jnp.where(jumped.outcome == 0, xi, 0.0)
+        return displacement, TurnedState(stepped, xi, jumped.outcome)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -137,14 +137,14 @@ class Ran(NamedTuple):
     distance (zero where the minimum is unknown), and whether it was refused. `seconds` are those of all runs.
 
     >>> Ran._fields
-    ('loss', 'algebra', 'there', 'farther', 'refused', 'seconds')
+    ('loss', 'algebra', 'there', 'farther', 'outcome', 'seconds')
     """
 
     loss: Float[np.ndarray, "lanes points"]
     algebra: Float[np.ndarray, "lanes steps k"]
     there: Any
     farther: Float[np.ndarray, "lanes steps"]
-    refused: Any
+    outcome: Any
     seconds: float
 
 
@@ -178,8 +178,8 @@ def follow(
         began = time.perf_counter()
         jax.block_until_ready(_follow(*arguments))
         seconds = time.perf_counter() - began
-    loss, algebra, there, farther, refused = map(np.asarray, found)
-    return Ran(loss, algebra, there, farther, refused, seconds)
+    loss, algebra, there, farther, outcome = map(np.asarray, found)
+    return Ran(loss, algebra, there, farther, outcome, seconds)
 
 
 def tuned(
@@ -227,7 +227,7 @@ def _follow(arm, hyper, family, starts, size):
             length, count = now
             transform = arm(here, symmetry, length, jax.random.fold_in(start.keys, count))
             updates, state = transform.update(gradient, state, params, value_fn=value_fn, batch=batch)
-            xi, refused = getattr(state, "algebra", symmetry.zero()), getattr(state, "refused", 0)
+            xi, outcome = getattr(state, "algebra", symmetry.zero()), getattr(state, "outcome", 0)
             there = symmetry.act(symmetry.exp(xi), params, batch)
             farther = jnp.zeros(())
             if best is not None:
@@ -235,7 +235,7 @@ def _follow(arm, hyper, family, starts, size):
             params = optax.apply_updates(params, updates)
             value, gradient = jax.value_and_grad(value_fn)(params)
             seen = there if isinstance(there, jax.Array) else farther
-            return (params, state, gradient), (value, xi, seen, farther, jnp.asarray(refused))
+            return (params, state, gradient), (value, xi, seen, farther, jnp.asarray(outcome))
 
         value, gradient = jax.value_and_grad(value_fn)(start.params)
         state = arm(here, symmetry, size[0], start.keys).init(start.params)

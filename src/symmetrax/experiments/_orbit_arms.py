@@ -30,7 +30,7 @@ from symmetrax.teleportation._guard import Guard
 FAMILIES = ("ellipse-fixed", "ellipse-random", "rosenbrock-fixed", "rosenbrock-random")
 
 #: What is told of every step of these arms.
-WATCHED = ("algebra", "gate", "refused")
+WATCHED = ("algebra", "gate", "outcome")
 
 #: The arm without teleports.
 VANILLA = "vanilla"
@@ -135,7 +135,7 @@ def orbit_arm(
         sees=look.sees,
         gated=look.gated,
         centre=look.centre if variant else "identity",
-        reach=math.pi if variant else None,
+        max_norm=math.pi if variant else None,
         width=training.width,
     )
     rule = how(variant, training.steps) if variant else UpdateRule()

@@ -172,7 +172,7 @@ def gate(tracks: Tracks) -> dict[str, Any] | None:
     varies = bool(np.nanstd(known["headroom"]) > CONSTANT)
     return {
         "open": over_seeds(_share(opens, good)),
-        "moves": over_seeds(_share((tracks["algebra"] != 0) & (tracks["refused"] == 0), good)),
+        "moves": over_seeds(_share((tracks["algebra"] != 0) & (tracks["outcome"] == 0), good)),
         "course": [over_seeds(_share(opens[..., t], good[..., t])) for t in range(good.shape[-1])],
         "headroom": {
             name: {**fisher_interval(found[name])._asdict(), "seeds": found[name].tolist()}

@@ -40,7 +40,7 @@ def follow_many(
     - "update" u, "gradient" g where it begins (after the teleport with `order="teleport-first"`), and
       "newton", -H^-1 g there: vectors;
     - "loss", one entry more: at all points;
-    - "algebra", "gate" and "refused": what the state tells;
+    - "algebra", "gate" and "outcome": what the state tells;
     - "headroom": ln(largest / median squared gradient norm) on the orbit of the point that is teleported;
     - "oracle": the angle from there to the orbit's steepest point, the nearer of the two; NaN unless the map
       is affine, where it has a closed form.
@@ -52,7 +52,7 @@ def follow_many(
 @eqx.filter_jit
 def _follow(rule, networks, family, keys, steps, tasks):
     arrays, static = eqx.partition(networks, eqx.is_array)
-    watch = ("algebra", "gate", "refused", "previous")
+    watch = ("algebra", "gate", "outcome", "previous")
 
     def of_seed(inputs):
         network, key = eqx.combine(inputs[0], static), inputs[1]
@@ -63,28 +63,28 @@ def _follow(rule, networks, family, keys, steps, tasks):
         def at_step(step):
             point, told = step
 
-            def one(drawn, point, update, algebra, refused):
+            def one(drawn, point, update, algebra, outcome):
                 task = family.task(drawn)
-                return _looked(task, point, update, algebra, refused, rule.order == "teleport-first")
+                return _looked(task, point, update, algebra, outcome, rule.order == "teleport-first")
 
             each = jax.vmap(one, in_axes=-1, out_axes=-1)
-            return each(drawn, point, told["previous"], told["algebra"], told["refused"])
+            return each(drawn, point, told["previous"], told["algebra"], told["outcome"])
 
         found = jax.lax.map(at_step, (trace.params[:-1], told))
         found |= {"update": told["previous"], "algebra": told["algebra"][:, 0], "loss": trace.loss}
-        found |= {"gate": told["gate"], "refused": told["refused"]}
+        found |= {"gate": told["gate"], "outcome": told["outcome"]}
         return {name: jnp.moveaxis(values, (-1, 0), (0, 1)) for name, values in found.items()}
 
     return spread(of_seed, (arrays, keys))
 
 
-def _looked(task: SumOfSquares, point, update, algebra, refused, first: bool) -> dict[str, Array]:
+def _looked(task: SumOfSquares, point, update, algebra, outcome, first: bool) -> dict[str, Array]:
     """What there was to see at one step of one task."""
     symmetry = task.symmetry()
     gradient = jax.grad(task.loss)(point)
     begins, leaps = point, point + update
     if first:
-        element = symmetry.exp(jnp.where(refused == 0, algebra, 0.0))
+        element = symmetry.exp(jnp.where(outcome == 0, algebra, 0.0))
         gradient = symmetry.transport_gradient(element, point, gradient)
         begins, leaps = symmetry.act(element, point), point
 

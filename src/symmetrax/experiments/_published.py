@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from symmetrax._tree import squared_norm
-from symmetrax.search._levelset import AbstractPointSearch, Arrival
+from symmetrax.search._levelset import AbstractPointSearch, SearchResult
 from symmetrax.tasks._networks import LeakyReLU
 
 #: The activation of the regressions, and its inverse.
@@ -41,7 +41,7 @@ class FirstOrder(AbstractPointSearch):
     steps: int = eqx.field(static=True)
     rate: Float[Array, ""]
 
-    def __call__(self, value_fn, params, batch=None) -> Arrival:
+    def __call__(self, value_fn, params, batch=None) -> SearchResult:
         def climb(params, _):
             seen = features(params, batch)
             fits = {name: jnp.linalg.pinv(x) for name, x in seen.items()}
@@ -63,7 +63,7 @@ class FirstOrder(AbstractPointSearch):
             return moved(optax.tree.scale(self.rate, slope)), None
 
         there, _ = jax.lax.scan(climb, params, None, length=self.steps)
-        return Arrival(there, jnp.zeros(()), jnp.asarray(self.evaluations(), jnp.int32), jnp.array(True))
+        return SearchResult(there, jnp.zeros(()), jnp.asarray(self.evaluations(), jnp.int32), jnp.array(True))
 
     def evaluations(self) -> int:
         return 3 * self.steps

@@ -91,7 +91,7 @@ def arms_table(title: str, arms: dict[str, dict[str, Any]], against: str) -> ric
             else "",
             "grads": f"{arm['gradient_evaluations']:.0f}" if "gradient_evaluations" in arm else "",
             "us/step": _per_step(arm),
-            "refused": "" if arm.get("refused") is None else f"{arm['refused']:.0%}",
+            "rejected": "" if arm.get("rejected") is None else f"{arm['rejected']:.0%}",
         }
         for name, arm in sorted(arms.items(), key=lambda item: number(item[1]["loss_median"][-1]))
     ]

@@ -108,7 +108,7 @@ class Proposal(eqx.Module):
     objective: Callable[..., Objective] = Gradient()
     guard: Guard = Guard(jump=jnp.inf, tolerance=1e-3)
 
-    def price(self, minibatch: int) -> float:
+    def evaluations_needed(self, minibatch: int) -> float:
         """Gradients of one teleport, each counted as gradients on a minibatch of this size."""
         objective = self.objective(jax.random.key(0), None)
         gradients = search_price(self.symmetry, objective, self.search, known=False)
@@ -149,7 +149,7 @@ class Moved(NamedTuple):
     drift: Array
     fresh: Array
     length: Array
-    refused: Array
+    outcome: Array
     algebra: Array
 
 
@@ -209,15 +209,15 @@ def race(
 
     `make(rate)` is the optimizer, with the learning rate as an array.
     """
-    crew = _Crew(make, task, entries, keys, clock, moves)
+    rollouts = _Crew(make, task, entries, keys, clock, moves)
     acting = [entry.arm.teleports for entry in entries if entry.arm.move or entry.arm.transport != "keep"]
     for epoch in range(epochs):
         late, first = epoch >= at, max(acting, default=0) if epoch == at else 0
         for count in range(first):
-            crew.step(epoch, count, crew.teleport(count))
-        crew.finish(epoch, first, late)
+            rollouts.step(epoch, count, rollouts.teleport(count))
+        rollouts.finish(epoch, first, late)
     steps = epochs * (len(task.train.labels) // task.batch_size)
-    return {entry.label: crew.run(entry, steps) for entry in entries}
+    return {entry.label: rollouts.run(entry, steps) for entry in entries}
 
 
 class _Crew:
@@ -253,7 +253,7 @@ class _Crew:
             for label, (params, record) in found.items():
                 self.moved[label].append(record)
                 scaled = arms[label].how != "pseudo" and record.algebra.shape == still.shape
-                taken = np.where(record.refused[:, None] == 0, record.algebra, 0.0) if scaled else still
+                taken = np.where(record.outcome[:, None] == 0, record.algebra, 0.0) if scaled else still
                 there[label] = params, taken.astype(np.float32)
         return there
 
@@ -304,7 +304,7 @@ class _Crew:
         record, gradients = None, float(steps)
         if entry.arm.move is not None and moved:
             record = jax.tree.map(lambda *x: np.stack(x, axis=1), *moved)
-            gradients += len(moved) * self.moves[entry.arm.move].price(self.task.batch_size)
+            gradients += len(moved) * self.moves[entry.arm.move].evaluations_needed(self.task.batch_size)
         params, seconds = self.lanes[label][0], self.seconds[label]
         return Run(train, held, accuracy, record, params, seconds, gradients)
 
@@ -414,7 +414,7 @@ def _teleports(move: Proposal, task, lanes, count):
             return (task.loss(there, on) - task.loss(params, on)) / task.loss(params, on)
 
         drift, fresh, length = change(batch), change(test), safe_norm(jump)
-        return there, Moved(info.before, info.after, drift, fresh, length, info.refused, info.algebra)
+        return there, Moved(info.before, info.after, drift, fresh, length, info.outcome, info.algebra)
 
     return jax.lax.map(one, lanes)
 

@@ -42,7 +42,7 @@ def trajectories(
             if name not in first:
                 leaves = leaves + np.asarray(trace.watched["previous"][0])[1:, :, :count]
             # A refused teleport went nowhere, whatever its angle.
-            taken = np.asarray(trace.watched["refused"][0])[1:, None, :count] == 0
+            taken = np.asarray(trace.watched["outcome"][0])[1:, None, :count] == 0
             angles = np.where(taken, np.asarray(trace.watched["algebra"][0])[1:, :, :count], 0.0)
             arrays[f"{name}.arcs"] = arcs = np.stack(
                 [_arcs(family.task(some[i]), leaves[..., i], angles[..., i]) for i in range(count)]

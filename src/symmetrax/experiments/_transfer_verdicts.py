@@ -126,23 +126,25 @@ def ratio_table(groups: dict[str, Any], name: str) -> Any:
             against,
             *(arm.removeprefix(f"{against}-") for arm in arms),
             "diverged",
-            "refused",
+            "rejected",
             "defect, largest",
         ),
     )
     for target, group in groups.items():
         own = group["arms"]
         diverged = {arm: own[arm]["diverged"] for arm in (against, *arms) if own[arm]["diverged"]}
-        refused = [own[arm].get("refused") for arm in arms if own[arm].get("refused") is not None]
-        defects = [own[arm].get("defect_max") for arm in arms if own[arm].get("defect_max") is not None]
+        rejected = [own[arm].get("rejected") for arm in arms if own[arm].get("rejected") is not None]
+        loss_changes = [
+            own[arm].get("loss_change_max") for arm in arms if own[arm].get("loss_change_max") is not None
+        ]
         table.add_row(
             target,
             str(own[against]["runs"]),
             f"{number(own[against]['final_train_median']):.2g}",
             *(ratio_text(own[arm]["versus"][against]) for arm in arms),
             ", ".join(f"{arm} {count}" for arm, count in diverged.items()) or "0",
-            f"{max(map(number, refused)):.1%}" if refused else "",
-            f"{max(map(number, defects)):.0e}" if defects else "",
+            f"{max(map(number, rejected)):.1%}" if rejected else "",
+            f"{max(map(number, loss_changes)):.0e}" if loss_changes else "",
         )
     return table
 

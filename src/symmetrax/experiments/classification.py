@@ -90,7 +90,7 @@ def _arrays(rans: dict[str, Ran]) -> dict[str, np.ndarray]:
     for name, ran in rans.items():
         arrays[f"{name}.loss"] = ran.losses.astype(np.float32)
         arrays |= {f"{name}.{end}": values.astype(np.float32) for end, values in ran.measured.items()}
-        for told in ("step_size", "momentum", "defect", "refused"):
+        for told in ("step_size", "momentum", "loss_change", "outcome"):
             if told in ran.told and np.any(ran.told[told] > 0):
                 arrays[f"{name}.{told}"] = ran.told[told].astype(np.float32)
     return arrays
@@ -170,13 +170,13 @@ def _accuracy_table(name: str, arms: dict[str, Any]) -> rich.table.Table:
         low, high = (number(x) for x in entry["test_accuracy_interval"])
         over = entry.get("accuracy_over_adam")
         told = entry.get("told", {})
-        defect = entry.get("defect_max")
+        loss_change = entry.get("loss_change_max")
         table.add_row(
             arm,
             f"{entry['test_accuracy']:.1%} ({low:.1%} to {high:.1%})",
             "" if over is None else "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * number(x) for x in over)),
             *(f"{np.median(told[key]):.2g}" if key in told else "" for key in ("step_size", "momentum")),
-            "" if defect is None else f"{number(defect):.1e}",
+            "" if loss_change is None else f"{number(loss_change):.1e}",
             str(entry.get("trajectories", "")),
         )
     return table

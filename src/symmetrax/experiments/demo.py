@@ -155,7 +155,7 @@ def _draw_trajectories(settings: Config, folder: RunFolder) -> None:
         network, _ = load(folder.path / "artifacts" / f"{family.name}-{name}.safetensors")
         rule = as_used(orbit_arm(name, family, settings.plane.training, variant).rule, STEPS)
         networks = jax.tree.map(lambda x: jnp.asarray(x)[None], network)
-        watch = ("algebra", "refused") if variant else ()
+        watch = ("algebra", "outcome") if variant else ()
         options = {"steps": STEPS, "tasks": TASKS, "watch": watch, "points": True}
         traces[name], _ = evaluate(rule, networks, family, streams.test[:1], **options)
     arrays = trajectories(traces, family, streams.test[0], TASKS, first=("crest",))

@@ -130,7 +130,7 @@ def _train(settings: Config, streams: Streams, folder: RunFolder, reporter: Repo
             estimator,
             optimizer,
             streams.train,
-            runs=settings.runs,
+            outer_steps=settings.runs,
             seeds=settings.seeds,
             chunk=10,
             checkpoint=folder.path / "checkpoints" / "digits.safetensors",
@@ -150,10 +150,10 @@ def _evaluate(make, networks, family, keys, steps, tasks, shape):
 
     def one(inputs):
         network, key = inputs
-        crew = begin_many(make, network, family, shape, tasks, key)
-        after, trace = advance_many(make, network, family, shape, crew, steps)
+        rollouts = begin_many(make, network, family, shape, tasks, key)
+        after, trace = advance_many(make, network, family, shape, rollouts, steps)
         right = jax.vmap(family.task((), shape).held_out, in_axes=-1)(after.carry.params)[1]
-        return jnp.concatenate([crew.carry.value[None], trace.loss]), right
+        return jnp.concatenate([rollouts.carry.value[None], trace.loss]), right
 
     return spread(one, (networks, keys))
 

@@ -85,26 +85,26 @@ def _run(
     networks = jax.tree.map(lambda x: x[None], network)
     losses: dict[str, list[np.ndarray]] = {"learned": [], "adam": []}
     seconds = dict.fromkeys(losses, 0.0)
-    refused = []
+    rejected = []
     for shape, rule in rules.items():
         arm = TunedArm("adam", adam)
         tuned = tune([arm], family, streams.tune, steps=steps, tasks=min(tasks, 200), shape=shape)["adam"]
         same = {name: jnp.full(1, value) for name, value in tuned.items()}
         on = due(rule, steps)
-        watch = ("refused",) if len(on) and rule.guard is not None else ()
+        watch = ("outcome",) if len(on) and rule.guard is not None else ()
         for name, make, nets, seen in (("learned", rule, networks, watch), ("adam", adam, same, ())):
             run = {"steps": steps, "tasks": tasks, "shape": shape, "watch": seen}
             trace, spent = evaluate(make, nets, family, streams.test, **run)
             seconds[name] += spent
             losses[name].append(np.asarray(trace.loss).reshape(1, steps + 1, tasks).transpose(0, 2, 1))
-            refused += [np.asarray(trace.watched[key])[0, on] > 0 for key in seen]
+            rejected += [np.asarray(trace.watched[key])[0, on] > 0 for key in seen]
     arrays = {name: np.concatenate(parts, axis=1) for name, parts in losses.items()}
     arms = compare(arrays, (), tasks * len(rules))
     for name, arm in arms.items():
         arm["seconds"] = seconds[name]
     arms["learned"]["versus"]["adam"] = over_tasks(log_ratios(arrays["learned"], arrays["adam"]))._asdict()
-    if refused:
-        arms["learned"]["refused"] = float(np.mean(refused))
+    if rejected:
+        arms["learned"]["rejected"] = float(np.mean(rejected))
     return arms
 
 

@@ -99,7 +99,7 @@ def show(settings: Config, results: dict[str, Any], reporter: Reporter) -> None:
     for name in ("Hessian", "|p + s - n| / |n|", "s . (-g)", "s . grad |g|^2", "n . (-g)", "cos(-g, n)"):
         table.add_column(name, justify="left" if name == "Hessian" else "right", no_wrap=True)
     for panel, row in results["measured"].items():
-        exact = (f"{row[name]:.1e}" for name in ("sum_defect", "orthogonality"))
+        exact = (f"{row[name]:.1e}" for name in ("sum_error", "orthogonality"))
         table.add_row(panel, *exact, *(f"{row[name]:+.3g}" for name in ("growth", "descent", "cosine")))
     reporter.print(table)
     table = titled_table(f"{settings.draws:,} random Hessians of each kind and gradients in the plane")
@@ -168,7 +168,7 @@ def _shares(found: dict[str, np.ndarray]) -> dict[str, float]:
 def _numbers(found: dict[str, np.ndarray]) -> dict[str, float]:
     descent, newton, parallel, symmetry = (found[n] for n in ("descent", "newton", "parallel", "symmetry"))
     return {
-        "sum_defect": float(np.linalg.norm(parallel + symmetry - newton) / np.linalg.norm(newton)),
+        "sum_error": float(np.linalg.norm(parallel + symmetry - newton) / np.linalg.norm(newton)),
         "orthogonality": float(abs(symmetry @ descent)),
         "growth": float(symmetry @ found["growth"]),
         "descent": float(newton @ descent),
@@ -228,13 +228,13 @@ def _verdicts(
     measured: dict[str, Any], level: dict[str, Any], random: dict[str, Any]
 ) -> list[dict[str, str]]:
     definite = min(random[kind]["grows"] for kind in ("positive definite", "negative definite"))
-    defects = max(row[name] for row in measured.values() for name in ("sum_defect", "orthogonality"))
+    errors = max(row[name] for row in measured.values() for name in ("sum_error", "orthogonality"))
     saddle = measured["counter-example"]
     parts = {
         "claim": "Newton's direction is a step along the gradient plus one along the level set",
         "source": SOURCE + "figure 1",
-        "outcome": "holds" if defects < 1e-12 else "fails",
-        "why": f"the sum and the right angle are exact to {defects:.1e}, for any invertible Hessian",
+        "outcome": "holds" if errors < 1e-12 else "fails",
+        "why": f"the sum and the right angle are exact to {errors:.1e}, for any invertible Hessian",
     }
     grows = conditional(
         "the gradient's norm grows along the part of Newton's direction in the level set",

@@ -52,7 +52,7 @@ from symmetrax.teleportation._transport import carry
 
 SOURCE = "asked in a review of arXiv:2504.15399"
 #: Beside losses, what is kept of every step.
-WATCH = ("algebra", "gate", "refused", "defect")
+WATCH = ("algebra", "gate", "outcome", "loss_change")
 
 #: What arms did at each horizon, and what to tell of them.
 Runs = dict[str, dict[int, Ran]]
@@ -348,7 +348,7 @@ def _learned(
     # As many tasks as one part of the others: the same program.
     keys = validation(streams)
     seen = run_many(how, trained.networks, family, keys, tasks=settings.tasks // 2, parts=1, **common)
-    price = evaluations(name, family)
+    evaluations_needed = evaluations(name, family)
     cards: Cards = {}
     for key, r in ran.items():
         use = uses[key]
@@ -357,7 +357,7 @@ def _learned(
         for steps in settings.horizons:
             card = facts(_until(r, steps), rule)
             del card["told"]
-            card["gradient_evaluations"] = steps * (price - GUARD * key.endswith("-off"))
+            card["gradient_evaluations"] = steps * (evaluations_needed - GUARD * key.endswith("-off"))
             cards[key][str(steps)] = card
     cards[name]["quality"] = quality(seen.losses, settings.horizons)
     for steps in settings.horizons:

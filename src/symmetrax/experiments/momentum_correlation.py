@@ -146,7 +146,7 @@ def measure(
     tasks: int,
     shape: Widths | None,
 ) -> dict[str, np.ndarray]:
-    """Unseen runs: "loss" (seeds, tasks, steps + 1); "momentum", "refused" and "gain" (seeds, tasks, steps).
+    """Unseen runs: "loss" (seeds, tasks, steps + 1); "momentum", "outcome" and "gain" (seeds, tasks, steps).
 
     With x_t the points and v the velocity that is kept, a teleport starts at x_t + v and ends at x_{t+1}.
     """
@@ -157,7 +157,7 @@ def measure(
 @eqx.filter_jit
 def _measure(rule, networks, family, keys, steps, tasks, shape):
     arrays, static = eqx.partition(networks, eqx.is_array)
-    watch = ("momentum", "refused", "previous")
+    watch = ("momentum", "outcome", "previous")
 
     def of_seed(inputs):
         network, key = eqx.combine(inputs[0], static), inputs[1]
@@ -180,8 +180,8 @@ def _measure(rule, networks, family, keys, steps, tasks, shape):
             jax.tree.map(lambda x: x[1:], y) for y in (trace.params, trace.watched["previous"])
         )
         gains = jax.lax.map(gain, (here, velocity, there))
-        momentum, refused = trace.watched["momentum"][1:], trace.watched["refused"][1:]
-        return {"loss": trace.loss.T, "momentum": momentum.T, "refused": refused.T, "gain": gains.T}
+        momentum, outcome = trace.watched["momentum"][1:], trace.watched["outcome"][1:]
+        return {"loss": trace.loss.T, "momentum": momentum.T, "outcome": outcome.T, "gain": gains.T}
 
     return spread(of_seed, (arrays, keys))
 
@@ -194,14 +194,14 @@ def everything(task: AbstractTask) -> PyTree:
 def gather(seen: dict[str, np.ndarray], steps: np.ndarray) -> dict[str, np.ndarray]:
     """Gain and momenta of every teleport that was made, (seeds, tasks, teleports); NaN where one was refused.
 
-    >>> seen = {"gain": np.ones((1, 1, 3)), "refused": np.zeros((1, 1, 3), int)}
+    >>> seen = {"gain": np.ones((1, 1, 3)), "outcome": np.zeros((1, 1, 3), int)}
     >>> seen["momentum"] = np.array([[[0.1, 0.2, 0.3]]])
     >>> found = gather(seen, np.array([0, 2]))
     >>> found["same step"].tolist(), found["next step"].tolist()
     ([[[0.1, 0.3]]], [[[0.2, nan]]])
     """
     later = np.concatenate([seen["momentum"][..., 1:], np.full_like(seen["momentum"][..., :1], np.nan)], -1)
-    made = seen["refused"][..., steps] == 0
+    made = seen["outcome"][..., steps] == 0
     all_steps = {"gain": seen["gain"], "same step": seen["momentum"], "next step": later}
     return {name: np.where(made, values[..., steps], np.nan) for name, values in all_steps.items()}
 
@@ -232,7 +232,7 @@ def describe_teleports(
     low, high = t_interval(difference)
     return {
         "teleports": int(np.size(events["gain"])),
-        "refused_or_not_finite": float(np.mean(~np.isfinite(events["gain"]))),
+        "rejected_or_not_finite": float(np.mean(~np.isfinite(events["gain"]))),
         "gain_quartiles": np.quantile(gains, [0.25, 0.5, 0.75]).tolist() if len(gains) else [],
         "share_of_gains_above_1": float(np.mean(gains > 1)) if len(gains) else np.nan,
         "momentum_quartiles": np.quantile(seen["momentum"], [0.25, 0.5, 0.75]).tolist(),

@@ -316,7 +316,7 @@ def describe(
             "not_worse": share(last[name] <= last["gd"]),
             "steps": steps,
             "farther": average(away[np.isfinite(away)]),
-            "refused": average(np.mean(ran.refused > 0, axis=1)),
+            "rejected": average(np.mean(ran.outcome > 0, axis=1)),
             "size": middle(np.mean(size, axis=1)),
             "microseconds": 1e6 * ran.seconds / lanes / steps,
             "hyperparameters": {k: float(v) for k, v in hyper[name].items() if np.ndim(v) == 0},
@@ -439,7 +439,7 @@ def show(settings: Config, results: dict[str, Any], reporter: Reporter) -> None:
         for arm in order:
             table.add_row(arm, *_losses(arms[arm]))
         reporter.print(table)
-        columns = ["farther", "refused", "size", "us/step", "hyperparameters"]
+        columns = ["farther", "rejected", "size", "us/step", "hyperparameters"]
         columns += ["angle", "after", "within 5 degrees"] if "angle" in arms["gd"] else []
         table = titled_table(f"{name}: teleports, and what they cost", "arm", columns)
         for arm in order:
@@ -474,7 +474,7 @@ def _decades(found: dict[str, Any]) -> str:
 
 def _teleports(row: dict[str, Any]) -> list[str]:
     farther = number(row["farther"]["mean"])
-    cells = ["" if np.isnan(farther) else f"{farther:.0%}", f"{number(row['refused']['mean']):.0%}"]
+    cells = ["" if np.isnan(farther) else f"{farther:.0%}", f"{number(row['rejected']['mean']):.0%}"]
     cells += [f"{number(row['size']['median']):.2g}", f"{number(row['microseconds']):.2g}"]
     cells.append(", ".join(f"{key} {value:.2g}" for key, value in row["hyperparameters"].items()))
     if "angle" in row:

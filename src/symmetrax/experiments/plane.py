@@ -198,7 +198,7 @@ def train(
             estimator,
             _outer_adam(settings.learning_rate),
             streams.train,
-            runs=settings.runs,
+            outer_steps=settings.runs,
             seeds=settings.seeds,
             chunk=100,
             checkpoint=folder.path / "checkpoints" / f"{arm.name}.safetensors",
@@ -239,7 +239,7 @@ def run_arm(
 ) -> Ran:
     """Run one arm on the unseen tasks."""
     make, networks, extra, extras = _use(arm, settings, family, trained, tuned)
-    watch = () if isinstance(arm, TunedArm) else ("algebra", "refused", "previous")
+    watch = () if isinstance(arm, TunedArm) else ("algebra", "outcome", "previous")
     trace, seconds = evaluate(
         make,
         networks,
@@ -252,7 +252,7 @@ def run_arm(
     )
     if getattr(make, "guard", None) is not None:
         due = int(np.sum(np.asarray(make.teleports)[: settings.test_steps])) * settings.seeds * settings.tasks
-        extras["refused"] = float(np.sum(np.asarray(trace.watched["refused"]) > 0) / max(due, 1))
+        extras["rejected"] = float(np.sum(np.asarray(trace.watched["outcome"]) > 0) / max(due, 1))
     return Ran(trace, seconds, settings.test_steps * (1.0 + extra), extras)
 
 

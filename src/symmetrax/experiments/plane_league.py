@@ -203,7 +203,7 @@ def _kept(ran: Ran, settings: Config) -> Ran:
     below = ran.losses <= SOLVED * ran.losses[..., :1]
     first = np.where(below.any(axis=-1), below.argmax(axis=-1), ran.steps + 1).astype(float)
     told = {name: np.mean(values > 0.5, axis=-1) for name, values in ran.told.items() if name != "algebra"}
-    told = {name: told[name] for name in ("gate", "refused") if name in told}
+    told = {name: told[name] for name in ("gate", "outcome") if name in told}
     told |= {"solved_at": first, "steps": np.asarray(ran.steps)}
     return Ran(ran.losses[..., kept], {}, told, ran.seconds)
 
@@ -258,7 +258,7 @@ def _run(arm, trained, settings, keys, family, published: int | None = None) -> 
     if published is None:
         steps = settings.horizons[-1]
         return _kept(run_used(arm, trained.networks, keys, steps=steps, tasks=tasks, family=family), settings)
-    watch = ("refused",) if arm.rule.guard is not None and arm.rule.teleports is not None else ()
+    watch = ("outcome",) if arm.rule.guard is not None and arm.rule.teleports is not None else ()
     options = {"steps": published, "tasks": tasks, "watch": watch, "parts": 2}
     return _kept(run_many(arm.rule, trained.networks, family, keys, **options), settings)
 
@@ -314,8 +314,8 @@ def describe(
             "gradient_evaluations": horizon * one.facts["gradients_per_step"],
             "seconds": ran.seconds * horizon / int(ran.measured["steps"].max()),
         }
-        if "refused" in ran.measured:
-            facts[name]["refused"] = float(np.mean(ran.measured["refused"]))
+        if "outcome" in ran.measured:
+            facts[name]["rejected"] = float(np.mean(ran.measured["outcome"]))
         if "gate" in ran.measured:
             facts[name]["gate_open"] = float(np.mean(ran.measured["gate"]))
         if start == "" and "off" in one.ran:

@@ -44,7 +44,7 @@ SOURCE = "open question 3 of arXiv:2504.15399"
 PROBE_SOURCE = "what `teleport_gain` is for"
 #: The end of the name of what an arm did on the tasks that thresholds are chosen on.
 CHOSEN = "-validation"
-WATCHED = ("defect", "refused")
+WATCHED = ("loss_change", "outcome")
 #: Runs and features are of the same tasks only if both are drawn in equally many parts.
 PARTS = 2
 

@@ -351,7 +351,7 @@ def _compared(runs: dict[str, Run], seeds: int) -> dict[str, Any]:
                 "fresh": np.nanmedian(np.abs(moved.fresh)),
                 "fresh_max": np.max(np.abs(moved.fresh)),
                 "length": np.nanmedian(moved.length),
-                "refused": np.mean(moved.refused > 0),
+                "rejected": np.mean(moved.outcome > 0),
             }
     return found
 

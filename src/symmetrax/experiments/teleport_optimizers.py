@@ -219,7 +219,7 @@ def teleports_table(groups: dict[str, Any]) -> rich.table.Table:
     title = "What eight teleports did: medians over seeds and teleports, largest drift in brackets"
     table = titled_table(title)
     table.add_column("data-optimizer, arm", no_wrap=True)
-    for name in ("final loss", "drift, batch", "drift, fresh", "norm x", "refused", "grads", "s"):
+    for name in ("final loss", "drift, batch", "drift, fresh", "norm x", "rejected", "grads", "s"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, group in groups.items():
         for label in ("none", "exact-carry", "action-reset", "small-reset"):
@@ -230,7 +230,7 @@ def teleports_table(groups: dict[str, Any]) -> rich.table.Table:
                 drifts = [
                     f"{number(log[key]):.1e} ({number(log[key + '_max']):.0e})" for key in ("drift", "fresh")
                 ]
-                cells = (*drifts, f"{number(log['norm_factor']):.2f}", f"{log['refused']:.0%}")
+                cells = (*drifts, f"{number(log['norm_factor']):.2f}", f"{log['rejected']:.0%}")
             table.add_row(
                 f"{name}, {label}",
                 f"{number(arm['loss_median'][-1]):.3g}",
@@ -328,7 +328,7 @@ def _norm_factors(run: Run, metric: str) -> np.ndarray:
     """By how much all teleports of a run together raised the norm of the gradient, for every seed."""
     moved = run.moved
     assert moved is not None
-    taken = (moved.refused == 0) & (moved.before > 0)
+    taken = (moved.outcome == 0) & (moved.before > 0)
     ratio = np.where(taken, moved.after, 1.0) / np.where(taken, moved.before, 1.0)
     return np.prod(ratio, axis=1) ** (0.5 if metric == "squared" else 1.0)
 
@@ -345,7 +345,7 @@ def _log(run: Run, metric: str) -> dict[str, Any]:
         "fresh_max": np.max(fresh),
         "length": np.median(moved.length),
         "norm_factor": np.median(_norm_factors(run, metric)),
-        "refused": np.mean(moved.refused > 0),
+        "rejected": np.mean(moved.outcome > 0),
     }
 
 

@@ -180,8 +180,8 @@ def _arrays(rans: dict[Target, dict[str, Ran]]) -> dict[str, np.ndarray]:
             arrays[f"{target.name}|{name}|loss"] = one.losses.astype(np.float32)
             for end, values in one.measured.items():
                 arrays[f"{target.name}|{name}|{end}"] = values.astype(np.float32)
-            if np.any(one.told.get("defect", np.array(-1.0)) >= 0):
-                arrays[f"{target.name}|{name}|defect"] = one.told["defect"].astype(np.float32)
+            if np.any(one.told.get("loss_change", np.array(-1.0)) >= 0):
+                arrays[f"{target.name}|{name}|loss_change"] = one.told["loss_change"].astype(np.float32)
     return arrays
 
 

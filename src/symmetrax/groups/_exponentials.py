@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PyTree
 from symmetrax._tree import anywhere
 
 #: The norm up to which the series and their squarings are exact to rounding.
-REACH = 20.0
+MAX_NORM = 20.0
 
 
 @partial(jax.jit, static_argnames="size", inline=True)
@@ -62,7 +62,8 @@ def exponential_pair_or_nan(
 
 
 def _halved(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array, Array]:
-    """Halves `x` until its norm along `axes` is at most `REACH`; returns it, the count, and if that sufficed.
+    """Halves `x` until its norm along `axes` is at most `MAX_NORM`; returns it, the count, and if that
+    sufficed.
 
     If `x` is still too long after as many halvings as make its rounding a full turn, it is rescaled instead.
     """
@@ -71,15 +72,15 @@ def _halved(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array, Array]:
     largest = jnp.max(jnp.abs(fixed), axis=axes, keepdims=True, initial=0.0)
     unit = jnp.where(largest > 0, largest, 1.0)  # so that no square overflows
     relative = jnp.sqrt(jnp.sum((fixed / unit) ** 2, axis=axes, keepdims=True))
-    wanted = jnp.ceil(jnp.log2(unit) + jnp.log2(jnp.maximum(relative, 1.0)) - math.log2(REACH))
+    wanted = jnp.ceil(jnp.log2(unit) + jnp.log2(jnp.maximum(relative, 1.0)) - math.log2(MAX_NORM))
     halvings = jnp.clip(wanted, 0, most)
     halved = x * jnp.ldexp(jnp.ones_like(halvings), -halvings.astype(int))
-    divided = x / unit * (REACH / jnp.maximum(relative, 1.0))
+    divided = x / unit * (MAX_NORM / jnp.maximum(relative, 1.0))
     return jnp.where(wanted <= most, halved, divided), halvings, wanted <= most
 
 
 def _most_halvings(dtype) -> int:
-    return math.ceil(math.log2(2 * math.pi / (REACH * float(jnp.finfo(dtype).eps))))
+    return math.ceil(math.log2(2 * math.pi / (MAX_NORM * float(jnp.finfo(dtype).eps))))
 
 
 def _doubled(near: PyTree, halvings: Array, double: Callable[[PyTree], PyTree]) -> PyTree:
@@ -111,7 +112,7 @@ def exponential(matrix: Float[Array, "... n n"]) -> Float[Array, "... n n"]:
 
     Avoids LAPACK calls, which can hang inside a compiled program alongside large products on few cores. Takes
     eleven sequential products; working with exp - 1 preserves the digits of the small part. Exact to rounding
-    up to norms of `REACH`.
+    up to norms of `MAX_NORM`.
     """
     eye = jnp.eye(matrix.shape[-1], dtype=matrix.dtype)
     x = matrix / 64
@@ -138,9 +139,9 @@ def product(a: Array, b: Array) -> Array:
 
 
 def exponential_pair(
-    matrix: Float[Array, "... n n"], reach: float = REACH
+    matrix: Float[Array, "... n n"], max_norm: float = MAX_NORM
 ) -> tuple[Float[Array, "... n n"], Float[Array, "... n n"]]:
-    """exp(matrix) and exp(-matrix), exact to rounding for norms up to `reach`.
+    """exp(matrix) and exp(-matrix), exact to rounding for norms up to `max_norm`.
 
     The even and odd parts of the series in x = matrix / 2^k are summed separately and shared by both results;
     then come k squarings of exp - 1. The order and k minimize the number of products. For norms up to 20, it
@@ -151,7 +152,7 @@ def exponential_pair(
     [[0.5 0. ]
      [0.  0.5]]
     """
-    order, squarings = _fewest_products(reach, float(jnp.finfo(matrix.dtype).eps))
+    order, squarings = _fewest_products(max_norm, float(jnp.finfo(matrix.dtype).eps))
     eye = jnp.eye(matrix.shape[-1], dtype=matrix.dtype)
     x = matrix / 2**squarings
     powers = [eye, product(x, x)]
@@ -183,12 +184,12 @@ def exponential_pair(
 _BLOCKS = {3: 1, 5: 2, 9: 2, 13: 3}
 
 
-def _fewest_products(reach: float, eps: float) -> tuple[int, int]:
+def _fewest_products(max_norm: float, eps: float) -> tuple[int, int]:
     """The cheapest order and number of squarings with the remainder of the series below eps / 2."""
     products, found = {3: 2, 5: 3, 9: 5, 13: 6}, []
     for order in products:
         squarings = 0
-        while (reach / 2**squarings) ** (order + 1) / math.factorial(order + 1) > eps / 2:
+        while (max_norm / 2**squarings) ** (order + 1) / math.factorial(order + 1) > eps / 2:
             squarings += 1
         found.append((products[order] + 2 * squarings, squarings, order))
     _, squarings, order = min(found)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Inexact
 
 from symmetrax.groups._diagonal import AbstractGroup, Per, as_per, log_scales
 from symmetrax.groups._exponentials import (
-    REACH,
+    MAX_NORM,
     exponential_pair,
     exponential_pair_or_nan,
     isometry,
@@ -268,9 +268,9 @@ class GeneralLinear(AbstractGroup):
     def exp(self, coordinates):
         return self._element(exponential_pair_or_nan(coordinates))
 
-    def exp_within(self, coordinates: Float[Array, "... n n"], reach: float) -> tuple[Array, Array]:
-        """`exp` of matrices with norms up to `reach`; a smaller `reach` needs fewer products."""
-        return self._element(exponential_pair(coordinates, reach))
+    def exp_within(self, coordinates: Float[Array, "... n n"], max_norm: float) -> tuple[Array, Array]:
+        """`exp` of matrices with norms up to `max_norm`; a smaller `max_norm` needs fewer products."""
+        return self._element(exponential_pair(coordinates, max_norm))
 
     @staticmethod
     def _element(pair: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -324,13 +324,13 @@ def _rotation(coordinates: Float[Array, "... k"], size: int) -> Float[Array, "..
 
 
 def shortened(coordinates: Float[Array, "... k"], size: int) -> Float[Array, "... k"]:
-    """Shortens coordinates of rotations to half a turn in every plane of R^n (or to `REACH`, if longer).
+    """Shortens coordinates of rotations to half a turn in every plane of R^n (or to `MAX_NORM`, if longer).
 
     For n = 2 the angle is returned unchanged.
     """
     if size == 2:
         return coordinates
-    longest = max(REACH, math.pi * math.sqrt(size / 2))
+    longest = max(MAX_NORM, math.pi * math.sqrt(size / 2))
     parts = coordinates / longest
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(parts), axis=-1, keepdims=True, initial=1.0))
     square = jnp.sum((parts / largest) ** 2, axis=-1, keepdims=True)

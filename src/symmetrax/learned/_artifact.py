@@ -306,9 +306,9 @@ def _build(
             made = kinds[kind](**config, key=jax.random.key(0))
         except Exception as error:  # the class may raise anything for an invalid config
             raise ValueError(f"{where} has a config that {name} does not take: {error}.") from error
-    told = made.config()
+    recorded = made.config()
     for field, value in config.items():
-        if _text(told.get(field)) != _text(value):
+        if _text(recorded.get(field)) != _text(value):
             raise ValueError(f"{where} has a config that {name} does not give: {field}={value!r}.")
     return made
 
@@ -347,8 +347,8 @@ def _check_that_it_comes_back(
 def _told(network: AbstractLearnedOptimizer) -> tuple[str, ...]:
     """Returns everything except arrays: the structure with its static fields, and the other leaves."""
     rest = eqx.filter(network, _is_array, inverse=True)
-    told = (jax.tree.structure(rest), jax.tree.leaves(rest))
-    return tuple(re.sub(r" at 0x[0-9a-f]+", "", repr(x)) for x in told)
+    recorded = (jax.tree.structure(rest), jax.tree.leaves(rest))
+    return tuple(re.sub(r" at 0x[0-9a-f]+", "", repr(x)) for x in recorded)
 
 
 def _parts(network: AbstractLearnedOptimizer, prefix: str = "recorded.") -> list[tuple[str, Any]]:
@@ -401,16 +401,16 @@ def _record(network: AbstractLearnedOptimizer) -> dict[str, Any]:
 @eqx.filter_jit
 def _steps(network: AbstractLearnedOptimizer, seen: dict[str, Any]) -> dict[str, Any]:
     """Returns the network's proposals in its first steps; from the second on they depend on its memory."""
-    info, told = network.example()._replace(**seen), {}
-    memory = network.memory(info.params, info.symmetry)
+    observation, recorded = network.example()._replace(**seen), {}
+    memory = network.memory(observation.params, observation.symmetry)
     for step, factor in enumerate(FACTORS):
-        gradient = jax.tree.map(lambda g, factor=factor: factor * g, info.gradient)
-        move, memory = network.propose(info._replace(gradient=gradient), memory)
-        move = move._replace(update=update_from(move, gradient))
-        told |= {f"step{step}.{name}": x for name, x in named_arrays(move._asdict()).items()}
-    return told
+        gradient = jax.tree.map(lambda g, factor=factor: factor * g, observation.gradient)
+        proposal, memory = network.propose(observation._replace(gradient=gradient), memory)
+        proposal = proposal._replace(update=update_from(proposal, gradient))
+        recorded |= {f"step{step}.{name}": x for name, x in named_arrays(proposal._asdict()).items()}
+    return recorded
 
 
-def _seen(info: Observation) -> dict[str, Any]:
+def _seen(observation: Observation) -> dict[str, Any]:
     """Returns the arrays that a network sees."""
-    return {name: value for name, value in info._asdict().items() if name != "symmetry"}
+    return {name: value for name, value in observation._asdict().items() if name != "symmetry"}

@@ -25,7 +25,7 @@ from symmetrax.schedules._schedule import Schedule, due, settled
 from symmetrax.search._orbit import Orbit
 from symmetrax.search._searches import Oracle
 from symmetrax.symmetry._base import AbstractLieSymmetry
-from symmetrax.teleportation._guard import NO_STEP, NOT_MEASURED, REFUSALS, Guard
+from symmetrax.teleportation._guard import NO_STEP, NOT_MEASURED, OUTCOMES, Guard
 from symmetrax.teleportation._step import TeleportStep, Transport, teleport_by
 
 #: Whether the step is taken before or after the group element is applied.
@@ -43,23 +43,23 @@ class LearnedState(NamedTuple):
 
     `count` is the number of steps taken, `memory` the network's recurrent state, and `previous` its last step
     (before the teleport, and moved by it according to `transport`). `algebra` (zeros if no teleport was due),
-    `defect` and `refused` describe the last teleport; `step_size`, `momentum` and `gate` hold the values the
-    network emitted, or -1 if it does not emit them. Read them with `optax.tree.get(state, "refused")`. If an
-    input of the network, or the resulting step, is infinite or NaN, the update is zero, `memory` and
-    `previous` stay unchanged, and `refused` holds the corresponding code of `REFUSALS`.
-    `outcomes[code]` counts the teleports that ended with each code (`outcomes[0]`: accepted), and the steps
-    skipped as non-finite. Every leaf keeps its dtype.
+    `loss_change` and `outcome` describe the last teleport; `step_size`, `momentum` and `gate` hold the values
+    the network emitted, or -1 if it does not emit them. Read them with `optax.tree.get(state, "outcome")`. If
+    an input of the network, or the resulting step, is infinite or NaN, the update is zero, `memory` and
+    `previous` stay unchanged, and `outcome` holds the corresponding code of `OUTCOMES`. `outcomes[code]`
+    counts the teleports that ended with each code (`outcomes[0]`: accepted), and the steps skipped as
+    non-finite. Every leaf keeps its dtype.
 
     >>> LearnedState._fields[:7]
-    ('count', 'memory', 'previous', 'algebra', 'defect', 'refused', 'outcomes')
+    ('count', 'memory', 'previous', 'algebra', 'loss_change', 'outcome', 'outcomes')
     """
 
     count: Int[Array, ""]
     memory: PyTree
     previous: PyTree
     algebra: Float[Array, "..."]
-    defect: Float[Array, ""]
-    refused: Int[Array, ""]
+    loss_change: Float[Array, ""]
+    outcome: Int[Array, ""]
     outcomes: Int[Array, " codes"]
     step_size: Float[Array, ""]
     momentum: Float[Array, ""]
@@ -109,7 +109,7 @@ class AbstractLearnedOptimizer(eqx.Module):
         """Returns the recurrent state before the first step."""
 
     @abstractmethod
-    def propose(self, info: Observation, memory: PyTree) -> tuple[Proposal, PyTree]:
+    def propose(self, observation: Observation, memory: PyTree) -> tuple[Proposal, PyTree]:
         """Returns a proposal, and the recurrent state after it."""
 
     @abstractmethod
@@ -201,9 +201,9 @@ def _transformation(network, symmetry, schedule, guard, meta_order, transport, a
             memory=network.memory(numbers, symmetry),
             previous=optax.tree.zeros_like(numbers),
             algebra=jnp.zeros(()) if symmetry is None else symmetry.zero(),
-            defect=jnp.array(NOT_MEASURED),
-            refused=jnp.array(0),
-            outcomes=jnp.zeros(len(REFUSALS), int),
+            loss_change=jnp.array(NOT_MEASURED),
+            outcome=jnp.array(0),
+            outcomes=jnp.zeros(len(OUTCOMES), int),
             step_size=jnp.array(NOT_EMITTED),
             momentum=jnp.array(NOT_EMITTED),
             gate=jnp.array(NOT_EMITTED),
@@ -230,55 +230,57 @@ def _transformation(network, symmetry, schedule, guard, meta_order, transport, a
             key=key,
             meta_order=meta_order,
         )
-        info, sound = _harmless(seen)
-        displacement, after = stepped(info, state, held.dtype, value_fn=held.loss(value_fn), batch=batch)
+        observation, sound = _harmless(seen)
+        displacement, after = stepped(
+            observation, state, held.dtype, value_fn=held.loss(value_fn), batch=batch
+        )
         made = sound & held.lands(displacement) & all_finite((after.memory, after.previous))
         after = as_before(after._replace(previous=held.beside(after.previous)), state)
         stayed = state._replace(
             count=after.count,
             algebra=jnp.zeros_like(state.algebra),
-            defect=jnp.full_like(state.defect, NOT_MEASURED),
-            refused=jnp.full_like(state.refused, NO_STEP),
+            loss_change=jnp.full_like(state.loss_change, NOT_MEASURED),
+            outcome=jnp.full_like(state.outcome, NO_STEP),
             outcomes=state.outcomes.at[NO_STEP].add(1),
         )
         displacement = select(made, displacement, optax.tree.zeros_like(displacement))
         return held.updates(displacement, updates), select(made, after, stayed)
 
-    def stepped(info, state, dtype, *, value_fn, batch) -> tuple[PyTree, LearnedState]:
+    def stepped(observation, state, dtype, *, value_fn, batch) -> tuple[PyTree, LearnedState]:
         """Returns the displacement that the network chooses and the state after it, finite or not."""
-        params = info.params
-        move, memory = at_precision(network, dtype).propose(info, state.memory)
+        params = observation.params
+        proposal, memory = at_precision(network, dtype).propose(observation, state.memory)
         now = due(schedule, state.count)
         state = state._replace(
             count=state.count + 1,
             memory=memory,
-            refused=jnp.zeros_like(state.refused),
-            step_size=_emitted(move.step_size, state.step_size),
-            momentum=_emitted(move.momentum, state.momentum),
-            gate=_emitted(move.gate, state.gate),
+            outcome=jnp.zeros_like(state.outcome),
+            step_size=_emitted(proposal.step_size, state.step_size),
+            momentum=_emitted(proposal.momentum, state.momentum),
+            gate=_emitted(proposal.gate, state.gate),
         )
-        if symmetry is None or (move.algebra is None and network.wants):
-            step = _step(move, info)
-            return displaced(step, move, info, now), state._replace(previous=step)
+        if symmetry is None or (proposal.algebra is None and network.wants):
+            step = _step(proposal, observation)
+            return displaced(step, proposal, observation, now), state._replace(previous=step)
         if order == "teleport-first":
-            teleport = teleported(move, params, now, info.previous, params, value_fn, batch)
-            gradient = teleport.gradient(info.gradient)
-            previous = teleport.velocity(info.previous, transport)
-            step = _step(move, info._replace(gradient=gradient, previous=previous))
+            teleport = teleported(proposal, params, now, observation.previous, params, value_fn, batch)
+            gradient = teleport.gradient(observation.gradient)
+            previous = teleport.velocity(observation.previous, transport)
+            step = _step(proposal, observation._replace(gradient=gradient, previous=previous))
             displacement = optax.tree.add(teleport.jump.displacement, step)
             return displacement, _told(state, teleport, previous=step)
-        step = _step(move, info)
-        displacement = displaced(step, move, info, now)
+        step = _step(proposal, observation)
+        displacement = displaced(step, proposal, observation, now)
         landing = optax.tree.add(params, displacement)
         due_now = jnp.array(True) if as_printed else now
-        teleport = teleported(move, landing, due_now, displacement, params, value_fn, batch)
+        teleport = teleported(proposal, landing, due_now, displacement, params, value_fn, batch)
         displacement = optax.tree.add(displacement, teleport.jump.displacement)
         return displacement, _told(state, teleport, previous=teleport.velocity(step, transport))
 
-    def teleported(move, start, due, step, fallback, value_fn, batch) -> TeleportStep:
+    def teleported(proposal, start, due, step, fallback, value_fn, batch) -> TeleportStep:
         """Performs the teleport that the network asks for: gated, and the identity if none is due."""
         bound = network.algebra_bound
-        xi = jnp.where(due, gated(move, gate, symmetry), 0.0)
+        xi = jnp.where(due, gated(proposal, gate, symmetry), 0.0)
         return teleport_by(
             symmetry,
             xi.astype(jnp.result_type(*jax.tree.leaves(start))),
@@ -287,19 +289,19 @@ def _transformation(network, symmetry, schedule, guard, meta_order, transport, a
             guard=guard,
             value_fn=value_fn,
             # With bounded coordinates the exponential needs fewer matrix products.
-            exp=symmetry.exp if bound is None else partial(symmetry.exp_within, reach=bound),
+            exp=symmetry.exp if bound is None else partial(symmetry.exp_within, max_norm=bound),
             due=due,
             step=step,
             fallback=fallback,
         )
 
-    def displaced(step, move, info, now) -> PyTree:
+    def displaced(step, proposal, observation, now) -> PyTree:
         """Returns the step or, with `as_printed`, the step with the momentum applied to it again."""
         if not as_printed:
             return step
-        if move.momentum is None:
+        if proposal.momentum is None:
             raise ValueError("as_printed applies the momentum twice, but this network emits none.")
-        return select(now, _step(move, info._replace(previous=step)), step)
+        return select(now, _step(proposal, observation._replace(previous=step)), step)
 
     return optax.GradientTransformationExtraArgs(init, one_program(update))
 
@@ -310,9 +312,9 @@ def _told(state: LearnedState, teleport: TeleportStep, previous: PyTree) -> Lear
     return state._replace(
         previous=previous,
         algebra=teleport.algebra,
-        defect=jnp.where(due, jumped.defect, NOT_MEASURED),
-        refused=jnp.where(due, jumped.refused, 0),
-        outcomes=state.outcomes.at[jumped.refused].add(due.astype(state.outcomes.dtype)),
+        loss_change=jnp.where(due, jumped.loss_change, NOT_MEASURED),
+        outcome=jnp.where(due, jumped.outcome, 0),
+        outcomes=state.outcomes.at[jumped.outcome].add(due.astype(state.outcomes.dtype)),
     )
 
 
@@ -334,36 +336,36 @@ def look(
     With `meta_order=1` the gradient, the loss and all that is measured are constants to derivatives.
     """
     seen = {"gradient": gradient, "value": value}
-    dear = [want for want in wants if want != "symmetry"]
-    if dear:
-        seen |= _measured(dear, gradient, params, symmetry, value_fn, batch)
+    expensive = [want for want in wants if want != "symmetry"]
+    if expensive:
+        seen |= _measured(expensive, gradient, params, symmetry, value_fn, batch)
     seen = jax.lax.stop_gradient(seen) if meta_order == 1 else seen
     return Observation(params=params, previous=previous, key=key, symmetry=symmetry, **seen)
 
 
-def _harmless(info: Observation) -> tuple[Observation, Bool[Array, ""]]:
+def _harmless(observation: Observation) -> tuple[Observation, Bool[Array, ""]]:
     """Replaces all derivatives by zeros if any is not finite; also returns whether all were finite.
 
     The step from zeros is discarded too, but has finite derivatives. The loss may overflow where its gradient
     does not; handling that is up to the networks that read it.
     """
     names = ("gradient", "orbit_derivative", "slopes", "best")
-    seen = {name: getattr(info, name) for name in names}
+    seen = {name: getattr(observation, name) for name in names}
     sound = all_finite(seen)
-    return info._replace(**select(sound, seen, optax.tree.zeros_like(seen))), sound
+    return observation._replace(**select(sound, seen, optax.tree.zeros_like(seen))), sound
 
 
-def _measured(dear, gradient, params, symmetry, value_fn, batch) -> dict[str, Any]:
+def _measured(expensive, gradient, params, symmetry, value_fn, batch) -> dict[str, Any]:
     """Computes the fields of `Observation` that cost derivatives of the loss."""
     if symmetry is None or value_fn is None:
         missing = "a symmetry in transform()" if symmetry is None else "value_fn=... in update()"
         raise ValueError(
-            f"This network reads {', '.join(dear)}, derivatives along the orbit: it needs {missing}."
+            f"This network reads {', '.join(expensive)}, derivatives along the orbit: it needs {missing}."
         )
     if symmetry.zero().size == 0:
         raise ValueError(
-            f"This network reads {', '.join(dear)}, but {type(symmetry).__name__} has no algebra to take "
-            "derivatives in: its groups are discrete. Use a network that does not look along the orbit."
+            f"This network reads {', '.join(expensive)}, but {type(symmetry).__name__} has no algebra to "
+            "take derivatives in: its groups are discrete. Use a network that does not look along the orbit."
         )
     # In units whose squares neither overflow nor underflow; slopes and best points are dimensionless.
     unit = ordinary(gradient)
@@ -379,13 +381,13 @@ def _measured(dear, gradient, params, symmetry, value_fn, batch) -> dict[str, An
         "slopes": lambda: slopes(orbit, orbit.zero()),
         "best": lambda: Oracle()(orbit),
     }
-    return {want: measures[want]() for want in dear}
+    return {want: measures[want]() for want in expensive}
 
 
-def _step(move: Proposal, info: Observation) -> PyTree:
+def _step(proposal: Proposal, observation: Observation) -> PyTree:
     """Returns u, or momentum * previous + u."""
-    size, momentum = move.step_size, move.momentum
-    step = update_from(move, info.gradient)
+    size, momentum = proposal.step_size, proposal.momentum
+    step = update_from(proposal, observation.gradient)
     if step is not None and size is not None:
         raise ValueError("This network emits an update and a step size: only one of them can be the step.")
     if step is None:
@@ -394,15 +396,15 @@ def _step(move: Proposal, info: Observation) -> PyTree:
                 "This network emits no step, neither an update nor a step size: join it with one that "
                 "does, as in Joint((CoordinatewiseLSTM(key=key), network))."
             )
-        step = jax.tree.map(lambda g: -size * g, info.gradient)
+        step = jax.tree.map(lambda g: -size * g, observation.gradient)
     if momentum is not None:
-        step = jax.tree.map(lambda v, u: momentum * v + u, info.previous, step)
-    return jax.tree.map(lambda u, g: jnp.asarray(u, g.dtype), step, info.gradient)
+        step = jax.tree.map(lambda v, u: momentum * v + u, observation.previous, step)
+    return jax.tree.map(lambda u, g: jnp.asarray(u, g.dtype), step, observation.gradient)
 
 
-def update_from(move: Proposal, gradient: PyTree) -> PyTree:
+def update_from(proposal: Proposal, gradient: PyTree) -> PyTree:
     """Returns the proposal's update, evaluated on the gradient if it is a function; None if there is none."""
-    step: Any = move.update
+    step: Any = proposal.update
     return step(gradient) if callable(step) and not _is_like(gradient, step) else step
 
 

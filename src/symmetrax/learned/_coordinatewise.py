@@ -85,8 +85,8 @@ class CoordinatewiseLSTM(AbstractLearnedOptimizer):
     def memory(self, params: PyTree, symmetry: AbstractLieSymmetry | None = None) -> LSTMState:
         return self.core.zero_state((flat(params)[0].size,))
 
-    def propose(self, info: Observation, memory: LSTMState) -> tuple[Proposal, LSTMState]:
-        gradient, unravel = flat(info.gradient)
+    def propose(self, observation: Observation, memory: LSTMState) -> tuple[Proposal, LSTMState]:
+        gradient, unravel = flat(observation.gradient)
         hidden, memory = self.core(PREPROCESSING[self.preprocessing](gradient), memory)
         return Proposal(unravel(self.scale * self.head(hidden)[0]), None), memory
 

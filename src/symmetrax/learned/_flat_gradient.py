@@ -44,7 +44,7 @@ class AbstractFlatGradient(AbstractLearnedOptimizer):
     inputs: tuple[str, ...] = eqx.field(static=True)
     emits: tuple[str, ...] = eqx.field(static=True)
     rates: tuple[float, float] = eqx.field(static=True)
-    reach: float | None = eqx.field(static=True)
+    max_norm: float | None = eqx.field(static=True)
     fixed: bool = eqx.field(static=True)
 
     def __init__(
@@ -53,7 +53,7 @@ class AbstractFlatGradient(AbstractLearnedOptimizer):
         *,
         emits: Sequence[str] = ("update",),
         algebra: int = 0,
-        reach: float | int | None = None,
+        max_norm: float | int | None = None,
         fixed: bool = False,
         rates: Sequence[float] = RATES,
         width: int = 100,
@@ -65,7 +65,7 @@ class AbstractFlatGradient(AbstractLearnedOptimizer):
         unknown = set(inputs) - set(INPUTS)
         if unknown:
             raise ValueError(f"Unknown inputs {sorted(unknown)}; choose from {', '.join(INPUTS)}.")
-        self.emits = check_heads(emits, EMITS, rates, reach, fixed)
+        self.emits = check_heads(emits, EMITS, rates, max_norm, fixed)
         if not self.emits and not algebra:
             raise ValueError(
                 f"{type(self).__name__} emits nothing: give `emits`, of {', '.join(EMITS)}, or `algebra`."
@@ -87,7 +87,7 @@ class AbstractFlatGradient(AbstractLearnedOptimizer):
         self.scalar_head = Linear(width, numbers, key=jax.random.fold_in(head, 1)) if numbers else None
         self.size, self.algebra, self.width, self.depth = size, algebra, width, depth
         self.rates, self.fixed = (float(rates[0]), float(rates[1])), fixed
-        self.reach = None if reach is None else float(reach)
+        self.max_norm = None if max_norm is None else float(max_norm)
 
     @property
     def wants(self) -> tuple[Want, ...]:
@@ -95,7 +95,7 @@ class AbstractFlatGradient(AbstractLearnedOptimizer):
 
     @property
     def algebra_bound(self) -> float | None:
-        return self.reach if self.algebra else None
+        return self.max_norm if self.algebra else None
 
     def vector_products(self) -> list[Any]:
         return [*self.core.vector_products(), *(head.weight for head in self._heads)]
@@ -114,12 +114,12 @@ class AbstractFlatGradient(AbstractLearnedOptimizer):
             )
         return self.core.zero_state()
 
-    def propose(self, info: Observation, memory: PyTree) -> tuple[Proposal, PyTree]:
-        gradient, unravel = flat(info.gradient)
+    def propose(self, observation: Observation, memory: PyTree) -> tuple[Proposal, PyTree]:
+        gradient, unravel = flat(observation.gradient)
         seen = {
-            "iterate": info.params,
-            "previous": info.previous,
-            "orbit_derivative": info.orbit_derivative,
+            "iterate": observation.params,
+            "previous": observation.previous,
+            "orbit_derivative": observation.orbit_derivative,
         }
         features = [gradient, *(flat(seen[name])[0] for name in self.inputs)]
         hidden, memory = self.core(cut(jnp.concatenate(features)), memory)
@@ -129,7 +129,7 @@ class AbstractFlatGradient(AbstractLearnedOptimizer):
         return (
             Proposal(
                 update=None if self.head is None else unravel(update),
-                algebra=coordinates(algebra, self.reach, self.fixed) if self.algebra else None,
+                algebra=coordinates(algebra, self.max_norm, self.fixed) if self.algebra else None,
                 **scalars([name for name in self.emits if name != "update"], numbers, self.rates),
             ),
             memory,
@@ -143,7 +143,7 @@ class AbstractFlatGradient(AbstractLearnedOptimizer):
             "size": self.size,
             "emits": list(self.emits),
             "algebra": self.algebra,
-            "reach": self.reach,
+            "max_norm": self.max_norm,
             "fixed": self.fixed,
             "rates": list(self.rates),
             "width": self.width,
@@ -171,9 +171,9 @@ class FlatGradientLSTM(AbstractFlatGradient):
 
     **Arguments:** `size` is the number of parameters of the problem, `width` and `depth` are the LSTM's (100
     and 2), and `key` draws its weights. A step size lies between the two `rates`, low
-    (high / low)^sigmoid(z), a momentum between 0 and 1. `reach` bounds the norm of the coordinates, reach
-    tanh(||z|| / reach); with `fixed` the norm is exactly `reach`. Raises ValueError for invalid names and
-    numbers.
+    (high / low)^sigmoid(z), a momentum between 0 and 1. `max_norm` bounds the norm of the coordinates, reach
+    tanh(||z|| / max_norm); with `fixed` the norm is exactly `max_norm`. Raises ValueError for invalid names
+    and numbers.
 
     >>> import jax
     >>> network = FlatGradientLSTM(2, algebra=1, inputs=("iterate",), key=jax.random.key(0))

@@ -12,12 +12,12 @@ from symmetrax.symmetry._base import AbstractLieSymmetry
 Gate = Literal["soft", "hard"]
 
 
-def gated(move: Proposal, gate: Gate, symmetry: AbstractLieSymmetry) -> Array:
+def gated(proposal: Proposal, gate: Gate, symmetry: AbstractLieSymmetry) -> Array:
     """Applies the gate to the coordinates."""
-    coordinates = _fitting(move.algebra, symmetry)
-    if move.gate is None:
+    coordinates = _fitting(proposal.algebra, symmetry)
+    if proposal.gate is None:
         return coordinates
-    return move.gate * coordinates if gate == "soft" else jnp.where(move.gate > 0.5, coordinates, 0.0)
+    return proposal.gate * coordinates if gate == "soft" else jnp.where(proposal.gate > 0.5, coordinates, 0.0)
 
 
 def _fitting(algebra: Array | None, symmetry: AbstractLieSymmetry) -> Array:

@@ -25,8 +25,8 @@ def between(z: Float[Array, "*n"], low: float, high: float) -> Float[Array, "*n"
     return low * (high / low) ** jax.nn.sigmoid(z)
 
 
-def within(z: Float[Array, " n"], reach: float) -> Float[Array, " n"]:
-    """Shortens the vector `z` to a norm below `reach`: reach tanh(||z|| / reach) z / ||z||.
+def within(z: Float[Array, " n"], max_norm: float) -> Float[Array, " n"]:
+    """Shortens the vector `z` to a norm below `max_norm`: max_norm tanh(||z|| / max_norm) z / ||z||.
 
     Short vectors pass unchanged, and the derivative at zero is the identity.
 
@@ -34,7 +34,7 @@ def within(z: Float[Array, " n"], reach: float) -> Float[Array, " n"]:
     >>> print(within(jnp.array([30.0, 40.0]), 1.0).round(3))
     [0.6 0.8]
     """
-    ratio = safe_norm(z) / reach
+    ratio = safe_norm(z) / max_norm
     small = ratio < 1e-3
     # tanh(r) / r, by its series where the quotient would lose precision.
     factor = jnp.where(small, 1 - ratio**2 / 3, jnp.tanh(ratio) / jnp.where(small, 1.0, ratio))
@@ -56,7 +56,7 @@ def check_heads(
     emits: Sequence[str],
     known: tuple[str, ...],
     rates: Sequence[float],
-    reach: float | int | None,
+    max_norm: float | int | None,
     fixed: bool,
 ) -> tuple[str, ...]:
     """Returns the outputs of a network in the order of `known`; raises ValueError for invalid arguments.
@@ -69,25 +69,28 @@ def check_heads(
         raise ValueError(f"Cannot emit {sorted(unknown)}; choose from {', '.join(known)}.")
     if len(rates) != 2 or not 0 < rates[0] < rates[1]:
         raise ValueError(f"`rates` are the bounds of the step size, 0 < low < high, got {tuple(rates)}.")
-    if reach is not None and not reach > 0:
-        raise ValueError(f"`reach` bounds the norm of the coordinates and must be positive, got {reach}.")
-    if fixed and reach is None:
-        raise ValueError("fixed=True makes all elements of one size: pass it as reach=...")
+    if max_norm is not None and not max_norm > 0:
+        raise ValueError(
+            f"`max_norm` bounds the norm of the coordinates and must be positive, got {max_norm}."
+        )
+    if fixed and max_norm is None:
+        raise ValueError("fixed=True makes all elements of one size: pass it as max_norm=...")
     if "update" in emits and "step_size" in emits:
         raise ValueError("The step is an update or a step size times the gradient: emit only one of them.")
     return tuple(name for name in known if name in emits)
 
 
-def coordinates(z: Float[Array, " n"], reach: float | None, fixed: bool) -> Float[Array, " n"]:
-    """Coordinates of a group element from a head's outputs: free, of norm below `reach`, or exactly `reach`.
+def coordinates(z: Float[Array, " n"], max_norm: float | None, fixed: bool) -> Float[Array, " n"]:
+    """Coordinates of a group element from a head's outputs: free, of norm below `max_norm`, or exactly
+    `max_norm`.
 
     >>> import jax.numpy as jnp
     >>> print(coordinates(jnp.array([3.0, 4.0]), 10.0, True))
     [6. 8.]
     """
-    if reach is None:
+    if max_norm is None:
         return z
-    return of_norm(z, reach) if fixed else within(z, reach)
+    return of_norm(z, max_norm) if fixed else within(z, max_norm)
 
 
 def scalars(

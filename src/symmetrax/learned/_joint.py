@@ -56,12 +56,14 @@ class Joint(AbstractLearnedOptimizer):
     def memory(self, params: PyTree, symmetry: AbstractLieSymmetry | None = None) -> tuple[PyTree, ...]:
         return tuple(network.memory(params, symmetry) for network in self.networks)
 
-    def propose(self, info: Observation, memory: tuple[PyTree, ...]) -> tuple[Proposal, tuple[PyTree, ...]]:
+    def propose(
+        self, observation: Observation, memory: tuple[PyTree, ...]
+    ) -> tuple[Proposal, tuple[PyTree, ...]]:
         found, after = Proposal(), []
         for network, state in zip(self.networks, memory, strict=True):
-            move, state = network.propose(info, state)
+            proposal, state = network.propose(observation, state)
             after.append(state)
-            given = {name: value for name, value in move._asdict().items() if value is not None}
+            given = {name: value for name, value in proposal._asdict().items() if value is not None}
             twice = [name for name in given if getattr(found, name) is not None]
             if twice:
                 raise ValueError(f"Two of the networks joined here emit {' and '.join(twice)}.")

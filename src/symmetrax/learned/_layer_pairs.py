@@ -30,14 +30,15 @@ class LayerPairLSTM(AbstractLearnedOptimizer):
     for `ActivationGL`), or n scalings (`group="scaling"`, for the perceptron's own symmetry). Each pair has
     its own LSTM; with `shared` all pairs use the same LSTM, each with its own memory, and must have equal
     shapes. `emits` adds "step_size" and "momentum", each computed from the mean output of the pairs' heads.
-    `reach` and `fixed` apply to each layer's element separately; the other arguments are as in
+    `max_norm` and `fixed` apply to each layer's element separately; the other arguments are as in
     `FlatGradientLSTM`.
 
     Raises ValueError for inconsistent sizes. Source: the code accompanying arXiv:2305.13404, where elements
     are I + T with ||T|| = 0.01 (here exp(T)); it has a single pair.
 
     >>> import jax
-    >>> network = LayerPairLSTM((20, 20, 20, 20), shared=True, reach=0.01, fixed=True, key=jax.random.key(0))
+    >>> sizes, key = (20, 20, 20, 20), jax.random.key(0)
+    >>> network = LayerPairLSTM(sizes, shared=True, max_norm=0.01, fixed=True, key=key)
     >>> network.contract()["emits"], network.algebra
     (['algebra'], 800)
     """
@@ -51,7 +52,7 @@ class LayerPairLSTM(AbstractLearnedOptimizer):
     group: Acting = eqx.field(static=True)
     emits: tuple[str, ...] = eqx.field(static=True)
     rates: tuple[float, float] = eqx.field(static=True)
-    reach: float | None = eqx.field(static=True)
+    max_norm: float | None = eqx.field(static=True)
     fixed: bool = eqx.field(static=True)
     width: int = eqx.field(static=True)
     depth: int = eqx.field(static=True)
@@ -63,7 +64,7 @@ class LayerPairLSTM(AbstractLearnedOptimizer):
         shared: bool = False,
         group: Acting = "general",
         emits: Sequence[str] = (),
-        reach: float | int | None = None,
+        max_norm: float | int | None = None,
         fixed: bool = False,
         rates: Sequence[float] = RATES,
         width: int = 300,
@@ -86,10 +87,10 @@ class LayerPairLSTM(AbstractLearnedOptimizer):
                 f"shared=True runs one LSTM on all pairs of matrices, which must have equal shapes: with "
                 f"sizes={sizes} they have {reads} entries. Use shared=False, or PerNeuronLSTM."
             )
-        self.emits = check_heads(emits, ("step_size", "momentum"), rates, reach, fixed)
+        self.emits = check_heads(emits, ("step_size", "momentum"), rates, max_norm, fixed)
         self.sizes, self.shared, self.group, self.fixed = sizes, shared, group, fixed
         self.rates, self.width, self.depth = (float(rates[0]), float(rates[1])), width, depth
-        self.reach = None if reach is None else float(reach)
+        self.max_norm = None if max_norm is None else float(max_norm)
         count = 1 if shared else len(reads)
         keys = [jax.random.split(k) for k in jax.random.split(key, count)]
         self.cores = tuple(LSTM(n, width, depth, key=k[0]) for n, k in zip(reads, keys, strict=False))
@@ -104,7 +105,7 @@ class LayerPairLSTM(AbstractLearnedOptimizer):
 
     @property
     def algebra_bound(self) -> float | None:
-        return self.reach
+        return self.max_norm
 
     def vector_products(self) -> list[Any]:
         if self.shared:  # each matrix multiplies one vector per pair, so several per step
@@ -121,16 +122,16 @@ class LayerPairLSTM(AbstractLearnedOptimizer):
         return tuple(self.cores[0 if self.shared else i].zero_state() for i in range(self._pairs))
 
     def propose(
-        self, info: Observation, memory: tuple[LSTMState, ...]
+        self, observation: Observation, memory: tuple[LSTMState, ...]
     ) -> tuple[Proposal, tuple[LSTMState, ...]]:
-        flattened = [cut(flat(matrix)[0]) for matrix in self._matrices(info.gradient)]
+        flattened = [cut(flat(matrix)[0]) for matrix in self._matrices(observation.gradient)]
         elements, numbers, after = [], [], []
         for i, (pair, state) in enumerate(zip(pairwise(flattened), memory, strict=True)):
             j = 0 if self.shared else i
             hidden, state = self.cores[j](jnp.concatenate(pair), state)
             out = self.heads[j](hidden)
             split = out.shape[0] - len(self.emits)
-            elements.append(coordinates(out[:split], self.reach, self.fixed))
+            elements.append(coordinates(out[:split], self.max_norm, self.fixed))
             numbers.append(out[split:])
             after.append(state)
         said = scalars(self.emits, sum(numbers[1:], start=numbers[0]) / len(numbers), self.rates)
@@ -160,7 +161,7 @@ class LayerPairLSTM(AbstractLearnedOptimizer):
             "shared": self.shared,
             "group": self.group,
             "emits": list(self.emits),
-            "reach": self.reach,
+            "max_norm": self.max_norm,
             "fixed": self.fixed,
             "rates": list(self.rates),
             "width": self.width,

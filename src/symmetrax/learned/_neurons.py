@@ -18,7 +18,7 @@ from symmetrax.learned._networks import LSTM, Linear, LSTMState
 from symmetrax.models._ready import mlp_symmetry
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.symmetry._network import NetworkSymmetry
-from symmetrax.symmetry._walk import Touch
+from symmetrax.symmetry._walk import Binding
 
 #: Features of each unit, in order. Norms are compared through the logarithms of their ratios.
 FEATURES = (
@@ -45,14 +45,14 @@ _TINY = 1e-12
 class PerNeuronLSTM(AbstractLearnedOptimizer):
     """A stacked LSTM that scales hidden units, applied to each unit separately with shared weights.
 
-    For any `NetworkSymmetry` it emits coordinates log s of positive scalings: reach tanh(z) for each unit of
+    For any `NetworkSymmetry` it emits coordinates log s of positive scalings: bound tanh(z) for each unit of
     every `PositiveDiagonal` space, and zeros for the other spaces. For each unit it reads ratios of norms of
     the incoming and outgoing weights and gradients, their cosines, and the derivative of the squared gradient
     norm along the unit's own scaling: see `FEATURES` of this module and `unit_features`. It therefore serves
     every width and depth, is equivariant under permutations of the units, and does not depend on the scale of
     loss and parameters. It proposes no step: combine it in a `Joint` with a network that does.
 
-    **Arguments:** `reach` bounds every coordinate; 0.5, a factor of 1.6 per teleport, is this library's
+    **Arguments:** `bound` bounds every coordinate; 0.5, a factor of 1.6 per teleport, is this library's
     choice. The head starts at zero, so an untrained network does not teleport.
 
     Its methods raise ValueError for a symmetry without `PositiveDiagonal` spaces. Source: positive scalings
@@ -64,8 +64,8 @@ class PerNeuronLSTM(AbstractLearnedOptimizer):
     ...     params = {"w1": jnp.ones((width, 4)), "w2": jnp.ones((2, width))}
     ...     symmetry = sx.models.mlp_symmetry(params)
     ...     seen = sx.learned.Observation(params, params, params, None, None, symmetry)
-    ...     move, _ = eqx.filter_jit(network.propose)(seen, network.memory(params, symmetry))
-    ...     print(move.algebra.shape)
+    ...     proposal, _ = eqx.filter_jit(network.propose)(seen, network.memory(params, symmetry))
+    ...     print(proposal.algebra.shape)
     (3,)
     (8,)
     """
@@ -76,19 +76,19 @@ class PerNeuronLSTM(AbstractLearnedOptimizer):
     head: Linear
     width: int = eqx.field(static=True)
     depth: int = eqx.field(static=True)
-    reach: float = eqx.field(static=True)
+    bound: float = eqx.field(static=True)
 
-    def __init__(self, *, width: int = 20, depth: int = 2, reach: float | int = 0.5, key: Key[Array, ""]):
+    def __init__(self, *, width: int = 20, depth: int = 2, bound: float | int = 0.5, key: Key[Array, ""]):
         check_key(key)
-        if min(width, depth) < 1 or not reach > 0:
+        if min(width, depth) < 1 or not bound > 0:
             raise ValueError(
-                "PerNeuronLSTM needs width and depth of at least 1 and a positive reach, got "
-                f"width={width}, depth={depth}, reach={reach}."
+                "PerNeuronLSTM needs width and depth of at least 1 and a positive bound, got "
+                f"width={width}, depth={depth}, bound={bound}."
             )
         core, head = jax.random.split(key)
         self.core = LSTM(len(FEATURES), width, depth, key=core)
         self.head = jax.tree.map(jnp.zeros_like, Linear(width, 1, key=head))
-        self.width, self.depth, self.reach = width, depth, float(reach)
+        self.width, self.depth, self.bound = width, depth, float(bound)
 
     @property
     def wants(self) -> tuple[Want, ...]:
@@ -98,12 +98,12 @@ class PerNeuronLSTM(AbstractLearnedOptimizer):
         units = sum(math.prod(group.algebra) for group in _scalings(symmetry)[1].values())
         return self.core.zero_state((units,))
 
-    def propose(self, info: Observation, memory: LSTMState) -> tuple[Proposal, LSTMState]:
-        symmetry, groups = _scalings(info.symmetry)
-        params, gradient = jax.tree.map(gathered, (info.params, info.gradient))
+    def propose(self, observation: Observation, memory: LSTMState) -> tuple[Proposal, LSTMState]:
+        symmetry, groups = _scalings(observation.symmetry)
+        params, gradient = jax.tree.map(gathered, (observation.params, observation.gradient))
         features = unit_features(symmetry, params, gradient)
         hidden, memory = self.core(features, memory)
-        coordinates = self.reach * jnp.tanh(self.head(hidden)[0])
+        coordinates = self.bound * jnp.tanh(self.head(hidden)[0])
         parts, start = {}, 0
         for name, group in groups.items():
             end = start + math.prod(group.algebra)
@@ -118,7 +118,7 @@ class PerNeuronLSTM(AbstractLearnedOptimizer):
         return Observation(gradient, params, previous, None, None, mlp_symmetry(params, ["w1", "w2"], ["b1"]))
 
     def config(self) -> dict[str, Any]:
-        return {"width": self.width, "depth": self.depth, "reach": self.reach}
+        return {"width": self.width, "depth": self.depth, "bound": self.bound}
 
     def contract(self) -> dict[str, Any]:
         return {"version": 1, "reads": list(FEATURES), "emits": ["algebra of positive scalings"]}
@@ -179,11 +179,11 @@ def unit_sums(symmetry: NetworkSymmetry, params: PyTree, gradient: PyTree) -> di
     dtype = jnp.result_type(*jax.tree.leaves(eqx.filter(gradient, eqx.is_inexact_array)))
     sums = {name: UnitSums(*[jnp.zeros(group.algebra, dtype)] * 8) for name, group in groups.items()}
     both = zip(_blocks(symmetry, params), _blocks(symmetry, gradient), strict=True)
-    for (weight, touches), (slope, _) in both:
-        for touch in (touch for touch in touches if touch.word.name in groups):
-            power = touch.exponent
+    for (weight, bindings), (slope, _) in both:
+        for binding in (binding for binding in bindings if binding.entry.name in groups):
+            power = binding.exponent
             squares, steep, products = (
-                _by_unit(x, touch) for x in (weight * weight, slope * slope, weight * slope)
+                _by_unit(x, binding) for x in (weight * weight, slope * slope, weight * slope)
             )
             side = "in" if power > 0 else "out"
             added = {
@@ -193,9 +193,9 @@ def unit_sums(symmetry: NetworkSymmetry, params: PyTree, gradient: PyTree) -> di
                 "slope": -2 * power * steep,
                 "steep": 2 * abs(power) * steep,
             }
-            old, taken = sums[touch.word.name], touch.taken
+            old, taken = sums[binding.entry.name], binding.taken
             new = {name: getattr(old, name).at[taken].add(value) for name, value in added.items()}
-            sums[touch.word.name] = old._replace(**new)
+            sums[binding.entry.name] = old._replace(**new)
     return sums
 
 
@@ -256,21 +256,21 @@ def _scaled(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x / unit if eqx.is_inexact_array(x) else x, tree)
 
 
-def _blocks(symmetry: NetworkSymmetry, tree: PyTree) -> Iterator[tuple[Array, tuple[Touch, ...]]]:
+def _blocks(symmetry: NetworkSymmetry, tree: PyTree) -> Iterator[tuple[Array, tuple[Binding, ...]]]:
     """Iterates over the blocks of all arrays with a spec, with the spaces that touch them."""
-    blocks: list[tuple[Array, tuple[Touch, ...]]] = []
+    blocks: list[tuple[Array, tuple[Binding, ...]]] = []
 
-    def collect(x: Array, touches: tuple[Touch, ...]) -> Array:
-        blocks.append((x, touches))
+    def collect(x: Array, bindings: tuple[Binding, ...]) -> Array:
+        blocks.append((x, bindings))
         return x
 
     symmetry.visit(tree, collect)
     return iter(blocks)
 
 
-def _by_unit(x: Array, touch: Touch) -> Array:
-    """Sums over all axes except the touched axis and the group's indices, and keeps their order."""
-    axes = (*touch.indices, touch.axis)
+def _by_unit(x: Array, binding: Binding) -> Array:
+    """Sums over all axes except the bound axis and the group's indices, and keeps their order."""
+    axes = (*binding.indices, binding.axis)
     kept = jnp.sum(x, axis=tuple(axis for axis in range(x.ndim) if axis not in axes))
     ranks = sorted(axes)
     return jnp.transpose(kept, [ranks.index(axis) for axis in axes])

@@ -69,8 +69,8 @@ class OrbitLSTM(AbstractLearnedOptimizer):
     **Arguments:** `size` is the number of parameters of the problem. `sees` is any of "slopes" (two nested
     Jacobian-vector products of the gradient per coordinate) and "best" (the coordinates of the largest
     gradient norm: in closed form for an affine map of the plane, otherwise by a search); `orbit` is their
-    number, if it differs from `algebra`. `least` is the minimum of the loss, or a lower bound. `reach` bounds
-    the norm of the head's coordinates. Raises ValueError for invalid numbers and names.
+    number, if it differs from `algebra`. `least` is the minimum of the loss, or a lower bound. `max_norm`
+    bounds the norm of the head's coordinates. Raises ValueError for invalid numbers and names.
 
     >>> import jax, symmetrax as sx
     >>> network = OrbitLSTM(2, algebra=1, key=jax.random.key(0))
@@ -90,7 +90,7 @@ class OrbitLSTM(AbstractLearnedOptimizer):
     orbit: int = eqx.field(static=True)
     sees: tuple[str, ...] = eqx.field(static=True)
     gated: bool = eqx.field(static=True)
-    reach: float | None = eqx.field(static=True)
+    max_norm: float | None = eqx.field(static=True)
     rates: tuple[float, float] = eqx.field(static=True)
     least: float = eqx.field(static=True)
     centre: Centre = eqx.field(static=True)
@@ -105,7 +105,7 @@ class OrbitLSTM(AbstractLearnedOptimizer):
         orbit: int | None = None,
         sees: Sequence[str] = ("slopes",),
         gated: bool = True,
-        reach: float | int | None = None,
+        max_norm: float | int | None = None,
         rates: Sequence[float] = (0.05, 5.0),
         least: float | int = 0.0,
         centre: Centre = "identity",
@@ -117,7 +117,7 @@ class OrbitLSTM(AbstractLearnedOptimizer):
         unknown = set(sees) - set(SEES)
         if unknown:
             raise ValueError(f"Cannot see {sorted(unknown)}; choose from {', '.join(SEES)}.")
-        check_heads((), (), rates, reach, False)
+        check_heads((), (), rates, max_norm, False)
         self.sees = tuple(name for name in SEES if name in sees)
         self.orbit = (algebra if orbit is None else orbit) if self.sees else 0
         if min(size, width, depth) < 1 or algebra < 0 or (self.sees and self.orbit < 1):
@@ -140,7 +140,7 @@ class OrbitLSTM(AbstractLearnedOptimizer):
                 f"orbit={self.orbit}."
             )
         self.centre: Centre = centre
-        self.reach = None if reach is None else float(reach)
+        self.max_norm = None if max_norm is None else float(max_norm)
         self.rates, self.least = (float(rates[0]), float(rates[1])), float(least)
         self.width, self.depth = width, depth
 
@@ -151,10 +151,10 @@ class OrbitLSTM(AbstractLearnedOptimizer):
 
     @property
     def algebra_bound(self) -> float | None:
-        if self.reach is None or not self.algebra:
+        if self.max_norm is None or not self.algebra:
             return None
         # Each coordinate of a peak is at most pi / 2.
-        return self.reach + (math.sqrt(self.algebra) * math.pi / 2 if self.centre == "peak" else 0.0)
+        return self.max_norm + (math.sqrt(self.algebra) * math.pi / 2 if self.centre == "peak" else 0.0)
 
     def vector_products(self) -> list[Any]:
         heads = [self.head] if self.algebra_head is None else [self.head, self.algebra_head]
@@ -170,15 +170,15 @@ class OrbitLSTM(AbstractLearnedOptimizer):
         zero = jnp.zeros(())
         return OrbitMemory(self.core.zero_state(), jnp.array(False), zero, zero, zero)
 
-    def propose(self, info: Observation, memory: OrbitMemory) -> tuple[Proposal, OrbitMemory]:
-        if info.value is None:
+    def propose(self, observation: Observation, memory: OrbitMemory) -> tuple[Proposal, OrbitMemory]:
+        if observation.value is None:
             raise ValueError(
                 "OrbitLSTM steps in units of the loss: pass value=..., the loss at params, to `update`."
             )
-        gradient, unravel = flat(info.gradient)
-        previous, _ = flat(info.previous)
-        known = jnp.isfinite(info.value)
-        excess = jnp.maximum(jnp.where(known, info.value, 0.0) - self.least, 0.0)
+        gradient, unravel = flat(observation.gradient)
+        previous, _ = flat(observation.previous)
+        known = jnp.isfinite(observation.value)
+        excess = jnp.maximum(jnp.where(known, observation.value, 0.0) - self.least, 0.0)
         g, norm = _direction(gradient)
         u, length = _direction(previous)
         loss, log_norm = _log(excess), norm.log(_TINY)
@@ -194,7 +194,12 @@ class OrbitLSTM(AbstractLearnedOptimizer):
             log_norm - memory.first_gradient,
             jnp.where(length.some, length.log(_TINY) + log_norm - loss, 0.0),
         ]
-        features = [g, u, jnp.tanh(jnp.stack(scalars) / 5), *(_along(info, name) for name in self.sees)]
+        features = [
+            g,
+            u,
+            jnp.tanh(jnp.stack(scalars) / 5),
+            *(_along(observation, name) for name in self.sees),
+        ]
         hidden, core = self.core(jnp.concatenate(features), memory.core)
         out = self.head(hidden)
 
@@ -205,16 +210,16 @@ class OrbitLSTM(AbstractLearnedOptimizer):
             step = -between(out[0], *self.rates) * unit * direction
             return unravel(jnp.where(known, step, jnp.nan))
 
-        move = Proposal(update=step)
+        proposal = Proposal(update=step)
         if self.algebra_head is not None:
             chosen = self.algebra_head(hidden)
-            algebra = coordinates(chosen[: self.algebra], self.reach, False)
+            algebra = coordinates(chosen[: self.algebra], self.max_norm, False)
             if self.centre == "peak":
-                algebra = algebra + _slopes(info).peak.reshape(algebra.shape)
-            move = move._replace(algebra=algebra)
+                algebra = algebra + _slopes(observation).peak.reshape(algebra.shape)
+            proposal = proposal._replace(algebra=algebra)
             if self.gated:
-                move = move._replace(gate=jax.nn.sigmoid(chosen[-1]))
-        return move, memory._replace(core=core, loss=loss)
+                proposal = proposal._replace(gate=jax.nn.sigmoid(chosen[-1]))
+        return proposal, memory._replace(core=core, loss=loss)
 
     def example(self) -> Observation:
         ramp = jnp.linspace(-1.0, 2.0, self.size)
@@ -235,7 +240,7 @@ class OrbitLSTM(AbstractLearnedOptimizer):
             "orbit": self.orbit,
             "sees": list(self.sees),
             "gated": self.gated,
-            "reach": self.reach,
+            "max_norm": self.max_norm,
             "rates": list(self.rates),
             "least": self.least,
             "centre": self.centre,
@@ -253,7 +258,7 @@ class OrbitLSTM(AbstractLearnedOptimizer):
         }
 
 
-def _along(info: Observation, name: str) -> Float[Array, " features"]:
+def _along(observation: Observation, name: str) -> Float[Array, " features"]:
     """Returns the network's features along the orbit.
 
     With J the squared gradient norm, a = J'/J and b = J''/J, per coordinate. If J(t) is a constant plus a
@@ -262,8 +267,8 @@ def _along(info: Observation, name: str) -> Float[Array, " features"]:
     its length.
     """
     if name == "best":
-        return jnp.ravel(jnp.asarray(info.best))
-    a, b = (jnp.ravel(x) for x in _slopes(info).relative)
+        return jnp.ravel(jnp.asarray(observation.best))
+    a, b = (jnp.ravel(x) for x in _slopes(observation).relative)
     unit = jax.lax.stop_gradient(jnp.maximum(jnp.abs(b), 2 * jnp.abs(a)))
     some = unit > _FLAT
     unit = jnp.where(some, unit, _FLAT)
@@ -271,9 +276,9 @@ def _along(info: Observation, name: str) -> Float[Array, " features"]:
     return jnp.concatenate([-b / size, 2 * a / size, jnp.arcsinh(size)])
 
 
-def _slopes(info: Observation) -> OrbitDerivatives:
-    assert info.slopes is not None  # requested through `wants`
-    return info.slopes
+def _slopes(observation: Observation) -> OrbitDerivatives:
+    assert observation.slopes is not None  # requested through `wants`
+    return observation.slopes
 
 
 def _direction(x: Float[Array, " n"]) -> tuple[Float[Array, " n"], Length]:

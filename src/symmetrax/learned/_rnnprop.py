@@ -96,8 +96,8 @@ class RNNProp(AbstractLearnedOptimizer):
         zeros = jnp.zeros_like(flat(params)[0])
         return RNNPropMemory(jnp.array(0), zeros, zeros, self.core.zero_state(zeros.shape))
 
-    def propose(self, info: Observation, memory: RNNPropMemory) -> tuple[Proposal, RNNPropMemory]:
-        gradient, unravel = flat(info.gradient)
+    def propose(self, observation: Observation, memory: RNNPropMemory) -> tuple[Proposal, RNNPropMemory]:
+        gradient, unravel = flat(observation.gradient)
         features, count, first, second = self._features(gradient, memory)
         hidden, core = self.core(jax.nn.elu(self.dense(features)), memory.core)
         update = self.scale * jnp.tanh(self.head(hidden)[0])

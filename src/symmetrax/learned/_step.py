@@ -118,13 +118,13 @@ class StepLSTM(AbstractLearnedOptimizer):
         zero = jnp.zeros(())
         return StepMemory(self.core.zero_state(), jnp.array(False), zero, zero, zero, zero)
 
-    def propose(self, info: Observation, memory: StepMemory) -> tuple[Proposal, StepMemory]:
-        features, memory = step_features(info, memory)
+    def propose(self, observation: Observation, memory: StepMemory) -> tuple[Proposal, StepMemory]:
+        features, memory = step_features(observation, memory)
         hidden, core = self.core(features, memory.core)
-        move = scalars(self.emits, self.head(hidden), self.rates)
+        proposal = scalars(self.emits, self.head(hidden), self.rates)
         if not self.absolute:
-            move["step_size"] = move["step_size"] * jnp.exp(-2 * memory.first_gradient)
-        return Proposal(**move), memory._replace(core=core)
+            proposal["step_size"] = proposal["step_size"] * jnp.exp(-2 * memory.first_gradient)
+        return Proposal(**proposal), memory._replace(core=core)
 
     def example(self) -> Observation:
         return example_info(6)
@@ -143,7 +143,9 @@ class StepLSTM(AbstractLearnedOptimizer):
         return {"version": 1, "reads": list(FEATURES), "emits": list(self.emits), "step_size_unit": unit}
 
 
-def step_features(info: Observation, memory: StepMemory) -> tuple[Float[Array, " features"], StepMemory]:
+def step_features(
+    observation: Observation, memory: StepMemory
+) -> tuple[Float[Array, " features"], StepMemory]:
     """Computes the features of a `StepLSTM` (named in `FEATURES`), and the memory with this step's norms.
 
     They are invariant to the units of parameters and loss. Norms count from the first nonzero gradient:
@@ -155,7 +157,7 @@ def step_features(info: Observation, memory: StepMemory) -> tuple[Float[Array, "
     >>> [f"{feature:.1f}" for feature in features]
     ['0.0', '0.0', '0.0', '0.0', '0.0', '0.0', '0.6']
     """
-    g, w, u = (Length.of(tree) for tree in (info.gradient, info.params, info.previous))
+    g, w, u = (Length.of(tree) for tree in (observation.gradient, observation.params, observation.previous))
     gradient, params, step = (length.log(_TINY) for length in (g, w, u))
     known = memory.started
     now = known | (gradient > _ZERO)
@@ -172,8 +174,8 @@ def step_features(info: Observation, memory: StepMemory) -> tuple[Float[Array, "
             params - memory.first_params,
             params - last[1],
             jnp.where((step > _ZERO) & (params > _ZERO), step - params, 0.0),
-            _cosine((info.gradient, g, gradient), (info.previous, u, step)),
-            _cosine((info.gradient, g, gradient), (info.params, w, params)),
+            _cosine((observation.gradient, g, gradient), (observation.previous, u, step)),
+            _cosine((observation.gradient, g, gradient), (observation.params, w, params)),
         ]
     )
     return features, memory._replace(gradient=gradient, params=params)

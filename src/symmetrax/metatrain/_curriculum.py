@@ -61,7 +61,7 @@ def curriculum_train(
     key: Key[Array, ""],
     validate: Callable[[PyTree, int], Float[Array, ""]],
     *,
-    runs: int,
+    outer_steps: int,
     horizons: tuple[int, ...] = HORIZONS,
     seeds: int = 1,
     chunk: int = 50,
@@ -76,9 +76,10 @@ def curriculum_train(
     A stage trains `make_estimator(steps)` from the best networks so far, with a fresh outer state. After each
     `chunk` runs the networks are validated on the horizon of the *next* stage, by `validate(network, steps)`
     (the last stage on its own). The stage ends after `patience` validations without improvement, or after
-    `runs` runs. A seed keeps its stage's best network only if it beats, on the next horizon, the network that
-    it started from. The curriculum ends after a stage that improves no seed. Source: Chen et al., Training
-    stronger baselines for learning to optimize, 2020 (arXiv:2010.09089): windows of 20 steps, and patience 3.
+    `outer_steps` runs. A seed keeps its stage's best network only if it beats, on the next horizon, the
+    network that it started from. The curriculum ends after a stage that improves no seed. Source: Chen et
+    al., Training stronger baselines for learning to optimize, 2020 (arXiv:2010.09089): windows of 20 steps,
+    and patience 3.
 
     **Arguments:** as in `meta_train`; stage i uses `fold_in(key, i)`. `checkpoints` is a folder with one file
     per stage, `stage-0.safetensors` and so on, from which the same call resumes bit for bit; `identity`
@@ -88,13 +89,14 @@ def curriculum_train(
 
     >>> import jax, optax, symmetrax as sx
     >>> family, rule = sx.tasks.make_family("booth"), sx.UpdateRule()
-    >>> estimator = lambda steps: sx.metatrain.TruncatedBPTT(family, rule, steps=steps, unroll=5, tasks=4)
+    >>> estimator = lambda steps: sx.metatrain.TruncatedBPTT(family, rule, steps=steps, truncation=5, tasks=4)
     >>> def validate(network, steps):
     ...     trace = sx.unroll_many(rule, network, family, jax.random.key(7), steps=steps, tasks=8)
     ...     return trace.loss[-1].mean()
     >>> make = lambda key: sx.learned.CoordinatewiseLSTM(width=4, key=key)
     >>> trained = curriculum_train(
-    ...     make, estimator, optax.adam(1e-2), jax.random.key(0), validate, runs=4, chunk=2, horizons=(5, 10)
+    ...     make, estimator, optax.adam(1e-2), jax.random.key(0), validate,
+    ...     outer_steps=4, chunk=2, horizons=(5, 10),
     ... )
     >>> [(stage.steps, stage.validated_on) for stage in trained.stages]
     [(5, 10), (10, 10)]
@@ -114,7 +116,7 @@ def curriculum_train(
             make_estimator(steps),
             optimizer,
             jax.random.fold_in(key, index),
-            runs=runs,
+            outer_steps=outer_steps,
             seeds=seeds,
             chunk=chunk,
             checkpoint=None if folder is None else folder / f"stage-{index}.safetensors",

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from symmetrax.learned._products import collect, defer, deferrable, empty_slots
-from symmetrax.rollout._unroll import Crew, MakeTransform, advance_many, begin_many
+from symmetrax.rollout._unroll import MakeTransform, Rollouts, advance_many, begin_many
 from symmetrax.tasks._base import AbstractTaskFamily
 
 
-def loss_weights(unroll: int, ratio: float | Float[Array, ""] = 1.0) -> Float[Array, " unroll"]:
+def loss_weights(truncation: int, ratio: float | Float[Array, ""] = 1.0) -> Float[Array, " truncation"]:
     """Weights w_t of the losses in a window, proportional to ratio^(unroll - 1 - t), with sum 1.
 
     `ratio` 1 weighs all steps equally; below 1 the last steps count most. 0 keeps only the last step.
@@ -21,7 +21,7 @@ def loss_weights(unroll: int, ratio: float | Float[Array, ""] = 1.0) -> Float[Ar
     >>> print(loss_weights(3, 0.5))
     [0.14285715 0.2857143  0.5714286 ]
     """
-    powers = jnp.asarray(ratio, float) ** jnp.arange(unroll - 1, -1, -1)
+    powers = jnp.asarray(ratio, float) ** jnp.arange(truncation - 1, -1, -1)
     return powers / jnp.sum(powers)
 
 
@@ -57,12 +57,12 @@ class AbstractMetaGradient(eqx.Module):
 
     `init` draws fresh tasks; each `step` advances them by one window and returns the window's meta-loss, an
     estimate of its gradient with respect to the network, and the carry for the next window. A run has
-    `windows` windows of `unroll` steps, `steps` in all, on `tasks` tasks of `family`, which are optimized by
-    `make_transform(network, task)`. Raises ValueError if `unroll` does not divide `steps`.
+    `windows` windows of `truncation` steps, `steps` in all, on `tasks` tasks of `family`, which are optimized
+    by `make_transform(network, task)`. Raises ValueError if `truncation` does not divide `steps`.
 
     >>> import symmetrax as sx
     >>> family = sx.tasks.make_family("booth")
-    >>> estimator = sx.metatrain.TruncatedBPTT(family, sx.UpdateRule(), steps=20, unroll=5)
+    >>> estimator = sx.metatrain.TruncatedBPTT(family, sx.UpdateRule(), steps=20, truncation=5)
     >>> isinstance(estimator, sx.metatrain.AbstractMetaGradient), estimator.windows
     (True, 4)
     """
@@ -70,21 +70,21 @@ class AbstractMetaGradient(eqx.Module):
     family: AbstractTaskFamily
     make_transform: MakeTransform
     steps: int = eqx.field(static=True)
-    unroll: int = eqx.field(static=True)
+    truncation: int = eqx.field(static=True)
     tasks: int = eqx.field(static=True, default=1)
 
     def __check_init__(self):
-        if min(self.steps, self.unroll, self.tasks) < 1 or self.steps % self.unroll:
+        if min(self.steps, self.truncation, self.tasks) < 1 or self.steps % self.truncation:
             raise ValueError(
-                f"{type(self).__name__} cuts `steps` into windows of `unroll`: all must be at least 1 and "
-                f"`unroll` must divide `steps`, got steps={self.steps}, unroll={self.unroll}, "
-                f"tasks={self.tasks}."
+                f"{type(self).__name__} cuts `steps` into windows of `truncation`: all must be at least 1, "
+                f"and `truncation` must divide `steps`, got steps={self.steps}, "
+                f"truncation={self.truncation}, tasks={self.tasks}."
             )
 
     @property
     def windows(self) -> int:
         """The number of windows in a run."""
-        return self.steps // self.unroll
+        return self.steps // self.truncation
 
     @abstractmethod
     def init(self, network: PyTree, key: Key[Array, ""], shape: Any) -> PyTree:
@@ -98,12 +98,12 @@ class AbstractMetaGradient(eqx.Module):
 
 
 class TruncatedBPTT(AbstractMetaGradient):
-    """Backpropagation through windows of `unroll` steps: algorithm 1 of arXiv:2504.15399.
+    """Backpropagation through windows of `truncation` steps: algorithm 1 of arXiv:2504.15399.
 
-    The meta-loss of a window is the mean over tasks of sum_t w_t f(x_t), over exactly `unroll` losses, with
-    the weights `loss_weights(unroll, ratio)`. Parameters and optimizer state carry over into the next window;
-    their derivatives do not. `make_transform` decides whether to differentiate through the gradient that the
-    network sees (`UpdateRule.meta_order`).
+    The meta-loss of a window is the mean over tasks of sum_t w_t f(x_t), over exactly `truncation` losses,
+    with the weights `loss_weights(truncation, ratio)`. Parameters and optimizer state carry over into the
+    next window; their derivatives do not. `make_transform` decides whether to differentiate through the
+    gradient that the network sees (`UpdateRule.meta_order`).
 
     **Arguments:** as for every estimator; `remat` recomputes steps in the backward pass (less memory).
     `distance` adds distance * ||x_t - optimum||^2 to every loss, for tasks that know their `optimum`; this
@@ -112,7 +112,8 @@ class TruncatedBPTT(AbstractMetaGradient):
     scale, and late steps count as much as early ones, as in comparisons of optimizers by ratios of losses.
 
     >>> import jax, symmetrax as sx
-    >>> estimator = TruncatedBPTT(sx.tasks.make_family("booth"), sx.UpdateRule(), steps=20, unroll=5, tasks=8)
+    >>> family = sx.tasks.make_family("booth")
+    >>> estimator = TruncatedBPTT(family, sx.UpdateRule(), steps=20, truncation=5, tasks=8)
     >>> network = sx.learned.FlatGradientLSTM(2, width=4, key=jax.random.key(0))
     >>> carry = estimator.init(network, jax.random.key(1), None)
     >>> loss, gradient, carry = estimator.step(network, carry, jax.random.key(2), None)
@@ -128,17 +129,17 @@ class TruncatedBPTT(AbstractMetaGradient):
     def __check_init__(self):
         check_measure(self.measure)
 
-    def init(self, network: PyTree, key: Key[Array, ""], shape: Any) -> Crew:
+    def init(self, network: PyTree, key: Key[Array, ""], shape: Any) -> Rollouts:
         return begin_many(self.make_transform, network, self.family, shape, self.tasks, key)
 
     def step(
-        self, network: PyTree, carry: Crew, key: Key[Array, ""], shape: Any
-    ) -> tuple[Float[Array, ""], PyTree, Crew]:
+        self, network: PyTree, carry: Rollouts, key: Key[Array, ""], shape: Any
+    ) -> tuple[Float[Array, ""], PyTree, Rollouts]:
         del key  # every random draw of a run follows from the key of `init`
 
         batch = carry.carry.value.shape
         places = deferrable(network, batch)
-        slots = empty_slots(network, places, self.unroll, batch)
+        slots = empty_slots(network, places, self.truncation, batch)
 
         def make_deferred(parts, task):
             network, slots = parts
@@ -152,7 +153,7 @@ class TruncatedBPTT(AbstractMetaGradient):
                 self.family,
                 shape,
                 carry,
-                self.unroll,
+                self.truncation,
                 along=slots if places else None,
                 remat=self.remat,
                 points=self.distance is not None,
@@ -160,14 +161,14 @@ class TruncatedBPTT(AbstractMetaGradient):
             losses = measured(trace.loss, self.measure)
             if self.distance is not None:
                 losses = losses + self.distance * self._distances(trace.params, carry.drawn, shape)
-            return jnp.sum(loss_weights(self.unroll, self.ratio) * losses), after
+            return jnp.sum(loss_weights(self.truncation, self.ratio) * losses), after
 
         (loss, after), (gradient, found) = eqx.filter_value_and_grad(meta_loss, has_aux=True)(
             (network, slots)
         )
         return loss, collect(gradient, places, found), jax.lax.stop_gradient(after)
 
-    def _distances(self, points: PyTree, drawn: PyTree, shape: Any) -> Float[Array, " unroll"]:
+    def _distances(self, points: PyTree, drawn: PyTree, shape: Any) -> Float[Array, " truncation"]:
         """Mean over tasks of the squared distances from a window's points to the optima."""
 
         def one(points, drawn):
@@ -175,8 +176,8 @@ class TruncatedBPTT(AbstractMetaGradient):
             optimum = task.optimum()
             if optimum is None:
                 raise ValueError(f"{type(task).__name__} does not know its optimum: use distance=None.")
-            apart = jax.tree.map(lambda x, y: jnp.square(x - y).reshape(self.unroll, -1), points, optimum)
-            return sum((jnp.sum(x, axis=1) for x in jax.tree.leaves(apart)), start=jnp.zeros(self.unroll))
+            apart = jax.tree.map(lambda x, y: jnp.square(x - y).reshape(self.truncation, -1), points, optimum)
+            return sum((jnp.sum(x, axis=1) for x in jax.tree.leaves(apart)), start=jnp.zeros(self.truncation))
 
         if self.tasks == 1:
             return one(points, drawn)

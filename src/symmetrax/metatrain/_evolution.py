@@ -14,20 +14,20 @@ from symmetrax.metatrain._estimators import (
     loss_weights,
     measured,
 )
-from symmetrax.rollout._unroll import Crew, advance_many, begin_many
+from symmetrax.rollout._unroll import Rollouts, advance_many, begin_many
 
 
 class Particles(NamedTuple):
     """The pairs of perturbed networks in progress, and the sum of each pair's perturbations so far.
 
-    The leading axes of the arrays in `crews` are the sign of the perturbation and the pair; in `sums`, the
+    The leading axes of the arrays in `rollouts` are the sign of the perturbation and the pair; in `sums`, the
     pair.
 
     >>> Particles._fields
-    ('crews', 'sums', 'windows')
+    ('rollouts', 'sums', 'windows')
     """
 
-    crews: Crew
+    rollouts: Rollouts
     sums: PyTree
     windows: Int[Array, ""]
 
@@ -36,9 +36,9 @@ class PES(AbstractMetaGradient):
     """Persistent evolution strategies: meta-gradients without backpropagation, unbiased over whole runs.
 
     In every window each of `pairs` pairs draws a perturbation e ~ N(0, sigma^2 I) of the network's weights
-    and runs two networks, network + e and network - e, through `unroll` more steps on its own `tasks` tasks.
-    With L+ and L- their meta-losses and s the sum of the pair's perturbations in all windows so far, the
-    estimate is
+    and runs two networks, network + e and network - e, through `truncation` more steps on its own `tasks`
+    tasks. With L+ and L- their meta-losses and s the sum of the pair's perturbations in all windows so far,
+    the estimate is
 
         gradient = mean over pairs of s (L+ - L-) / (2 sigma^2).
 
@@ -54,7 +54,7 @@ class PES(AbstractMetaGradient):
     are as in `TruncatedBPTT`. Raises ValueError for fewer than one pair, or sigma <= 0.
 
     >>> import jax, symmetrax as sx
-    >>> estimator = PES(sx.tasks.make_family("booth"), sx.UpdateRule(), steps=20, unroll=5, pairs=4)
+    >>> estimator = PES(sx.tasks.make_family("booth"), sx.UpdateRule(), steps=20, truncation=5, pairs=4)
     >>> network = sx.learned.FlatGradientLSTM(2, width=4, key=jax.random.key(0))
     >>> carry = estimator.init(network, jax.random.key(1), None)
     >>> loss, gradient, carry = estimator.step(network, carry, jax.random.key(2), None)
@@ -79,8 +79,8 @@ class PES(AbstractMetaGradient):
         def begin(key):
             return begin_many(self.make_transform, network, self.family, shape, self.tasks, key)
 
-        crews = jax.vmap(begin)(jax.random.split(key, self.pairs))
-        both = jax.vmap(lambda _: crews)(jnp.arange(2))
+        rollouts = jax.vmap(begin)(jax.random.split(key, self.pairs))
+        both = jax.vmap(lambda _: rollouts)(jnp.arange(2))
         sums = jax.tree.map(lambda x: jnp.zeros((self.pairs, *x.shape), x.dtype), network)
         return Particles(both, sums, jnp.array(0))
 
@@ -90,19 +90,23 @@ class PES(AbstractMetaGradient):
         drawn = self._perturbations(network, jax.random.fold_in(key, carry.windows))
         sums = jax.tree.map(jnp.add, carry.sums, drawn) if self.persistent else drawn
 
-        def window(sign, perturbation, crew):
+        def window(sign, perturbation, rollouts):
             shifted = jax.tree.map(lambda x, e: x + sign.astype(x.dtype) * e, network, perturbation)
-            after, trace = advance_many(self.make_transform, shifted, self.family, shape, crew, self.unroll)
+            after, trace = advance_many(
+                self.make_transform, shifted, self.family, shape, rollouts, self.truncation
+            )
             losses = measured(trace.loss, self.measure)
-            return jnp.sum(loss_weights(self.unroll, self.ratio) * losses), after
+            return jnp.sum(loss_weights(self.truncation, self.ratio) * losses), after
 
         pairs = jax.vmap(window, in_axes=(None, 0, 0))
-        losses, crews = jax.vmap(pairs, in_axes=(0, None, 0))(jnp.array([1.0, -1.0]), drawn, carry.crews)
+        losses, rollouts = jax.vmap(pairs, in_axes=(0, None, 0))(
+            jnp.array([1.0, -1.0]), drawn, carry.rollouts
+        )
         counted = jnp.all(jnp.isfinite(losses), axis=0)
         gap = jnp.where(counted, losses[0] - losses[1], 0.0) / (2 * self.sigma**2 * self.pairs)
         gradient = jax.tree.map(lambda s: jnp.tensordot(gap.astype(s.dtype), s, 1), sums)
         loss = jnp.sum(jnp.where(counted, losses, 0.0)) / (2 * jnp.sum(counted))
-        return loss, gradient, Particles(crews, sums, carry.windows + 1)
+        return loss, gradient, Particles(rollouts, sums, carry.windows + 1)
 
     def _perturbations(self, network: PyTree, key: Key[Array, ""]) -> PyTree:
         leaves, structure = jax.tree.flatten(network)

@@ -34,7 +34,7 @@ class RandomHorizon(AbstractMetaGradient):
 
     >>> import jax, symmetrax as sx
     >>> family = sx.tasks.make_family("booth")
-    >>> usual = sx.metatrain.TruncatedBPTT(family, sx.UpdateRule(), steps=40, unroll=5, tasks=8)
+    >>> usual = sx.metatrain.TruncatedBPTT(family, sx.UpdateRule(), steps=40, truncation=5, tasks=8)
     >>> RandomHorizon(usual, shortest=2).windows
     8
     """
@@ -49,7 +49,7 @@ class RandomHorizon(AbstractMetaGradient):
                 f"{estimator.windows}, got {shortest}."
             )
         self.family, self.make_transform = estimator.family, estimator.make_transform
-        self.steps, self.unroll, self.tasks = estimator.steps, estimator.unroll, estimator.tasks
+        self.steps, self.truncation, self.tasks = estimator.steps, estimator.truncation, estimator.tasks
         self.estimator, self.shortest = estimator, shortest
 
     def init(self, network: PyTree, key: Key[Array, ""], shape: Any) -> Underway:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from symmetrax._tree import select, squared_norm
 from symmetrax.metatrain._estimators import AbstractMetaGradient, TruncatedBPTT, loss_weights
-from symmetrax.rollout._unroll import Crew, advance_many, begin_many
+from symmetrax.rollout._unroll import Rollouts, advance_many, begin_many
 from symmetrax.tasks._base import AbstractTask
 
 #: The expert used by the public code.
@@ -51,7 +51,7 @@ class Imitation(AbstractMetaGradient):
 
     >>> import jax, symmetrax as sx
     >>> family = sx.tasks.make_family("booth")
-    >>> usual = sx.metatrain.TruncatedBPTT(family, sx.UpdateRule(), steps=20, unroll=5, tasks=8)
+    >>> usual = sx.metatrain.TruncatedBPTT(family, sx.UpdateRule(), steps=20, truncation=5, tasks=8)
     >>> estimator = Imitation(usual, share=1.0)
     >>> network = sx.learned.CoordinatewiseLSTM(width=4, key=jax.random.key(0))
     >>> carry = estimator.init(network, jax.random.key(1), None)
@@ -78,19 +78,19 @@ class Imitation(AbstractMetaGradient):
         if isinstance(weight, float | int) and not weight >= 0:
             raise ValueError(f"Imitation needs a weight of at least 0, got weight={weight}.")
         self.family, self.make_transform = estimator.family, estimator.make_transform
-        self.steps, self.unroll, self.tasks = estimator.steps, estimator.unroll, estimator.tasks
+        self.steps, self.truncation, self.tasks = estimator.steps, estimator.truncation, estimator.tasks
         self.estimator, self.expert, self.share, self.weight = estimator, expert, share, weight
 
-    def init(self, network: PyTree, key: Key[Array, ""], shape: Any) -> tuple[Crew, Bool[Array, ""]]:
+    def init(self, network: PyTree, key: Key[Array, ""], shape: Any) -> tuple[Rollouts, Bool[Array, ""]]:
         imitates = jax.random.bernoulli(jax.random.fold_in(key, 0), self.share)
-        crew = begin_many(self._beside(imitates), network, self.family, shape, self.tasks, key)
-        return crew, imitates
+        rollouts = begin_many(self._beside(imitates), network, self.family, shape, self.tasks, key)
+        return rollouts, imitates
 
     def step(
-        self, network: PyTree, carry: tuple[Crew, Bool[Array, ""]], key: Key[Array, ""], shape: Any
-    ) -> tuple[Float[Array, ""], PyTree, tuple[Crew, Bool[Array, ""]]]:
+        self, network: PyTree, carry: tuple[Rollouts, Bool[Array, ""]], key: Key[Array, ""], shape: Any
+    ) -> tuple[Float[Array, ""], PyTree, tuple[Rollouts, Bool[Array, ""]]]:
         del key  # every random draw of a run follows from the key of `init`
-        crew, imitates = carry
+        rollouts, imitates = carry
 
         def meta_loss(network):
             after, trace = advance_many(
@@ -98,13 +98,13 @@ class Imitation(AbstractMetaGradient):
                 network,
                 self.family,
                 shape,
-                crew,
-                self.unroll,
+                rollouts,
+                self.truncation,
                 remat=self.estimator.remat,
                 watch=("missed", "strode"),
             )
-            losses = jnp.mean(trace.loss.reshape(self.unroll, -1), axis=1)
-            usual = jnp.sum(loss_weights(self.unroll, self.estimator.ratio) * losses)
+            losses = jnp.mean(trace.loss.reshape(self.truncation, -1), axis=1)
+            usual = jnp.sum(loss_weights(self.truncation, self.estimator.ratio) * losses)
             missed, strode = (jnp.sum(trace.watched[name], axis=0) for name in ("missed", "strode"))
             still = strode == 0  # nothing to imitate: the gradient was zero all along
             apart = jnp.mean(jnp.where(still, 0.0, missed) / jnp.where(still, 1.0, strode))

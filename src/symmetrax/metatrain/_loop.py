@@ -57,7 +57,7 @@ class MetaTrained(NamedTuple):
     """
 
     networks: PyTree
-    losses: Float[np.ndarray, "seeds runs"]
+    losses: Float[np.ndarray, "seeds outer_steps"]
     skipped: Int[np.ndarray, " seeds"]
     validation: Float[np.ndarray, "seeds rounds"]
     diverged: Bool[np.ndarray, " seeds"]
@@ -70,12 +70,12 @@ class MetaTrained(NamedTuple):
 class Progress(NamedTuple):
     """The state of the training, passed to a progress callback after every chunk.
 
-    >>> Progress(done=50, runs=500, loss=0.1, tasks_per_second=1e3).done
+    >>> Progress(done=50, outer_steps=500, loss=0.1, tasks_per_second=1e3).done
     50
     """
 
     done: int
-    runs: int
+    outer_steps: int
     loss: float
     tasks_per_second: float
 
@@ -84,7 +84,7 @@ class _State(NamedTuple):
     networks: PyTree
     outer: PyTree
     skipped: Int[Array, " seeds"]
-    losses: Float[np.ndarray, "seeds runs"]
+    losses: Float[np.ndarray, "seeds outer_steps"]
     done: np.ndarray
     best: PyTree
     validation: Float[np.ndarray, "seeds rounds"]
@@ -97,7 +97,7 @@ def meta_train(
     optimizer: optax.GradientTransformation,
     key: Key[Array, ""],
     *,
-    runs: int,
+    outer_steps: int,
     seeds: int = 1,
     chunk: int = 50,
     checkpoint: str | pathlib.Path | None = None,
@@ -109,12 +109,12 @@ def meta_train(
 ) -> MetaTrained:
     """Trains networks to optimize: algorithm 1 of arXiv:2504.15399, for several meta-seeds at once.
 
-    Each of `runs` runs draws `estimator.tasks` fresh tasks, unrolls them in `estimator.windows` windows and
-    updates the network with `optimizer` (any optax transformation) after each window. A window whose
-    meta-gradient or step is not finite is skipped and counted. If all windows of a chunk (with ten or more)
-    are skipped for every seed, training has diverged: it stops, saves and returns the last valid networks,
-    and emits a RuntimeWarning. Runs are compiled in chunks of `chunk`. Seeds are spread over the available
-    devices, and mapped (vmapped on accelerators) on each. The tasks of a chunk share one of
+    Each of `outer_steps` runs draws `estimator.tasks` fresh tasks, unrolls them in `estimator.windows`
+    windows and updates the network with `optimizer` (any optax transformation) after each window. A window
+    whose meta-gradient or step is not finite is skipped and counted. If all windows of a chunk (with ten or
+    more) are skipped for every seed, training has diverged: it stops, saves and returns the last valid
+    networks, and emits a RuntimeWarning. Runs are compiled in chunks of `chunk`. Seeds are spread over the
+    available devices, and mapped (vmapped on accelerators) on each. The tasks of a chunk share one of
     `estimator.family.shapes`; all shapes are used once, in random order, before any is repeated.
 
     Seed i uses `fold_in(key, i)`, so you can add seeds without changing the first ones, and arms trained from
@@ -124,23 +124,23 @@ def meta_train(
     different call, or is not writable. Calls are compared by their arguments, the networks they start from,
     and the first steps of `optimizer`. Put anything else that distinguishes a call, such as the code of
     functions or of the task family, into `identity`. With `stopping` the networks are validated after each
-    chunk, training ends when validation stops improving, or after `runs`, and the best networks are returned.
-    With `networks` (all seeds stacked, as in `MetaTrained.networks`) training continues from these, with a
-    fresh state of `optimizer`, and `make_network` is not called.
+    chunk, training ends when validation stops improving, or after `outer_steps`, and the best networks are
+    returned. With `networks` (all seeds stacked, as in `MetaTrained.networks`) training continues from these,
+    with a fresh state of `optimizer`, and `make_network` is not called.
 
     >>> import jax, optax, symmetrax as sx
     >>> family = sx.tasks.make_family("ellipse-fixed")
-    >>> estimator = sx.metatrain.TruncatedBPTT(family, sx.UpdateRule(), steps=10, unroll=5, tasks=16)
+    >>> estimator = sx.metatrain.TruncatedBPTT(family, sx.UpdateRule(), steps=10, truncation=5, tasks=16)
     >>> make = lambda key: sx.learned.FlatGradientLSTM(2, width=8, key=key)
-    >>> trained = meta_train(make, estimator, optax.adam(1e-2), jax.random.key(0), runs=20, seeds=2)
+    >>> trained = meta_train(make, estimator, optax.adam(1e-2), jax.random.key(0), outer_steps=20, seeds=2)
     >>> trained.losses.shape, trained.skipped.tolist()
     ((2, 20), [0, 0])
     """
     check_key(key)
-    if min(runs, seeds, chunk) < 1:
+    if min(outer_steps, seeds, chunk) < 1:
         raise ValueError(
-            f"meta_train needs at least one run, seed and run per chunk, got runs={runs}, seeds={seeds}, "
-            f"chunk={chunk}."
+            f"`outer_steps`, `seeds` and `chunk` must be at least 1, got outer_steps={outer_steps}, "
+            f"seeds={seeds} and chunk={chunk}."
         )
     if networks is not None:
         _check_stacked(networks, seeds)
@@ -149,10 +149,10 @@ def meta_train(
         check_writable(path)
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(seeds))
     start = _initial(make_network, optimizer, keys, networks)
-    rounds = 0 if stopping is None else -(-runs // chunk)
+    rounds = 0 if stopping is None else -(-outer_steps // chunk)
     state = _State(
         *start,
-        losses=np.full((seeds, runs), np.nan, np.float32),
+        losses=np.full((seeds, outer_steps), np.nan, np.float32),
         done=np.asarray(0),
         best=() if stopping is None else start[0],
         validation=np.full((seeds, rounds), np.nan, np.float32),
@@ -161,22 +161,22 @@ def meta_train(
     call, first_steps = {}, None
     if path is not None:
         patience = 0 if stopping is None else stopping.patience
-        counts = {"runs": runs, "seeds": seeds, "chunk": chunk, "patience": patience}
+        counts = {"runs": outer_steps, "seeds": seeds, "chunk": chunk, "patience": patience}
         call = {**counts, "identity": identity, "precision": jnp.result_type(float).name}
         call |= _digests(estimator, networks, key)
         first_steps = np.asarray(_first_steps(optimizer, state.networks))
         if path.exists():
-            state = _resume(path, state, call, first_steps, runs, chunk)
+            state = _resume(path, state, call, first_steps, outer_steps, chunk)
     now, outer, skipped, best = place((state.networks, state.outer, state.skipped, state.best))
     state = state._replace(networks=now, outer=outer, skipped=skipped, best=best)
     began, first = time.perf_counter(), int(state.done)
     saved = began
-    for done in range(first, runs, chunk):
+    for done in range(first, outer_steps, chunk):
         if np.all(state.diverged):
             break
         if stopping is not None and stopping.exhausted(state.validation[:, : done // chunk]):
             break
-        count = min(chunk, runs - done)
+        count = min(chunk, outer_steps - done)
         shape = _shape(estimator.family.shapes, key, done // chunk)
         trained = _train(estimator, optimizer, state[:3], keys, jnp.asarray(done), count, shape)
         now, outer, skipped, losses = jax.block_until_ready(trained)
@@ -192,7 +192,7 @@ def meta_train(
             done=np.asarray(done + count),
             diverged=diverged,
         )
-        over = done + count == runs or bool(np.all(diverged))
+        over = done + count == outer_steps or bool(np.all(diverged))
         if stopping is not None:
             state = _validated(stopping, state, done // chunk)
             over = over or stopping.exhausted(state.validation[:, : done // chunk + 1])
@@ -202,21 +202,21 @@ def meta_train(
             save_arrays(path, arrays, {"format": CHECKPOINT_FORMAT, "call": call})
         if progress is not None:
             rate = seeds * estimator.tasks * (done + count - first) / (time.perf_counter() - began)
-            progress(Progress(done + count, runs, float(np.mean(losses)), rate))
+            progress(Progress(done + count, outer_steps, float(np.mean(losses)), rate))
     if np.all(state.diverged):
-        warnings.warn(_divergence(int(state.done), runs, path), RuntimeWarning, stacklevel=2)
+        warnings.warn(_divergence(int(state.done), outer_steps, path), RuntimeWarning, stacklevel=2)
     made, skipped = int(state.done), np.asarray(state.skipped)
     networks = state.networks if stopping is None else state.best
     curve = state.validation if stopping is None else state.validation[:, : -(-made // chunk)]
     return MetaTrained(networks, state.losses[:, :made], skipped, curve, np.asarray(state.diverged))
 
 
-def _divergence(made: int, runs: int, path: pathlib.Path | None) -> str:
+def _divergence(made: int, outer_steps: int, path: pathlib.Path | None) -> str:
     where = "" if path is None else f", which are in {path}"
     return (
         "Meta-training diverged: no window of its last chunk of runs had a finite meta-gradient, for any "
-        f"seed. It stops after {made} of {runs} runs with the networks from before{where}. Lower the "
-        "learning rate, clip the meta-gradients, shorten the horizon, or guard the teleports."
+        f"seed. It stops after {made} of {outer_steps} outer steps with the networks from before{where}. "
+        "Lower the learning rate, clip the meta-gradients, shorten the horizon, or guard the teleports."
     )
 
 
@@ -243,22 +243,22 @@ def _train(estimator, optimizer, state, keys, done, count, shape):
 
     def window(run_key):
         def body(carry, _):
-            network, outer, skipped, crew = carry
-            loss, gradient, crew = estimator.step(network, crew, run_key, shape)
+            network, outer, skipped, rollouts = carry
+            loss, gradient, rollouts = estimator.step(network, rollouts, run_key, shape)
             updates, after = optimizer.update(gradient, outer, network)
             stepped = optax.apply_updates(network, updates)
             finite = jnp.isfinite(loss) & all_finite(gradient) & all_finite(stepped)
             network = select(finite, stepped, network)
             outer = select(finite, after, outer)
-            return (network, outer, skipped + ~finite, crew), loss
+            return (network, outer, skipped + ~finite, rollouts), loss
 
         return body
 
     def run(carry, index, key):
         run_key = jax.random.fold_in(key, 1 + index)
-        crew = estimator.init(carry[0], run_key, shape)
+        rollouts = estimator.init(carry[0], run_key, shape)
         body = window(run_key)
-        (*carry, _), losses = jax.lax.scan(body, (*carry, crew), None, length=estimator.windows)
+        (*carry, _), losses = jax.lax.scan(body, (*carry, rollouts), None, length=estimator.windows)
         return tuple(carry), jnp.mean(losses)
 
     def seed(inputs):
@@ -345,7 +345,7 @@ def _resume(
     like: _State,
     call: dict[str, Any],
     first_steps: Float[np.ndarray, "arrays entries"],
-    runs: int,
+    outer_steps: int,
     chunk: int,
 ) -> _State:
     """Loads the state from a checkpoint. Raises ValueError if it is damaged or belongs to another call."""
@@ -360,8 +360,10 @@ def _resume(
                 f"{CHECKPOINT_FORMAT}."
             )
         there = card.get("call")
-        told = there if isinstance(there, dict) else {}
-        different = [_ASPECTS.get(name, f"number of {name}") for name in call if told.get(name) != call[name]]
+        recorded = there if isinstance(there, dict) else {}
+        different = [
+            _ASPECTS.get(name, f"number of {name}") for name in call if recorded.get(name) != call[name]
+        ]
         if different:
             raise ValueError(another.format(f"another {', '.join(different)}"))
         check_layout(file.layout, layout_of({**like._asdict(), "first_steps": first_steps}), str(path))
@@ -373,13 +375,16 @@ def _resume(
     weights = {name: x for name, x in arrays.items() if name.startswith(("networks.", "best."))}
     check_finite_arrays(weights, str(path))
     state = restore(like, arrays)
-    if not (0 <= state.done <= runs and (state.done % chunk == 0 or state.done == runs)):
-        raise ValueError(f"{path} says that {state.done} of {runs} runs are done, in chunks of {chunk}.")
+    if not (0 <= state.done <= outer_steps and (state.done % chunk == 0 or state.done == outer_steps)):
+        raise ValueError(
+            f"{path} says that {state.done} of {outer_steps} outer steps are done, in chunks of {chunk}."
+        )
     return state
 
 
 # Names, in error messages, of the parts of a call that are not counts.
 _ASPECTS = {
+    "outer_steps": "number of outer steps",
     "patience": "patience",
     "precision": "precision",
     "chunk": "number of runs in a chunk",

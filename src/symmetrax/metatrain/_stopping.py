@@ -28,11 +28,11 @@ class EarlyStopping:
     >>> def validate(network):
     ...     unseen = sx.unroll_many(rule, network, family, jax.random.key(7), steps=10, tasks=16)
     ...     return jnp.median(unseen.loss[-1])
-    >>> estimator = sx.metatrain.TruncatedBPTT(family, rule, steps=10, unroll=5, tasks=16)
+    >>> estimator = sx.metatrain.TruncatedBPTT(family, rule, steps=10, truncation=5, tasks=16)
     >>> make = lambda key: sx.learned.FlatGradientLSTM(2, width=8, key=key)
     >>> stopping = EarlyStopping(validate, patience=2)
     >>> trained = sx.meta_train(
-    ...     make, estimator, optax.adam(1e-2), jax.random.key(0), runs=40, chunk=10, stopping=stopping
+    ...     make, estimator, optax.adam(1e-2), jax.random.key(0), outer_steps=40, chunk=10, stopping=stopping
     ... )
     >>> curve = trained.validation[0]
     >>> bool(jnp.isclose(validate(trained.network()), min(curve)))

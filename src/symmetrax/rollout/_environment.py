@@ -16,17 +16,17 @@ from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.tasks._base import AbstractTask
 
 
-class _Told(AbstractLearnedOptimizer):
-    """A network that proposes a fixed move."""
+class _Given(AbstractLearnedOptimizer):
+    """A network that proposes what it is given."""
 
-    kind: ClassVar[str] = "told"
-    move: Proposal
+    kind: ClassVar[str] = "given"
+    proposal: Proposal
 
     def memory(self, params: PyTree, symmetry: AbstractLieSymmetry | None = None) -> tuple[()]:
         return ()
 
-    def propose(self, info: Observation, memory: tuple[()]) -> tuple[Proposal, tuple[()]]:
-        return self.move, memory
+    def propose(self, observation: Observation, memory: tuple[()]) -> tuple[Proposal, tuple[()]]:
+        return self.proposal, memory
 
     def example(self) -> Observation:
         return example_info(1)
@@ -35,7 +35,7 @@ class _Told(AbstractLearnedOptimizer):
         return {}
 
     def contract(self) -> dict[str, Any]:
-        return {"version": 1, "reads": [], "emits": ["what it was told"]}
+        return {"version": 1, "reads": [], "emits": ["what it was given"]}
 
 
 class Environment(eqx.Module):
@@ -44,17 +44,17 @@ class Environment(eqx.Module):
     The state s_t is everything carried from one step to the next: the parameters x_t, the loss and its
     gradient there, the velocity, the batch. The action is a `Proposal`: an update (or a step size), and if
     `rule` schedules a teleport at step t, the coordinates of a group element. The cost is the loss at x_t+1.
-    Moves are processed exactly as in `unroll`, so calling a network step by step here reproduces its
+    Proposals are processed exactly as in `unroll`, so calling a network step by step here reproduces its
     trajectory there. Works under `jit`, `vmap` and `scan`. Source: section 3.2 of arXiv:2504.15399, which
     formulates learning to optimize as reinforcement learning.
 
     >>> import jax, jax.numpy as jnp, symmetrax as sx
     >>> environment = Environment(sx.tasks.booth(start=[5.0, -5.0]), sx.UpdateRule.at([0], 3))
     >>> state = environment.reset(jax.random.key(0))
-    >>> info = environment.observe(state)
-    >>> proposal = sx.learned.Proposal(update=-0.05 * info.gradient, algebra=jnp.zeros(1))
+    >>> observation = environment.observe(state)
+    >>> proposal = sx.learned.Proposal(update=-0.05 * observation.gradient, algebra=jnp.zeros(1))
     >>> state, cost = environment.step(state, proposal)
-    >>> float(cost) < float(info.value)
+    >>> float(cost) < float(observation.value)
     True
     """
 
@@ -64,7 +64,7 @@ class Environment(eqx.Module):
     def reset(self, key: Key[Array, ""]) -> Carry:
         """Returns the random start of the task, as `unroll` draws it from the same key."""
         check_key(key)
-        return begin(self.rule(_Told(Proposal()), self.task), self.task, key)
+        return begin(self.rule(_Given(Proposal()), self.task), self.task, key)
 
     def observe(self, state: Carry, wants: tuple[Want, ...] = ()) -> Observation:
         """Returns a network's observation of a state; `wants` lists the expensive parts (`network.wants`)."""
@@ -85,7 +85,7 @@ class Environment(eqx.Module):
             key=key,
         )
 
-    def step(self, state: Carry, move: Proposal) -> tuple[Carry, Float[Array, ""]]:
-        """Makes a move; returns the state after it and the loss there."""
-        after = step(self.rule(_Told(move), self.task), self.task, state)
+    def step(self, state: Carry, proposal: Proposal) -> tuple[Carry, Float[Array, ""]]:
+        """Applies a proposal; returns the state after it and the loss there."""
+        after = step(self.rule(_Given(proposal), self.task), self.task, state)
         return after, after.value

@@ -22,7 +22,7 @@ from symmetrax.learned._networks import GATES
 from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
 
 #: The fields of an optimizer's state that are copied to the trace, if the state has them.
-WATCHED = ("algebra", "defect", "refused", "previous", "step_size", "momentum")
+WATCHED = ("algebra", "loss_change", "outcome", "previous", "step_size", "momentum")
 
 
 #: The checkpoint policy of `remat`: the values that are not recomputed.
@@ -93,8 +93,8 @@ def step(transform: optax.GradientTransformation, task: AbstractTask, carry: Car
     now = after if task.same_batch else carry.batch
     data = {"batch": now, "key": own}
     value_fn = bound(lambda params: task.loss(params, now), data)
-    told = {"value": carry.value, "grad": carry.gradient, "value_fn": value_fn, **data}
-    updates, state = updated(transform, carry.gradient, carry.state, carry.params, told)
+    extra = {"value": carry.value, "grad": carry.gradient, "value_fn": value_fn, **data}
+    updates, state = updated(transform, carry.gradient, carry.state, carry.params, extra)
     params = optax.apply_updates(carry.params, updates)
     value, gradient = jax.value_and_grad(task.loss)(params, after)
     return Carry(params, state, after, value, gradient, carry.key, carry.count + 1)
@@ -171,9 +171,9 @@ def unroll(
     Index 0 of the trace is the start, so 12 steps give 13 numbers. The optimizer receives the extra arguments
     `value`, `grad`, `value_fn`, `batch` and `key`, and ignores those that it does not accept.
 
-    **Arguments:** `watch` names the fields to record from the optimizer's state, such as "algebra", "defect",
-    "refused"; `points=True` records the parameters of every step. Raises ValueError for a start that is not
-    finite.
+    **Arguments:** `watch` names the fields to record from the optimizer's state, such as "algebra",
+    "loss_change", "outcome"; `points=True` records the parameters of every step. Raises ValueError for a
+    start that is not finite.
 
     >>> import jax, optax, symmetrax as sx
     >>> trace = unroll(optax.sgd(0.05), sx.tasks.booth(start=[5.0, -5.0]), jax.random.key(0), steps=12)
@@ -193,13 +193,13 @@ def _unroll(transform, task, key, steps, watch, points):
     return carry.params, trace
 
 
-class Crew(NamedTuple):
+class Rollouts(NamedTuple):
     """Many tasks of one family in progress: their arrays and carries, with the task as the *last* axis.
 
     The last axis turns the products of the recurrent core into one large matrix product; from about a hundred
     tasks this is twice as fast as the first axis. A single task has no such axis, which is faster for one.
 
-    >>> Crew._fields
+    >>> Rollouts._fields
     ('drawn', 'carry')
     """
 
@@ -214,14 +214,14 @@ def begin_many(
     shape: Any,
     tasks: int,
     key: Key[Array, ""],
-) -> Crew:
+) -> Rollouts:
     """Draws `tasks` random tasks and starts them; a single task has no task axis."""
 
     def one(key):
         draw, start = jax.random.split(key)
         drawn = family.draw(draw)
         task = family.task(drawn, shape)
-        return Crew(drawn, begin(make_transform(network, task), task, start))
+        return Rollouts(drawn, begin(make_transform(network, task), task, start))
 
     return _for_tasks(one, tasks, key)
 
@@ -241,31 +241,33 @@ def advance_many(
     network: Any,
     family: AbstractTaskFamily,
     shape: Any,
-    crew: Crew,
+    rollouts: Rollouts,
     steps: int,
     **options: Any,
-) -> tuple[Crew, Trace]:
+) -> tuple[Rollouts, Trace]:
     """`advance` for many tasks at once; the first axis of the trace is the step, the last the task.
 
     With `along`, whose first axis is the step and whose last is the task, the transform of step t is
     `make_transform((network, along[t]), task)`.
     """
-    one_step, axis = _each(make_transform, network, family, shape, crew)
-    carry, trace = advance(one_step, crew.carry, steps, axis=axis, **options)
-    return Crew(crew.drawn, carry), trace
+    one_step, axis = _each(make_transform, network, family, shape, rollouts)
+    carry, trace = advance(one_step, rollouts.carry, steps, axis=axis, **options)
+    return Rollouts(rollouts.drawn, carry), trace
 
 
-def _each(make_transform, network, family, shape, crew: Crew) -> tuple[Callable[..., Carry], int | None]:
+def _each(
+    make_transform, network, family, shape, rollouts: Rollouts
+) -> tuple[Callable[..., Carry], int | None]:
     """Returns a function for one step of every task, and the axis of tasks."""
 
     def one_step(drawn, carry, *entry):
         task = family.task(drawn, shape)
         return step(make_transform((network, *entry) if entry else network, task), task, carry)
 
-    if crew.carry.value.ndim == 0:
-        return lambda carry, *entry: one_step(crew.drawn, carry, *entry), None
+    if rollouts.carry.value.ndim == 0:
+        return lambda carry, *entry: one_step(rollouts.drawn, carry, *entry), None
     mapped = jax.vmap(one_step, in_axes=-1, out_axes=-1)
-    return lambda carry, *entry: mapped(crew.drawn, carry, *entry), -1
+    return lambda carry, *entry: mapped(rollouts.drawn, carry, *entry), -1
 
 
 def unroll_many(
@@ -302,6 +304,6 @@ def unroll_many(
 
 @compiled
 def _unroll_many(make_transform, network, family, key, steps, tasks, shape, watch, points):
-    crew = begin_many(make_transform, network, family, shape, tasks, key)
-    one_step, axis = _each(make_transform, network, family, shape, crew)
-    return _from_start(one_step, crew.carry, steps, watch, points, axis)
+    rollouts = begin_many(make_transform, network, family, shape, tasks, key)
+    one_step, axis = _each(make_transform, network, family, shape, rollouts)
+    return _from_start(one_step, rollouts.carry, steps, watch, points, axis)

@@ -1,8 +1,8 @@
 from ._closed_form import ClosedForm as ClosedForm
 from ._curves import CurvatureStep as CurvatureStep
 from ._levelset import AbstractPointSearch as AbstractPointSearch
-from ._levelset import Arrival as Arrival
 from ._levelset import LevelSet as LevelSet
+from ._levelset import SearchResult as SearchResult
 from ._nullspace import NullSpace as NullSpace
 from ._nullspace import patches as patches
 from ._orbit import Orbit as Orbit

@@ -13,7 +13,7 @@ from symmetrax.search._orbit import Orbit, reducible
 from symmetrax.search._searches import AbstractSearch
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.symmetry._network import NetworkSymmetry
-from symmetrax.symmetry._specs import Concatenated, Merged, Node, Plain, Word, parse
+from symmetrax.symmetry._specs import Concatenated, Entry, Merged, Node, Plain, parse
 
 
 class ClosedForm(AbstractSearch):
@@ -80,8 +80,8 @@ class ClosedForm(AbstractSearch):
         if not isinstance(group, (GeneralLinear, *SCALINGS)):
             raise ValueError(f"There is no closed form for the group {group} of {space!r}: use Ascent().")
         shares = [
-            (exponent, _placed(square, touch, group.lengths))
-            for touch, exponent, square in energies.share(space, parts)
+            (exponent, _placed(square, binding, group.lengths))
+            for binding, exponent, square in energies.share(space, parts)
         ]
         if isinstance(group, GeneralLinear):
             up, down = (_total(shares, sign, group.algebra) for sign in (1, -1))
@@ -156,8 +156,8 @@ def has_closed_form(symmetry: AbstractLieSymmetry, objective: Objective) -> bool
 
 def _occurrences(node: Node, name: str) -> int:
     """The number of axes of one block of an array on which a space acts."""
-    if isinstance(node, Word | Plain):
-        return int(isinstance(node, Word) and node.name == name)
+    if isinstance(node, Entry | Plain):
+        return int(isinstance(node, Entry) and node.name == name)
     counts = [_occurrences(part, name) for part in node.parts]
     return max(counts) if isinstance(node, Concatenated) else sum(counts)
 
@@ -251,9 +251,9 @@ def _kind(shares: list[tuple[float, Array]]) -> jnp.dtype:
     return total([jnp.zeros((), square.dtype) for _, square in shares]).dtype
 
 
-def _placed(square: Array, touch, lengths: tuple[int, ...]) -> Array:
+def _placed(square: Array, binding, lengths: tuple[int, ...]) -> Array:
     """Places the squares of some copies of the group among those of all copies."""
-    index = touch.word.index
+    index = binding.entry.index
     if index is None:
         return square
     taken = index if isinstance(index, int) else slice(*index)

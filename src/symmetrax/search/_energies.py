@@ -16,7 +16,7 @@ from symmetrax._tree import magnitude, replicated, scaled, squared_norm, squares
 from symmetrax.groups._diagonal import AbstractGroup, NonzeroDiagonal, PositiveDiagonal
 from symmetrax.groups._matrices import GeneralLinear, ScaledRotation
 from symmetrax.symmetry._network import NetworkSymmetry, apply
-from symmetrax.symmetry._walk import Touch
+from symmetrax.symmetry._walk import Binding
 
 Kind = Literal["squares", "gram", "whole"]
 
@@ -33,7 +33,7 @@ class Block(eqx.Module):
 
     kind: Kind = eqx.field(static=True)
     array: Array
-    touches: tuple[Touch, ...] = eqx.field(static=True)
+    bindings: tuple[Binding, ...] = eqx.field(static=True)
 
 
 class Energies(eqx.Module):
@@ -65,8 +65,8 @@ class Energies(eqx.Module):
         blocks: list[Block] = []
         constants: list[Array] = []
 
-        def collect(x: Array, touches: tuple[Touch, ...]) -> Array:
-            stretching = tuple(t for t in touches if stretches(symmetry.spaces[t.word.name]))
+        def collect(x: Array, bindings: tuple[Binding, ...]) -> Array:
+            stretching = tuple(t for t in bindings if stretches(symmetry.spaces[t.entry.name]))
             if stretching:
                 blocks.append(_reduce(symmetry, x, stretching))
             else:
@@ -84,7 +84,7 @@ class Energies(eqx.Module):
     @property
     def coupled(self) -> bool:
         """Whether two of them act on a common array, so that the optimum of each depends on the others."""
-        return any(len(block.touches) > 1 for block in self.blocks)
+        return any(len(block.bindings) > 1 for block in self.blocks)
 
     def __call__(self, coordinates: Float[Array, " k"]) -> Float[Array, ""]:
         return self.relative(coordinates) * self.scale * self.scale
@@ -94,16 +94,16 @@ class Energies(eqx.Module):
         parts, terms = self.symmetry.split(coordinates), [self.constant]
         for block in self.blocks:
             if block.kind == "gram":
-                (touch,) = block.touches
-                matrix = self._matrix(touch, parts[touch.word.name])
+                (binding,) = block.bindings
+                matrix = self._matrix(binding, parts[binding.entry.name])
                 moved = jnp.matmul(matrix, block.array, precision="highest")
                 terms.append(jnp.sum(moved * matrix))
             else:
-                array = self._moved(block, block.touches, parts)
+                array = self._moved(block, block.bindings, parts)
                 terms.append(jnp.sum(array if block.kind == "squares" else squares(array)))
         return total(terms)
 
-    def share(self, space: str, parts: dict[str, Array]) -> Iterator[tuple[Touch, float, Array]]:
+    def share(self, space: str, parts: dict[str, Array]) -> Iterator[tuple[Binding, float, Array]]:
         """Yields the touch, exponent, and squares or Gram matrices of each array that `space` acts on.
 
         The other spaces are at `parts`. A scaling s = exp(t) contributes
@@ -111,41 +111,41 @@ class Energies(eqx.Module):
         tr(g' g Gram), or tr((g' g)^-1 Gram) where the exponent is -1.
         """
         for block in self.blocks:
-            mine = [touch for touch in block.touches if touch.word.name == space]
+            mine = [binding for binding in block.bindings if binding.entry.name == space]
             if len(mine) > 1:
                 raise ValueError(
                     f"An array touches the space {space!r} on {len(mine)} axes: there is no closed form for "
                     "that. Use Ascent()."
                 )
-            for touch in mine:
-                others = tuple(other for other in block.touches if other is not touch)
+            for binding in mine:
+                others = tuple(other for other in block.bindings if other is not binding)
                 array = self._moved(block, others, parts)
                 yield (
-                    touch,
-                    self._exponent(touch),
-                    _unfold(block.kind, self.symmetry.spaces[space], array, touch),
+                    binding,
+                    self._exponent(binding),
+                    _unfold(block.kind, self.symmetry.spaces[space], array, binding),
                 )
 
-    def _exponent(self, touch: Touch) -> float:
-        return -touch.exponent if self.dual else touch.exponent
+    def _exponent(self, binding: Binding) -> float:
+        return -binding.exponent if self.dual else binding.exponent
 
-    def _matrix(self, touch: Touch, part: Array) -> Array:
+    def _matrix(self, binding: Binding, part: Array) -> Array:
         """Returns the matrix that a general linear element multiplies by at this touch."""
-        group = self.symmetry.spaces[touch.word.name]
-        element = group.exp(part if touch.word.index is None else part[touch.taken])
-        return element[0] if self._exponent(touch) > 0 else element[1]
+        group = self.symmetry.spaces[binding.entry.name]
+        element = group.exp(part if binding.entry.index is None else part[binding.taken])
+        return element[0] if self._exponent(binding) > 0 else element[1]
 
-    def _moved(self, block: Block, touches: tuple[Touch, ...], parts: dict[str, Array]) -> Array:
+    def _moved(self, block: Block, bindings: tuple[Binding, ...], parts: dict[str, Array]) -> Array:
         array = block.array
-        for touch in touches:
-            group, part = self.symmetry.spaces[touch.word.name], parts[touch.word.name]
+        for binding in bindings:
+            group, part = self.symmetry.spaces[binding.entry.name], parts[binding.entry.name]
             if block.kind == "squares":
                 logs = _logs(group, part)
-                logs = logs if touch.word.index is None else logs[touch.taken]
-                array = array * jnp.exp(2 * self._exponent(touch) * _along(logs, touch, array.ndim))
+                logs = logs if binding.entry.index is None else logs[binding.taken]
+                array = array * jnp.exp(2 * self._exponent(binding) * _along(logs, binding, array.ndim))
             else:
                 element = group.exp(part)
-                array = apply(group, group.dual(element) if self.dual else element, array, touch)
+                array = apply(group, group.dual(element) if self.dual else element, array, binding)
         return array
 
 
@@ -159,37 +159,37 @@ def stretches(group: AbstractGroup) -> bool:
     return not group.compact
 
 
-def _reduce(symmetry: NetworkSymmetry, x: Array, touches: tuple[Touch, ...]) -> Block:
-    groups = [symmetry.spaces[touch.word.name] for touch in touches]
+def _reduce(symmetry: NetworkSymmetry, x: Array, bindings: tuple[Binding, ...]) -> Block:
+    groups = [symmetry.spaces[binding.entry.name] for binding in bindings]
     if all(isinstance(group, SCALINGS) for group in groups):
-        kept = {axis for touch in touches for axis in (*touch.indices, touch.axis)}
+        kept = {axis for binding in bindings for axis in (*binding.indices, binding.axis)}
         kept -= {
-            t.axis for t, group in zip(touches, groups, strict=True) if isinstance(group, ScaledRotation)
+            t.axis for t, group in zip(bindings, groups, strict=True) if isinstance(group, ScaledRotation)
         }
         free = tuple(axis for axis in range(x.ndim) if axis not in kept)
-        return Block("squares", replicated(jnp.sum(squares(x), axis=free, keepdims=True)), touches)
+        return Block("squares", replicated(jnp.sum(squares(x), axis=free, keepdims=True)), bindings)
     x = replicated(x)
-    if len(touches) == 1 and isinstance(groups[0], GeneralLinear):
-        return Block("gram", _gram(x, touches[0]), touches)
-    return Block("whole", x, touches)
+    if len(bindings) == 1 and isinstance(groups[0], GeneralLinear):
+        return Block("gram", _gram(x, bindings[0]), bindings)
+    return Block("whole", x, bindings)
 
 
-def _unfold(kind: Kind, group: AbstractGroup, array: Array, touch: Touch) -> Array:
+def _unfold(kind: Kind, group: AbstractGroup, array: Array, binding: Binding) -> Array:
     """Squares of shape (*per, size), or Gram matrices, of the part of an array that one space acts on."""
     if kind == "gram":
         return array
     if isinstance(group, GeneralLinear):
-        return _gram(array, touch)
+        return _gram(array, binding)
     energy = array if kind == "squares" else squares(array)
     if isinstance(group, ScaledRotation):
-        energy = jnp.sum(energy, axis=touch.axis, keepdims=True)
-    axes = (*touch.indices, touch.axis)
+        energy = jnp.sum(energy, axis=binding.axis, keepdims=True)
+    axes = (*binding.indices, binding.axis)
     front = jnp.moveaxis(energy, axes, range(len(axes)))
     return jnp.sum(front.reshape(*front.shape[: len(axes)], -1), axis=-1)
 
 
-def _gram(x: Array, touch: Touch) -> Array:
-    axes = (*touch.indices, touch.axis)
+def _gram(x: Array, binding: Binding) -> Array:
+    axes = (*binding.indices, binding.axis)
     front = jnp.moveaxis(widened(x), axes, range(len(axes)))
     flat = front.reshape(*front.shape[: len(axes)], -1)
     if jnp.iscomplexobj(flat):  # a real matrix multiplies both parts
@@ -202,9 +202,9 @@ def _logs(group: AbstractGroup, part: Array) -> Array:
     return part[..., :1] if isinstance(group, ScaledRotation) else part
 
 
-def _along(logs: Array, touch: Touch, ndim: int) -> Array:
-    """Broadcasts `logs`, whose axes are the axes of `touch`, to an array with `ndim` axes."""
-    axes = (*touch.indices, touch.axis)
+def _along(logs: Array, binding: Binding, ndim: int) -> Array:
+    """Broadcasts `logs`, whose axes are the axes of `binding`, to an array with `ndim` axes."""
+    axes = (*binding.indices, binding.axis)
     order = sorted(range(len(axes)), key=axes.__getitem__)
     shape = [1] * ndim
     for k, axis in enumerate(axes):

@@ -30,13 +30,13 @@ ARMIJO, GROW = 0.5, 0.75
 NEAR, SHRINK = 0.25, 0.25
 
 
-class Arrival(NamedTuple):
+class SearchResult(NamedTuple):
     """The result of a point search.
 
     `residual` is the distance from the goal, as defined by each search; `evaluations` counts the gradients
     of the loss actually spent, a Hessian-vector product as two; `converged` is whether the goal was reached.
 
-    >>> Arrival._fields
+    >>> SearchResult._fields
     ('params', 'residual', 'evaluations', 'converged')
     """
 
@@ -59,7 +59,7 @@ class AbstractPointSearch(eqx.Module):
     @abstractmethod
     def __call__(
         self, value_fn: Callable[[PyTree], Float[Array, ""]], params: PyTree, batch: PyTree = None
-    ) -> Arrival:
+    ) -> SearchResult:
         """Returns a better point than `params`; `value_fn(params)` is the loss, on `batch` if it matters."""
 
     @abstractmethod
@@ -70,14 +70,15 @@ class AbstractPointSearch(eqx.Module):
 class _Walk(NamedTuple):
     """The last accepted point with everything measured there, and the next trial.
 
-    `reach` is rho; `excess` is the loss above the start's before the last correction of this trial.
+    `rho` is the multiplier of p; `excess` is the loss above the start's before the last correction of this
+    trial.
     """
 
     params: PyTree
     value: Array
     gradient: PyTree
     square: Array
-    reach: Array
+    rho: Array
     direction: PyTree
     slope: Array
     residual: Array
@@ -109,9 +110,9 @@ class LevelSet(AbstractPointSearch):
     far too large, the first line search fails); `tolerance`, for f and for the residual; `backtracks`, the
     most gradients that a line search may spend, corrections included. `radius` and `tolerance` may be arrays.
 
-    **Returns** an `Arrival` whose `residual` measures violation of the Karush-Kuhn-Tucker (KKT) conditions:
-    with m = max(0, <p, g>) / ||g||^2, the larger of ||p - m g||^2 / max(||p||, ||p0||)^2 and
-    m (f(w0) - f(w)), where p0 is p at the start. `converged` means that it is at most `tolerance`. If f, its
+    **Returns** an `SearchResult` whose `residual` measures violation of the Karush-Kuhn-Tucker (KKT)
+    conditions: with m = max(0, <p, g>) / ||g||^2, the larger of ||p - m g||^2 / max(||p||, ||p0||)^2 and m
+    (f(w0) - f(w)), where p0 is p at the start. `converged` means that it is at most `tolerance`. If f, its
     gradient or H g is not finite at the start, or the gradient is zero, the start is returned with an
     infinite residual.
 
@@ -138,7 +139,7 @@ class LevelSet(AbstractPointSearch):
     def evaluations(self) -> int:
         return 3 + self.steps * (self.backtracks + 2)
 
-    def __call__(self, value_fn, params, batch=None) -> Arrival:
+    def __call__(self, value_fn, params, batch=None) -> SearchResult:
         numbers, rest = eqx.partition(params, eqx.is_inexact_array)
         check_finite(numbers, "teleport from")
         start = jax.lax.stop_gradient(numbers)
@@ -165,13 +166,13 @@ class LevelSet(AbstractPointSearch):
         tolerance = jnp.asarray(self.tolerance, kind)
         bound = value0 + tolerance * jnp.abs(value0)
 
-        def aim(w, value, gradient, square, p, reach) -> _Walk:
+        def aim(w, value, gradient, square, p, rho) -> _Walk:
             """Solves the linear program at an accepted point and starts a line search there."""
             norm = jnp.where(square > 0, square, 1.0)
             along, lean = pairing(p, gradient).astype(kind), squared_norm(p).astype(kind)
             slack = jnp.maximum(value0 - value, 0.0)
-            multiplier = jnp.maximum(reach * along - slack, 0.0) / norm
-            whole = shift(times(reach, p), -multiplier, gradient)
+            multiplier = jnp.maximum(rho * along - slack, 0.0) / norm
+            whole = shift(times(rho, p), -multiplier, gradient)
             length = jnp.sqrt(squared_norm(whole)).astype(kind)
             cap = jnp.where(length > radius, radius / jnp.where(length > 0, length, 1.0), 1.0)
             direction = times(cap, whole)
@@ -185,7 +186,7 @@ class LevelSet(AbstractPointSearch):
                 value=value,
                 gradient=gradient,
                 square=square,
-                reach=reach * cap,
+                rho=rho * cap,
                 direction=direction,
                 slope=pairing(p, direction).astype(kind),
                 residual=jnp.where(sound, residual, jnp.inf),
@@ -210,7 +211,7 @@ class LevelSet(AbstractPointSearch):
             def onward():
                 grown = jnp.where((walk.scale == 1) & (gain >= GROW * predicted), 2.0, walk.scale)
                 p = uphill(walk.trial, gradient, square)
-                ahead = aim(walk.trial, value, gradient, square, p, walk.reach * grown)
+                ahead = aim(walk.trial, value, gradient, square, p, walk.rho * grown)
                 return ahead._replace(
                     steps=walk.steps + 1,
                     evaluations=walk.evaluations + 3,
@@ -236,19 +237,19 @@ class LevelSet(AbstractPointSearch):
 
             return jax.lax.cond(accepted, onward, again)
 
-        reach0 = radius / jnp.sqrt(jnp.where(lean0 > 0, lean0, 1.0))
-        walk = aim(start, value0, gradient0, square0, p0, jnp.asarray(reach0, kind))
+        rho0 = radius / jnp.sqrt(jnp.where(lean0 > 0, lean0, 1.0))
+        walk = aim(start, value0, gradient0, square0, p0, jnp.asarray(rho0, kind))
         walk = jax.lax.while_loop(lambda walk: walk.going, turn, walk)
         converged = walk.residual <= tolerance
         arrival = arrive(numbers, walk.params, walk.residual, walk.evaluations, converged)
         return arrival._replace(params=eqx.combine(arrival.params, rest))
 
 
-def arrive(params: PyTree, there: PyTree, residual, evaluations, converged) -> Arrival:
+def arrive(params: PyTree, there: PyTree, residual, evaluations, converged) -> SearchResult:
     """Returns an arrival at `there` that moves with `params` as if the jump were a constant."""
     exact = jax.tree.map(_land, params, there)
     constants = jax.lax.stop_gradient((residual, jnp.asarray(evaluations, jnp.int32), converged))
-    return Arrival(exact, *constants)
+    return SearchResult(exact, *constants)
 
 
 @jax.custom_jvp

@@ -24,7 +24,7 @@ from symmetrax._tree import (
     times,
     widened,
 )
-from symmetrax.search._levelset import AbstractPointSearch, Arrival, arrive
+from symmetrax.search._levelset import AbstractPointSearch, SearchResult, arrive
 
 Layout = Literal["out in", "in out"]
 
@@ -56,7 +56,7 @@ class NullSpace(AbstractPointSearch):
     which depends on the scale of the loss. The total jump is at most `max_norm` long. All numbers except
     `steps` may be arrays.
 
-    **Returns** an `Arrival` at the visited point with the largest gradient. `residual` is the largest
+    **Returns** an `SearchResult` at the visited point with the largest gradient. `residual` is the largest
     relative change of a layer's outputs, ||R (W' - W0')|| / ||R W0'||; `converged` is whether the gradient
     increased. If it did not, for example because there is no null space, the parameters are returned
     unchanged. Derivatives treat the jump as a constant. **Raises** ValueError for a path that is not a leaf,
@@ -92,7 +92,7 @@ class NullSpace(AbstractPointSearch):
     def evaluations(self) -> int:
         return 3 * self.steps + 1
 
-    def __call__(self, value_fn, params, batch=None) -> Arrival:
+    def __call__(self, value_fn, params, batch=None) -> SearchResult:
         numbers, rest = eqx.partition(params, eqx.is_inexact_array)
         check_finite(numbers, "teleport from")
         start = jax.lax.stop_gradient(numbers)

@@ -111,13 +111,13 @@ class Orbit:
         )
 
 
-def price(
+def evaluations_needed(
     symmetry: AbstractLieSymmetry, objective: Objective, evaluations: float | int, known: bool
 ) -> float:
     """Gradients of the loss that a search costs, known before it runs; `known` if one is given at the point.
 
     >>> import symmetrax as sx
-    >>> price(sx.tasks.booth().symmetry(), sx.objectives.GradientNorm(), 30, known=False)
+    >>> evaluations_needed(sx.tasks.booth().symmetry(), sx.objectives.GradientNorm(), 30, known=False)
     30.0
     """
     if squared_quantity(objective) == "params" and isinstance(symmetry, NetworkSymmetry):

@@ -160,9 +160,9 @@ class ActivationGL(AbstractLieSymmetry):
         blocks = self._blocks(coordinates)
         return tuple(group.exp(block) for group, block in zip(self.groups, blocks, strict=True))
 
-    def exp_within(self, coordinates: Float[Array, " coordinates"], reach: float) -> Element:
+    def exp_within(self, coordinates: Float[Array, " coordinates"], max_norm: float) -> Element:
         blocks = self._blocks(coordinates)
-        return tuple(g.exp_within(block, reach) for g, block in zip(self.groups, blocks, strict=True))
+        return tuple(g.exp_within(block, max_norm) for g, block in zip(self.groups, blocks, strict=True))
 
     def jet(self, direction: Float[Array, " coordinates"], t: Float[Array, ""]) -> Element:
         blocks = self._blocks(direction)

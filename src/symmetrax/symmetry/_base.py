@@ -138,8 +138,8 @@ class AbstractLieSymmetry(AbstractSymmetry):
     def exp(self, coordinates: Array) -> PyTree:
         """The group element at these coordinates."""
 
-    def exp_within(self, coordinates: Array, reach: float) -> PyTree:
-        """`exp` for coordinates of norm at most `reach` (in each layer), which may be cheaper."""
+    def exp_within(self, coordinates: Array, max_norm: float) -> PyTree:
+        """`exp` for coordinates of norm at most `max_norm` (in each layer), which may be cheaper."""
         return self.exp(coordinates)
 
     def jet(self, direction: Float[Array, "..."], t: Float[Array, ""]) -> PyTree:

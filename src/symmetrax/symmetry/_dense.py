@@ -9,8 +9,8 @@ from jaxtyping import Array
 from symmetrax.groups._diagonal import AbstractGroup, Permutation
 from symmetrax.groups._matrices import GeneralLinear, ScaledRotation
 from symmetrax.symmetry._network import NetworkSymmetry, along, element_for
-from symmetrax.symmetry._specs import Word, offset_of
-from symmetrax.symmetry._walk import Touch
+from symmetrax.symmetry._specs import Entry, offset_of
+from symmetrax.symmetry._walk import Binding
 
 
 class DenseAction:
@@ -19,10 +19,10 @@ class DenseAction:
     def __init__(self, symmetry: NetworkSymmetry, element: dict[str, Any]):
         self.symmetry, self.element, self.factors = symmetry, element, {}
 
-    def __call__(self, x: np.ndarray, touches: tuple[Touch, ...]) -> np.ndarray:
+    def __call__(self, x: np.ndarray, bindings: tuple[Binding, ...]) -> np.ndarray:
         moved = x
-        for touch in touches:
-            moved = along(touch, moved, lambda flat, word=touch.word: self.multiply(word, flat))
+        for binding in bindings:
+            moved = along(binding, moved, lambda flat, entry=binding.entry: self.multiply(entry, flat))
         return moved.astype(x.dtype)
 
     def act(self, points: dict[str, np.ndarray], symmetry: NetworkSymmetry) -> dict[str, np.ndarray]:
@@ -33,29 +33,29 @@ class DenseAction:
             for path, x in points.items()
         }
 
-    def multiply(self, word: Word, x: np.ndarray) -> np.ndarray:
-        """Applies a word to `x` of shape (indices, size, rest)."""
-        group = self.symmetry.spaces[word.name]
-        if word not in self.factors:
-            element = element_for(group, self.element[word.name], word)
+    def multiply(self, entry: Entry, x: np.ndarray) -> np.ndarray:
+        """Applies a entry to `x` of shape (indices, size, rest)."""
+        group = self.symmetry.spaces[entry.name]
+        if entry not in self.factors:
+            element = element_for(group, self.element[entry.name], entry)
             match group:
                 case GeneralLinear():
                     factor = element[0]
                 case ScaledRotation():
-                    factor = group.multiply(element, _eye(group, word))
+                    factor = group.multiply(element, _eye(group, entry))
                 case _:
                     factor = element
-            self.factors[word] = np.asarray(factor)
-        factor = self.factors[word]
+            self.factors[entry] = np.asarray(factor)
+        factor = self.factors[entry]
         if isinstance(group, Permutation):
             return np.take_along_axis(x, factor[..., None], axis=-2)
         x = x.astype(np.result_type(factor, x))
         return factor[..., None] * x if group.diagonal else np.matmul(factor, x)
 
 
-def _eye(group: AbstractGroup, word: Word) -> Array:
-    """Identity matrices for all values of the indices that remain after indexing by a word."""
+def _eye(group: AbstractGroup, entry: Entry) -> Array:
+    """Identity matrices for all values of the indices that remain after indexing by a entry."""
     lengths = np.zeros(group.lengths)
-    if word.index is not None:
-        lengths = lengths[word.index if isinstance(word.index, int) else slice(*word.index)]
+    if entry.index is not None:
+        lengths = lengths[entry.index if isinstance(entry.index, int) else slice(*entry.index)]
     return jnp.broadcast_to(jnp.eye(group.size), (*lengths.shape, group.size, group.size))

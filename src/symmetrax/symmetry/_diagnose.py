@@ -14,13 +14,13 @@ from symmetrax.symmetry._network import NetworkSymmetry
 from symmetrax.symmetry._specs import (
     Both,
     Concatenated,
+    Entry,
     Merged,
     Node,
     Plain,
-    Word,
+    entries,
     offset_of,
     parse,
-    words,
     written,
 )
 from symmetrax.symmetry._walk import index_lengths, node_size
@@ -108,13 +108,13 @@ def _edits(
 
 
 def _names(node: Node) -> set[str]:
-    return {word.name for word in words(node)}
+    return {entry.name for entry in entries(node)}
 
 
 def _flipped(node: Node, space: str) -> Node:
     """The node with the stars of a space flipped."""
     match node:
-        case Word(name):
+        case Entry(name):
             return dataclasses.replace(node, star=not node.star) if name == space else node
         case Plain():
             return node
@@ -133,19 +133,19 @@ class _Editor:
     lengths: dict[str, int]
 
     def near(self, node: Node, length: int) -> list[Node]:
-        """Single changes of a word: the space in every variant that occurs in the specs, or removed."""
+        """Single changes of a entry: the space in every variant that occurs in the specs, or removed."""
         group = self.symmetry.spaces[self.space]
         match node:
-            case Word(name) if name == self.space:
+            case Entry(name) if name == self.space:
                 return [*self.variants(), Plain(group.size)]
-            case Word(name):
+            case Entry(name):
                 other = self.symmetry.spaces.get(name)
                 joinable = (
                     other is not None and other.size == group.size and other.diagonal and group.diagonal
                 )
                 return [
                     *self.variants(),
-                    *([Both((node, word)) for word in self.variants()] if joinable else []),
+                    *([Both((node, entry)) for entry in self.variants()] if joinable else []),
                 ]
             case Plain():
                 return list(self.variants()) if length == group.size else []
@@ -155,7 +155,7 @@ class _Editor:
                     rest = (*parts[:k], *parts[k + 1 :])
                     if part.name == self.space:
                         edits.append(rest[0] if len(rest) == 1 else Both(rest))
-                        edits += [Both((*parts[:k], word, *parts[k + 1 :])) for word in self.variants()]
+                        edits += [Both((*parts[:k], entry, *parts[k + 1 :])) for entry in self.variants()]
                 return edits
             case Merged(parts) | Concatenated(parts):
                 edits = []
@@ -184,14 +184,14 @@ class _Editor:
                             found[Merged((*without[:k], blank, *without[k:]))] = None
         return tuple(found)
 
-    def variants(self) -> tuple[Word, ...]:
-        """The space's word with every star, power and index that occurs in the specs."""
+    def variants(self) -> tuple[Entry, ...]:
+        """The space's entry with every star, power and index that occurs in the specs."""
         group = self.symmetry.spaces[self.space]
-        found = {Word(self.space): None, Word(self.space, star=True): None}
+        found = {Entry(self.space): None, Entry(self.space, star=True): None}
         for text in self.symmetry.specs.values():
-            for word in (word for node in parse(text) for word in words(node)):
-                if word.name == self.space or (word.index is None and group.abelian):
-                    found[dataclasses.replace(word, name=self.space)] = None
+            for entry in (entry for node in parse(text) for entry in entries(node)):
+                if entry.name == self.space or (entry.index is None and group.abelian):
+                    found[dataclasses.replace(entry, name=self.space)] = None
         return tuple(found)
 
     def fits(self, node: Node, length: int) -> bool:
@@ -220,15 +220,15 @@ class _Editor:
     def compared(self, node: Node) -> Node:
         """A canonical form, equal for nodes that act alike: drops stars of compact groups and blank sizes."""
         match node:
-            case Word(name) if name in self.symmetry.spaces and self.symmetry.spaces[name].compact:
+            case Entry(name) if name in self.symmetry.spaces and self.symmetry.spaces[name].compact:
                 return dataclasses.replace(node, star=False)
-            case Word():
+            case Entry():
                 return node
             case Plain():
                 return Plain()
             case Both(parts):
                 found = sorted((self.compared(part) for part in parts), key=str)
-                return Both(tuple(part for part in found if isinstance(part, Word)))
+                return Both(tuple(part for part in found if isinstance(part, Entry)))
             case Merged(parts) | Concatenated(parts):
                 if not _names(node) & set(self.symmetry.spaces):
                     return Plain()

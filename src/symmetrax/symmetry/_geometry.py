@@ -15,7 +15,7 @@ from symmetrax.groups._matrices import GeneralLinear, ScaledRotation
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.symmetry._network import NetworkSymmetry, named_shapes
 from symmetrax.symmetry._sharding import split_like, whole
-from symmetrax.symmetry._walk import Touch
+from symmetrax.symmetry._walk import Binding
 
 
 def orbit_curve(
@@ -108,13 +108,13 @@ def _conserved(symmetry: NetworkSymmetry, params: PyTree) -> dict[str, Array]:
         if group.compact:
             continue
         scale, moments = _row_scale(group, blocks), []
-        for touch, flat in blocks:
-            scaled = flat / scale[touch.taken][..., None]
+        for binding, flat in blocks:
+            scaled = flat / scale[binding.taken][..., None]
             if isinstance(group, GeneralLinear):
                 moment = jnp.einsum("...ir,...jr->...ij", scaled, scaled.conj(), precision="highest").real
             else:
                 moment = jnp.sum(_squares(scaled), axis=-1)
-            moments.append(_placed(touch.exponent * moment, touch, group))
+            moments.append(_placed(binding.exponent * moment, binding, group))
         total = sum(moments[1:], start=moments[0])
         # Multiply by the factors in turn, so that cancelled moments stay zero and overflow keeps its sign.
         if isinstance(group, GeneralLinear):
@@ -156,20 +156,20 @@ def _project(
     return jax.tree.map(lambda u, r: _as_given(r, u), given, residual)
 
 
-#: The blocks that a space touches, each with the index axes first, then the touched axis, then the rest.
-_Blocks = list[tuple[Touch, Array]]
+#: The blocks that a space touches, each with the index axes first, then the bound axis, then the rest.
+_Blocks = list[tuple[Binding, Array]]
 
 
 def _blocks(symmetry: NetworkSymmetry, tree: PyTree) -> dict[str, _Blocks]:
     """The blocks of every space, in at least float32."""
     found: dict[str, _Blocks] = {}
 
-    def collect(x: Array, touches: tuple[Touch, ...]) -> Array:
-        for touch in touches:
-            axes = (*touch.indices, touch.axis)
+    def collect(x: Array, bindings: tuple[Binding, ...]) -> Array:
+        for binding in bindings:
+            axes = (*binding.indices, binding.axis)
             front = jnp.moveaxis(x, axes, range(len(axes))).astype(_wide(x))
             flat = front.reshape(*front.shape[: len(axes)], -1)
-            found.setdefault(touch.word.name, []).append((touch, flat))
+            found.setdefault(binding.entry.name, []).append((binding, flat))
         return x
 
     symmetry.visit(tree, collect)
@@ -178,19 +178,19 @@ def _blocks(symmetry: NetworkSymmetry, tree: PyTree) -> dict[str, _Blocks]:
 
 def _row_scale(group: AbstractGroup, blocks: _Blocks) -> Float[Array, "..."]:
     """Powers of two near the largest entry of every row, (*per, n); dividing by them makes squaring safe."""
-    largest = [_placed(jnp.max(jnp.abs(flat), axis=-1), touch, group) for touch, flat in blocks]
+    largest = [_placed(jnp.max(jnp.abs(flat), axis=-1), binding, group) for binding, flat in blocks]
     largest = reduce(jnp.maximum, largest)
     if isinstance(group, ScaledRotation):  # its rows are summed
         largest = jnp.broadcast_to(jnp.max(largest, axis=-1, keepdims=True), largest.shape)
     return jax.lax.stop_gradient(_power_of_two(largest))
 
 
-def _placed(part: Array, touch: Touch, group: AbstractGroup) -> Array:
-    """Places values for the elements that a word names, with zeros for the group's other elements."""
-    if touch.word.index is None:
+def _placed(part: Array, binding: Binding, group: AbstractGroup) -> Array:
+    """Places values for the elements that a entry names, with zeros for the group's other elements."""
+    if binding.entry.index is None:
         return part
-    shape = (*group.lengths, *part.shape[len(touch.indices) :])
-    return jnp.zeros(shape, part.dtype).at[touch.taken].set(part)
+    shape = (*group.lengths, *part.shape[len(binding.indices) :])
+    return jnp.zeros(shape, part.dtype).at[binding.taken].set(part)
 
 
 def _column_lengths(symmetry: NetworkSymmetry, params: PyTree) -> Float[Array, " k"]:
@@ -205,19 +205,19 @@ def _column_lengths(symmetry: NetworkSymmetry, params: PyTree) -> Float[Array, "
         def rows(blocks: _Blocks, group=group, scale=scale) -> Array:
             squares = [
                 _placed(
-                    touch.exponent**2 * jnp.sum(_squares(flat / scale[touch.taken][..., None]), -1),
-                    touch,
+                    binding.exponent**2 * jnp.sum(_squares(flat / scale[binding.taken][..., None]), -1),
+                    binding,
                     group,
                 )
-                for touch, flat in blocks
+                for binding, flat in blocks
             ]
             return scale * jnp.sqrt(sum(squares, start=jnp.zeros(scale.shape)))
 
         if group.diagonal:
             length = rows(blocks)
         elif isinstance(group, GeneralLinear):
-            plain = rows([block for block in blocks if not block[0].word.star])
-            starred = rows([block for block in blocks if block[0].word.star])
+            plain = rows([block for block in blocks if not block[0].entry.star])
+            starred = rows([block for block in blocks if block[0].entry.star])
             length = jnp.hypot(plain[..., None, :], starred[..., :, None])
         else:
             length = jnp.max(rows(blocks), axis=-1).reshape(

@@ -55,9 +55,9 @@ class Joined(AbstractLieSymmetry):
         one, other = self._parts(coordinates)
         return self.first.exp(one), self.second.exp(other)
 
-    def exp_within(self, coordinates: Float[Array, " k"], reach: float) -> tuple[PyTree, PyTree]:
+    def exp_within(self, coordinates: Float[Array, " k"], max_norm: float) -> tuple[PyTree, PyTree]:
         one, other = self._parts(coordinates)
-        return self.first.exp_within(one, reach), self.second.exp_within(other, reach)
+        return self.first.exp_within(one, max_norm), self.second.exp_within(other, max_norm)
 
     def jet(self, direction: Float[Array, " k"], t: Float[Array, ""]) -> tuple[PyTree, PyTree]:
         one, other = self._parts(direction)

@@ -11,26 +11,26 @@ HeadLayout = Literal["out in", "in out", "heads"]
 
 
 def matrix_spec(out: str, into: str, layout: HeadLayout) -> str:
-    """The spec of a matrix from the words of its two sides."""
+    """The spec of a matrix from the entries of its two sides."""
     return f"{out} {into}" if layout == "out in" else f"{into} {out}"
 
 
-def stream_spec(axes: int, word: str, side: Literal["write", "read"], layout: HeadLayout) -> str:
+def stream_spec(axes: int, entry: str, side: Literal["write", "read"], layout: HeadLayout) -> str:
     """The spec of an array whose output ("write") or input ("read") side is the stream."""
     first = (layout == "out in") == (side == "write")
     blanks = ["_"] * (axes - 1)
-    return " ".join([word, *blanks] if first else [*blanks, word])
+    return " ".join([entry, *blanks] if first else [*blanks, entry])
 
 
 def kernel_spec(axes: int, out: str, into: str, layout: Layout) -> str:
-    """The spec of a matrix or a convolution from the words of its outputs and inputs."""
+    """The spec of a matrix or a convolution from the entries of its outputs and inputs."""
     space = ["_"] * (axes - 2)
     return " ".join([out, into, *space] if layout == "out in" else [*space, into, out])
 
 
-def vector_spec(axes: int, word: str) -> str:
+def vector_spec(axes: int, entry: str) -> str:
     """The spec of a bias; convolution biases in equinox have trailing axes of length 1."""
-    return " ".join([word, *["_"] * (axes - 1)])
+    return " ".join([entry, *["_"] * (axes - 1)])
 
 
 def head_size(arrays: Mapping[str, Any], path: str, heads: int, layout: HeadLayout) -> int:

@@ -14,7 +14,7 @@ from jaxtyping import Array, PyTree
 from symmetrax._tree import leaf_names
 from symmetrax.groups._diagonal import Permutation
 from symmetrax.symmetry._network import NetworkSymmetry, along, check_present
-from symmetrax.symmetry._walk import Touch
+from symmetrax.symmetry._walk import Binding
 
 
 @overload
@@ -99,7 +99,7 @@ class _Block:
 
     had: np.ndarray
     wanted: np.ndarray
-    touches: tuple[Touch, ...]
+    bindings: tuple[Binding, ...]
 
 
 #: The order of the units in every space, (*per, n), or a mixture of orders as matrices, (*per, n, n).
@@ -158,7 +158,7 @@ class _Problem:
 
     def repeated(self, space: str) -> bool:
         """Whether a space acts on several axes of the same block."""
-        return any(sum(t.word.name == space for t in block.touches) > 1 for block in self.blocks)
+        return any(sum(t.entry.name == space for t in block.bindings) > 1 for block in self.blocks)
 
     def score(self, orders: _Orders) -> float:
         """The inner product of the moved network and the target."""
@@ -174,31 +174,34 @@ class _Problem:
         group = self.groups[space]
         total = np.zeros((*group.lengths, group.size, group.size))
         for block in self.blocks:
-            for k, touch in enumerate(block.touches):
-                if touch.word.name != space:
+            for k, binding in enumerate(block.bindings):
+                if binding.entry.name != space:
                     continue
-                others = block.touches[:k] + block.touches[k + 1 :]
+                others = block.bindings[:k] + block.bindings[k + 1 :]
                 if sort:
                     axes = {other.axis for other in others}
                     had, wanted = (_sorted_along(x, axes) for x in (block.had, block.wanted))
                 else:
-                    had, wanted = self.moved(dataclasses.replace(block, touches=others), orders), block.wanted
-                rows = [_rows(x, touch) for x in (wanted, had)]
-                total[touch.taken] += np.real(rows[0] @ np.swapaxes(rows[1], -1, -2).conj())
+                    had, wanted = (
+                        self.moved(dataclasses.replace(block, bindings=others), orders),
+                        block.wanted,
+                    )
+                rows = [_rows(x, binding) for x in (wanted, had)]
+                total[binding.taken] += np.real(rows[0] @ np.swapaxes(rows[1], -1, -2).conj())
         return total
 
     def moved(self, block: _Block, orders: _Orders) -> np.ndarray:
         """A block of the network with its units permuted by `orders`."""
         x = block.had
-        for touch in block.touches:
-            order = orders[touch.word.name]
-            mixed = order.ndim > len(self.groups[touch.word.name].lengths) + 1
-            order = order if touch.word.index is None else order[touch.taken]
+        for binding in block.bindings:
+            order = orders[binding.entry.name]
+            mixed = order.ndim > len(self.groups[binding.entry.name].lengths) + 1
+            order = order if binding.entry.index is None else order[binding.taken]
 
             def multiply(flat: np.ndarray, order=order, mixed=mixed) -> np.ndarray:
                 return order @ flat if mixed else np.take_along_axis(flat, order[..., None], axis=-2)
 
-            x = along(touch, x, multiply)
+            x = along(binding, x, multiply)
         return x
 
 
@@ -214,9 +217,9 @@ def _matrices(order: np.ndarray) -> np.ndarray:
     return np.eye(order.shape[-1])[order]
 
 
-def _rows(x: np.ndarray, touch: Touch) -> np.ndarray:
-    """Reshapes to the index axes first, then the touched axis, then all other axes flattened."""
-    axes = (*touch.indices, touch.axis)
+def _rows(x: np.ndarray, binding: Binding) -> np.ndarray:
+    """Reshapes to the index axes first, then the bound axis, then all other axes flattened."""
+    axes = (*binding.indices, binding.axis)
     front = np.moveaxis(x, axes, range(len(axes)))
     return front.reshape(*front.shape[: len(axes)], -1)
 
@@ -245,12 +248,12 @@ def _blocks(symmetry: NetworkSymmetry, params: PyTree, target: PyTree) -> list[_
                 f"{name} has shape {ours[name].shape} in `params` and {theirs[name].shape} in `target`: "
                 "weight_matching compares networks of equal shapes."
             )
-    sides: list[list[tuple[np.ndarray, tuple[Touch, ...]]]] = []
+    sides: list[list[tuple[np.ndarray, tuple[Binding, ...]]]] = []
     for tree in (ours, theirs):
-        blocks: list[tuple[np.ndarray, tuple[Touch, ...]]] = []
+        blocks: list[tuple[np.ndarray, tuple[Binding, ...]]] = []
 
-        def collect(x: np.ndarray, touches: tuple[Touch, ...], blocks=blocks) -> np.ndarray:
-            blocks.append((x, touches))
+        def collect(x: np.ndarray, bindings: tuple[Binding, ...], blocks=blocks) -> np.ndarray:
+            blocks.append((x, bindings))
             return x
 
         symmetry.visit(tree, collect)
@@ -259,7 +262,7 @@ def _blocks(symmetry: NetworkSymmetry, params: PyTree, target: PyTree) -> list[_
     largest = [float(np.max(np.abs(x), initial=0.0)) for blocks in sides for x, _ in blocks]
     scale = max(largest, default=0.0) or 1.0
     pairs = zip(*sides, strict=True)
-    return [_Block(had / scale, wanted / scale, touches) for (had, touches), (wanted, _) in pairs]
+    return [_Block(had / scale, wanted / scale, bindings) for (had, bindings), (wanted, _) in pairs]
 
 
 def _on_host(symmetry: NetworkSymmetry, what: str, tree: PyTree) -> dict[str, np.ndarray]:

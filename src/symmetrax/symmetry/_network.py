@@ -22,31 +22,31 @@ from symmetrax.symmetry._sharding import split_like
 from symmetrax.symmetry._specs import (
     Both,
     Concatenated,
+    Entry,
     Merged,
     Node,
     Plain,
-    Word,
+    entries,
     offset_of,
     parse,
-    words,
     written,
 )
-from symmetrax.symmetry._walk import Touch, Visit, check_commuting, index_lengths, walk
+from symmetrax.symmetry._walk import Binding, Visit, check_commuting, index_lengths, walk
 
 
 class NetworkSymmetry(AbstractLieSymmetry):
     """Matrix groups acting on the array axes that share a hidden space.
 
-    `spaces` maps the name of each hidden space to its group. `specs` maps each array that touches a space to
-    an axis spec, an einops-like string with an entry per axis. `h` transforms with g, `h*` with g^-T, and `_`
-    does not transform; `(h _)` is a merged axis, `a+b` a concatenated axis, `h^2` a power. For a hidden layer
-    w2 relu(w1 x + b1), for example, the specs are w1 "h _", b1 "h", w2 "_ h*", and the group is
-    `PositiveDiagonal`. A spec may end in an offset: write "h - 1" for a gain w that enters the network as
-    1 + w, since 1 + w transforms with g.
+    `spaces` maps the name of each hidden space to its group. `specs` maps each array with an axis in a space
+    to an axis spec, an einops-like string with an entry per axis. `h` transforms with g, `h*` with g^-T, and
+    `_` does not transform; `(h _)` is a merged axis, `a+b` a concatenated axis, `h^2` a power. For a hidden
+    layer w2 relu(w1 x + b1), for example, the specs are w1 "h _", b1 "h", w2 "_ h*", and the group is
+    `PositiveDiagonal`. A spec may end in an offset: write "h - 1" for a gain w that enters the network as 1 +
+    w, since 1 + w transforms with g.
 
     Arrays are named by their path, such as `layers.0.weight`, in any pytree: dicts, equinox modules, flax
-    states. A pattern `{i}` in paths, words and spaces makes a copy for every matching array. Arrays without a
-    spec, and leaves that are not arrays, pass through untouched.
+    states. A pattern `{i}` in paths, entries and spaces makes a copy for every matching array. Arrays without
+    a spec, and leaves that are not arrays, pass through untouched.
 
     **Arguments:** `like` is the parameter tree; only its shapes are used, to expand the patterns and to check
     every axis at construction. Raises ValueError for a missing array, an unknown name, an axis whose length
@@ -174,10 +174,10 @@ class NetworkSymmetry(AbstractLieSymmetry):
     def _linear(self, spec: str, x: Array, a: dict[str, Any]) -> Array:
         """The linear part of the action on an array: moves tangents and, given duals, gradients."""
 
-        def block(x: Array, touches: tuple[Touch, ...]) -> Array:
+        def block(x: Array, bindings: tuple[Binding, ...]) -> Array:
             moved = x
-            for touch in touches:
-                moved = apply(self.spaces[touch.word.name], a[touch.word.name], moved, touch)
+            for binding in bindings:
+                moved = apply(self.spaces[binding.entry.name], a[binding.entry.name], moved, binding)
             return moved.astype(x.dtype)
 
         return walk(spec, x, self.spaces, block)
@@ -196,10 +196,10 @@ class NetworkSymmetry(AbstractLieSymmetry):
         return Precondition(jnp.array(0), jnp.array(0.0))
 
     def check(self, params: PyTree) -> None:
-        jax.eval_shape(lambda tree: self.visit(tree, lambda x, touches: x), named_shapes(params))
+        jax.eval_shape(lambda tree: self.visit(tree, lambda x, bindings: x), named_shapes(params))
 
     def visit(self, tree: PyTree, visit: Visit) -> PyTree:
-        """Calls `visit(block, touches)` on the blocks of every array with a spec and reassembles the arrays.
+        """Calls `visit(block, bindings)` on the blocks of every array with a spec and reassembles the arrays.
 
         Offsets are ignored: pass `shifted(params)` to visit the tree on which the groups act linearly.
         Raises ValueError, naming the array, if an array with a spec is missing or has the wrong shape.
@@ -296,8 +296,8 @@ class NetworkSymmetry(AbstractLieSymmetry):
         return "\n".join([*lines, *(f"  {path:<{width}}  {text}" for path, text in self.specs.items())])
 
 
-def _all_words(text: str) -> tuple[Word, ...]:
-    return tuple(word for node in parse(text) for word in words(node))
+def _all_words(text: str) -> tuple[Entry, ...]:
+    return tuple(entry for node in parse(text) for entry in entries(node))
 
 
 class _Frozen(dict):
@@ -310,26 +310,26 @@ class _Frozen(dict):
         return dict.__eq__(self, other) and (not isinstance(other, _Frozen) or [*self] == [*other])
 
 
-def apply(group: AbstractGroup, element: PyTree, x: Array, touch: Touch) -> Array:
-    """Multiplies the axis of `x` given by `touch` by the element, or by its dual or power."""
-    return along(touch, x, lambda flat: group.multiply(element_for(group, element, touch.word), flat))
+def apply(group: AbstractGroup, element: PyTree, x: Array, binding: Binding) -> Array:
+    """Multiplies the axis of `x` given by `binding` by the element, or by its dual or power."""
+    return along(binding, x, lambda flat: group.multiply(element_for(group, element, binding.entry), flat))
 
 
-def element_for(group: AbstractGroup, element: PyTree, word: Word) -> PyTree:
-    """The part of an element that a word refers to: its dual, a power, or the elements at some indices."""
-    if word.index is not None:
-        taken = word.index if isinstance(word.index, int) else slice(*word.index)
+def element_for(group: AbstractGroup, element: PyTree, entry: Entry) -> PyTree:
+    """The part of an element that a entry refers to: its dual, a power, or the elements at some indices."""
+    if entry.index is not None:
+        taken = entry.index if isinstance(entry.index, int) else slice(*entry.index)
         element = jax.tree.map(lambda leaf: leaf[taken], element)
-    if word.star:
+    if entry.star:
         element = group.dual(element)
-    return element if word.power == 1 else group.power(element, word.power)
+    return element if entry.power == 1 else group.power(element, entry.power)
 
 
-def along(touch: Touch, x: Any, multiply: Callable[[Any], Any]) -> Any:
-    """Applies `multiply` with the index axes first, then the touched axis, then all other axes flattened."""
+def along(binding: Binding, x: Any, multiply: Callable[[Any], Any]) -> Any:
+    """Applies `multiply` with the index axes first, then the bound axis, then all other axes flattened."""
     library = np if isinstance(x, np.ndarray) else jnp
-    front = range(len(touch.indices) + 1)
-    axes = (*touch.indices, touch.axis)
+    front = range(len(binding.indices) + 1)
+    axes = (*binding.indices, binding.axis)
     apart = library.moveaxis(x, axes, front)
     flat = apart.reshape(*apart.shape[: len(axes)], -1)
     return library.moveaxis(multiply(flat).reshape(apart.shape), front, axes)
@@ -420,7 +420,7 @@ def _expand_spaces(
     spaces: Mapping[str, AbstractGroup], specs: Mapping[str, str], bindings: list[dict[str, str]]
 ) -> dict[str, AbstractGroup]:
     """A space for every copy named in a spec."""
-    used = {word.name for text in specs.values() for word in _all_words(text)}
+    used = {entry.name for text in specs.values() for entry in _all_words(text)}
     expanded: dict[str, AbstractGroup] = {}
     for pattern, group in spaces.items():
         fields = {field for _, field, _, _ in string.Formatter().parse(pattern) if field is not None}
@@ -459,7 +459,7 @@ def _natural(name: str) -> list:
 
 
 def _without(text: str, dropped: set[str], groups: Mapping[str, AbstractGroup]) -> str:
-    """Removes spaces from a spec: their words, and indices used by no other space, become numbers."""
+    """Removes spaces from a spec: their entries, and indices used by no other space, become numbers."""
     nodes = parse(text)
     lengths = index_lengths(nodes, groups)
     kept = {
@@ -468,7 +468,7 @@ def _without(text: str, dropped: set[str], groups: Mapping[str, AbstractGroup]) 
 
     def blank(node: Node) -> Node:
         match node:
-            case Word(name):
+            case Entry(name):
                 return node if name in kept else Plain(groups[name].size if name in groups else lengths[name])
             case Plain():
                 return node
@@ -480,7 +480,7 @@ def _without(text: str, dropped: set[str], groups: Mapping[str, AbstractGroup]) 
 
     def axis(node: Node) -> Node:
         left = blank(node)
-        return left if words(left) else Plain()  # keep indices: another axis may need them
+        return left if entries(left) else Plain()  # keep indices: another axis may need them
 
     return written(map(axis, nodes), offset_of(text))
 
@@ -488,7 +488,7 @@ def _without(text: str, dropped: set[str], groups: Mapping[str, AbstractGroup]) 
 def _renamed(text: str, names: Mapping[str, str]) -> str:
     def rename(node: Node) -> Node:
         match node:
-            case Word(name):
+            case Entry(name):
                 return dataclasses.replace(node, name=names.get(name, name))
             case Plain():
                 return node
@@ -511,8 +511,8 @@ def _join_axes(one: Node, other: Node) -> Node:
     for kind in (Merged, Concatenated):
         if isinstance(one, kind) and isinstance(other, kind) and len(one.parts) == len(other.parts):
             return kind(tuple(_join_axes(a, b) for a, b in zip(one.parts, other.parts, strict=True)))
-    if isinstance(one, Word | Both) and isinstance(other, Word | Both):
-        return Both((*words(one), *words(other)))
+    if isinstance(one, Entry | Both) and isinstance(other, Entry | Both):
+        return Both((*entries(one), *entries(other)))
     raise ValueError(f"one axis has the specs {one} and {other}, which cannot be joined: write them as one")
 
 
@@ -539,5 +539,5 @@ def _both(path: str, first: str | None, second: str | None, spaces: Mapping[str,
 
 def _permutes(text: str, spaces: Mapping[str, AbstractGroup]) -> bool:
     """Whether every group that acts in a spec is a permutation group."""
-    acting = [spaces[word.name] for word in _all_words(text) if word.name in spaces]
+    acting = [spaces[entry.name] for entry in _all_words(text) if entry.name in spaces]
     return all(isinstance(group, Permutation) for group in acting)

@@ -1,6 +1,6 @@
 """Axis specs: strings that describe how each axis of an array transforms.
 
-An axis spec has a word per axis: `h` (transforms with g), `h*` (with g^-T), `h^2` (with a power), `_` or a
+An axis spec has a entry per axis: `h` (transforms with g), `h*` (with g^-T), `h^2` (with a power), `_` or a
 number (nothing acts), `(h _ qk)` (a merged axis, first name slowest), `q+k*+v` (a concatenated axis), `g*&u*`
 (two commuting spaces on the same axis), `h[0]`, `h[1:]` (a fixed element, or a slice, along the group's first
 index). `&` binds tighter than `+`, and `+` tighter than a blank. A spec may end in an offset: `h - 1` means
@@ -16,7 +16,7 @@ import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
-class Word:
+class Entry:
     """The name of a space or an index, with its optional index, power and star."""
 
     name: str
@@ -64,13 +64,13 @@ class Concatenated:
 class Both:
     """Several commuting spaces on the same axis."""
 
-    parts: tuple["Word", ...]
+    parts: tuple["Entry", ...]
 
     def __str__(self) -> str:
         return "&".join(map(str, self.parts))
 
 
-Node = Word | Plain | Merged | Concatenated | Both
+Node = Entry | Plain | Merged | Concatenated | Both
 
 _TOKEN = re.compile(
     r"\s*(?P<join>[+&])\s*|(?P<blank>\s+)|(?P<open>\()|(?P<close>\))|(?P<plain>_(?!\w)|0*[1-9]\d*)"
@@ -171,14 +171,14 @@ def _atom(text: str, tokens: list) -> tuple[Node, list]:
     if kind == "plain":
         return Plain(None if match["plain"] == "_" else int(match["plain"])), tokens
     power = float(match["power"] or 1)
-    return Word(match["name"], bool(match["star"]), power, _index(text, match["index"])), tokens
+    return Entry(match["name"], bool(match["star"]), power, _index(text, match["index"])), tokens
 
 
-def _words(text: str, factors: list[Node]) -> tuple[Word, ...]:
+def _words(text: str, factors: list[Node]) -> tuple[Entry, ...]:
     for factor in factors:
-        if not isinstance(factor, Word):
+        if not isinstance(factor, Entry):
             raise ValueError(f"In the spec {text!r}, & joins names, not {factor}.")
-    return tuple(factor for factor in factors if isinstance(factor, Word))
+    return tuple(factor for factor in factors if isinstance(factor, Entry))
 
 
 def _index(text: str, index: str | None) -> int | tuple[int | None, int | None] | None:
@@ -196,12 +196,12 @@ def _index_text(index: int | tuple[int | None, int | None]) -> str:
     )
 
 
-def words(node: Node) -> tuple[Word, ...]:
+def entries(node: Node) -> tuple[Entry, ...]:
     """All names in a node.
 
-    >>> [str(word) for word in words(parse("(h n+(f z*))")[0])]
+    >>> [str(entry) for entry in entries(parse("(h n+(f z*))")[0])]
     ['h', 'n', 'f', 'z*']
     """
-    if isinstance(node, Word):
+    if isinstance(node, Entry):
         return (node,)
-    return () if isinstance(node, Plain) else tuple(w for part in node.parts for w in words(part))
+    return () if isinstance(node, Plain) else tuple(w for part in node.parts for w in entries(part))

@@ -100,17 +100,17 @@ class Report:
         lines += [f"does not hold: {reason}" for reason in self.reasons]
         return "\n".join([*lines, *(f"suspect: {suspect}" for suspect in self.suspects)])
 
-    def _row(self, name: str, defect: float, law: str) -> str:
-        mark = "" if defect <= self.tolerance else "  <- above the tolerance"
-        return f"{name:<12}{defect:.1e}  {law}{mark}"
+    def _row(self, name: str, error: float, law: str) -> str:
+        mark = "" if error <= self.tolerance else "  <- above the tolerance"
+        return f"{name:<12}{error:.1e}  {law}{mark}"
 
     def _verdict(self) -> str:
         """The outcome as a self-explanatory sentence."""
         rounding = f"rounding (tolerance {self.tolerance:.0e})"
         broken = "; ".join(
-            text.format("an amount that is not a number" if np.isnan(defect) else _share(defect))
+            text.format("an amount that is not a number" if np.isnan(error) else _share(error))
             for name, (_, text) in LAWS.items()
-            if not (defect := getattr(self, name)) <= self.tolerance
+            if not (error := getattr(self, name)) <= self.tolerance
         )
         match self.outcome:
             case "exact":
@@ -132,9 +132,9 @@ class Report:
                 )
 
 
-def _share(defect: float) -> str:
+def _share(error: float) -> str:
     """Formats a relative defect, as a percentage where that is readable."""
-    return f"{defect:.2g} of its size" if defect < 1e-2 or defect >= 10 else f"{100 * defect:.0f} %"
+    return f"{error:.2g} of its size" if error < 1e-2 or error >= 10 else f"{100 * error:.0f} %"
 
 
 def verify(
@@ -192,8 +192,8 @@ def verify(
         tolerance = _default_tolerance(*leaves, value)
     laws = _Laws(loss, outputs, symmetry, rest, batch, fresh)
     found = [laws.trial(k, numbers, spread) for k in jax.random.split(key, trials)]
-    worst = {name: float(np.max([defects[name] for defects, _, _ in found])) for name in found[0][0]}
-    moved = float(np.min([defects["moved"] for defects, _, _ in found]))
+    worst = {name: float(np.max([measured[name] for measured, _, _ in found])) for name in found[0][0]}
+    moved = float(np.min([measured["moved"] for measured, _, _ in found]))
     codes = sorted({int(code) for _, _, code in found if code})
     by_leaf = {name: float(np.max([residuals[name] for _, residuals, _ in found])) for name in found[0][1]}
     named = ()
@@ -298,7 +298,7 @@ class _Laws:
             symmetry.transport_gradient(a, eqx.combine(w, self.rest), gradient, batch), eqx.is_inexact_array
         )
 
-        defects = {
+        measured = {
             "invariance": self.change(here, there, batch),
             "identity": _relative(self.act(e, w), w, w),
             "composition": _relative(both, self.act(a, self.act(b, w)), both),
@@ -307,7 +307,7 @@ class _Laws:
             "moved": _relative(there, w, w),
         }
         if self.fresh is not None:
-            defects["fresh"] = self.change(self.values(w, self.fresh), there, self.fresh)
+            measured["fresh"] = self.change(self.values(w, self.fresh), there, self.fresh)
         # If a leaf's gradient is pure rounding error, a relative error is meaningless: measure it against the
         # whole gradient.
         least = 1e-6 * _norm(moved_gradient)
@@ -316,4 +316,4 @@ class _Laws:
             name: _relative(x, y, x, least)
             for name, (x, y) in zip(leaf_names(moved_gradient), pairs, strict=True)
         }
-        return defects, residuals, symmetry.holds(eqx.combine(w, self.rest), batch).code
+        return measured, residuals, symmetry.holds(eqx.combine(w, self.rest), batch).code

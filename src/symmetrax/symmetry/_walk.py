@@ -10,31 +10,31 @@ import numpy as np
 from symmetrax._text import near_match
 from symmetrax.groups._diagonal import AbstractGroup
 from symmetrax.groups._matrices import ScaledRotation
-from symmetrax.symmetry._specs import Both, Concatenated, Merged, Node, Plain, Word, parse, words
+from symmetrax.symmetry._specs import Both, Concatenated, Entry, Merged, Node, Plain, entries, parse
 
 
 @dataclasses.dataclass(frozen=True)
-class Touch:
+class Binding:
     """A space acting on axis `axis` of a fully split block; the group's indices lie along `indices`."""
 
-    word: Word
+    entry: Entry
     axis: int
     indices: tuple[int, ...]
 
     @property
     def exponent(self) -> float:
-        """The power of a scale with which this word multiplies the block: negative for a dual word."""
-        return self.word.power * (-1) ** self.word.star
+        """The power of a scale with which this entry multiplies the block: negative for a dual entry."""
+        return self.entry.power * (-1) ** self.entry.star
 
     @property
     def taken(self) -> int | slice:
         """The group's elements that act here, along its first index."""
-        index = self.word.index
+        index = self.entry.index
         return index if isinstance(index, int) else slice(*(index or (None,)))
 
 
 #: The callback for every block: maps the block's array and the spaces that act on it to the moved block.
-Visit = Callable[[Any, tuple[Touch, ...]], Any]
+Visit = Callable[[Any, tuple[Binding, ...]], Any]
 
 
 #: A node, its enclosing brackets, and a description of its position.
@@ -79,7 +79,7 @@ class _Walk:
                     for part, piece in zip(node.parts, pieces, strict=True)
                 ]
                 return library.concatenate(moved, axis=k)
-        return self.visit(x, tuple(self.touches(items, x.shape)))
+        return self.visit(x, tuple(self.bindings(items, x.shape)))
 
     def split(self, node: Merged, length: int, where: str) -> list[int]:
         """The lengths of the parts of a merged axis; at most one length is inferred."""
@@ -107,38 +107,42 @@ class _Walk:
             )
         return [length - known if size is None else size for size in sizes]
 
-    def touches(self, items: list[_Item], shape: tuple[int, ...]):
+    def bindings(self, items: list[_Item], shape: tuple[int, ...]):
         for k, (node, scope, where) in enumerate(items):
             expected = node_size(node, self.groups, self.lengths)
             if expected is not None and expected != shape[k]:
                 raise ValueError(f"{where} has length {shape[k]}, but {node} has size {expected}")
-            for word in words(node):
-                if word.name in self.groups:
-                    if self.groups[word.name].size != shape[k]:
-                        size = self.groups[word.name].size
+            for entry in entries(node):
+                if entry.name in self.groups:
+                    if self.groups[entry.name].size != shape[k]:
+                        size = self.groups[entry.name].size
                         raise ValueError(
-                            f"{where} has length {shape[k]}, but the space {word.name!r} has size {size}"
+                            f"{where} has length {shape[k]}, but the space {entry.name!r} has size {size}"
                         )
-                    yield Touch(word, k, self.indices(word, items, scope, where))
+                    yield Binding(entry, k, self.indices(entry, items, scope, where))
 
-    def indices(self, word: Word, items: list[_Item], scope: tuple[int, ...], where: str) -> tuple[int, ...]:
-        """The axes of the group's indices, searched from the word's own bracket outwards."""
+    def indices(
+        self, entry: Entry, items: list[_Item], scope: tuple[int, ...], where: str
+    ) -> tuple[int, ...]:
+        """The axes of the group's indices, searched from the entry's own bracket outwards."""
         found = []
-        for position, (name, _) in enumerate(self.groups[word.name].per):
-            if position == 0 and isinstance(word.index, int):
+        for position, (name, _) in enumerate(self.groups[entry.name].per):
+            if position == 0 and isinstance(entry.index, int):
                 continue
             axes: list[int] = []
             for depth in range(len(scope), -1, -1):
                 axes = [
                     j
                     for j, (node, other, _) in enumerate(items)
-                    if isinstance(node, Word) and node.name == name and other[:depth] == scope[:depth]
+                    if isinstance(node, Entry) and node.name == name and other[:depth] == scope[:depth]
                 ]
                 if axes:
                     break
             if len(axes) != 1:
                 problem = "does not occur" if not axes else f"occurs {len(axes)} times"
-                raise ValueError(f"{where}: {word} needs its index {name!r} once in this array; it {problem}")
+                raise ValueError(
+                    f"{where}: {entry} needs its index {name!r} once in this array; it {problem}"
+                )
             found += axes
         return tuple(found)
 
@@ -148,7 +152,7 @@ def node_size(node: Node, groups: Mapping[str, AbstractGroup], lengths: Mapping[
     match node:
         case Plain(size):
             return size
-        case Word(name):
+        case Entry(name):
             return groups[name].size if name in groups else lengths.get(name)
         case Both(parts):
             return node_size(parts[0], groups, lengths)
@@ -163,23 +167,23 @@ def node_size(node: Node, groups: Mapping[str, AbstractGroup], lengths: Mapping[
 def index_lengths(nodes: tuple[Node, ...], groups: Mapping[str, AbstractGroup]) -> dict[str, int]:
     """The lengths of indices; spaces in this spec take precedence, and slices shorten their index."""
     lengths = {name: length for group in groups.values() for name, length in group.per}
-    spaces = [word for node in nodes for word in words(node) if word.name in groups]
-    for word in spaces:
-        lengths |= dict(groups[word.name].per)
-    for word in spaces:
-        if isinstance(word.index, tuple):
-            name, length = groups[word.name].per[0] if groups[word.name].per else ("", 0)
-            lengths[name] = len(range(*slice(*word.index).indices(length)))
+    spaces = [entry for node in nodes for entry in entries(node) if entry.name in groups]
+    for entry in spaces:
+        lengths |= dict(groups[entry.name].per)
+    for entry in spaces:
+        if isinstance(entry.index, tuple):
+            name, length = groups[entry.name].per[0] if groups[entry.name].per else ("", 0)
+            lengths[name] = len(range(*slice(*entry.index).indices(length)))
     return lengths
 
 
 def check_commuting(text: str, groups: Mapping[str, AbstractGroup]) -> None:
     """Raises ValueError if `&` joins spaces whose groups do not commute, which would not give an action."""
     for both in (part for node in parse(text) for part in _boths(node)):
-        for word in both.parts:
-            if word.name not in groups:
-                raise ValueError(f"the spec {text!r} has {word} in {both}, but & joins spaces only")
-        kinds = [groups[word.name] for word in both.parts]
+        for entry in both.parts:
+            if entry.name not in groups:
+                raise ValueError(f"the spec {text!r} has {entry} in {both}, but & joins spaces only")
+        kinds = [groups[entry.name] for entry in both.parts]
         if len({group.size for group in kinds}) > 1:
             raise ValueError(
                 f"the spec {text!r} puts {' and '.join(map(str, kinds))} on one axis, which have other sizes"
@@ -196,27 +200,29 @@ def check_commuting(text: str, groups: Mapping[str, AbstractGroup]) -> None:
 def _boths(node: Node) -> tuple[Both, ...]:
     if isinstance(node, Both):
         return (node,)
-    return () if isinstance(node, Word | Plain) else tuple(b for part in node.parts for b in _boths(part))
+    return () if isinstance(node, Entry | Plain) else tuple(b for part in node.parts for b in _boths(part))
 
 
 def _check_names(text: str, nodes: tuple[Node, ...], groups: Mapping[str, AbstractGroup], lengths) -> None:
-    for word in (word for node in nodes for word in words(node)):
-        if word.name not in groups and word.name not in lengths:
-            hint = near_match(word.name, [*groups, *lengths])
+    for entry in (entry for node in nodes for entry in entries(node)):
+        if entry.name not in groups and entry.name not in lengths:
+            hint = near_match(entry.name, [*groups, *lengths])
             raise ValueError(
-                f"the spec {text!r} names {word.name!r}, which is neither a space nor an index.{hint}"
+                f"the spec {text!r} names {entry.name!r}, which is neither a space nor an index.{hint}"
             )
-        if word.name in groups:
-            group = groups[word.name]
-            if word.power != 1 and not group.abelian:
+        if entry.name in groups:
+            group = groups[entry.name]
+            if entry.power != 1 and not group.abelian:
                 raise ValueError(
-                    f"the spec {text!r} has the power {word}, but elements of {group} do not commute: "
+                    f"the spec {text!r} has the power {entry}, but elements of {group} do not commute: "
                     "only scalings, signs and scaled rotations have powers"
                 )
-            if word.index is not None and not group.per:
-                raise ValueError(f"the spec {text!r} has the index {word}, but {group} has no `per` to index")
-        elif word.star or word.power != 1 or word.index is not None:
+            if entry.index is not None and not group.per:
+                raise ValueError(
+                    f"the spec {text!r} has the index {entry}, but {group} has no `per` to index"
+                )
+        elif entry.star or entry.power != 1 or entry.index is not None:
             raise ValueError(
-                f"the spec {text!r} has {word}, but {word.name!r} is an index: nothing acts along it"
+                f"the spec {text!r} has {entry}, but {entry.name!r} is an index: nothing acts along it"
             )
     check_commuting(text, groups)

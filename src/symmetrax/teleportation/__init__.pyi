@@ -1,4 +1,4 @@
-from ._guard import REFUSALS as REFUSALS
+from ._guard import OUTCOMES as OUTCOMES
 from ._guard import Guard as Guard
 from ._online import OnlineState as OnlineState
 from ._online import online_teleported as online_teleported

@@ -10,7 +10,7 @@ from symmetrax._tree import all_finite, safe_norm, widened
 from symmetrax.teleportation._rounding import LOOSE, MOST
 
 #: Why a teleport was refused, by code; code 0 means that it was accepted.
-REFUSALS = (
+OUTCOMES = (
     "accepted",
     "not finite: the point or the loss after the jump is infinite or NaN",
     "too long: the jump is longer than the guard's bound",
@@ -21,7 +21,7 @@ REFUSALS = (
 #: The code for an optimizer that did not step at all.
 NO_STEP = 4
 
-# The value of `defect` where it was not measured: without a guard the loss is not evaluated.
+# The value of `loss_change` where it was not measured: without a guard the loss is not evaluated.
 NOT_MEASURED = -1.0
 
 
@@ -75,7 +75,7 @@ class Guard(eqx.Module):
         longest: Float[Array, ""] | None = None,
         rounding: Float[Array, ""] | None = None,
     ) -> tuple[Float[Array, ""], Int[Array, ""]]:
-        """Returns the relative defect of the loss and a code of `REFUSALS` for a jump from `here` to `there`.
+        """Returns the relative defect of the loss and a code of `OUTCOMES` for a jump from `here` to `there`.
 
         `here` and `there` are losses. `longest` is the result of `longest` at the starting point, by default
         `jump`. `rounding` is the change of the loss that rounding can explain, and serves as the bound if the
@@ -83,12 +83,12 @@ class Guard(eqx.Module):
         """
         here, there = widened(here), widened(there)
         size = jnp.maximum(jnp.abs(here), jnp.asarray(self.floor, here.dtype))
-        defect = jnp.abs(there - here) / size
+        loss_change = jnp.abs(there - here) / size
         finite = all_finite(displacement) & jnp.isfinite(there)
         long = safe_norm(displacement) > (self.jump if longest is None else longest)
         if self.tolerance is not None:
-            most = jnp.asarray(self.tolerance, defect.dtype)
+            most = jnp.asarray(self.tolerance, loss_change.dtype)
         else:
-            most = LOOSE if rounding is None else jnp.minimum(rounding.astype(defect.dtype) / size, MOST)
-        moved = ~(defect <= most)
-        return defect, jnp.select([~finite, long, moved], [1, 2, 3], 0).astype(int)
+            most = LOOSE if rounding is None else jnp.minimum(rounding.astype(loss_change.dtype) / size, MOST)
+        moved = ~(loss_change <= most)
+        return loss_change, jnp.select([~finite, long, moved], [1, 2, 3], 0).astype(int)

@@ -13,7 +13,7 @@ from symmetrax._numbers import as_before, check_whole, hold, own, settled_state
 from symmetrax._tree import all_finite, select
 from symmetrax.schedules._schedule import Schedule, due, settled
 from symmetrax.symmetry._base import AbstractLieSymmetry
-from symmetrax.teleportation._guard import NO_STEP, NOT_MEASURED, REFUSALS, Guard
+from symmetrax.teleportation._guard import NO_STEP, NOT_MEASURED, OUTCOMES, Guard
 from symmetrax.teleportation._step import Jump, teleport_by
 from symmetrax.teleportation._teleport import GuardChoice, settled_guard
 
@@ -35,15 +35,15 @@ class OnlineState(NamedTuple):
     """State of `online_teleported`: the step count, the inner state and the learned coordinates.
 
     `algebra` holds the coordinates of the last teleport, of shape `symmetry.algebra`, and `meta` the state of
-    their own optimizer. `defect` and `refused` are as in `Teleport`. `unlearned` counts the steps
+    their own optimizer. `loss_change` and `outcome` are as in `Teleport`. `unlearned` counts the steps
     with a non-finite slope, which leave the coordinates unchanged. Read them with
     `optax.tree.get(state, "algebra")`. If the step is infinite or NaN, nothing moves, the inner state is
-    kept, and `refused` is the corresponding code of `REFUSALS`. `outcomes[code]` counts the
+    kept, and `outcome` is the corresponding code of `OUTCOMES`. `outcomes[code]` counts the
     teleports that ended with each code, including steps that were not taken; outcomes[0] counts the accepted
     ones. No leaf changes its type.
 
     >>> OnlineState._fields
-    ('count', 'inner', 'algebra', 'meta', 'last', 'defect', 'refused', 'outcomes', 'unlearned')
+    ('count', 'inner', 'algebra', 'meta', 'last', 'loss_change', 'outcome', 'outcomes', 'unlearned')
     """
 
     count: Int[Array, ""]
@@ -51,8 +51,8 @@ class OnlineState(NamedTuple):
     algebra: Float[Array, "..."]
     meta: optax.OptState
     last: LastStep
-    defect: Float[Array, ""]
-    refused: Int[Array, ""]
+    loss_change: Float[Array, ""]
+    outcome: Int[Array, ""]
     outcomes: Int[Array, " codes"]
     unlearned: Int[Array, ""]
 
@@ -148,9 +148,9 @@ def online_teleported(
                 algebra=theta,
                 meta=learner.init(theta),
                 last=LastStep(held.numbers, optax.tree.zeros_like(held.numbers), state, jnp.array(False)),
-                defect=jnp.array(NOT_MEASURED, held.dtype),
-                refused=jnp.array(0),
-                outcomes=jnp.zeros(len(REFUSALS), int),
+                loss_change=jnp.array(NOT_MEASURED, held.dtype),
+                outcome=jnp.array(0),
+                outcomes=jnp.zeros(len(OUTCOMES), int),
                 unlearned=jnp.array(0),
             )
         )
@@ -190,17 +190,17 @@ def online_teleported(
         )
         displacement = held.gradient(displacement)
         made = held.lands(displacement)
-        refused = jnp.where(made, jnp.where(moves, jumped.refused, 0), NO_STEP)
-        jumps = (jumped.refused == 0) & (made | ~all_finite(gradient))
+        outcome = jnp.where(made, jnp.where(moves, jumped.outcome, 0), NO_STEP)
+        jumps = (jumped.outcome == 0) & (made | ~all_finite(gradient))
         after = OnlineState(
             count=state.count + 1,
             inner=select(made, as_before(inner, state.inner), state.inner),
             algebra=jnp.where(jumps | ~moves, theta, 0.0),
             meta=meta,
             last=LastStep(held.numbers, held.outside(gradient), state.inner, moves & made),
-            defect=jnp.where(moves & made, jumped.defect, NOT_MEASURED),
-            refused=refused,
-            outcomes=state.outcomes.at[refused].add((moves | ~made).astype(state.outcomes.dtype)),
+            loss_change=jnp.where(moves & made, jumped.loss_change, NOT_MEASURED),
+            outcome=outcome,
+            outcomes=state.outcomes.at[outcome].add((moves | ~made).astype(state.outcomes.dtype)),
             unlearned=state.unlearned + failed.astype(state.unlearned.dtype),
         )
         displacement = select(made, displacement, optax.tree.zeros_like(displacement))

@@ -14,7 +14,7 @@ from symmetrax._keys import check_key
 from symmetrax._programs import once, opened
 from symmetrax._tree import check_finite
 from symmetrax.objectives._base import Objective, squared_gradient_norm
-from symmetrax.search._orbit import Orbit, price
+from symmetrax.search._orbit import Orbit, evaluations_needed
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.teleportation._guard import Guard
 from symmetrax.teleportation._rounding import rounding
@@ -125,7 +125,7 @@ def _probed(value_fn, numbers, symmetry, key, batch, objective, samples, bound, 
         largest=jnp.nanmax(kept),
         accepted=jnp.mean(jnp.isfinite(kept)),
         # The guard evaluates the loss once per element, which counts as a third of a gradient.
-        evaluations=price(symmetry, objective, samples + 1, known=False)
+        evaluations=evaluations_needed(symmetry, objective, samples + 1, known=False)
         + (0.0 if chosen is None else (samples + 1) / 3),
     )
 

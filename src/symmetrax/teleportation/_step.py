@@ -23,17 +23,17 @@ HALVINGS = 8
 class Jump(NamedTuple):
     """The displacement of a teleport, and whether it was accepted.
 
-    `displacement` is `symmetry.displacement(a, w)`, zeros if refused; `defect` is the measured relative
-    change of the loss (-1 without a guard: not measured); `refused` is a code of `REFUSALS`.
+    `displacement` is `symmetry.displacement(a, w)`, zeros if refused; `loss_change` is the measured relative
+    change of the loss (-1 without a guard: not measured); `outcome` is a code of `OUTCOMES`.
 
     >>> import symmetrax as sx
-    >>> Jump._fields, sx.teleportation.REFUSALS[0]
-    (('displacement', 'defect', 'refused'), 'accepted')
+    >>> Jump._fields, sx.teleportation.OUTCOMES[0]
+    (('displacement', 'loss_change', 'outcome'), 'accepted')
     """
 
     displacement: PyTree
-    defect: Float[Array, ""]
-    refused: Int[Array, ""]
+    loss_change: Float[Array, ""]
+    outcome: Int[Array, ""]
 
 
 class TeleportStep(NamedTuple):
@@ -57,7 +57,7 @@ class TeleportStep(NamedTuple):
     @property
     def moved(self) -> Bool[Array, ""]:
         """Whether the parameters jump."""
-        return self.due & (self.jump.refused == 0)
+        return self.due & (self.jump.outcome == 0)
 
     @property
     def element(self) -> PyTree:
@@ -147,9 +147,9 @@ def teleport_to(
     trial = jax.lax.stop_gradient(displacement)
     here, there = value_fn(params), value_fn(optax.tree.add(params, trial))
     most = rounding(value_fn, params, trial, here, linear=False)
-    defect, refused = guard.judge(trial, here, jnp.maximum(there, here), guard.longest(params), most)
-    moved = select(refused == 0, displacement, optax.tree.zeros_like(displacement))
-    return taken(Jump(moved, jax.lax.stop_gradient(defect), refused))
+    loss_change, outcome = guard.judge(trial, here, jnp.maximum(there, here), guard.longest(params), most)
+    moved = select(outcome == 0, displacement, optax.tree.zeros_like(displacement))
+    return taken(Jump(moved, jax.lax.stop_gradient(loss_change), outcome))
 
 
 def jump(
@@ -196,16 +196,16 @@ def jump(
     longest = guard.longest(params_, jax.lax.stop_gradient(step))
     here, there = value_fn(params_), value_fn(optax.tree.add(params_, trial))
     most = rounding(value_fn, params_, trial, here, gradient_, linear=symmetry.linear)
-    defect, refused = guard.judge(trial, here, there, longest, most)
-    accepted = refused == 0
+    loss_change, outcome = guard.judge(trial, here, there, longest, most)
+    accepted = outcome == 0
     if fallback is not None:
         # A constant: even at the identity an action may have no derivative there.
         params = select(accepted, params, jax.lax.stop_gradient(fallback))
     displacement = displace(select(accepted, place, still), params)
     return Jump(
         select(accepted, displacement, optax.tree.zeros_like(displacement)),
-        jax.lax.stop_gradient(defect),
-        refused,
+        jax.lax.stop_gradient(loss_change),
+        outcome,
     )
 
 

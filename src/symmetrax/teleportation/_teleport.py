@@ -20,7 +20,7 @@ from symmetrax.groups._diagonal import AbstractGroup
 from symmetrax.objectives._base import Objective, squared_gradient_norm
 from symmetrax.search._closed_form import ClosedForm, has_closed_form
 from symmetrax.search._levelset import AbstractPointSearch
-from symmetrax.search._orbit import Orbit, price
+from symmetrax.search._orbit import Orbit, evaluations_needed
 from symmetrax.search._searches import AbstractSearch, Ascent
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.teleportation._guard import Guard
@@ -42,12 +42,12 @@ GuardChoice = Guard | None | Literal["default"]
 class Teleport(NamedTuple):
     """The record of a teleport: the objective `before` and `after`, and what the jump did.
 
-    `algebra` holds the coordinates found by the search (empty for searches without a group), `defect` the
-    relative change of the loss (-1 without a guard: not measured) and `refused` a code of
-    `REFUSALS`. `evaluations` is the number of gradients of the loss that the search spends, known
-    before it runs; `before`, `after` and the guard's two losses are not counted. `found` is the result of
-    `symmetry="auto"`, else None. `negligible` is True if the objective changed by at most 1e-3 of its value:
-    the teleport did next to nothing.
+    `algebra` holds the coordinates found by the search (empty for searches without a group), `loss_change`
+    the relative change of the loss (-1 without a guard: not measured) and `outcome` a code of `OUTCOMES`.
+    `evaluations` is the number of gradients of the loss that the search spends, known before it runs;
+    `before`, `after` and the guard's two losses are not counted. `found` is the result of `symmetry="auto"`,
+    else None. `negligible` is True if the objective changed by at most 1e-3 of its value: the teleport did
+    next to nothing.
 
     >>> Teleport._fields[:3]
     ('before', 'after', 'algebra')
@@ -56,8 +56,8 @@ class Teleport(NamedTuple):
     before: Float[Array, ""]
     after: Float[Array, ""]
     algebra: Float[Array, "..."]
-    defect: Float[Array, ""]
-    refused: Int[Array, ""]
+    loss_change: Float[Array, ""]
+    outcome: Int[Array, ""]
     evaluations: float
     found: Discovery | None = None
     negligible: Bool[Array, ""] | bool = False
@@ -91,7 +91,7 @@ def teleport(
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> task, x = sx.tasks.booth(), jnp.array([5.0, -5.0])
     >>> there, info = teleport(task.loss, x, task.symmetry(), guard=sx.Guard(jump=20.0))
-    >>> bool(info.after > info.before), int(info.refused)
+    >>> bool(info.after > info.before), int(info.outcome)
     (True, 0)
     """
     numbers, rest = eqx.partition(params, eqx.is_inexact_array)
@@ -126,8 +126,8 @@ def teleport(
         before=before,
         after=after,
         algebra=algebra,
-        defect=jumped.defect,
-        refused=jumped.refused,
+        loss_change=jumped.loss_change,
+        outcome=jumped.outcome,
         evaluations=search_price(symmetry, objective, search, known=False),
         found=found,
         negligible=jnp.abs(after - before) <= NEGLIGIBLE * jnp.abs(before),
@@ -248,7 +248,7 @@ def search_price(
     if isinstance(search, AbstractPointSearch):
         return float(search.evaluations())
     assert symmetry is not None  # guaranteed by check_search
-    return price(symmetry, objective, search.evaluations(symmetry), known)
+    return evaluations_needed(symmetry, objective, search.evaluations(symmetry), known)
 
 
 def default_guard(symmetry: AbstractLieSymmetry | None) -> Guard:

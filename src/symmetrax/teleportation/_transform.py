@@ -28,7 +28,7 @@ from symmetrax.search._levelset import AbstractPointSearch
 from symmetrax.search._searches import AbstractSearch
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.symmetry._network import NetworkSymmetry
-from symmetrax.teleportation._guard import NOT_MEASURED, REFUSALS
+from symmetrax.teleportation._guard import NOT_MEASURED, OUTCOMES
 from symmetrax.teleportation._teleport import (
     GuardChoice,
     SymmetryChoice,
@@ -47,21 +47,20 @@ TRANSPORTS = ("keep", "carry", "reset")
 class TeleportedState(NamedTuple):
     """State of `teleported`: the step count, the inner state, the last teleport and counts of all outcomes.
 
-    `algebra` (zeros if no teleport was due, None for searches without a group), `defect` and `refused` are as
-    in `Teleport`. `outcomes[code]` counts the teleports that ended with each code of
-    `REFUSALS`: outcomes[0] were accepted, the others refused. `evaluations` counts the gradients
-    spent by all searches so far, and `progress` is the memory of a `Plateau`. Read them with
-    `optax.tree.get(state, "outcomes")`.
+    `algebra` (zeros if no teleport was due, None for searches without a group), `loss_change` and `outcome`
+    are as in `Teleport`. `outcomes[code]` counts the teleports that ended with each code of `OUTCOMES`:
+    outcomes[0] were accepted, the others refused. `evaluations` counts the gradients spent by all searches so
+    far, and `progress` is the memory of a `Plateau`. Read them with `optax.tree.get(state, "outcomes")`.
 
     >>> TeleportedState._fields[:6]
-    ('count', 'inner', 'algebra', 'defect', 'refused', 'outcomes')
+    ('count', 'inner', 'algebra', 'loss_change', 'outcome', 'outcomes')
     """
 
     count: Int[Array, ""]
     inner: optax.OptState
     algebra: PyTree
-    defect: Float[Array, ""]
-    refused: Int[Array, ""]
+    loss_change: Float[Array, ""]
+    outcome: Int[Array, ""]
     outcomes: Int[Array, " codes"]
     evaluations: Float[Array, ""]
     progress: Progress
@@ -197,9 +196,9 @@ def teleported(
             count=jnp.zeros((), int),
             inner=state,
             algebra=nowhere,
-            defect=jnp.array(NOT_MEASURED, float),
-            refused=jnp.zeros((), int),
-            outcomes=jnp.zeros(len(REFUSALS), int),
+            loss_change=jnp.array(NOT_MEASURED, float),
+            outcome=jnp.zeros((), int),
+            outcomes=jnp.zeros(len(OUTCOMES), int),
             evaluations=jnp.zeros(()),
             progress=beginning(),
         )
@@ -234,7 +233,7 @@ def teleported(
                 gradient=given,
                 count=state.count,
             )
-            displacement, defect, refused = step.jump
+            displacement, loss_change, outcome = step.jump
             carried = state.inner
             if transport == "reset":
                 carried = stepper.init(eqx.combine(optax.tree.add(numbers, displacement), rest))
@@ -247,16 +246,16 @@ def teleported(
             return (
                 displacement,
                 gradient,
-                select(refused == 0, carried, state.inner),
+                select(outcome == 0, carried, state.inner),
                 None if nowhere is None else step.algebra.astype(nowhere.dtype),
-                defect.astype(state.defect.dtype),
-                refused.astype(state.refused.dtype),
-                state.outcomes.at[refused].add(1),
+                loss_change.astype(state.loss_change.dtype),
+                outcome.astype(state.outcome.dtype),
+                state.outcomes.at[outcome].add(1),
                 state.evaluations + search_price(symmetry, objective, search, known=True),
             )
 
         def stay():
-            nothing = jnp.full_like(state.defect, NOT_MEASURED), jnp.zeros_like(state.refused)
+            nothing = jnp.full_like(state.loss_change, NOT_MEASURED), jnp.zeros_like(state.outcome)
             still = optax.tree.zeros_like(numbers)
             return still, given, state.inner, nowhere, *nothing, state.outcomes, state.evaluations
 
@@ -270,7 +269,7 @@ def teleported(
             return select(moves, move(), stay())
 
         # Under `vmap`, search only at steps at which some member of the batch teleports.
-        displacement, gradient, carried, xi, defect, refused, outcomes, spent = jax.lax.cond(
+        displacement, gradient, carried, xi, loss_change, outcome, outcomes, spent = jax.lax.cond(
             anywhere(moves), move_where_due, stay
         )
         progress = progress._replace(waited=jnp.where(moves, 0, progress.waited))
@@ -280,7 +279,7 @@ def teleported(
         step, carried = updated(stepper, gradient, carried, there, offered, value=lambda: value_fn(there))
         whole = jax.tree.map(_sum, displacement, step, is_leaf=_is_none)
         return whole, TeleportedState(
-            state.count + 1, carried, xi, defect, refused, outcomes, spent, progress
+            state.count + 1, carried, xi, loss_change, outcome, outcomes, spent, progress
         )
 
     transformation = TeleportedTransformation(init, one_program(update))

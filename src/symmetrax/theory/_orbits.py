@@ -72,10 +72,10 @@ def norm_kept(loss: Loss, params: PyTree, symmetry: AbstractSymmetry, element: P
     """
     check_numbers("params", params)
     jacobian = _jacobian(symmetry, element, params)
-    defect = jnp.max(jnp.abs(jacobian.T @ jacobian - jnp.eye(len(jacobian))))
+    deviation = jnp.max(jnp.abs(jacobian.T @ jacobian - jnp.eye(len(jacobian))))
     there, left = jax.value_and_grad(loss)(symmetry.act(element, params))
     here, right = jax.value_and_grad(loss)(params)
-    straight = defect <= jnp.sqrt(jnp.finfo(jacobian.dtype).eps)
+    straight = deviation <= jnp.sqrt(jnp.finfo(jacobian.dtype).eps)
     return judged(safe_norm(left), safe_norm(right), straight & _kept(there, here))
 
 

@@ -29,8 +29,8 @@ def family_invariance(name: str) -> float:
         worst = jnp.maximum(_condition(_slope(task, x)), _condition(_slope(task, there)))
         return worst, jnp.abs(task.loss(there) - task.loss(x)) / task.loss(x)
 
-    condition, defect = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), DRAWS))
-    return float(np.max(np.asarray(defect)[np.asarray(condition) <= 1e4]))
+    condition, deviation = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), DRAWS))
+    return float(np.max(np.asarray(deviation)[np.asarray(condition) <= 1e4]))
 
 
 def booth_on_a_grid() -> float:
