@@ -51,7 +51,7 @@ def make_workload(width: int, tasks: int) -> Workload:
         networks.append(network)
     dims = (SIZE, SIZE, SIZE)
     family = sx.tasks.RegressionFamily("benchmark", dims, samples=SIZE, start="gaussian", action="preimage")
-    rule = sx.UpdateRule(teleports=jnp.ones(UNROLL, bool), guard=None)
+    rule = sx.UpdateRule(schedule=jnp.ones(UNROLL, bool), guard=None)
     estimator = sx.metatrain.TruncatedBPTT(family, rule, UNROLL, UNROLL, tasks)
     joined = sx.learned.Joint(tuple(networks))
     rollouts = jax.jit(lambda network: estimator.init(network, jax.random.key(1), None))(joined)

@@ -41,7 +41,7 @@ def make_workload(tasks: int) -> Workload:
 
     On the others float32 may overflow before the window ends, or amplify the last digit beyond comparison.
     """
-    rule = sx.UpdateRule(teleports=jnp.ones(UNROLL, bool), guard=None)
+    rule = sx.UpdateRule(schedule=jnp.ones(UNROLL, bool), guard=None)
     family = sx.tasks.make_family("rosenbrock-random")
     # Recomputing steps in the backward pass is faster here, at one task and at a thousand.
     estimator = sx.metatrain.TruncatedBPTT(family, rule, UNROLL, UNROLL, 4 * tasks, remat=True)

@@ -226,12 +226,12 @@ def test_evaluate_follows_a_card_to_the_letter():
     for schedule in ([1, 3], [False, True, False, True]):
         card = json.loads(json.dumps({"schedule": schedule, "use": evaluation.usage(rule)}))
         found = evaluation._rule(network, card, 4, sx.tasks.booth())
-        assert found.teleports.tolist() == [False, True, False, True]
+        assert found.schedule.tolist() == [False, True, False, True]
         assert (found.guard, found.order, found.transport) == (rule.guard, rule.order, rule.transport)
         assert found.gate == "hard"
     assert evaluation._rule(network, {"guarded": False}, 4, sx.tasks.booth()).guard is None
     plain = sx.learned.FlatGradientLSTM(2, width=3, depth=1, key=jax.random.key(0))
-    assert evaluation._rule(plain, {"schedule": [0]}, 4, sx.tasks.booth()).teleports is None
+    assert not evaluation._rule(plain, {"schedule": [0]}, 4, sx.tasks.booth()).teleports
 
 
 def test_the_interval_of_one_network_is_over_its_tasks():

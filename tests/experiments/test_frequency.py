@@ -52,7 +52,7 @@ def test_schedules_are_those_asked_for():
     settings = frequency.config("frequency")
     for family, steps in (("rosenbrock-random", 20), (frequency.REGRESSION, 100)):
         for every, times in ((1, steps), (5, steps // 5), (10, steps // 10), (None, 0)):
-            teleports = np.asarray(frequency.arm(family, every, settings).rule.teleports)
+            teleports = np.asarray(frequency.arm(family, every, settings).rule.schedule)
             assert teleports.shape == (steps,)
             assert teleports.sum() == times
             assert every is None or np.all(np.flatnonzero(teleports) == np.arange(0, steps, every))

@@ -62,8 +62,8 @@ def test_arms_without_teleports_have_the_features_and_the_training_of_the_others
             key: theirs[key] for key in ("sees", "orbit", "size", "width")
         }
         assert arm.outer is plain.outer
-        assert arm.rule.teleports.all()
-    assert plain.rule.teleports is None
+        assert arm.rule.schedule.all()
+    assert not plain.rule.teleports
 
 
 def test_the_step_at_which_a_task_is_solved_is_the_first_below_a_millionth():

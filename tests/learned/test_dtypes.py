@@ -54,20 +54,20 @@ def whole(kind=sx.learned.FlatGradientLSTM, size=2, **options):
 
 SEEN = ("iterate", "previous", "orbit_derivative")
 STEP = {"emits": ("step_size", "momentum")}
-FIRST = {"order": "teleport-first", "transport": "carry"}
+FIRST = sx.UpdateRule(order="teleport-first", transport="carry")
 
 #: Where each transform is tried, and how it is made of a symmetry.
 TRANSFORMS = {
     "whole-lstm": (plane, lambda s: whole(inputs=SEEN).transform(s)),
-    "whole-gru": (form, lambda s: whole(sx.learned.FlatGradientGRU, **STEP).transform(s, **FIRST)),
+    "whole-gru": (form, lambda s: whole(sx.learned.FlatGradientGRU, **STEP).transform(s, FIRST)),
     "whole-mlp": (
         plane,
-        lambda s: whole(sx.learned.FlatGradientMLP, **STEP).transform(s, as_printed=True, schedule=[1]),
+        lambda s: whole(sx.learned.FlatGradientMLP, **STEP).transform(s, sx.UpdateRule([1], as_printed=True)),
     ),
     "whole-alone": (plane, lambda s: whole().transform(None)),
     "orbit-lstm": (
         plane,
-        lambda s: sx.learned.OrbitLSTM(2, algebra=1, width=4, key=KEYS[0]).transform(s, **FIRST),
+        lambda s: sx.learned.OrbitLSTM(2, algebra=1, width=4, key=KEYS[0]).transform(s, FIRST),
     ),
     "orbit-best": (
         form,
@@ -86,7 +86,7 @@ TRANSFORMS = {
         perceptron,
         lambda s: sx.learned.LayerPairLSTM(
             (4, 3, 2), group="scaling", **STEP, width=4, key=KEYS[0]
-        ).transform(s, guard=sx.Guard(relative=0.5, shorten=True)),
+        ).transform(s, sx.UpdateRule(guard=sx.Guard(relative=0.5, shorten=True))),
     ),
     "together": (
         perceptron,
@@ -95,7 +95,7 @@ TRANSFORMS = {
                 sx.learned.CoordinatewiseLSTM(width=4, key=KEYS[0]),
                 sx.learned.PerNeuronLSTM(width=4, key=KEYS[1]),
             )
-        ).transform(s, transport="reset"),
+        ).transform(s, sx.UpdateRule(transport="reset")),
     ),
     "online-map": (plane, lambda s: sx.online_teleported(optax.sgd(0.01), s, 0.01)),
     "online-form": (form, lambda s: sx.online_teleported(optax.adam(0.01), s, optax.adam(0.1), order=1)),

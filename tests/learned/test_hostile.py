@@ -14,7 +14,8 @@ KEYS = jax.random.split(jax.random.key(0), 2)
 STEPS = 3
 NO_STEP = [reason.startswith("no step") for reason in sx.teleportation.OUTCOMES].index(True)
 STEP = {"emits": ("step_size", "momentum")}
-FIRST = {"order": "teleport-first", "transport": "carry"}
+FIRST = sx.UpdateRule(order="teleport-first", transport="carry")
+UNGUARDED = sx.UpdateRule(guard=None)
 SEEN = ("iterate", "previous", "orbit_derivative")
 
 
@@ -28,14 +29,16 @@ def orbit(**options):
 
 #: On the plane, through maps that may be singular.
 PLANE = {
-    "whole-lstm": lambda s: whole().transform(s, guard=None),
+    "whole-lstm": lambda s: whole().transform(s, UNGUARDED),
     "orbit-derivative": lambda s: whole(inputs=SEEN).transform(s),
-    "whole-gru": lambda s: whole(sx.learned.FlatGradientGRU, **STEP).transform(s, **FIRST),
+    "whole-gru": lambda s: whole(sx.learned.FlatGradientGRU, **STEP).transform(s, FIRST),
     "whole-mlp": lambda s: whole(sx.learned.FlatGradientMLP, **STEP).transform(
-        s, as_printed=True, guard=None
+        s, sx.UpdateRule(as_printed=True, guard=None)
     ),
     "orbit-lstm": lambda s: orbit().transform(s),
-    "orbit-first": lambda s: orbit(centre="peak", gated=False).transform(s, guard=None, **FIRST),
+    "orbit-first": lambda s: orbit(centre="peak", gated=False).transform(
+        s, dataclasses.replace(FIRST, guard=None)
+    ),
     "online": lambda s: sx.online_teleported(optax.sgd(0.01), s, 0.01),
     "online-adam": lambda s: sx.online_teleported(optax.adam(0.01), s, 0.01, guard=None, order=1),
 }
@@ -54,7 +57,7 @@ NETWORK = {
     ).transform(s),
     "together": lambda s: sx.learned.Joint(
         (sx.learned.CoordinatewiseLSTM(width=4, key=KEYS[0]), sx.learned.PerNeuronLSTM(width=4, key=KEYS[1]))
-    ).transform(s, guard=None),
+    ).transform(s, UNGUARDED),
     "online-network": lambda s: sx.online_teleported(optax.sgd(0.01, 0.9), s, 0.01, guard=None),
 }
 

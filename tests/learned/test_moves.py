@@ -119,7 +119,7 @@ def test_no_momentum_is_the_arm_without_momentum(network, family):
 
 def test_the_identity_is_the_arm_without_teleports(network, family):
     still = run(Fixed(network, algebra=0.0), family, rule())
-    never = run(network, family, sx.UpdateRule(None))
+    never = run(network, family, sx.UpdateRule(schedule=()))
     off = run(network, family, rule(times=()))
     np.testing.assert_array_equal(still.loss, never.loss)
     np.testing.assert_array_equal(off.loss, never.loss)
@@ -308,7 +308,7 @@ def test_bad_networks_are_refused(network, family, unchecked):
         (sx.learned.FlatGradientLSTM(32, width=4, key=key), sx.learned.FlatGradientLSTM(32, width=4, key=key))
     )
     with pytest.raises(ValueError, match="Two of the networks joined here emit update"):
-        run(twice, family, sx.UpdateRule(None))
+        run(twice, family, sx.UpdateRule(schedule=()))
     with pytest.raises(ValueError, match="emits no step"):
         run(sx.learned.FlatGradientLSTM(32, emits=(), algebra=16, width=4, key=key), family, rule())
     with pytest.raises(ValueError, match="this network emits none"):
@@ -317,13 +317,15 @@ def test_bad_networks_are_refused(network, family, unchecked):
         sx.learned.FlatGradientLSTM(2, emits=("update", "step_size"), key=key)
     both = sx.learned.Joint((sx.learned.FlatGradientLSTM(32, width=4, key=key), network.networks[0]))
     with pytest.raises(ValueError, match="emits an update and a step size"):
-        run(both, family, sx.UpdateRule(None))
+        run(both, family, sx.UpdateRule(schedule=()))
     with pytest.raises(ValueError, match="does not go with transport='carry'"):
         run(network, family, rule(as_printed=True, transport="carry"))
     with pytest.raises(ValueError, match="`transport` must be one of keep, carry, reset, got 'zero'"):
         run(network, family, rule(transport="zero"))
     with pytest.raises(ValueError, match=r"built for 32 parameters, got 98.*PerNeuronLSTM"):
-        run(network, sx.tasks.RegressionFamily("other", dims=(7, 7, 7), samples=7), sx.UpdateRule(None))
+        run(
+            network, sx.tasks.RegressionFamily("other", dims=(7, 7, 7), samples=7), sx.UpdateRule(schedule=())
+        )
     with pytest.raises(ValueError, match=r"built for matrices .* PerNeuronLSTM"):
         run(sx.learned.LayerPairLSTM((5, 5, 5), emits=("step_size",), key=key), family, rule())
     with pytest.raises(ValueError, match=r"shape \(16,\), but the symmetry has \(4,\).*PerNeuronLSTM"):

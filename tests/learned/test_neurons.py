@@ -208,7 +208,7 @@ def test_what_has_no_units_to_scale_is_refused():
             network.memory(params, symmetry)
     with pytest.raises(ValueError, match=r"positive bound, got width=20, depth=2, bound=-1\.0"):
         sx.learned.PerNeuronLSTM(bound=-1.0, key=KEY)
-    optimizer = network.transform(sx.models.mlp_symmetry(params), guard=None)
+    optimizer = network.transform(sx.models.mlp_symmetry(params), sx.UpdateRule(guard=None))
     with pytest.raises(ValueError, match=r"emits no step.*Joint"):
         jax.eval_shape(optimizer.update, params, jax.eval_shape(optimizer.init, params), params)
 

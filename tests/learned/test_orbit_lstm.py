@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import symmetrax as sx
-from symmetrax.learned._base import look
+from symmetrax.learned._transformation import look
 from symmetrax.objectives._base import slopes
 from symmetrax.search._orbit import Orbit
 
@@ -212,7 +212,7 @@ def test_bad_uses_say_what_is_missing(unchecked):
     with pytest.raises(ValueError, match=r"reads slopes.*needs a symmetry"):
         made().transform().update(x, made().transform().init(x), x, value=jnp.array(1.0))
     with pytest.raises(ValueError, match="`gate` must be one of soft, hard, got 'open'"):
-        made().transform(symmetry, gate="open")
+        sx.UpdateRule(gate="open")
     params = {"w": jnp.ones((2, 1)), "v": jnp.ones((1, 2))}
     swaps = sx.NetworkSymmetry({"h": sx.groups.Permutation(2)}, {"w": "h _", "v": "_ h*"}, like=params)
     four = sx.learned.OrbitLSTM(4, orbit=1, width=4, key=KEY).transform(swaps)
@@ -249,7 +249,7 @@ def test_it_learns_to_optimize_with_and_without_teleports():
             outer_steps=120,
         )
         assert trained.losses[0, -20:].mean() < 0.5 * trained.losses[0, :20].mean()
-        hard = sx.UpdateRule(rule.teleports, guard, gate="hard")
+        hard = sx.UpdateRule(rule.schedule, guard, gate="hard")
         trace = sx.unroll_many(hard, trained.network(), family, jax.random.key(5), 10, 500)
         assert np.all(np.isfinite(trace.loss))
         medians[algebra] = float(jnp.median(trace.loss[-1]))

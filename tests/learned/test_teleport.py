@@ -75,7 +75,7 @@ def test_zero_angle_equals_vanilla_bit_for_bit(name, tasks):
     """S06: on random tasks, in single precision, batched or not, guarded or not."""
     updates, state = replay(plain, network(algebra=0), name, tasks)
     for guard in (None, sx.Guard()):
-        rule = sx.UpdateRule(teleports=jnp.ones(6, bool), guard=guard)
+        rule = sx.UpdateRule(schedule=jnp.ones(6, bool), guard=guard)
         found, after = replay(rule, without_angle(network()), name, tasks)
         assert not jnp.any(after.algebra)
         assert eqx.tree_equal(after.memory, state.memory)
@@ -115,7 +115,7 @@ def test_a_zero_angle_still_has_a_derivative(guard):
 
     def final(head):
         optimizer = eqx.tree_at(lambda n: n.algebra_head, network(), head).transform(
-            task.symmetry(), guard=guard
+            task.symmetry(), sx.UpdateRule(guard=guard)
         )
         return sx.unroll(optimizer, task, KEY, 3).loss[-1]
 
@@ -129,10 +129,12 @@ def test_a_schedule_teleports_at_its_steps_only():
     family, every, guard = "ellipse-random", jnp.ones(6, bool), sx.Guard(jump=100.0)
     vanilla, _ = replay(plain, network(algebra=0), family, 7)
     (never, _), (once, state), (always, _) = (
-        replay(sx.UpdateRule(teleports=steps, guard=guard), network(), family, 7)
+        replay(sx.UpdateRule(schedule=steps, guard=guard), network(), family, 7)
         for steps in (~every, jnp.arange(6) == 1, every)
     )
-    default, _ = replay(lambda n, task: n.transform(task.symmetry(), guard=guard), network(), family, 7)
+    default, _ = replay(
+        lambda n, task: n.transform(task.symmetry(), sx.UpdateRule(guard=guard)), network(), family, 7
+    )
     assert jnp.array_equal(never, vanilla)
     assert jnp.array_equal(always, default)
     assert jnp.array_equal(once[jnp.arange(6) != 1], vanilla[jnp.arange(6) != 1])
@@ -145,7 +147,7 @@ def test_a_schedule_teleports_at_its_steps_only():
 def test_a_refused_teleport_leaves_the_update():
     family = "rosenbrock-random"
     vanilla, _ = replay(plain, network(algebra=0), family, 7)
-    rule = sx.UpdateRule(teleports=jnp.arange(6) >= 2, guard=sx.Guard(jump=jnp.array(1e-20)))
+    rule = sx.UpdateRule(schedule=jnp.arange(6) >= 2, guard=sx.Guard(jump=jnp.array(1e-20)))
     outcome, state = replay(rule, network(), family, 7)
     assert jnp.array_equal(outcome, vanilla)
     assert jnp.array_equal(state.previous, vanilla)
@@ -158,7 +160,7 @@ def test_a_refused_teleport_leaves_the_update():
 def test_an_accepted_teleport_keeps_the_loss_of_the_updated_point(float64, name):
     """S06: f(a.(x + u)) = f(x + u), in every family, wherever the guard lets it pass."""
     family, (drawn, points, gradients) = scenes.__wrapped__(name, 64)
-    rule = sx.UpdateRule(teleports=jnp.ones(6, bool), guard=sx.Guard(jump=1e3, tolerance=1e-8))
+    rule = sx.UpdateRule(schedule=jnp.ones(6, bool), guard=sx.Guard(jump=1e3, tolerance=1e-8))
     updates, state = _replay(rule, network(), family, (drawn, points, gradients))
     at = jax.vmap(lambda d, x: jax.vmap(family.task(d).loss)(x), in_axes=-1, out_axes=-1)
     here, there = (eqx.filter_jit(at)(drawn, points + move) for move in (state.previous, updates))

@@ -53,7 +53,7 @@ def by_hand(network, start, steps, teleports):
 def test_the_update_comes_first_then_the_group_element_acts(float64, schedule):
     """Everything by hand: features in order, the state carried, x <- a.(x + u) on schedule."""
     task, learned = sx.tasks.booth(start=[2.0, -1.0]), network(inputs=FULL, key=jax.random.key(1))
-    optimizer = learned.transform(task.symmetry(), schedule=schedule, guard=None)
+    optimizer = learned.transform(task.symmetry(), sx.UpdateRule(schedule, guard=None))
     watch = ("algebra", "previous")
     trace = jax.jit(lambda key: sx.unroll(optimizer, task, key, 5, points=True, watch=watch))(KEY)
     teleports = range(5) if schedule is None else schedule
@@ -71,7 +71,7 @@ def test_the_update_comes_first_then_the_group_element_acts(float64, schedule):
 def test_clipping_before_a_network_composes_by_optax():
     """The state is read by name through a chain."""
     task, learned = sx.tasks.booth(start=[5.0, -5.0]), network()
-    inner = learned.transform(task.symmetry(), guard=sx.Guard(jump=1e-20))
+    inner = learned.transform(task.symmetry(), sx.UpdateRule(guard=sx.Guard(jump=1e-20)))
     chained = optax.chain(optax.clip_by_global_norm(1.0), inner)
     x = jnp.array([5.0, -5.0])
     gradient = jax.grad(task.loss)(x)
@@ -103,7 +103,7 @@ def test_wrong_uses_of_a_network_say_what_is_missing():
         ),
         (lambda: update(network(inputs=FULL).transform(), x, value_fn=loss), "needs a symmetry in transform"),
         (lambda: update(network(inputs=FULL).transform(symmetry), x), r"needs value_fn=... in update\(\)"),
-        (lambda: network().transform(meta_order=3), "must be 1 or 2, got 3"),
+        (lambda: sx.UpdateRule(meta_order=3), "must be one of 1, 2, got 3"),
     ):
         with pytest.raises(ValueError, match=message):
             call()

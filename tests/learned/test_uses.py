@@ -165,7 +165,7 @@ def transforms_of_a_perceptron(symmetry):
     whole = sx.learned.FlatGradientLSTM(20, algebra=4, width=4, key=KEY)
     return {
         "whole": whole.transform(symmetry),
-        "first": whole.transform(symmetry, order="teleport-first"),
+        "first": whole.transform(symmetry, sx.UpdateRule(order="teleport-first")),
         "gru": sx.learned.FlatGradientGRU(20, width=4, key=KEY).transform(),
         "together": together().transform(symmetry),
         "rnnprop": ANY["rnnprop"]().transform(),
@@ -253,7 +253,7 @@ def test_where_nothing_moves_the_gradient_is_the_one_that_was_given(guard):
             np.testing.assert_array_equal(updates, plain)
             assert state.outcome == (0 if start == 0 else 2)
     network = sx.learned.Joint((coordinatewise(), Still()))
-    first = network.transform(SINGULAR, order="teleport-first", guard=guard)
+    first = network.transform(SINGULAR, sx.UpdateRule(order="teleport-first", guard=guard))
     alone = coordinatewise().transform()
     updates, _ = first.update(gradient, first.init(X), X, value_fn=squares)
     np.testing.assert_array_equal(updates, alone.update(gradient, alone.init(X), X)[0])
@@ -342,10 +342,10 @@ def test_coordinates_that_a_symmetry_does_not_have_cannot_be_learned():
 
 COUNTING = {
     "learned": lambda s: sx.learned.FlatGradientLSTM(2, algebra=1, width=4, key=KEY).transform(
-        s, schedule=(1, 2, 3)
+        s, sx.UpdateRule((1, 2, 3))
     ),
     "first": lambda s: sx.learned.OrbitLSTM(2, algebra=1, width=4, key=KEY).transform(
-        s, schedule=(1, 2, 3), order="teleport-first"
+        s, sx.UpdateRule((1, 2, 3), order="teleport-first")
     ),
     "online": lambda s: sx.online_teleported(
         optax.sgd(1e-3), s, 0.01, schedule=(1, 2, 3), start=jnp.array([0.1])

@@ -28,7 +28,7 @@ def network(key, width=6):
 
 
 def estimator(family="ellipse-random", truncation=5, guard=sx.Guard()):  # noqa: B008 (a frozen module)
-    rule = sx.UpdateRule(teleports=jnp.ones(10, bool), guard=guard)
+    rule = sx.UpdateRule(schedule=jnp.ones(10, bool), guard=guard)
     return sx.metatrain.TruncatedBPTT(
         sx.tasks.make_family(family), rule, steps=10, truncation=truncation, tasks=2
     )

@@ -21,7 +21,7 @@ init = eqx.filter_jit(lambda estimator, network: estimator.init(network, KEY, No
 
 def estimator(tasks=3, rule=None, ratio=0.5, family="ellipse-random", **options):
     if rule is None:
-        rule = sx.UpdateRule(teleports=jnp.ones(2 * UNROLL, bool), guard=None, meta_order=2)
+        rule = sx.UpdateRule(schedule=jnp.ones(2 * UNROLL, bool), guard=None, meta_order=2)
     family = sx.tasks.make_family(family)
     return sx.metatrain.TruncatedBPTT(
         family, rule, steps=2 * UNROLL, truncation=UNROLL, tasks=tasks, ratio=ratio, **options
@@ -134,7 +134,7 @@ def test_every_update_and_teleport_of_a_window_reaches_its_losses(float64, invar
 
 def test_a_batch_of_tasks_gives_the_mean_of_single_gradients():
     """To 1e-5: the tasks of a crew one by one, as crews without a task axis."""
-    it, network = estimator(tasks=5, rule=sx.UpdateRule(teleports=jnp.ones(6, bool), guard=None)), small(8)
+    it, network = estimator(tasks=5, rule=sx.UpdateRule(schedule=jnp.ones(6, bool), guard=None)), small(8)
     carry = init(it, network)
     for _ in range(2):
         alone = [step(it, network, jax.tree.map(lambda x, i=i: x[..., i], carry)) for i in range(5)]

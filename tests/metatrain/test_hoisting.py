@@ -38,7 +38,7 @@ def nothing(monkeypatch):
 
 
 def estimator(tasks, meta_order=1, remat=False):
-    rule = sx.UpdateRule(teleports=jnp.ones(UNROLL, bool), guard=None, meta_order=meta_order)
+    rule = sx.UpdateRule(schedule=jnp.ones(UNROLL, bool), guard=None, meta_order=meta_order)
     family = sx.tasks.make_family("ellipse-random")
     return sx.metatrain.TruncatedBPTT(family, rule, steps=UNROLL, truncation=UNROLL, tasks=tasks, remat=remat)
 

@@ -20,7 +20,7 @@ CHILD = f"""
     import jax, jax.numpy as jnp, numpy as np, optax, symmetrax as sx
 
     folder = sys.argv[1]
-    rule = sx.UpdateRule(teleports=jnp.arange(10) % 3 == 2)
+    rule = sx.UpdateRule(schedule=jnp.arange(10) % 3 == 2)
     family = sx.tasks.make_family("ellipse-random")
     trained = sx.meta_train(
         lambda key: sx.learned.FlatGradientLSTM(2, algebra=1, width=8, key=key),

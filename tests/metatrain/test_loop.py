@@ -36,7 +36,7 @@ def forgetful(key):
 
 
 def estimator(rule=None, family="ellipse-random", tasks=4, steps=10):
-    rule = sx.UpdateRule(teleports=jnp.ones(10, bool), guard=None) if rule is None else rule
+    rule = sx.UpdateRule(schedule=jnp.ones(10, bool), guard=None) if rule is None else rule
     return sx.metatrain.TruncatedBPTT(
         sx.tasks.make_family(family), rule, steps=steps, truncation=5, tasks=tasks
     )

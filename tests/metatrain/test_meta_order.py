@@ -29,7 +29,7 @@ def setting(inputs):
     weights, unravel = ravel_pytree(network)
 
     def transform(vector, order):
-        return unravel(vector).transform(task.symmetry(), guard=None, meta_order=order)
+        return unravel(vector).transform(task.symmetry(), sx.UpdateRule(guard=None, meta_order=order))
 
     return task, np.asarray(weights), transform
 

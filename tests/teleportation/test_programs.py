@@ -61,7 +61,7 @@ def teleported(inner, **options):
 
 
 def learned(network, **options):
-    return lambda i: updated(network.transform(symmetry(), **options), i)
+    return lambda i: updated(network.transform(symmetry(), sx.UpdateRule(**options)), i)
 
 
 def in_the_plane(optimizer):
@@ -146,7 +146,7 @@ ENTRIES = {
     ),
     "along the orbit": in_the_plane(
         lambda s: sx.learned.OrbitLSTM(2, algebra=1, key=jax.random.key(0)).transform(
-            s, order="teleport-first"
+            s, sx.UpdateRule(order="teleport-first")
         )
     ),
     "online": lambda i: updated(sx.online_teleported(optax.sgd(0.01), symmetry(), rate=1e-3), i),

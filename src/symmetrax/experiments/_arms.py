@@ -193,10 +193,10 @@ def rule_of(
     The order of the meta-gradient matters to training alone; leaving it out of test rules lets arms share
     compiled programs.
 
-    >>> rule_of(TrainedArm("teleport-schedule", "schedule"), (2,), 4, training=False).teleports.tolist()
+    >>> rule_of(TrainedArm("teleport-schedule", "schedule"), (2,), 4, training=False).schedule.tolist()
     [False, False, True, False]
     """
-    teleports = None
+    teleports = ()
     if arm.uses_algebra:
         on = {"always": range(steps), "schedule": schedule, "never": ()}[arm.teleports]
         teleports = np.zeros(steps, bool)

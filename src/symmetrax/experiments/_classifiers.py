@@ -174,7 +174,7 @@ def trained_arm(name: str, family: ImageFamily, size: Size) -> LearnedArm:
     'keep'
     """
     trains = TRAINED[name]
-    rule = scheduled(size, trains.transport) if trains.teleports else UpdateRule(guard=_guard(size))
+    rule = scheduled(size, trains.transport) if trains.teleports else UpdateRule((), _guard(size))
     if trains.step == "whole":
         builds, rates = _whole(family.task((), family.shapes[0]), trains, size), size.whole_rates
     else:
@@ -215,7 +215,7 @@ def _guard(size: Size) -> Guard:
 def scheduled(size: Size, transport: Transport = "keep") -> UpdateRule:
     """Teleports on schedule, each with its defect measured.
 
-    >>> int(scheduled(Size()).teleports.sum())
+    >>> int(scheduled(Size()).schedule.sum())
     19
     """
     return UpdateRule.at(size.schedule, size.steps, guard=_guard(size), transport=transport)

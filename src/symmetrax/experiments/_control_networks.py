@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from symmetrax._tree import safe_norm
-from symmetrax.learned._base import AbstractLearnedOptimizer, Want
-from symmetrax.learned._features import Observation, Proposal
+from symmetrax.learned._base import AbstractLearnedOptimizer
+from symmetrax.learned._features import Observation, Proposal, Want
 from symmetrax.symmetry._base import AbstractLieSymmetry
 
 

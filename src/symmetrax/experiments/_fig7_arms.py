@@ -111,12 +111,12 @@ def learned_arm(name: str, law: Start, networks: Networks, steps: int) -> Learne
     """The trained arm of this name, for a horizon of `steps` steps.
 
     >>> arm = learned_arm("every-10", "uniform", Networks(), 100)
-    >>> int(arm.rule.teleports.sum())
+    >>> int(arm.rule.schedule.sum())
     10
     """
     spec = SPECS[name]
     guard = Guard(jump=np.inf, tolerance=networks.tolerance)
-    rule = UpdateRule(guard=guard)
+    rule = UpdateRule(schedule=(), guard=guard)
     if spec.every is not None:
         times = range(0, steps, spec.every) if spec.every else ()
         options: dict[str, Any] = {"transport": spec.transport, "as_printed": spec.as_printed}

@@ -117,11 +117,11 @@ class Control:
 def switched_off(rule: UpdateRule) -> UpdateRule:
     """The same rule, with no teleport due at any step; it shares compiled programs with the first.
 
-    >>> switched_off(UpdateRule.at((0, 2), 4)).teleports.tolist()
+    >>> switched_off(UpdateRule.at((0, 2), 4)).schedule.tolist()
     [False, False, False, False]
     """
-    teleports = rule.teleports
-    return dataclasses.replace(rule, teleports=None if teleports is None else jnp.zeros_like(teleports))
+    off = jax.tree.map(jnp.zeros_like, rule.schedule)
+    return dataclasses.replace(rule, schedule=off) if rule.teleports else rule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,7 +309,7 @@ def run_arm(
     stream = jax.random.split(jax.random.fold_in(streams.tune, 2), len(streams.test))
     rule = arm.rule
     if not len(due(rule, steps)):
-        rule = dataclasses.replace(rule, teleports=None)
+        rule = dataclasses.replace(rule, schedule=())
     seen = run_many(rule, networks, arm.family, stream, tasks=tasks * half // parts, parts=half, **keys)
     keys["parts"] = parts
     ran = {arm.name: run_many(rule, networks, arm.family, streams.test, tasks=tasks, **keys)}

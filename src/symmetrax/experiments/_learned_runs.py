@@ -188,11 +188,11 @@ def due(rule: UpdateRule, steps: int) -> Int[np.ndarray, " due"]:
     >>> due(UpdateRule.at((0, 2), 4), 4).tolist()
     [0, 2]
     """
-    if rule.teleports is None:
+    if not rule.teleports:
         return np.zeros(0, int)
     if rule.as_printed:
         return np.arange(steps)
-    return np.flatnonzero(np.asarray(rule.teleports)[:steps])
+    return np.flatnonzero(np.asarray(rule.schedule)[:steps])
 
 
 def facts(ran: Ran, rule: UpdateRule | None = None) -> dict[str, Any]:

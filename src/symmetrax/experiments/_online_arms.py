@@ -16,7 +16,7 @@ from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
 from symmetrax.tasks._plane import SumOfSquares
 from symmetrax.teleportation._guard import Guard
-from symmetrax.teleportation._online import jump_and_step, online_teleported, step_end
+from symmetrax.teleportation._online import LastStep, jump_and_step, online_teleported, step_end
 
 
 class TurnedState(NamedTuple):
@@ -55,12 +55,14 @@ def turned(
         if params is None or value_fn is None:
             raise ValueError("`turned` needs params and value_fn.")
 
+        start = LastStep(params, updates, state.inner, jnp.array(True))
+
         def end(xi):
-            return step_end(stepper, state.inner, symmetry, xi, params, updates, batch)
+            return step_end(stepper, symmetry, start, xi, batch)
 
         xi = choose(lambda: jax.grad(lambda xi: value_fn(end(xi)))(symmetry.zero()))
         displacement, stepped, jumped = jump_and_step(
-            stepper, state.inner, symmetry, xi, params, updates, batch, guard=guard, value_fn=value_fn
+            stepper, symmetry, start, xi, batch, guard=guard, value_fn=value_fn
         )
         xi = jnp.where(jumped.outcome == 0, xi, 0.0)
         return displacement, TurnedState(stepped, xi, jumped.outcome)

@@ -124,7 +124,7 @@ def orbit_arm(
     >>> from symmetrax.tasks._families import make_family
     >>> arm = orbit_arm("vanilla", make_family("ellipse-fixed"), Training(), None)
     >>> arm.make(jax.random.key(0)).algebra, arm.rule.teleports
-    (0, None)
+    (0, False)
     """
     look = variant or Variant()
     make = Build.of(
@@ -138,7 +138,7 @@ def orbit_arm(
         max_norm=math.pi if variant else None,
         width=training.width,
     )
-    rule = how(variant, training.steps) if variant else UpdateRule()
+    rule = how(variant, training.steps) if variant else UpdateRule(schedule=())
     return LearnedArm(name, make, rule, _outer(training.rate, training.updates), family)
 
 
@@ -157,10 +157,10 @@ def how(variant: Variant, steps: int) -> UpdateRule:
 def as_used(rule: UpdateRule, steps: int) -> UpdateRule:
     """A rule as it is used on unseen tasks: hard gates, and teleports at all steps if at any.
 
-    >>> as_used(how(VARIANTS["crest"], 5), 7).teleports.sum().item()
+    >>> as_used(how(VARIANTS["crest"], 5), 7).schedule.sum().item()
     7
     """
-    if rule.teleports is None:
+    if not rule.teleports:
         return rule
     return UpdateRule.at(range(steps), steps, guard=rule.guard, order=rule.order, gate="hard")
 
@@ -213,7 +213,7 @@ def gradients_per_step(arm: LearnedArm) -> float:
     5.0
     """
     options: dict[str, Any] = dict(cast(Build, arm.make).options)
-    guarded = arm.rule.teleports is not None and arm.rule.guard is not None
+    guarded = arm.rule.teleports and arm.rule.guard is not None
     return 1.0 + SLOPES * ("slopes" in options["sees"]) * options["orbit"] + GUARD * guarded
 
 

@@ -28,7 +28,7 @@ from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.tasks._data import Images, digits, mnist
 from symmetrax.tasks._supervised import Classification
 from symmetrax.teleportation._guard import Guard
-from symmetrax.teleportation._teleport import search_price, teleport
+from symmetrax.teleportation._teleport import Teleporter, teleport
 from symmetrax.teleportation._transport import carry
 
 TRANSPORTS = ("keep", "carry", "reset")
@@ -111,7 +111,7 @@ class Proposal(eqx.Module):
     def evaluations_needed(self, minibatch: int) -> float:
         """Gradients of one teleport, each counted as gradients on a minibatch of this size."""
         objective = self.objective(jax.random.key(0), None)
-        gradients = search_price(self.symmetry, objective, self.search, known=False)
+        gradients = Teleporter.of(self.symmetry, objective, self.search).evaluations(known=False)
         return gradients * self.batch / minibatch
 
 

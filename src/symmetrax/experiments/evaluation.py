@@ -137,7 +137,7 @@ def _rule(
 
     algebra = jax.eval_shape(emitted, jax.random.key(0))
     if algebra is None or task.symmetry() is None:
-        return UpdateRule()
+        return UpdateRule(schedule=())
     teleports = _teleports(training.get("schedule"), steps)
     use, guarded = training.get("use", {}), training.get("guarded", True)
     return UpdateRule(jnp.asarray(teleports), **_options(use, guarded))

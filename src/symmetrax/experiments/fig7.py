@@ -41,7 +41,7 @@ from symmetrax.experiments._stats import compare
 from symmetrax.experiments._streams import Streams
 from symmetrax.experiments.evaluation import usage
 from symmetrax.learned._artifact import save
-from symmetrax.learned._base import NOT_EMITTED
+from symmetrax.learned._transformation import NOT_EMITTED
 from symmetrax.tasks._base import AbstractTask
 from symmetrax.tasks._regression import RegressionFamily, Start
 

@@ -103,7 +103,7 @@ def config(name: str, preset: str = "full", seed: int = 0) -> Config:
 def arm(family: str, every: int | None, settings: Config) -> LearnedArm:
     """The optimizer that learns to teleport every so many steps, or never (None).
 
-    >>> arm("ellipse-random", 5, Config()).rule.teleports.sum().item()
+    >>> arm("ellipse-random", 5, Config()).rule.schedule.sum().item()
     4
     """
     steps = settings.horizon(family).steps

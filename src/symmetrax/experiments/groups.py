@@ -41,8 +41,8 @@ from symmetrax.experiments._orbit_arms import (
 from symmetrax.experiments._report import Reporter, arms_table, number, titled_table, verdict_table
 from symmetrax.experiments._stats import Interval, compare, log_ratios, verdict
 from symmetrax.experiments._streams import Streams
-from symmetrax.learned._base import LearnedState
 from symmetrax.learned._orbit import OrbitLSTM
+from symmetrax.learned._transformation import LearnedState
 from symmetrax.learned._update_rule import UpdateRule
 from symmetrax.rollout._unroll import MakeTransform
 from symmetrax.symmetry._base import AbstractLieSymmetry

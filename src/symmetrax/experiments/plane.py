@@ -219,7 +219,7 @@ def paper_arm(name: str, family: str, steps: int | None = None) -> LearnedArm:
 
     Its rule is that of training, or with `steps` that of a test of so many steps.
 
-    >>> paper_arm("teleport", "ellipse-fixed", steps=50).rule.teleports.sum().item()
+    >>> paper_arm("teleport", "ellipse-fixed", steps=50).rule.schedule.sum().item()
     50
     """
     settings = Config(figure="", family=family)
@@ -251,7 +251,7 @@ def run_arm(
         points=True,
     )
     if getattr(make, "guard", None) is not None:
-        due = int(np.sum(np.asarray(make.teleports)[: settings.test_steps])) * settings.seeds * settings.tasks
+        due = int(np.sum(np.asarray(make.schedule)[: settings.test_steps])) * settings.seeds * settings.tasks
         extras["rejected"] = float(np.sum(np.asarray(trace.watched["outcome"]) > 0) / max(due, 1))
     return Ran(trace, seconds, settings.test_steps * (1.0 + extra), extras)
 

@@ -258,7 +258,7 @@ def _run(arm, trained, settings, keys, family, published: int | None = None) -> 
     if published is None:
         steps = settings.horizons[-1]
         return _kept(run_used(arm, trained.networks, keys, steps=steps, tasks=tasks, family=family), settings)
-    watch = ("outcome",) if arm.rule.guard is not None and arm.rule.teleports is not None else ()
+    watch = ("outcome",) if arm.rule.guard is not None and arm.rule.teleports else ()
     options = {"steps": published, "tasks": tasks, "watch": watch, "parts": 2}
     return _kept(run_many(arm.rule, trained.networks, family, keys, **options), settings)
 

@@ -2,7 +2,6 @@ from ._artifact import ArtifactError as ArtifactError
 from ._artifact import load as load
 from ._artifact import save as save
 from ._base import AbstractLearnedOptimizer as AbstractLearnedOptimizer
-from ._base import LearnedState as LearnedState
 from ._coordinatewise import CoordinatewiseLSTM as CoordinatewiseLSTM
 from ._coordinatewise import clipped_log_and_sign as clipped_log_and_sign
 from ._features import Observation as Observation
@@ -19,4 +18,5 @@ from ._neurons import PerNeuronLSTM as PerNeuronLSTM
 from ._orbit import OrbitLSTM as OrbitLSTM
 from ._rnnprop import RNNProp as RNNProp
 from ._step import StepLSTM as StepLSTM
+from ._transformation import LearnedState as LearnedState
 from ._update_rule import UpdateRule as UpdateRule

@@ -33,7 +33,7 @@ from symmetrax._files import (
     save_arrays,
 )
 from symmetrax._text import near_match
-from symmetrax.learned._base import AbstractLearnedOptimizer, update_from
+from symmetrax.learned._base import AbstractLearnedOptimizer
 from symmetrax.learned._coordinatewise import CoordinatewiseLSTM
 from symmetrax.learned._features import Observation
 from symmetrax.learned._flat_gradient import FlatGradientGRU, FlatGradientLSTM, FlatGradientMLP
@@ -43,6 +43,7 @@ from symmetrax.learned._neurons import PerNeuronLSTM
 from symmetrax.learned._orbit import OrbitLSTM
 from symmetrax.learned._rnnprop import RNNProp
 from symmetrax.learned._step import StepLSTM
+from symmetrax.learned._transformation import update_from
 
 FORMAT = 2
 TOLERANCE = 1e-5

@@ -1,7 +1,7 @@
 """The inputs and outputs of a learned optimizer: observations and proposals."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,9 @@ from jaxtyping import Array, Bool, Float, Key, PyTree
 from symmetrax._tree import squared_norm
 from symmetrax.objectives._base import OrbitDerivatives
 from symmetrax.symmetry._base import AbstractLieSymmetry
+
+#: Fields of `Observation` that are computed only on request, because they are costly or need a symmetry.
+Want = Literal["symmetry", "orbit_derivative", "slopes", "best"]
 
 
 class Observation(NamedTuple):
@@ -44,7 +47,7 @@ class Proposal(NamedTuple):
     its value at the gradient where the step starts; without an update, -`step_size` * gradient. With
     `momentum` steps accumulate, v <- momentum * v + u. `algebra` holds the coordinates of the group element;
     they are multiplied by `gate`, the probability of teleporting at all, if the network emits it (see
-    `AbstractLearnedOptimizer.transform`).
+    `UpdateRule`).
 
     >>> Proposal(step_size=0.5).update is None
     True

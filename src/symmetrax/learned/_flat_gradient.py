@@ -10,8 +10,8 @@ from jaxtyping import Array, Key, PyTree
 
 from symmetrax._keys import check_key
 from symmetrax._numbers import flat
-from symmetrax.learned._base import AbstractLearnedOptimizer, Want
-from symmetrax.learned._features import INPUTS, Observation, Proposal, cut, example_info
+from symmetrax.learned._base import AbstractLearnedOptimizer
+from symmetrax.learned._features import INPUTS, Observation, Proposal, Want, cut, example_info
 from symmetrax.learned._heads import RATES, check_heads, coordinates, scalars
 from symmetrax.learned._networks import GRU, LSTM, MLP, Core, Linear, side_by_side
 from symmetrax.symmetry._base import AbstractLieSymmetry

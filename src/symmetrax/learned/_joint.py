@@ -6,8 +6,8 @@ import equinox as eqx
 import optax
 from jaxtyping import PyTree
 
-from symmetrax.learned._base import AbstractLearnedOptimizer, Want
-from symmetrax.learned._features import Observation, Proposal
+from symmetrax.learned._base import AbstractLearnedOptimizer
+from symmetrax.learned._features import Observation, Proposal, Want
 from symmetrax.symmetry._base import AbstractLieSymmetry
 
 

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, Key, PyTree
 from symmetrax._keys import check_key
 from symmetrax._numbers import gathered
 from symmetrax.groups._diagonal import PositiveDiagonal
-from symmetrax.learned._base import AbstractLearnedOptimizer, Want
-from symmetrax.learned._features import Observation, Proposal, largest_entry
+from symmetrax.learned._base import AbstractLearnedOptimizer
+from symmetrax.learned._features import Observation, Proposal, Want, largest_entry
 from symmetrax.learned._networks import LSTM, Linear, LSTMState
 from symmetrax.models._ready import mlp_symmetry
 from symmetrax.symmetry._base import AbstractLieSymmetry

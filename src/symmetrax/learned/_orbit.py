@@ -11,8 +11,8 @@ from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from symmetrax._keys import check_key
 from symmetrax._numbers import flat
-from symmetrax.learned._base import AbstractLearnedOptimizer, Want
-from symmetrax.learned._features import Length, Observation, Proposal
+from symmetrax.learned._base import AbstractLearnedOptimizer
+from symmetrax.learned._features import Length, Observation, Proposal, Want
 from symmetrax.learned._heads import between, check_heads, coordinates
 from symmetrax.learned._networks import LSTM, Linear, LSTMState
 from symmetrax.objectives._base import OrbitDerivatives

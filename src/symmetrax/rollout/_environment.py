@@ -8,8 +8,9 @@ import optax
 from jaxtyping import Array, Float, Key, PyTree
 
 from symmetrax._keys import check_key
-from symmetrax.learned._base import AbstractLearnedOptimizer, Want, look
-from symmetrax.learned._features import Observation, Proposal, example_info
+from symmetrax.learned._base import AbstractLearnedOptimizer
+from symmetrax.learned._features import Observation, Proposal, Want, example_info
+from symmetrax.learned._transformation import look
 from symmetrax.learned._update_rule import UpdateRule
 from symmetrax.rollout._unroll import Carry, begin, step
 from symmetrax.symmetry._base import AbstractLieSymmetry
@@ -21,6 +22,11 @@ class _Given(AbstractLearnedOptimizer):
 
     kind: ClassVar[str] = "given"
     proposal: Proposal
+    elements: bool = eqx.field(static=True)
+
+    @property
+    def proposes_elements(self) -> bool:
+        return self.elements
 
     def memory(self, params: PyTree, symmetry: AbstractLieSymmetry | None = None) -> tuple[()]:
         return ()
@@ -64,7 +70,7 @@ class Environment(eqx.Module):
     def reset(self, key: Key[Array, ""]) -> Carry:
         """Returns the random start of the task, as `unroll` draws it from the same key."""
         check_key(key)
-        return begin(self.rule(_Given(Proposal()), self.task), self.task, key)
+        return begin(self._transform(Proposal()), self.task, key)
 
     def observe(self, state: Carry, wants: tuple[Want, ...] = ()) -> Observation:
         """Returns a network's observation of a state; `wants` lists the expensive parts (`network.wants`)."""
@@ -87,5 +93,8 @@ class Environment(eqx.Module):
 
     def step(self, state: Carry, proposal: Proposal) -> tuple[Carry, Float[Array, ""]]:
         """Applies a proposal; returns the state after it and the loss there."""
-        after = step(self.rule(_Given(proposal), self.task), self.task, state)
+        after = step(self._transform(proposal), self.task, state)
         return after, after.value
+
+    def _transform(self, proposal: Proposal) -> optax.GradientTransformationExtraArgs:
+        return self.rule(_Given(proposal, self.task.symmetry() is not None), self.task)

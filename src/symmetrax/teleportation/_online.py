@@ -1,5 +1,6 @@
 """Algorithm 2 of arXiv:2504.15399: learning the group element while optimizing the parameters."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -116,13 +117,9 @@ def online_teleported(
         raise ValueError(f"`order` must be 1 or 2, got {order!r}.")
     if not isinstance(symmetry, AbstractLieSymmetry):
         raise TypeError(
-            f"`online_teleported` learns coordinates in a Lie algebra, and {type(symmetry).__name__} is no "
-            "AbstractLieSymmetry."
+            "`online_teleported` learns coordinates in a Lie algebra, so `symmetry` must be an "
+            f"AbstractLieSymmetry, got {type(symmetry).__name__}."
         )
-    stepper = optax.with_extra_args_support(inner)
-    learner = rate if isinstance(rate, optax.GradientTransformation) else optax.sgd(rate)
-    guard = settled_guard(guard, symmetry)
-    schedule = settled(schedule)
     zero = symmetry.zero()
     if zero.size == 0:
         raise ValueError(
@@ -135,19 +132,46 @@ def online_teleported(
             f"`start` must have the shape of the algebra's coordinates, {symmetry.algebra}, got "
             f"{first.shape}."
         )
+    made = _Online(
+        stepper=optax.with_extra_args_support(inner),
+        symmetry=symmetry,
+        learner=rate if isinstance(rate, optax.GradientTransformation) else optax.sgd(rate),
+        order=order,
+        first=first,
+        bound=bound,
+        schedule=settled(schedule),
+        guard=settled_guard(guard, symmetry),
+    )
+    return optax.GradientTransformationExtraArgs(made.init, one_program(made.update))
 
-    def init(params: PyTree) -> OnlineState:
+
+@dataclasses.dataclass(frozen=True)
+class _Online:
+    """The two functions of `online_teleported`."""
+
+    stepper: optax.GradientTransformationExtraArgs
+    symmetry: AbstractLieSymmetry
+    learner: optax.GradientTransformation
+    order: Literal[1, 2]
+    first: Float[Array, "..."]
+    bound: float | Float[Array, ""]
+    schedule: Schedule
+    guard: Guard | None
+
+    def init(self, params: PyTree) -> OnlineState:
+        """Returns the initial state, with the first coordinates."""
         check_whole(params)
-        held = hold(params, symmetry)
-        symmetry.check(held.numbers)
-        state, theta = stepper.init(held.numbers), jnp.asarray(first, held.dtype)
+        held = hold(params, self.symmetry)
+        self.symmetry.check(held.numbers)
+        inner, theta = self.stepper.init(held.numbers), jnp.asarray(self.first, held.dtype)
+        nowhere = LastStep(held.numbers, optax.tree.zeros_like(held.numbers), inner, jnp.array(False))
         return settled_state(
             OnlineState(
                 count=jnp.array(0),
-                inner=state,
+                inner=inner,
                 algebra=theta,
-                meta=learner.init(theta),
-                last=LastStep(held.numbers, optax.tree.zeros_like(held.numbers), state, jnp.array(False)),
+                meta=self.learner.init(theta),
+                last=nowhere,
                 loss_change=jnp.array(NOT_MEASURED, held.dtype),
                 outcome=jnp.array(0),
                 outcomes=jnp.zeros(len(OUTCOMES), int),
@@ -155,42 +179,26 @@ def online_teleported(
             )
         )
 
-    def learned(state: OnlineState, gradient: PyTree, batch: PyTree) -> tuple[Array, optax.OptState, Array]:
-        """Returns theta updated by the last step, its optimizer state, and whether the slope was not finite.
-
-        `gradient` is the gradient at the end of that step.
-        """
-        last = state.last
-
-        def end(theta):
-            return step_end(stepper, last.inner, symmetry, theta, last.params, last.gradient, batch, order)
-
-        (slope,) = jax.vjp(end, state.algebra)[1](gradient)
-        finite = all_finite(slope)
-        learns = last.moved & finite
-        slope = jnp.where(learns, slope, 0.0)
-        change, meta = learner.update(slope, state.meta, state.algebra)
-        theta = symmetry.bounded(state.algebra + jnp.asarray(change), bound)
-        theta, meta = as_before((theta, meta), (state.algebra, state.meta))
-        theta, meta = select(learns, (theta, meta), (state.algebra, state.meta))
-        return theta, meta, last.moved & ~finite
-
-    def update(updates, state, params=None, *, value_fn=None, batch=None, **extra):
+    def update(self, updates, state, params=None, *, value_fn=None, batch=None, **extra):
+        """Learns from the last step, then teleports by the learned coordinates and steps."""
         del extra  # optax's own arguments; the end of a step cannot be differentiated with any of them
         if params is None:
             raise ValueError("`online_teleported` needs params: call update(grads, state, params).")
         check_whole(params)
-        held = hold(params, symmetry)
+        held = hold(params, self.symmetry)
         gradient = held.gradient(updates)
-        theta, meta, failed = learned(state, gradient, batch)
-        moves = due(schedule, state.count)
+        theta, meta, failed = self._learned(state, gradient, batch)
+        moves = due(self.schedule, state.count)
+        start = LastStep(params, updates, state.inner, moves)
         now = jnp.where(moves, theta, 0.0)
         displacement, inner, jumped = jump_and_step(
-            stepper, state.inner, symmetry, now, params, updates, batch, guard=guard, value_fn=value_fn
+            self.stepper, self.symmetry, start, now, batch, guard=self.guard, value_fn=value_fn
         )
         displacement = held.gradient(displacement)
         made = held.lands(displacement)
         outcome = jnp.where(made, jnp.where(moves, jumped.outcome, 0), NO_STEP)
+        # A teleport that was rejected, or that ended nowhere, sends the coordinates back to zero; a gradient
+        # that is no number says nothing about them.
         jumps = (jumped.outcome == 0) & (made | ~all_finite(gradient))
         after = OnlineState(
             count=state.count + 1,
@@ -208,23 +216,49 @@ def online_teleported(
         after = after._replace(last=jax.tree.map(own, after.last))
         return held.updates(displacement, updates), as_before(after, state)
 
-    return optax.GradientTransformationExtraArgs(init, one_program(update))
+    def _learned(
+        self, state: OnlineState, gradient: PyTree, batch: PyTree
+    ) -> tuple[Array, optax.OptState, Array]:
+        """Returns theta updated by the last step, its optimizer state, and whether the slope was not finite.
+
+        `gradient` is the gradient at the end of that step.
+        """
+        last = state.last
+
+        def end(theta):
+            return step_end(self.stepper, self.symmetry, last, theta, batch, self.order)
+
+        (slope,) = jax.vjp(end, state.algebra)[1](gradient)
+        finite = all_finite(slope)
+        learns = last.moved & finite
+        slope = jnp.where(learns, slope, 0.0)
+        change, meta = self.learner.update(slope, state.meta, state.algebra)
+        theta = self.symmetry.bounded(state.algebra + jnp.asarray(change), self.bound)
+        theta, meta = as_before((theta, meta), (state.algebra, state.meta))
+        theta, meta = select(learns, (theta, meta), (state.algebra, state.meta))
+        return theta, meta, last.moved & ~finite
 
 
 def step_end(
     stepper: optax.GradientTransformationExtraArgs,
-    inner: optax.OptState,
     symmetry: AbstractLieSymmetry,
+    start: LastStep,
     theta: Float[Array, "..."],
-    params: PyTree,
-    gradient: PyTree,
     batch: PyTree = None,
     order: Literal[1, 2] = 2,
 ) -> PyTree:
     """Returns the end of a step after a teleport by `theta`, to be differentiated with respect to `theta`.
 
-    The gradient at `params` serves for both. With order 1 the carried gradient is a constant.
+    The gradient at the start serves for both. With order 1 the carried gradient is a constant.
+
+    >>> import jax.numpy as jnp, optax, symmetrax as sx
+    >>> task, x = sx.tasks.booth(), jnp.array([5.0, -5.0])
+    >>> stepper = optax.with_extra_args_support(optax.sgd(0.1))
+    >>> start = LastStep(x, jax.grad(task.loss)(x), stepper.init(x), jnp.array(True))
+    >>> print(jax.jacobian(lambda x: step_end(stepper, task.symmetry(), start, x))(jnp.zeros(1)).shape)
+    (2, 1)
     """
+    params, gradient, inner, _ = start
     held = hold(params, symmetry)
     element = symmetry.exp(theta)
     there = held.widened(symmetry.act(element, held.inside, batch))
@@ -236,20 +270,29 @@ def step_end(
 
 def jump_and_step(
     stepper: optax.GradientTransformationExtraArgs,
-    inner: optax.OptState,
     symmetry: AbstractLieSymmetry,
+    start: LastStep,
     theta: Float[Array, "..."],
-    params: PyTree,
-    gradient: PyTree,
     batch: PyTree = None,
     *,
     guard: Guard | None,
     value_fn: Callable[[PyTree], Float[Array, ""]] | None,
 ) -> tuple[PyTree, optax.OptState, Jump]:
-    """Teleports by `theta` unless `guard` refuses, then steps with the gradient carried there.
+    """Teleports by `theta` unless `guard` rejects it, then steps with the gradient carried there.
 
     Returns the whole displacement, the inner state after the step, and the outcome of the teleport.
+
+    >>> import jax.numpy as jnp, optax, symmetrax as sx
+    >>> task, x = sx.tasks.booth(), jnp.array([5.0, -5.0])
+    >>> stepper = optax.with_extra_args_support(optax.sgd(0.1))
+    >>> start = LastStep(x, jax.grad(task.loss)(x), stepper.init(x), jnp.array(True))
+    >>> nowhere, _, jumped = jump_and_step(
+    ...     stepper, task.symmetry(), start, jnp.zeros(1), guard=None, value_fn=None
+    ... )
+    >>> bool(jnp.allclose(nowhere, -0.1 * jax.grad(task.loss)(x)))  # the identity: the inner step alone
+    True
     """
+    params, gradient, inner, _ = start
     held = hold(params, symmetry)
     at, value_fn = held.inside, held.loss(value_fn)
     teleport = teleport_by(symmetry, theta, at, batch, guard=guard, value_fn=value_fn)

@@ -107,10 +107,17 @@ def teleport_by(
     """Teleports `params` by exp(coordinates), shortened if the guard shortens, unless the guard refuses.
 
     **Arguments:** `exp` is `symmetry.exp` by default; if the norm of the coordinates is bounded, there are
-    cheaper alternatives. `due` says whether the teleport is scheduled; if not, the coordinates must be zero.
-    The other arguments are as for `jump`.
+    cheaper alternatives. `due` says whether the teleport is scheduled; if not, nothing moves. The other
+    arguments are as for `jump`.
+
+    >>> import jax.numpy as jnp, symmetrax as sx
+    >>> task, x = sx.tasks.booth(), jnp.array([5.0, -5.0])
+    >>> step = teleport_by(task.symmetry(), jnp.array([0.3]), x, guard=sx.Guard(), value_fn=task.loss)
+    >>> bool(step.moved), bool(jnp.isclose(task.loss(x + step.jump.displacement), task.loss(x)))
+    (True, True)
     """
     exp = symmetry.exp if exp is None else exp
+    coordinates = coordinates if due is True else jnp.where(due, coordinates, 0.0)
     xi = shortened(symmetry, exp, coordinates, params, batch, guard=guard, step=step)
     jumped = jump(
         symmetry,
@@ -137,6 +144,12 @@ def teleport_to(
     """Takes a displacement that was found without a group, unless `guard` refuses.
 
     Decreases of the loss are always accepted.
+
+    >>> import jax.numpy as jnp, symmetrax as sx
+    >>> square = lambda x: jnp.sum(x**2)
+    >>> step = teleport_to(jnp.array([1.0]), jnp.array([1.0]), guard=sx.Guard(jump=5.0), value_fn=square)
+    >>> sx.teleportation.OUTCOMES[int(step.jump.outcome)]
+    'the loss changed'
     """
 
     def taken(jumped: Jump) -> TeleportStep:
@@ -269,5 +282,5 @@ def unless(condition: Bool[Array, ""], gradient: PyTree, carried: PyTree) -> PyT
 
 
 @unless.defjvp
-def unless_jvp(primals, tangents):
+def _unless_jvp(primals, tangents):
     return unless(*primals), tangents[2]

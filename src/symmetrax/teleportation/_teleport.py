@@ -1,4 +1,4 @@
-"""`teleport`, and the search-and-jump routine that it shares with the optimizers."""
+"""`teleport`, and the `Teleporter` that it shares with the optimizers."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
@@ -109,15 +109,14 @@ def teleport(
     def whole(w, batch):
         return explained(loss, eqx.combine(w, rest), batch)
 
+    teleporter = Teleporter.of(symmetry, objective, search, guard)
     apply, constants = opened(whole, numbers, batch)
 
     def moved(constants, numbers, batch):
         def value_fn(w):
             return apply(constants, w, batch)
 
-        step = search_and_teleport(
-            value_fn, numbers, symmetry, batch, objective=objective, search=search, guard=guard
-        )
+        step = teleporter(value_fn, numbers, batch)
         there = optax.tree.add(numbers, step.jump.displacement)
         return there, step.algebra, step.jump, objective(value_fn, numbers), objective(value_fn, there)
 
@@ -128,7 +127,7 @@ def teleport(
         algebra=algebra,
         loss_change=jumped.loss_change,
         outcome=jumped.outcome,
-        evaluations=search_price(symmetry, objective, search, known=False),
+        evaluations=teleporter.evaluations(known=False),
         found=found,
         negligible=jnp.abs(after - before) <= NEGLIGIBLE * jnp.abs(before),
     )
@@ -173,35 +172,84 @@ def check_auto(symmetry: str) -> None:
         raise ValueError(f"`symmetry` must be a symmetry, None or 'auto', got {symmetry!r}.")
 
 
-def search_and_teleport(
-    value_fn: Callable[[PyTree], Float[Array, ""]],
-    params: PyTree,
-    symmetry: AbstractLieSymmetry | None,
-    batch: PyTree,
-    *,
-    objective: Objective,
-    search: AbstractSearch | AbstractPointSearch | None,
-    guard: GuardChoice,
-    gradient: PyTree = None,
-    count: Int[Array, ""] | int = 0,
-) -> TeleportStep:
-    """Searches and teleports; see `teleport`. `gradient` is the gradient at `params`, if already known."""
-    search = check_search(symmetry, search, objective)
-    guard = settled_guard(guard, symmetry)
-    if isinstance(search, AbstractPointSearch):
-        displacement = optax.tree.sub(search(value_fn, params, batch).params, params)
-        return teleport_to(displacement, params, guard=guard, value_fn=value_fn)
-    assert symmetry is not None  # guaranteed by check_search
-    orbit = Orbit(value_fn, params, symmetry, batch, objective, gradient, count)
-    return teleport_by(
-        symmetry,
-        search(orbit),
-        params,
-        batch,
-        guard=guard,
-        value_fn=value_fn,
-        gradient=orbit.known_gradient,
-    )
+class Teleporter(NamedTuple):
+    """All that decides a teleport except the point that it starts from: orbit, objective, search and guard.
+
+    Build one with `Teleporter.of`, which fills in the defaults and checks that the parts fit together.
+
+    >>> import jax.numpy as jnp, symmetrax as sx
+    >>> task = sx.tasks.booth()
+    >>> teleporter = Teleporter.of(task.symmetry(), search=sx.search.Oracle())
+    >>> step = teleporter(task.loss, jnp.array([5.0, -5.0]))
+    >>> bool(step.moved), teleporter.evaluations(known=False)
+    (True, 1.0)
+    """
+
+    symmetry: AbstractLieSymmetry | None
+    objective: Objective
+    search: AbstractSearch | AbstractPointSearch
+    guard: Guard | None
+
+    @classmethod
+    def of(
+        cls,
+        symmetry: AbstractLieSymmetry | None,
+        objective: Objective = squared_gradient_norm,
+        search: AbstractSearch | AbstractPointSearch | None = None,
+        guard: GuardChoice = "default",
+    ) -> "Teleporter":
+        """Returns the teleporter with all defaults filled in; see `teleport` for the arguments."""
+        return cls(
+            symmetry, objective, check_search(symmetry, search, objective), settled_guard(guard, symmetry)
+        )
+
+    def __call__(
+        self,
+        value_fn: Callable[[PyTree], Float[Array, ""]],
+        params: PyTree,
+        batch: PyTree = None,
+        gradient: PyTree = None,
+        count: Int[Array, ""] | int = 0,
+    ) -> TeleportStep:
+        """Searches and teleports. `gradient` is the gradient at `params`, if already known."""
+        if isinstance(self.search, AbstractPointSearch):
+            displacement = optax.tree.sub(self.search(value_fn, params, batch).params, params)
+            return teleport_to(displacement, params, guard=self.guard, value_fn=value_fn)
+        assert self.symmetry is not None  # guaranteed by check_search
+        orbit = Orbit(value_fn, params, self.symmetry, batch, self.objective, gradient, count)
+        return teleport_by(
+            self.symmetry,
+            self.search(orbit),
+            params,
+            batch,
+            guard=self.guard,
+            value_fn=value_fn,
+            gradient=orbit.known_gradient,
+        )
+
+    def evaluations(self, *, known: bool) -> float:
+        """The maximum number of gradients of the loss that the search costs, known before it runs.
+
+        `known` says whether the gradient at the start is given.
+        """
+        if isinstance(self.search, AbstractPointSearch):
+            return float(self.search.evaluations())
+        assert self.symmetry is not None  # guaranteed by check_search
+        cost = self.search.evaluations(self.symmetry)
+        return evaluations_needed(self.symmetry, self.objective, cost, known)
+
+    def zero(self) -> Float[Array, "..."] | None:
+        """The coordinates of the identity; None for a search without a group."""
+        if self.symmetry is None or isinstance(self.search, AbstractPointSearch):
+            return None
+        return self.symmetry.zero()
+
+    @property
+    def carries_gradients(self) -> bool:
+        """Whether the gradient after the teleport follows from the one before: the action is linear."""
+        if self.symmetry is None or isinstance(self.search, AbstractPointSearch):
+            return False
+        return self.symmetry.linear
 
 
 def check_search(
@@ -234,21 +282,6 @@ def check_search(
     if has_closed_form(symmetry, objective):
         return ClosedForm(bound=BOUND)
     return Ascent(rate=BOUND / 5, bound=BOUND, normalized=True, monotone=True)
-
-
-def search_price(
-    symmetry: AbstractLieSymmetry | None,
-    objective: Objective,
-    search: AbstractSearch | AbstractPointSearch | None,
-    *,
-    known: bool,
-) -> float:
-    """The maximum number of gradients of the loss that a search costs, known before it runs."""
-    search = check_search(symmetry, search, objective)
-    if isinstance(search, AbstractPointSearch):
-        return float(search.evaluations())
-    assert symmetry is not None  # guaranteed by check_search
-    return evaluations_needed(symmetry, objective, search.evaluations(symmetry), known)
 
 
 def default_guard(symmetry: AbstractLieSymmetry | None) -> Guard:

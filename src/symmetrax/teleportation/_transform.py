@@ -1,7 +1,8 @@
 """`teleported`: wraps an optax optimizer to move along a symmetry before it steps."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import equinox as eqx
 import jax
@@ -29,19 +30,16 @@ from symmetrax.search._searches import AbstractSearch
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.symmetry._network import NetworkSymmetry
 from symmetrax.teleportation._guard import NOT_MEASURED, OUTCOMES
+from symmetrax.teleportation._step import Transport
 from symmetrax.teleportation._teleport import (
     GuardChoice,
     SymmetryChoice,
+    Teleporter,
     check_auto,
-    check_search,
     discovered,
-    search_and_teleport,
-    search_price,
     settled_guard,
 )
 from symmetrax.teleportation._transport import carry, check_movable, groups_carried, makers
-
-TRANSPORTS = ("keep", "carry", "reset")
 
 
 class TeleportedState(NamedTuple):
@@ -78,12 +76,12 @@ class TeleportedTransformation(optax.GradientTransformationExtraArgs):
     GeneralLinear(3)
     """
 
-    _discoveries: list[tuple[Any, Discovery]]
+    _discoveries: list["_Discovered"]
 
     @property
     def found(self) -> Discovery | None:
         """The result of the latest search; None before `init`, and if you passed a symmetry."""
-        return self._discoveries[-1][1] if self._discoveries else None
+        return self._discoveries[-1].discovery if self._discoveries else None
 
 
 def teleported(
@@ -94,7 +92,7 @@ def teleported(
     search: AbstractSearch | AbstractPointSearch | None = None,
     schedule: Schedule = None,
     guard: GuardChoice = "default",
-    transport: Literal["keep", "carry", "reset"] = "keep",
+    transport: Transport = "keep",
     loss: Callable[[PyTree, PyTree], Float[Array, ""]] | None = None,
     batch: PyTree = None,
 ) -> TeleportedTransformation:
@@ -138,64 +136,103 @@ def teleported(
     >>> task.loss(optax.apply_updates(params, updates)) < 1e-6  # one step solves it
     Array(True, dtype=bool)
     """
-    if transport not in TRANSPORTS:
-        raise ValueError(f"`transport` must be one of {', '.join(TRANSPORTS)}, got {transport!r}.")
-    if not isinstance(inner, optax.GradientTransformation):
-        raise TypeError(f"`teleported` wraps an optax optimizer, got {type(inner).__name__}.")
-    free_form = isinstance(search, AbstractPointSearch)
-    if free_form and transport == "carry":
-        raise ValueError(
-            "transport='carry' moves the state by a group element, and this search has none: use 'keep' or "
-            "'reset'."
-        )
-    if transport == "carry":
-        check_movable(makers(inner))
-    schedule, stepper = settled(schedule), optax.with_extra_args_support(inner)
-    if isinstance(symmetry, str):
-        check_auto(symmetry)
-        if loss is None:
+    made = _Teleported(inner, symmetry, objective, search, schedule, guard, transport, loss, batch)
+    transformation = TeleportedTransformation(made.init, one_program(made.update))
+    transformation._discoveries = made.discoveries
+    return transformation
+
+
+class _Discovered(NamedTuple):
+    """The symmetries found for parameters of one structure, and those used, joined."""
+
+    structure: Any
+    discovery: Discovery
+    symmetry: NetworkSymmetry | None
+
+
+class _Start(NamedTuple):
+    """The start of a step: floating-point parameters, their gradient, other leaves, loss and data."""
+
+    numbers: PyTree
+    gradient: PyTree
+    rest: PyTree
+    value_fn: Callable[[PyTree], Float[Array, ""]]
+    batch: PyTree
+
+    def value(self, numbers: PyTree) -> Float[Array, ""]:
+        return self.value_fn(eqx.combine(numbers, self.rest))
+
+    def after(self, displacement: PyTree) -> PyTree:
+        """The parameters at the end of a displacement."""
+        return eqx.combine(optax.tree.add(self.numbers, displacement), self.rest)
+
+
+class _Moved(NamedTuple):
+    """A teleport, or none: what the inner step starts from, and what the state records."""
+
+    displacement: PyTree
+    gradient: PyTree
+    state: TeleportedState
+
+
+@dataclasses.dataclass(frozen=True)
+class _Teleported:
+    """The two functions of `teleported`, whose arguments are the fields."""
+
+    inner: optax.GradientTransformation
+    symmetry: SymmetryChoice
+    objective: Objective
+    search: AbstractSearch | AbstractPointSearch | None
+    schedule: Schedule
+    guard: GuardChoice
+    transport: Transport
+    loss: Callable[[PyTree, PyTree], Float[Array, ""]] | None
+    batch: PyTree
+    discoveries: list[_Discovered] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self):
+        if self.transport not in get_args(Transport):
+            names = ", ".join(get_args(Transport))
+            raise ValueError(f"`transport` must be one of {names}, got {self.transport!r}.")
+        if not isinstance(self.inner, optax.GradientTransformation):
+            raise TypeError(f"`teleported` wraps an optax optimizer, got {type(self.inner).__name__}.")
+        if self.transport == "carry":
+            if isinstance(self.search, AbstractPointSearch):
+                raise ValueError(
+                    "transport='carry' moves the state by a group element, and this search has none: use "
+                    "'keep' or 'reset'."
+                )
+            check_movable(makers(self.inner))
+        object.__setattr__(self, "schedule", settled(self.schedule))
+        if not isinstance(self.symmetry, str):
+            self._teleporter(self.symmetry)  # raises for parts that do not fit together
+            return
+        check_auto(self.symmetry)
+        settled_guard(self.guard, None)
+        if self.loss is None:
             raise ValueError(
                 "symmetry='auto' finds the symmetries of a loss: pass it, as in teleported(inner, 'auto', "
                 "loss=loss)."
             )
-        guard = settled_guard(guard, None)  # symmetries found automatically are linear
-    else:
-        check_search(symmetry, search)
-        guard = settled_guard(guard, symmetry)
 
-    discoveries: list[tuple[Any, Discovery]] = []
-
-    def along(params: PyTree) -> tuple[AbstractLieSymmetry | None, Array | None]:
-        """Returns the symmetry, given or found, and the coordinates to record if no teleport is due."""
-        chosen = symmetry
-        if isinstance(chosen, str):
-            found = [discovery for structure, discovery in discoveries if structure == _structure(params)]
-            if not found:
-                raise ValueError(
-                    "symmetry='auto' has not looked at parameters of this structure yet: call init(params) "
-                    "once in this process, before the first update and before you use a state that was saved."
-                )
-            chosen = found[0].joined(compact=False)
-        return chosen, None if free_form or chosen is None else chosen.zero()
-
-    def init(params: PyTree) -> TeleportedState:
+    def init(self, params: PyTree) -> TeleportedState:
+        """Returns the initial state; finds the symmetries first if the caller passed none."""
         check_whole(params)
-        if isinstance(symmetry, AbstractLieSymmetry):
-            symmetry.check(params)
-        auto = loss if isinstance(symmetry, str) else None
-        state = stepper.init(params)
-        groups = groups_carried(state, params, inner) if auto and transport == "carry" else GROUPS
-        if auto is not None and all(structure != _structure(params) for structure, _ in discoveries):
-            discoveries.append((_structure(params), discovered(auto, params, batch, groups)))
-        chosen, nowhere = along(params)
-        if transport == "carry" and isinstance(chosen, NetworkSymmetry):
+        if isinstance(self.symmetry, AbstractLieSymmetry):
+            self.symmetry.check(params)
+        state = self._stepper.init(params)
+        if isinstance(self.symmetry, str):
+            self._discover(params, state)
+        teleporter = self._along(params)
+        symmetry = teleporter.symmetry
+        if self.transport == "carry" and isinstance(symmetry, NetworkSymmetry):
             # Raise for state that cannot be carried now, not at the first teleport.
-            still = chosen.identity()
-            eqx.filter_eval_shape(lambda state: carry(state, chosen, still, params, inner=inner), state)
+            identity = symmetry.identity()
+            eqx.filter_eval_shape(lambda s: carry(s, symmetry, identity, params, inner=self.inner), state)
         return TeleportedState(
             count=jnp.zeros((), int),
             inner=state,
-            algebra=nowhere,
+            algebra=teleporter.zero(),
             loss_change=jnp.array(NOT_MEASURED, float),
             outcome=jnp.zeros((), int),
             outcomes=jnp.zeros(len(OUTCOMES), int),
@@ -203,7 +240,8 @@ def teleported(
             progress=beginning(),
         )
 
-    def update(updates, state, params=None, *, value_fn=None, batch=None, **extra):
+    def update(self, updates, state, params=None, *, value_fn=None, batch=None, **extra):
+        """Returns the displacement of a teleport, if one is due, plus the inner step from its end."""
         if params is None or value_fn is None:
             missing = "params" if params is None else "value_fn"
             raise ValueError(
@@ -211,80 +249,107 @@ def teleported(
                 "value_fn maps params to the loss."
             )
         check_whole(updates)
-        if batch is not None:
-            extra["batch"] = batch
+        extra |= {} if batch is None else {"batch": batch}
         value_fn = bound(value_fn, extra)
-        symmetry, nowhere = along(params)
         numbers, rest = eqx.partition(params, eqx.is_inexact_array)
-        given = jax.tree.map(lambda w, g: None if w is None else g, numbers, updates, is_leaf=_is_none)
-
-        def value_of(numbers):
-            return value_fn(eqx.combine(numbers, rest))
-
-        def move():
-            step = search_and_teleport(
-                value_of,
-                numbers,
-                symmetry,
-                batch,
-                objective=objective,
-                search=search,
-                guard=guard,
-                gradient=given,
-                count=state.count,
-            )
-            displacement, loss_change, outcome = step.jump
-            carried = state.inner
-            if transport == "reset":
-                carried = stepper.init(eqx.combine(optax.tree.add(numbers, displacement), rest))
-            elif transport == "carry" and symmetry is not None:
-                carried = carry(carried, symmetry, step.element, params, batch, inner)
-            if symmetry is not None and symmetry.linear and not free_form:
-                gradient = step.gradient(given)
-            else:
-                gradient = jax.grad(value_of)(optax.tree.add(numbers, displacement))
-            return (
-                displacement,
-                gradient,
-                select(outcome == 0, carried, state.inner),
-                None if nowhere is None else step.algebra.astype(nowhere.dtype),
-                loss_change.astype(state.loss_change.dtype),
-                outcome.astype(state.outcome.dtype),
-                state.outcomes.at[outcome].add(1),
-                state.evaluations + search_price(symmetry, objective, search, known=True),
-            )
-
-        def stay():
-            nothing = jnp.full_like(state.loss_change, NOT_MEASURED), jnp.zeros_like(state.outcome)
-            still = optax.tree.zeros_like(numbers)
-            return still, given, state.inner, nowhere, *nothing, state.outcomes, state.evaluations
+        gradient = jax.tree.map(lambda w, g: None if w is None else g, numbers, updates, is_leaf=_is_none)
+        start = _Start(numbers, gradient, rest, value_fn, batch)
 
         progress = state.progress
-        if isinstance(schedule, Plateau):
+        if isinstance(self.schedule, Plateau):
             value = extra["value"] if extra.get("value") is not None else value_fn(params)
-            progress = watched(schedule, progress, value)
-        moves = due(schedule, state.count, progress)
+            progress = watched(self.schedule, progress, value)
+        moves = due(self.schedule, state.count, progress)
+        teleporter = self._along(params)
 
-        def move_where_due():
-            return select(moves, move(), stay())
+        def stay() -> _Moved:
+            return self._stay(start, state)
+
+        def move_where_due() -> _Moved:
+            return select(moves, self._move(teleporter, start, state), stay())
 
         # Under `vmap`, search only at steps at which some member of the batch teleports.
-        displacement, gradient, carried, xi, loss_change, outcome, outcomes, spent = jax.lax.cond(
-            anywhere(moves), move_where_due, stay
+        moved = jax.lax.cond(anywhere(moves), move_where_due, stay)
+        there = start.after(moved.displacement)
+        offered = {**extra, "value_fn": value_fn, "grad": eqx.combine(moved.gradient, updates)}
+        step, inner = updated(
+            self._stepper,
+            offered["grad"],
+            moved.state.inner,
+            there,
+            offered,
+            value=lambda: value_fn(there),
         )
+        displacement = jax.tree.map(_sum, moved.displacement, step, is_leaf=_is_none)
         progress = progress._replace(waited=jnp.where(moves, 0, progress.waited))
-        there = eqx.combine(optax.tree.add(numbers, displacement), rest)
-        gradient = eqx.combine(gradient, updates)
-        offered = {**extra, "value_fn": value_fn, "grad": gradient}
-        step, carried = updated(stepper, gradient, carried, there, offered, value=lambda: value_fn(there))
-        whole = jax.tree.map(_sum, displacement, step, is_leaf=_is_none)
-        return whole, TeleportedState(
-            state.count + 1, carried, xi, loss_change, outcome, outcomes, spent, progress
-        )
+        return displacement, moved.state._replace(count=state.count + 1, inner=inner, progress=progress)
 
-    transformation = TeleportedTransformation(init, one_program(update))
-    transformation._discoveries = discoveries
-    return transformation
+    def _move(self, teleporter: Teleporter, start: _Start, state: TeleportedState) -> _Moved:
+        """Teleports, and carries gradient and inner state to the end."""
+        step = teleporter(start.value, start.numbers, start.batch, start.gradient, state.count)
+        displacement, loss_change, outcome = step.jump
+        inner = state.inner
+        if self.transport == "reset":
+            inner = self._stepper.init(start.after(displacement))
+        elif self.transport == "carry" and teleporter.symmetry is not None:
+            whole = eqx.combine(start.numbers, start.rest)
+            inner = carry(inner, teleporter.symmetry, step.element, whole, start.batch, self.inner)
+        if teleporter.carries_gradients:
+            gradient = step.gradient(start.gradient)
+        else:
+            gradient = jax.grad(start.value)(optax.tree.add(start.numbers, displacement))
+        recorded = state._replace(
+            inner=select(outcome == 0, inner, state.inner),
+            algebra=None if state.algebra is None else step.algebra.astype(state.algebra.dtype),
+            loss_change=loss_change.astype(state.loss_change.dtype),
+            outcome=outcome.astype(state.outcome.dtype),
+            outcomes=state.outcomes.at[outcome].add(1),
+            evaluations=state.evaluations + teleporter.evaluations(known=True),
+        )
+        return _Moved(displacement, gradient, recorded)
+
+    def _stay(self, start: _Start, state: TeleportedState) -> _Moved:
+        """Leaves everything as it is."""
+        recorded = state._replace(
+            algebra=optax.tree.zeros_like(state.algebra),
+            loss_change=jnp.full_like(state.loss_change, NOT_MEASURED),
+            outcome=jnp.zeros_like(state.outcome),
+        )
+        return _Moved(optax.tree.zeros_like(start.numbers), start.gradient, recorded)
+
+    @property
+    def _stepper(self) -> optax.GradientTransformationExtraArgs:
+        return optax.with_extra_args_support(self.inner)
+
+    def _teleporter(self, symmetry: AbstractLieSymmetry | None) -> Teleporter:
+        # Symmetries found automatically are linear, as the default guard of no symmetry assumes.
+        guard = settled_guard(self.guard, None if isinstance(self.symmetry, str) else symmetry)
+        return Teleporter.of(symmetry, self.objective, self.search, guard)
+
+    def _along(self, params: PyTree) -> Teleporter:
+        """Returns the teleporter along the symmetry given, or found for parameters of this structure."""
+        if not isinstance(self.symmetry, str):
+            return self._teleporter(self.symmetry)
+        found = self._found(params)
+        if found is None:
+            raise ValueError(
+                "symmetry='auto' has not looked at parameters of this structure yet: call init(params) "
+                "once in this process, before the first update and before you use a state that was saved."
+            )
+        return self._teleporter(found.symmetry)
+
+    def _found(self, params: PyTree) -> _Discovered | None:
+        structure = _structure(params)
+        return next((found for found in self.discoveries if found.structure == structure), None)
+
+    def _discover(self, params: PyTree, state: optax.OptState) -> None:
+        """Finds the symmetries of the loss, once per structure of the parameters."""
+        if self._found(params) is None:
+            assert self.loss is not None  # checked when the optimizer was made
+            carries = self.transport == "carry"
+            groups = groups_carried(state, params, self.inner) if carries else GROUPS
+            found = discovered(self.loss, params, self.batch, groups)
+            self.discoveries.append(_Discovered(_structure(params), found, found.joined(compact=False)))
 
 
 def _structure(params: PyTree) -> Any:
