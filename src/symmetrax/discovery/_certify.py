@@ -150,6 +150,7 @@ class Certifier:
         changes: dict[bool, list[float]] = {False: [], True: []}
         moves: list[float] = []
         residuals: dict[str, list[float]] = {path: [] for path in self._loss.leaves}
+        # One space at a time: an error of a joint symmetry would not tell which space is wrong.
         ((name, group),) = symmetry.spaces.items()
         for trial, drawn in zip(self._trials, self._elements(group), strict=True):
             element = {name: drawn}
@@ -167,6 +168,7 @@ class Certifier:
             lengths = {**trial.lengths, **{path: _norm([carried[path]]) for path in there}}
             for path, least in self._rounding(lengths).items():
                 gap = _norm([gradient[path] - carried[path]])
+                # Two gradients of zero agree, also where the array has no effect to compare with.
                 residuals[path].append(0.0 if gap == 0 else gap / max(lengths[path], least))
         return Certificate(
             invariance=float(np.max(changes[False])),

@@ -54,6 +54,7 @@ def discover_from(
         raise ValueError(f"The number of trials is from 1 to {MOST_TRIALS}, got {trials}.")
     as_it_is = contextlib.nullcontext()
     elsewhere = contextlib.redirect_stdout(sys.stderr) if json == STANDARD_OUTPUT else as_it_is
+    # Before the search, which may take minutes.
     if json is not None and json != STANDARD_OUTPUT:
         _check_target(json)
     chosen = tuple(by_name[name] for name in groups) or GROUPS

@@ -77,6 +77,7 @@ class InDouble:
         self, program: Jaxpr, consts: Sequence[Any], inputs: Sequence[Any], live: Sequence[bool]
     ) -> list[Array]:
         """Runs a program and returns its results; `live` inputs depend on the parameters."""
+        # Equations are evaluated one by one, as `jax.core.eval_jaxpr` does, but on wider numbers.
         known: dict[Any, Any] = {}
         for variable, x in zip([*program.constvars, *program.invars], [*consts, *inputs], strict=True):
             known[variable] = _cast(x, _wide(_dtype(variable)))
@@ -119,6 +120,7 @@ class InDouble:
 
     def _parameter(self, x: Any, live: bool) -> Any:
         """Widens a parameter of an operation: a dtype, a program (of a loop or branch), or a tuple."""
+        # Loops and branches hold programs of their own, which are traced again on wider inputs.
         if isinstance(x, ClosedJaxpr):
             inputs = [jax.ShapeDtypeStruct(v.aval.shape, _wide(_dtype(v))) for v in x.jaxpr.invars]
             lives = [live] * len(inputs)

@@ -51,6 +51,7 @@ class Evidence:
         self.unasked: list[str] = []
         self.unfinished: set[str] = set()
         self.inexpressible: list[str] = []
+        # What repeated questions have covered; they hold no state of their own.
         self._asked: set[Hashable] = set()
 
     @property

@@ -95,10 +95,12 @@ def carry_out(
     plan.afford(budget)
     draw, certify = jax.random.split(key)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    # The mode of the caller, in which the loss has to be traced: it may create arrays of its own.
     x64 = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
     with jax.enable_x64(True):
         problem = Loss(loss, params, draw, batch, budget, x64=x64)
         evidence = Evidence(problem, plan.scope, rng, points=plan.cost.points, kept=plan.whole)
+        # Before any question, so that all candidates are certified at the same points.
         certifier = Certifier(problem, certify, rng, trials=plan.scope.trials, most=plan.candidates)
         ask(plan.questions, evidence, certifier)
     return Discovery(

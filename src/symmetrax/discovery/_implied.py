@@ -51,6 +51,7 @@ def implied(sites: Sequence[Site], group: AbstractGroup, known: Sequence[Space])
             options: dict[bytes, int] = {}
             for k in by_path.get(spec.path, ()):
                 way = spec.way(sites[k], group)
+                # Of several sites that take the coordinates in the same way, the first stands for all.
                 if way is not None:
                     options.setdefault(way, k)
             ways.append(options)
@@ -61,6 +62,7 @@ def implied(sites: Sequence[Site], group: AbstractGroup, known: Sequence[Space])
                 relation = np.zeros(len(sites))
                 for spec, options in zip(specs, ways, strict=True):
                     relation[options[way]] += spec.power if isinstance(group, PositiveDiagonal) else 1.0
+                # Powers may cancel, as those of both axes of an array do on its single scale.
                 if np.any(relation):
                     found.append(relation)
     return found
@@ -87,6 +89,7 @@ def follows(space: Space, known: Sequence[Space]) -> bool:
     alike: dict[frozenset, list[Space]] = {}
     for other in able:
         alike.setdefault(other.axes, []).append(other)
+    # Each alone, then those on the same axes together, then all of them.
     return any(_covers(spaces, space) for spaces in [*([other] for other in able), *alike.values(), able])
 
 
@@ -111,6 +114,7 @@ def _covers(bigs: Sequence[Space], small: Space) -> bool:
             return False
         for (number, spec), function in zip(here, functions, strict=True):
             for power in _powers(spec.site, smalls):
+                # Compact groups are their own duals, so that powers do not matter.
                 ratio = 1.0 if small.group.compact else power / spec.power
                 ways.setdefault(number, set()).add((function.tobytes(), ratio))
     return all(len(found) == 1 for found in ways.values())
@@ -129,6 +133,7 @@ def _functions(
     shifts = {site.shift for site in (*smalls, *(site for site, _ in bigs))}
     if len(shifts) > 1 and not isinstance(small, Permutation):  # permutations preserve constants
         return None
+    # A diagonal element may act within several matrices of a larger group, a matrix only within one.
     matrices = not isinstance(small, PositiveDiagonal | SignDiagonal)
     way = carried([site for site, _ in bigs], smalls, matrices=matrices) if bigs else None
     if way is None:

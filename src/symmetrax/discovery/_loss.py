@@ -109,6 +109,7 @@ class Loss:
         If the loss has an offset so large that rounding exceeds this, the distance is relative to the visible
         scale instead.
         """
+        # Rounding of a loss is relative to the loss, which an offset makes much larger than its variation.
         seen = 10 * self.precision / tolerances(self.precision)[0] * max(abs(value), abs(other))
         return abs(value - other) / max(self.variation, seen)
 
@@ -121,6 +122,7 @@ class Loss:
         into one long pool of normal numbers, because drawing new ones would take longer than a gradient.
         """
         total = sum(leaf.size * (2 if np.iscomplexobj(leaf) else 1) for leaf in self.leaves.values())
+        # Single precision is enough for noise, and halves the memory of the pool.
         if not len(self._pool):
             self._pool = rng.standard_normal(total + MOST_SCALES, np.float32)
         start = int(rng.integers(MOST_SCALES))
@@ -143,6 +145,7 @@ class Loss:
         """
         effect = max(float(np.max(np.abs(gradient[path] * leaf))) for path, leaf in leaves.items())
         extreme = effect > 0 and not 1e-100 < effect < 1e100
+        # A power of two, so that changing the unit rounds nothing.
         factor = 2.0 ** -np.clip(np.round(np.log2(effect)), -1000, 1000) if extreme else 1.0
         self.unit, self.start = self.unit / factor, self.start * factor
         return factor
@@ -158,6 +161,7 @@ class Loss:
     def _call(self, program: Callable, leaves: Leaves, batch: Any) -> Any:
         if not self.narrow:
             return program([jnp.asarray(leaf) for leaf in leaves.values()], self._rest, batch)
+        # In the user's own mode and dtypes, since the program was not widened.
         with jax.enable_x64(self._x64):
             given = [np.asarray(leaf).astype(self.given[path].dtype) for path, leaf in leaves.items()]
             return program([jnp.asarray(leaf) for leaf in given], self._rest, batch)
@@ -183,6 +187,7 @@ class Loss:
                 [*self.given.values()]
             )
         self.precision = max(float(jnp.finfo(dtype).eps) for dtype in _dtypes(whole.jaxpr))
+        # Counted as in double precision, however far the failed attempt came, so that costs stay exact.
         self.evaluations = 2
         return reason
 

@@ -73,6 +73,7 @@ class Products:
 
         The shape is (points, blocks, units, units).
         """
+        # Beyond the memory only the sampled slices are multiplied, anew for every site.
         if not self._fits(site, count):
             pairs = (
                 self._pair(point, lambda x: site.gather(x[site.path], blocks, units))

@@ -95,6 +95,7 @@ def _blocks(evidence: Evidence) -> list[int]:
     counts: dict[int, int] = dict.fromkeys(evidence.scope.heads or (), len(evidence.spaces) + 1)
     for space in evidence.spaces:
         group = space.group
+        # One scale for several neighbouring units marks a group of normalized units.
         if isinstance(group, PositiveDiagonal) and all(spec.site.tail > 1 for spec in space.specs):
             counts[group.size] = counts.get(group.size, 0) + 1
         elif group.per and not isinstance(group, Permutation):
@@ -105,6 +106,7 @@ def _blocks(evidence: Evidence) -> list[int]:
 
 def _most(sites: int) -> int:
     """Upper bound on the gradients for one shape, including permutations that hold approximately."""
+    # Once with all tied; then, for each of the two limits, once with those alike, and once without each.
     return TRIES * (1 + 2 * (1 + sites))
 
 
@@ -121,6 +123,7 @@ def _variants(shape: Shape, places: Sequence[Place]) -> list[list[Site]]:
         for site in sites:
             if site.copies == 1 or getattr(site, kind) > 1:
                 chosen.setdefault((site.path, site.axis), site)
+        # Without any copies behind the units, the second variant is the first one again.
         if not found or any(site.tail > 1 for site in chosen.values()):
             found.append(chosen)
     lengths = {place.length for place in places}
@@ -167,9 +170,11 @@ class _Ties:
         _, gradient = self.loss.gradient(leaves, self.loss.batch)
         found = {}
         for site in self.sites:
+            # Complex numbers, so that one formula serves for real and for complex arrays.
             one, other = (side.astype(complex) for side in site.pair(gradient[site.path], *self.pair))
             size = np.sqrt(np.linalg.norm(one) ** 2 + np.linalg.norm(other) ** 2)
             tiny = self.least * np.linalg.norm(gradient[site.path].astype(complex))
+            # NaN, not zero: two slices of zeros are equal whether or not their units may be swapped.
             found[site] = np.linalg.norm(one - other) / size if size > tiny else np.nan
         return found
 
@@ -204,6 +209,7 @@ class _Ties:
         self, alike: list[Site], apart: dict[Site, float], limit: float
     ) -> list[tuple[list[Site], tuple[float, float]]]:
         """Groups axes that are permuted together: untying one shows which others depend on it."""
+        # Ties on axes that are not permuted change the loss too: look again with the others alone tied.
         if len(alike) < len(self.sites):
             apart = self.settled(alike)
             alike = [site for site in alike if apart[site] <= limit]
@@ -212,6 +218,7 @@ class _Ties:
             if any(loose in members for members, _ in found):
                 continue
             without = self.settled([site for site in alike if site is not loose])
+            # `not <=`, so that a slice that is dead without the tie counts as lost.
             lost = [site for site in alike if not without[site] <= limit and site is not loose]
             members, gap = [loose, *lost], min((without[site] for site in lost), default=np.inf)
             # With linear activations, untying an axis may only break axes that an earlier one broke too.

@@ -60,6 +60,7 @@ def places(shapes: Mapping[str, tuple[int, ...]]) -> list[Place]:
             # An axis of length one has nothing to mix; it counts only in an array of a single entry.
             if length == 1 and (axis or max(shape) > 1):
                 continue
+            # Indices stand first (layers, experts) or right before the axis (heads); others are rare.
             ahead = [
                 lead
                 for lead in dict.fromkeys((0, axis - 1))
@@ -159,6 +160,7 @@ def scale_sites(shape: Shape, at: Sequence[Place]) -> list[Site]:
         firsts = {place.path: place for place in reversed(at) if not place.lead}
         return [p.site(1, stride=p.length, tail=p.length) for p in reversed(firsts.values())]
     sites = matrix_sites(shape, at)
+    # Gates side by side may scale apart where some axis has just one of them; vectors always may.
     exact = any(site.copies == 1 for site in sites)
     return [part for site in sites for part in (site.parts() if exact or is_vector(site.shape) else [site])]
 

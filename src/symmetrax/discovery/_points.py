@@ -49,6 +49,7 @@ class Measured:
     def rows(self, shape: Shape, columns: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Chooses points and units that give enough rows for this many columns of scales."""
         units, points = int(np.prod(shape[0])) * shape[1], len(next(iter(self.products.values())))
+        # A sample: a null space needs few more rows than columns, and there may be millions of units.
         chosen = rng.permutation(points * units)[: max(3 * columns + 16, 64)]
         return np.divmod(np.sort(chosen), units)
 
@@ -139,6 +140,7 @@ def _without_gradient(
     loss: Loss, leaves: Leaves, here: float, effects: np.ndarray, rng: np.random.Generator
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The arrays with no effect on the loss, and those with an effect but no gradient."""
+    # Relative to the array with the largest effect: a gradient of rounding errors is none.
     least = min(30 * loss.precision, 1e-4) * np.max(effects)
     silent = [path for path, effect in zip(loss.leaves, effects, strict=True) if effect <= least]
     other = loss.generic(rng)
@@ -147,6 +149,7 @@ def _without_gradient(
         there = loss.value(leaves | {path: other[path] for path in paths}, loss.batch)
         return not abs(there - here) <= 100 * loss.precision * max(abs(here), abs(there), loss.variation)
 
+    # Together first: in most models no silent array has an effect, and one loss shows it.
     changed = bool(silent) and matters(silent)
     apart = changed and loss.affords(len(silent))  # without the budget to test them, report none as idle
     steep = [path for path in silent if not apart or matters([path])] if changed else []

@@ -20,8 +20,9 @@ class Answer:
     Each candidate is a list of options to certify in order, until one holds. The next answer is computed
     only after these have been certified, so it can build on those that hold.
 
-    >>> Answer([]).look is None
-    True
+    >>> look = Look("scales", ((), 4), sites=3, found=0, nearest=0.2)
+    >>> Answer([], look).look.nearest  # nothing to certify, and nothing that comes close
+    0.2
     """
 
     candidates: Sequence[Sequence[Candidate]]

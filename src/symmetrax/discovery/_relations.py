@@ -131,6 +131,7 @@ def echelon(rows: np.ndarray, clean: float) -> tuple[np.ndarray, list[int]]:
     """
     rows, pivots = rows.copy(), []
     for done in range(len(rows)):
+        # The first column that is large enough, not the largest: rounding must not decide the basis.
         sizes = np.abs(rows[done:]).max(axis=0)
         column = int(np.flatnonzero(sizes >= 0.3 * sizes.max())[0])
         pivot = done + int(np.argmax(np.abs(rows[done:, column])))
@@ -152,6 +153,7 @@ def charges(coefficients: np.ndarray) -> np.ndarray:
     sizes = np.abs(coefficients[coefficients != 0])
     scaled = coefficients / sizes.min()
     scaled = scaled * np.sign(scaled[np.flatnonzero(scaled)[0]])
+    # Charges in networks are small multiples of 1/2, as of squares, roots and variances.
     halves = np.round(2 * scaled) / 2
     near = np.abs(halves - scaled) <= 0.05 * np.abs(scaled)
     return np.where(near, halves, np.round(scaled, 4)) + 0.0

@@ -108,6 +108,7 @@ class Discovery:
                     continue
             elif one.group.compact and not compact:
                 continue
+            # The order of the report decides: matrix groups first, then scales.
             try:
                 whole = one.symmetry if whole is None else whole | one.symmetry
             except ValueError:
@@ -151,6 +152,7 @@ class Discovery:
                 f"{first.gradient_tolerance:.0e}."
             )
         there = {type(one.group).__name__ for one in self.found}
+        # Only what was searched for exhaustively can be called absent.
         absent = [name for name in self.asked if name not in there and name not in self.unfinished]
         if absent:
             yield f"Looked for, and not found but inside what is above: {', '.join(absent)}."
@@ -192,6 +194,7 @@ def symmetries_of(evidence: Evidence) -> tuple[Found, ...]:
     for k, (space, one) in enumerate(evidence.approximate):
         if not follows(space, [*evidence.spaces, *evidence.nearly[k + 1 :]]):
             pairs.append((space, one))
+    # The sort is stable: within a group, spaces stay in the order in which they were found.
     pairs.sort(key=lambda pair: GROUPS.index(type(pair[0].group)))
     return tuple(
         dataclasses.replace(one, symmetry=symmetry_of(*candidate.named(number), evidence.loss.given))

@@ -116,6 +116,7 @@ def _spec(k: int, sites: Sequence[Site], atoms: Sequence[_Atom]) -> Spec:
 def _atoms(sites: Sequence[Site]) -> list[_Atom]:
     found = []
     for k, site in enumerate(sites):
+        # Gates of a recurrent layer, side by side on one axis, may flip one without the other.
         apart = site.repeats > 1 and site.first == 1 and site.tail == 1
         found += [_Atom(k, (c,)) for c in range(site.repeats)] if apart else [_Atom(k, None)]
     return found
@@ -130,6 +131,7 @@ class _Flips:
     def __init__(self, loss: Loss, sites: Sequence[Site], rng: np.random.Generator):
         self.loss, self.sites, self.tolerance = loss, sites, tolerances(loss.precision)[0]
         size = sites[0].size
+        # Half of the units, because larger groups may flip all of them together, but no single one.
         self.units = rng.permutation(size)[: -(-size // 2)]
         self.leaves, self.others = (loss.placed(loss.generic(rng)) for _ in range(2))
         self.worst, self.nearest = 0.0, np.inf
@@ -146,6 +148,7 @@ class _Flips:
 
         It compares the losses of flips on one half of the specs with those on the other half.
         """
+        # Meeting in the middle: 2^7 + 2^7 losses instead of 2^14, since flips are their own inverses.
         half = len(atoms) // 2
         left, right = (
             [(chosen, self.value(chosen, self.leaves)) for chosen in _subsets(side)]
@@ -162,6 +165,7 @@ class _Flips:
         span: set[frozenset] = {frozenset()}
         for chosen in given:
             span |= {members ^ chosen for members in span}
+        # Thousands of pairs are compared, and some may agree by chance: each is tried at another point.
         here = self.value((), self.others)
         tried = 0
         for chosen in kept:
@@ -192,7 +196,7 @@ class _Flips:
                 found.append(chosen)
             else:
                 self.nearest = min(self.nearest, gap)
-        return found[:1]
+        return found[:1]  # two of them need not be independent of each other
 
 
 def _subsets(atoms: Sequence[_Atom]) -> list[tuple[_Atom, ...]]:

@@ -52,6 +52,7 @@ class Space:
     def named(self, number: int) -> tuple[dict[str, AbstractGroup], dict[str, str]]:
         """The space under its own name, and its specs in spec notation."""
         name = f"{LETTERS[type(self.group)]}{number}"
+        # Indices have numbers of their own: a symmetry that joins several spaces must not mix them up.
         indices = [f"{x}{number}" for x in INDICES[: len(self.group.per)]]
         per = dict(zip(indices, self.group.lengths, strict=True))
         group = dataclasses.replace(self.group, per=tuple(per.items()))

@@ -66,6 +66,7 @@ def _parts(spec: Spec, name: str, indices: Sequence[str]) -> _Part:
     inner = [*([next(names)] if site.second > 1 else []), entry]
     inner += [next(names)] if site.third > 1 else []
     length = site.second * site.size * site.third * site.tail
+    # A second blank in one bracket would be ambiguous, so that its length is written.
     both = site.repeats > 1 and site.tail > 1
     inner += [str(site.tail) if both else "_"] if site.tail > 1 else []
     if spec.copies is not None:  # only some of the copies, each as a separate segment

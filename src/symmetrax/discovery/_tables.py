@@ -31,6 +31,7 @@ def _families(found: Sequence[Found]) -> list[_Family]:
     by_pattern: dict[tuple, list[tuple[Found, dict[str, str]]]] = {}
     for k, one in enumerate(found):
         numbers = {part for path in one.symmetry.specs for part in path.split(".") if part.isdigit()}
+        # With two numbers (layer and expert, say), one pattern cannot tell which of them repeats.
         alone = len(numbers) != 1 or any("{" in path or "}" in path for path in one.symmetry.specs)
         number = "" if alone else numbers.pop()
         paths = {
@@ -42,6 +43,7 @@ def _families(found: Sequence[Found]) -> list[_Family]:
         own = re.escape(one.name.lstrip(string.ascii_letters))
         plain = tuple((path, re.sub(rf"\b([a-z]){own}\b", r"\1", text)) for path, text in specs.items())
         pattern = (str(k) if alone else "", str(one.group.lengths), type(one.group), one.group.size, plain)
+        # Outcomes are part of the key: an approximate layer must not hide among exact ones.
         by_pattern.setdefault((*pattern, one.certificate.outcome), []).append((one, specs))
     made = []
     for members in by_pattern.values():
@@ -59,8 +61,17 @@ def _families(found: Sequence[Found]) -> list[_Family]:
 def code(found: Sequence[Found]) -> str:
     """Python code that constructs the symmetries from `params`.
 
-    >>> code([])
-    ''
+    >>> import numpy as np, symmetrax as sx
+    >>> symmetry = sx.NetworkSymmetry({"e": sx.groups.SignDiagonal(3)}, {"w": "e _"}, {"w": np.ones((3, 2))})
+    >>> certificate = Certificate(0.0, None, {"w": 0.0}, 3, tolerance=1e-9, gradient_tolerance=1e-8)
+    >>> print(code([Found(symmetry, certificate, (0.0, 0.5))]))
+    e = sx.NetworkSymmetry(
+        {'e': sx.groups.SignDiagonal(3)},
+        {
+            'w': 'e _',
+        },
+        like=params,
+    )
     """
     return "\n\n".join(_code(family) for family in _families(found))
 
@@ -68,8 +79,13 @@ def code(found: Sequence[Found]) -> str:
 def table(found: Sequence[Found]) -> str:
     """Formats one line per symmetry, or per repeated symmetry, followed by its specs.
 
-    >>> table([])
-    'No symmetries found.'
+    >>> import numpy as np, symmetrax as sx
+    >>> symmetry = sx.NetworkSymmetry({"e": sx.groups.SignDiagonal(3)}, {"w": "e _"}, {"w": np.ones((3, 2))})
+    >>> certificate = Certificate(0.0, None, {"w": 0.0}, 3, tolerance=1e-9, gradient_tolerance=1e-8)
+    >>> print(table([Found(symmetry, certificate, (0.0, 0.5))]))
+    space               outcome  loss   gradient  gap
+    e: SignDiagonal(3)  exact    0e+00  0e+00     0e+00 | 5e-01
+        w  e _
     """
     if not found:
         return "No symmetries found."
@@ -100,6 +116,7 @@ def table(found: Sequence[Found]) -> str:
 
 def _code(family: _Family) -> str:
     alone = len(family.members) == 1
+    # Braces in a path are literal in a single symmetry, and a placeholder in a family.
     paths = {path: as_pattern(path) if alone else path for path in family.specs}
     specs = "".join(f"        {paths[path]!r}: {text!r},\n" for path, text in family.specs.items())
     return (
