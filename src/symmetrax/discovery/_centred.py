@@ -39,7 +39,7 @@ class CentredRotations(Question):
 
     def answers(self, evidence: Evidence) -> Iterator[Answer]:
         axes = [place for place in evidence.live if not place.lead]
-        # Of two entries, only the identity keeps the mean and the length.
+        # Of two entries, only an exchange keeps the mean, which permutations find.
         for size in sorted({place.length for place in axes if place.length > 2}, reverse=True):
             shape: Shape = ((), size)
             sites = [place.site(size) for place in axes if place.length == size]

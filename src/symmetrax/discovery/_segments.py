@@ -119,6 +119,8 @@ def _candidates(
     """
     lengths = sorted({*lengths})
     rests = {a - b for a in lengths for b in lengths if a > b}
+    # Where lengths are many, most of their differences mean nothing.
+    rests = rests if len(rests) < MOST_REMAINDERS else ()
     pieces: dict[Shape, dict[Site, None]] = {}
     for place in places:
         for blocks in divisors(place.length):
@@ -126,12 +128,11 @@ def _candidates(
                 continue
             width = place.length // blocks
             per_head = [length // blocks for length in lengths if length % blocks == 0]
-            for start, size in _cuts(
-                width, [*lengths, *per_head, *(rests if len(rests) < MOST_REMAINDERS else ())]
-            ):
+            for start, size in _cuts(width, [*lengths, *per_head, *rests]):
                 for shape, site in _pieces(place, blocks, width, start, size, heads):
                     pieces.setdefault(shape, {})[site] = None
     for shape in ordered(dict.fromkeys(pieces)):
+        # A segment may go with a whole axis of another array, as fused values do with their outputs.
         wholes = [site for site in matrix_sites(shape, places) if site.copies == 1]
         yield shape, [*dict.fromkeys([*pieces[shape], *wholes])]
 
