@@ -102,7 +102,7 @@ def zoo() -> None:
 
     jax.config.update("jax_enable_x64", True)
     print(
-        "| network | found (number of spaces) | worst defect: loss, gradient | smallest gap | evaluations |"
+        "| network | found (number of spaces) | largest change: loss, gradient | smallest gap | evaluations |"
     )
     print("| --- | --- | --- | --- | --- |")
     for row in ROWS:

@@ -10,9 +10,11 @@ import pytest
 
 import symmetrax as sx
 from symmetrax.discovery._double import DOUBLE, InDouble
-from symmetrax.discovery._find import _Search
-from symmetrax.discovery._plan import GROUPS, Plan
-from symmetrax.discovery._points import Loss, noise_sizes
+from symmetrax.discovery._evidence import Evidence
+from symmetrax.discovery._loss import Loss, noise_sizes
+from symmetrax.discovery._plan import Plan
+from symmetrax.discovery._scope import GROUPS
+from symmetrax.discovery._segments import Segments
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -382,10 +384,11 @@ def test_small_models_have_room_for_all_questions():
     with jax.enable_x64(True):
         plan = Plan.of(params, GROUPS, None, 1)
         problem = Loss(loss, params, KEY, batch, None, x64=False)
-        search = _Search(problem, plan, KEY, np.random.default_rng(0))
-        search.matrices(search.segments())
-    assert len(search.measured.points) <= plan.whole + plan.cost.segments
-    assert not search.unasked
+        rng = np.random.default_rng(0)
+        evidence = Evidence(problem, plan.scope, rng, points=plan.cost.points, kept=plan.whole)
+        next(Segments().answers(evidence))
+    assert len(evidence.measured.points) <= plan.whole + plan.cost.segments
+    assert not evidence.unasked
 
 
 def test_statistics_stay_positive_and_what_cannot_be_moved_is_named():

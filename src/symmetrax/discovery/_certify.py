@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from symmetrax.discovery._double import tolerances
-from symmetrax.discovery._points import SPREAD, Leaves, Loss
+from symmetrax.discovery._loss import SPREAD, Leaves, Loss
 from symmetrax.groups._diagonal import AbstractGroup
 from symmetrax.symmetry._dense import DenseAction
 from symmetrax.symmetry._network import NetworkSymmetry
@@ -32,7 +32,7 @@ HOLDS = ("exact", "single precision", "half precision")
 
 @dataclasses.dataclass(frozen=True)
 class Certificate:
-    """The worst relative defects of a symmetry, over `trials` random elements.
+    """The largest relative changes under a symmetry, over `trials` random elements.
 
     They act in turn on `params` with noise of half the size of every array, on `params` unchanged, and on
     `params` with noise of a tenth. `invariance`: |loss(a.w) - loss(w)| on the data that the search used,
@@ -41,7 +41,7 @@ class Certificate:
     their maximum. `moved` is the *smallest* relative move of the arrays with a spec: a transformation that
     moves nothing is not a symmetry. `tolerance` and `gradient_tolerance` are the thresholds for rounding. All
     measurements are in double precision; if a part of the loss has less (code outside JAX), the tolerances
-    are wider, and the outcome says so.
+    are wider, and the outcome names it.
 
     >>> good = Certificate(1e-16, None, {"w": 1e-15}, trials=3, tolerance=1e-9, gradient_tolerance=1e-8)
     >>> good.outcome
@@ -86,7 +86,7 @@ class Certificate:
 
     @property
     def holds(self) -> bool:
-        """Whether no defect is visible at the precision of the loss."""
+        """Whether the loss and its gradient change only by rounding."""
         return self.outcome == self.best
 
 
@@ -104,12 +104,22 @@ class _Trial:
 class Certifier:
     """Certifies all symmetries at the same points, at the cost of one gradient per point and symmetry.
 
-    `rough` indicates that the loss has no gradient at the parameters themselves, so that nearby points
-    replace them.
+    `most` is the maximum number of certificates. `rough` indicates that the loss has no gradient at the
+    parameters themselves, so that nearby points replace them.
+
+    >>> from symmetrax.groups._diagonal import SignDiagonal
+    >>> params, key, rng = {"w": jnp.ones(3)}, jax.random.key(0), np.random.default_rng(0)
+    >>> with jax.enable_x64(True):
+    ...     loss = Loss(lambda p: jnp.sum(p["w"] ** 2), params, key, None, None, x64=False)
+    ...     certify = Certifier(loss, key, rng, trials=2, most=1)
+    ...     certificate = certify(symmetry_of({"e": SignDiagonal(3)}, {"w": "e"}, loss.given))
+    >>> certificate.outcome, certify.available
+    ('exact', False)
     """
 
-    def __init__(self, loss: Loss, key: Key[Array, ""], rng: np.random.Generator, trials: int):
+    def __init__(self, loss: Loss, key: Key[Array, ""], rng: np.random.Generator, *, trials: int, most: int):
         self._loss, self._key, self._rng = loss, key, rng
+        self._left = most
         self._tolerance, self._gradient_tolerance = tolerances(loss.precision)
         self._drawn: dict[tuple, list[Any]] = {}
         self.rough = False
@@ -119,6 +129,7 @@ class Certifier:
         loss, spread = self._loss, SPREADS[number % len(SPREADS)]
         other = loss.fresh(jax.random.fold_in(self._key, number)) if number else None
         batch = loss.batch if other is None else other
+        # A norm of zeros, for instance, has no gradient at `params` itself, but has one nearby.
         for noise in (spread, SPREADS[-1]):
             leaves = loss.placed(loss.generic(self._rng, noise) if noise else loss.leaves)
             value, gradient = loss.gradient(leaves, batch)
@@ -128,27 +139,36 @@ class Certifier:
         lengths = {path: _norm([part]) for path, part in gradient.items()}
         return _Trial(noise, leaves, batch, other is not None, value, gradient, lengths)
 
+    @property
+    def available(self) -> bool:
+        """Whether another certificate is within the budget and within the maximum number."""
+        return self._left > 0 and self._loss.affords(len(self._trials))
+
     def __call__(self, symmetry: NetworkSymmetry) -> Certificate:
         """Measures how a symmetry, whose specs name arrays by path, changes the loss and its gradients."""
+        self._left -= 1
         changes: dict[bool, list[float]] = {False: [], True: []}
         moves: list[float] = []
         residuals: dict[str, list[float]] = {path: [] for path in self._loss.leaves}
+        # One space at a time: an error of a joint symmetry would not tell which space is wrong.
         ((name, group),) = symmetry.spaces.items()
         for trial, drawn in zip(self._trials, self._elements(group), strict=True):
             element = {name: drawn}
-            touched = {path: np.asarray(trial.leaves[path]) for path in symmetry.specs}
-            there = DenseAction(symmetry, element).act(touched, symmetry)
+            before = {path: np.asarray(trial.leaves[path]) for path in symmetry.specs}
+            there = DenseAction(symmetry, element).act(before, symmetry)
             if trial.spread:  # without noise, arrays of zeros do not move
-                steps = _norm(there[path] - touched[path] for path in there)
-                moves.append(steps / max(_norm(touched.values()), 1e-300))
+                steps = _norm(there[path] - before[path] for path in there)
+                moves.append(steps / max(_norm(before.values()), 1e-300))
             value, gradient = self._loss.gradient(trial.leaves | there, trial.batch)
             slopes = {path: np.asarray(trial.gradient[path]) for path in symmetry.specs}
             carried = symmetry.visit(slopes, DenseAction(symmetry, symmetry.dual(element)))
+            # Arrays without a spec take part too: a spec that is missing shows in their gradients.
             carried = trial.gradient | carried
             changes[trial.fresh].append(self._loss.apart(value, trial.value))
             lengths = {**trial.lengths, **{path: _norm([carried[path]]) for path in there}}
             for path, least in self._rounding(lengths).items():
                 gap = _norm([gradient[path] - carried[path]])
+                # Two gradients of zero agree, also where the array has no effect to compare with.
                 residuals[path].append(0.0 if gap == 0 else gap / max(lengths[path], least))
         return Certificate(
             invariance=float(np.max(changes[False])),
@@ -161,7 +181,7 @@ class Certifier:
         )
 
     def _rounding(self, lengths: Mapping[str, float]) -> dict[str, float]:
-        """For each array, the gradient length at which rounding errors reach the tolerance.
+        """For each array, the gradient length at which rounding errors are as large as the tolerance.
 
         Arrays have different units. They are compared by the change of the loss along each of them: gradient
         times size.
@@ -197,5 +217,11 @@ def as_pattern(path: str) -> str:
 def symmetry_of(
     spaces: Mapping[str, Any], specs: Mapping[str, str], given: Mapping[str, jax.ShapeDtypeStruct]
 ) -> NetworkSymmetry:
-    """Builds the network symmetry on arrays named by path."""
+    """Builds the network symmetry on arrays named by path.
+
+    >>> from symmetrax.groups._diagonal import SignDiagonal
+    >>> given = {"a{0}": jax.ShapeDtypeStruct((3,), np.float32)}
+    >>> dict(symmetry_of({"e": SignDiagonal(3)}, {"a{0}": "e"}, given).specs)
+    {'a{0}': 'e'}
+    """
     return NetworkSymmetry(spaces, {as_pattern(path): text for path, text in specs.items()}, dict(given))

@@ -1,4 +1,4 @@
-"""Spaces chained along a stacked axis: scanned hidden layers of equal width.
+"""Scales of stacked layers, split into independent scales per layer: scanned hidden layers of equal width.
 
 For such layers the search finds a single space with the same scales in every layer, which acts on both axes
 of the stacked matrices. If each layer has its own scales, the output of one layer is the input of the next:
@@ -11,16 +11,24 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from symmetrax.discovery._spaces import LETTERS, Space, with_per
-from symmetrax.groups._diagonal import AbstractGroup, PositiveDiagonal
+from symmetrax.discovery._evidence import Evidence
+from symmetrax.discovery._question import Answer, Question
+from symmetrax.discovery._spaces import LETTERS, Refinement, Space, with_per
+from symmetrax.groups._diagonal import AbstractGroup, Permutation, PositiveDiagonal, SignDiagonal
 
 #: Maximum number of arrays of ambiguous shape that are tried both as stacked and as not stacked.
 MOST_UNCLEAR = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Chain:
-    """A space per layer of a stack, plus one; `entries` has the axis and the word of every spec."""
+class Chain(Refinement):
+    """A space per layer of a stack, plus one; `entries` has the axis and the spec entry of every site.
+
+    >>> entries = ("w", 3, 1, "[1:]"), ("w", 3, 2, "[:-1]*"), ("first", 2, 0, "[0]"), ("last", 2, 1, "[4]*")
+    >>> chain = Chain(PositiveDiagonal(5, per={"h": 5}), entries, frozenset({"w"}), (0.0, 0.5))
+    >>> chain.named(0)[1]
+    {'w': 'h0 s0[1:] s0[:-1]*', 'first': 's0[0] _', 'last': '_ s0[4]*'}
+    """
 
     group: AbstractGroup
     entries: tuple[tuple[str, int, int, str], ...]  # path, number of axes, axis, index and star of the space
@@ -39,7 +47,7 @@ class Chain:
 
     @property
     def axes(self) -> frozenset[tuple[str, int]]:
-        """The axes that the chain touches."""
+        """The axes on which the chain acts."""
         return frozenset((path, axis) for path, _, axis, _ in self.entries)
 
     def of(self, kind: type[AbstractGroup]) -> "Chain":
@@ -49,7 +57,33 @@ class Chain:
         return dataclasses.replace(self, group=group, entries=entries)
 
 
-def chains(space: Space) -> Iterator[Chain]:
+@dataclasses.dataclass(frozen=True)
+class StackedScales(Question):
+    """Whether scales shared by the layers of a stack are independent per layer; then signs and permutations.
+
+    It builds on scales that hold, so ask it last. Its evaluations are certificates only.
+
+    >>> from symmetrax.discovery._scope import Scope
+    >>> StackedScales().cost(Scope((), arrays=2, size=64)).total  # beyond what every search needs
+    3
+    """
+
+    finds = (PositiveDiagonal, SignDiagonal, Permutation)
+
+    def answers(self, evidence: Evidence) -> Iterator[Answer]:
+        # A chain that holds is followed by the same specs for signs and for permutations: three certificates.
+        most = 3 * evidence.scope.trials
+        for space in evidence.spaces:
+            for chain in _chains(space):
+                if evidence.lacks(most, "scales of every layer of a stack", spare=0):
+                    return
+                yield Answer([[chain]])
+                if evidence.holds(chain):
+                    yield Answer([[chain.of(SignDiagonal)], [chain.of(Permutation)]])
+                    break
+
+
+def _chains(space: Space) -> Iterator[Chain]:
     """Enumerates the ways to split scales shared by all layers into scales per layer."""
     if not isinstance(space.group, PositiveDiagonal) or space.group.per:
         return
@@ -63,6 +97,7 @@ def chains(space: Space) -> Iterator[Chain]:
     ):
         return
     depth = next(site.shape[0] for site in sites if site.path in both)
+    # An array whose first axis has the length of the stack may be a bias per layer, or a plain matrix.
     unclear = {
         site.path for site in sites if site.path not in both and site.axis > 0 and site.shape[0] == depth
     }

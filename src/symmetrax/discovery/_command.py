@@ -13,7 +13,8 @@ from symmetrax._files import check_writable, write_atomic
 from symmetrax._text import near_match
 from symmetrax._theirs import blamed, named
 from symmetrax.discovery._find import find_symmetries
-from symmetrax.discovery._plan import GROUPS, discovery_cost
+from symmetrax.discovery._plan import discovery_cost
+from symmetrax.discovery._scope import GROUPS
 
 #: Path that stands for standard output.
 STANDARD_OUTPUT = Path("-")
@@ -36,6 +37,11 @@ def discover_from(
     """Prints the predicted cost, the result and the specs as code; writes JSON if a file is given.
 
     If the file is "-", the JSON goes to standard output and everything else to standard error.
+
+    >>> options = {"heads": [], "budget": None, "trials": 3, "seed": 0, "double": False, "json": None}
+    >>> discover_from("my.models:small", ["Permutations"], **options)
+    Traceback (most recent call last):
+    ValueError: There is no group 'Permutations' to look for. Did you mean 'Permutation'? There are: ...
     """
     by_name = {group.__name__: group for group in GROUPS}
     for name in groups:
@@ -47,11 +53,12 @@ def discover_from(
     if not 1 <= trials <= MOST_TRIALS:
         raise ValueError(f"The number of trials is from 1 to {MOST_TRIALS}, got {trials}.")
     as_it_is = contextlib.nullcontext()
-    entries = contextlib.redirect_stdout(sys.stderr) if json == STANDARD_OUTPUT else as_it_is
+    elsewhere = contextlib.redirect_stdout(sys.stderr) if json == STANDARD_OUTPUT else as_it_is
+    # Before the search, which may take minutes.
     if json is not None and json != STANDARD_OUTPUT:
         _check_target(json)
     chosen = tuple(by_name[name] for name in groups) or GROUPS
-    with entries, jax.enable_x64(True) if double else as_it_is, blamed(function):
+    with elsewhere, jax.enable_x64(True) if double else as_it_is, blamed(function):
         loss, params, batch = _model(function)
         if double:
             params = jax.tree.map(_in_double, params)

@@ -48,6 +48,11 @@ class InDouble:
     `x64` says whether `fun` is traced with double precision enabled. `precision` is the machine epsilon of
     the coarsest numbers that depend on the arrays: double precision, unless code outside JAX computes with
     less.
+
+    >>> third = InDouble(lambda arrays, rest, batch: arrays[0] / jnp.float32(3), [jnp.float32], x64=False)
+    >>> with jax.enable_x64(True):
+    ...     print(third([jnp.asarray(1.0)], None, None))
+    0.3333333333333333
     """
 
     def __init__(self, fun: Callable[..., PyTree], dtypes: Sequence[Any], *, x64: bool):
@@ -72,6 +77,7 @@ class InDouble:
         self, program: Jaxpr, consts: Sequence[Any], inputs: Sequence[Any], live: Sequence[bool]
     ) -> list[Array]:
         """Runs a program and returns its results; `live` inputs depend on the parameters."""
+        # Equations are evaluated one by one, as `jax.core.eval_jaxpr` does, but on wider numbers.
         known: dict[Any, Any] = {}
         for variable, x in zip([*program.constvars, *program.invars], [*consts, *inputs], strict=True):
             known[variable] = _cast(x, _wide(_dtype(variable)))
@@ -103,7 +109,7 @@ class InDouble:
                 if _is_float(dtype):
                     self.precision = max(self.precision, float(jnp.finfo(dtype).eps))
             inputs = [_cast(x, dtype) for x, dtype in zip(inputs, narrow, strict=True)]
-        elif name == "reduce_precision":
+        elif name == "reduce_precision":  # rounds on purpose, to fewer bits than are wanted here
             return inputs
         else:
             params = {key: self._parameter(x, any(live)) for key, x in params.items()}
@@ -114,6 +120,7 @@ class InDouble:
 
     def _parameter(self, x: Any, live: bool) -> Any:
         """Widens a parameter of an operation: a dtype, a program (of a loop or branch), or a tuple."""
+        # Loops and branches hold programs of their own, which are traced again on wider inputs.
         if isinstance(x, ClosedJaxpr):
             inputs = [jax.ShapeDtypeStruct(v.aval.shape, _wide(_dtype(v))) for v in x.jaxpr.invars]
             lives = [live] * len(inputs)

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from symmetrax.discovery._points import Leaves, Measured, Point
+from symmetrax.discovery._loss import Leaves
+from symmetrax.discovery._points import Measured, Point
 from symmetrax.discovery._relations import Columns
 from symmetrax.discovery._sites import Shape, Site
 
@@ -20,12 +21,20 @@ ROWS = 1.5
 
 
 def points_needed(shape: Shape, sites: int) -> int:
-    """Number of gradients that determine the matrix groups of one shape on this many sites."""
+    """Number of gradients that determine the matrix groups of one shape on this many sites.
+
+    >>> points_needed(((), 8), sites=4), points_needed(((), 2), sites=4)  # small matrices have few pairs
+    (1, 14)
+    """
     return math.ceil((ROWS * sites + 8) / rows(shape, 1))
 
 
 def rows(shape: Shape, points: int) -> int:
-    """Number of equations for matrices of one shape from this many gradients."""
+    """Number of equations for matrices of one shape from this many gradients.
+
+    >>> rows(((), 8), points=1), rows(((2,), 4), points=1)
+    (28, 12)
+    """
     blocks, units = _sampled(shape)
     return points * blocks * units * (units - 1) // 2
 
@@ -37,15 +46,22 @@ def _sampled(shape: Shape) -> tuple[int, int]:
     return min(count, max(BLOCKS, 2 * PAIRS // (units * (units - 1)))), units
 
 
-def spread_out(size: int, count: int, rng: np.random.Generator) -> np.ndarray:
+def _spread_out(size: int, count: int, rng: np.random.Generator) -> np.ndarray:
     """Random indices below `size`, one from each of `count` equal parts; all indices if there are no more."""
     count = min(size, count)
+    # One from each part: neighbours along an axis are often alike, as the pixels of an image are.
     edges = np.arange(count + 1) * size // count
     return rng.integers(edges[:-1], edges[1:])
 
 
 class Products:
-    """Moments G W^T of all axes at all points, computed once each, as a whole, while memory allows."""
+    """Moments G W^T of all axes at all points, computed once each, as a whole, while memory allows.
+
+    >>> point = Point({"w": np.eye(2)}, {"w": np.array([[1.0, 2.0], [3.0, 4.0]])})
+    >>> products = Products(Measured([point], {}, {}, {}, (), ()))
+    >>> products.entries(Site("w", (2, 2), 0, 2, stride=2), 1, np.array([0]), np.array([0, 1])).tolist()
+    [[[[1.0, 2.0], [3.0, 4.0]]]]
+    """
 
     def __init__(self, measured: Measured):
         self.points = measured.points
@@ -57,6 +73,7 @@ class Products:
 
         The shape is (points, blocks, units, units).
         """
+        # Beyond the memory only the sampled slices are multiplied, anew for every site.
         if not self._fits(site, count):
             pairs = (
                 self._pair(point, lambda x: site.gather(x[site.path], blocks, units))
@@ -105,15 +122,22 @@ class Products:
 
 
 class Moments:
-    """Moments of one shape on many sites, at some index values and units."""
+    """Moments of one shape on many sites, at some index values and units.
+
+    >>> point = Point({"w": np.eye(2)}, {"w": np.array([[1.0, 2.0], [3.0, 4.0]])})
+    >>> products = Products(Measured([point], {}, {}, {}, (), ()))
+    >>> sites = [Site("w", (2, 2), 0, 2, stride=2), Site("w", (2, 2), 1, 2, stride=2)]
+    >>> Moments(products, ((), 2), sites, np.random.default_rng(0)).antisymmetric().values.tolist()
+    [[-1.0, 1.0]]
+    """
 
     def __init__(self, products: Products, shape: Shape, sites: Sequence[Site], rng: np.random.Generator):
         per, size = shape
         self.sites = sites
         count = min(len(products.points), points_needed(shape, len(sites)))
         blocks, units = _sampled(shape)
-        self.units = spread_out(size, units, rng)
-        self.blocks = spread_out(int(np.prod(per)), blocks, rng)
+        self.units = _spread_out(size, units, rng)
+        self.blocks = _spread_out(int(np.prod(per)), blocks, rng)
         at = self.blocks, self.units
         self.values = [products.entries(site, count, *at) for site in sites]
         self.squares = [products.sizes(site, count, *at) for site in sites]
@@ -150,5 +174,9 @@ class Moments:
 
 
 def stacked(parts: Sequence[tuple[np.ndarray, float]]) -> Columns:
-    """Stacks columns side by side, from pairs of a column and its scale."""
+    """Stacks columns side by side, from pairs of a column and its scale.
+
+    >>> stacked([(np.array([1.0, 2.0]), 4.0), (np.array([0.0, 1.0]), 1.0)]).normalized().tolist()
+    [[0.25, 0.0], [0.5, 1.0]]
+    """
     return Columns(np.stack([value for value, _ in parts], axis=1), np.array([scale for _, scale in parts]))

@@ -1,4 +1,4 @@
-"""The axes of all arrays, and the words that may appear on them: factorizations, layouts, copies."""
+"""The axes of all arrays, and the spec entries that may appear on them: factorizations, layouts, copies."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +13,12 @@ MOST_REPEATS = 16
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """An axis of an array, with the array axes that may serve as a group's indices there."""
+    """An axis of an array, with the array axes that may serve as a group's indices there.
+
+    >>> place = Place("w", (3, 8, 5), axis=1, lead=((0, 3),))
+    >>> place.length, place.leads, place.per(2)
+    (8, (3,), (3, 2))
+    """
 
     path: str
     shape: tuple[int, ...]
@@ -42,6 +47,9 @@ def places(shapes: Mapping[str, tuple[int, ...]]) -> list[Place]:
     For matrices, only lengths that are stacked somewhere (in an array of three or more axes) count as
     indices. In a grouped convolution the first axis starts with the groups: a part of it counts as an index
     if the number of groups times the inputs per group is the length of some other axis.
+
+    >>> [(place.axis, place.lead) for place in places({"w": (3, 8, 5)})]
+    [(0, ()), (1, ()), (1, ((0, 3),)), (2, ()), (2, ((0, 3),)), (2, ((1, 8),)), (2, ((0, 3), (1, 8)))]
     """
     lengths = {length for shape in shapes.values() for length in shape}
     deep = [shape for shape in shapes.values() if len(shape) > 2]
@@ -49,8 +57,10 @@ def places(shapes: Mapping[str, tuple[int, ...]]) -> list[Place]:
     found = []
     for path, shape in shapes.items():
         for axis, length in enumerate(shape):
+            # An axis of length one has nothing to mix; it counts only in an array of a single entry.
             if length == 1 and (axis or max(shape) > 1):
                 continue
+            # Indices stand first (layers, experts) or right before the axis (heads); others are rare.
             ahead = [
                 lead
                 for lead in dict.fromkeys((0, axis - 1))
@@ -70,6 +80,9 @@ def matrix_shapes(at: Sequence[Place], heads: Sequence[int] | None) -> list[Shap
 
     An axis may merge an index and a space, or two indices and a space of size 2, as in rotary embeddings.
     `heads` restricts the length of the leading index.
+
+    >>> matrix_shapes(places({"w": (4,)}), heads=None)  # whole, two pairs in either order
+    [((), 4), ((2,), 2)]
     """
     found: dict[Shape, None] = {}
     for place in at:
@@ -85,17 +98,29 @@ def matrix_shapes(at: Sequence[Place], heads: Sequence[int] | None) -> list[Shap
 
 
 def splits(blocks: int, heads: Sequence[int] | None) -> bool:
-    """Whether an axis may be split into this many blocks; any number, unless `heads` are given."""
+    """Whether an axis may be split into this many blocks; any number, unless `heads` are given.
+
+    >>> splits(3, None), splits(3, [2, 4]), splits(1, [2, 4])
+    (True, False, True)
+    """
     return blocks == 1 or heads is None or blocks in heads
 
 
 def ordered(shapes: Mapping[Shape, None]) -> list[Shape]:
-    """Sorts large matrices first, then many of them, so that implied shapes come last."""
+    """Sorts large matrices first, then many of them, so that implied shapes come last.
+
+    >>> ordered({((), 2): None, ((), 8): None, ((4,), 2): None})
+    [((), 8), ((4,), 2), ((), 2)]
+    """
     return sorted(shapes, key=lambda shape: (-shape[1], -int(np.prod(shape[0])), shape))
 
 
 def matrix_sites(shape: Shape, at: Sequence[Place]) -> list[Site]:
-    """All words for a space of this shape, in all layouts, on the given axes."""
+    """All sites of a space of this shape, in all layouts, on the given axes.
+
+    >>> [(site.repeats, site.tail) for site in matrix_sites(((), 3), places({"b": (6,)}))]
+    [(2, 1), (1, 2)]
+    """
     per, size = shape
     return [
         site
@@ -110,10 +135,12 @@ def _layouts(place: Place, per: tuple[int, ...], size: int) -> Iterator[Site]:
     if rest or copies == 0 or (per and copies > MOST_REPEATS) or len(per) > 2:
         return
     front = per[0] if per else 1
+    # Copies stand in front of the units or behind them: `(_ z)` and `(z _)`.
     if len(per) < 2:
         yield place.site(size, first=front, repeats=copies)
         if copies > 1:
             yield place.site(size, first=front, stride=size * copies, tail=copies)
+    # Pairs of rotary embeddings are neighbours, `(f z)`, or half a head apart, `(z f)`.
     if size == 2 and per:
         first, within = (front, per[1]) if len(per) == 2 else (1, front)
         block = {"first": first, "repeats": copies, "stride": size * within}
@@ -123,12 +150,17 @@ def _layouts(place: Place, per: tuple[int, ...], size: int) -> Iterator[Site]:
 
 
 def scale_sites(shape: Shape, at: Sequence[Place]) -> list[Site]:
-    """All words for a space of scales; for a single scale, one word per whole array."""
+    """All sites of a space of scales; for a single scale, one per whole array.
+
+    >>> [site.path for site in scale_sites(((), 1), places({"w": (4, 3), "b": (4,)}))]
+    ['w', 'b']
+    """
     per, size = shape
     if size == 1 and not per:
         firsts = {place.path: place for place in reversed(at) if not place.lead}
         return [p.site(1, stride=p.length, tail=p.length) for p in reversed(firsts.values())]
     sites = matrix_sites(shape, at)
+    # Gates side by side may scale apart where some axis has just one of them; vectors always may.
     exact = any(site.copies == 1 for site in sites)
     return [part for site in sites for part in (site.parts() if exact or is_vector(site.shape) else [site])]
 
@@ -143,7 +175,11 @@ def is_vector(shape: tuple[int, ...]) -> bool:
 
 
 def scale_shapes(at: Sequence[Place]) -> list[Shape]:
-    """Numbers of scales that divide some axis, from many down to a single one."""
+    """Numbers of scales that divide some axis, from many down to a single one.
+
+    >>> scale_shapes(places({"b": (4,)}))
+    [((), 4), ((), 2), ((), 1)]
+    """
     found = {(place.leads, size): None for place in at for size in divisors(place.length)}
     found |= {((), 1): None}
     return ordered({shape: None for shape in found if shape[1] > 1 or not shape[0]})

@@ -20,7 +20,12 @@ def threshold(precision: float) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Relation:
-    """Coefficients with which columns sum to zero, and the singular values on both sides of the gap."""
+    """Coefficients with which columns sum to zero, and the singular values on both sides of the gap.
+
+    >>> relation = Relation(np.array([1.0, 0.0, -2.0]), inside=1e-16, outside=0.3)
+    >>> relation.support, relation.uniform
+    ([0, 2], False)
+    """
 
     coefficients: np.ndarray
     inside: float
@@ -28,12 +33,23 @@ class Relation:
 
     @property
     def support(self) -> list[int]:
+        """The columns that take part."""
         return [int(k) for k in np.flatnonzero(self.coefficients)]
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all coefficients are equal, as they are for rotations."""
+        values = self.coefficients[self.support]
+        return bool(np.all(np.abs(values / values[0] - 1) < 0.1))
 
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """Measured columns, (rows, columns), and the length each would have if its entries were unrelated."""
+    """Measured columns, (rows, columns), and the length each would have if its entries were unrelated.
+
+    >>> Columns(np.array([[3.0, 0.0], [0.0, 0.0]]), np.array([6.0, 0.0])).normalized().tolist()
+    [[0.5, 0.0], [0.0, 0.0]]
+    """
 
     values: np.ndarray
     scales: np.ndarray
@@ -55,6 +71,11 @@ def relations(
     next one, as approximately zero. For each known relation one column is left out, which leaves the rest of
     the null space unchanged; the same is done for the `nearly` relations after the exact ones have been
     found.
+
+    >>> values = np.array([[1.0, 1.0, 0.5], [2.0, 2.0, -1.0], [0.0, 0.0, 3.0]])
+    >>> found, nearest = relations(Columns(values, np.linalg.norm(values, axis=0)), 1e-7)
+    >>> [(charges(relation.coefficients).tolist(), relation.inside < 1e-7 < nearest) for relation in found]
+    [([1.0, -1.0, 0.0], True)]
     """
     unit = columns.normalized()
     kept = columns.scales > 0
@@ -62,6 +83,7 @@ def relations(
     far = np.inf
     for threshold, given in ((tolerance, known), (NEARLY, nearly)):
         for relation in given:
+            # The largest term, so that the others need not be large multiples to make up for it.
             candidates = [k for k in np.flatnonzero(relation) if kept[k]]
             if candidates:
                 kept[max(candidates, key=lambda k: abs(relation[k]) * columns.scales[k])] = False
@@ -71,6 +93,7 @@ def relations(
         singular, rows = _right_singular(unit[:, indices])
         inside = int(np.sum(singular <= threshold))
         if threshold == NEARLY:
+            # Without a clear gap nothing tells small singular values from those of noise.
             while inside and inside < len(singular) and singular[inside] < 5 * singular[inside - 1]:
                 inside -= 1
         far = float(singular[inside]) if inside < len(singular) else np.inf
@@ -89,6 +112,7 @@ def relations(
 
 def _right_singular(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Singular values, ascending, and their right singular vectors as rows."""
+    # The triangle of a tall matrix has its singular values, and takes a fraction of the time.
     triangle = np.linalg.qr(matrix, mode="r") if len(matrix) > matrix.shape[1] else matrix
     _, singular, rows = np.linalg.svd(triangle, full_matrices=True)
     padded = np.concatenate([singular, np.zeros(matrix.shape[1] - len(singular))])
@@ -107,6 +131,7 @@ def echelon(rows: np.ndarray, clean: float) -> tuple[np.ndarray, list[int]]:
     """
     rows, pivots = rows.copy(), []
     for done in range(len(rows)):
+        # The first column that is large enough, not the largest: rounding must not decide the basis.
         sizes = np.abs(rows[done:]).max(axis=0)
         column = int(np.flatnonzero(sizes >= 0.3 * sizes.max())[0])
         pivot = done + int(np.argmax(np.abs(rows[done:, column])))
@@ -128,6 +153,7 @@ def charges(coefficients: np.ndarray) -> np.ndarray:
     sizes = np.abs(coefficients[coefficients != 0])
     scaled = coefficients / sizes.min()
     scaled = scaled * np.sign(scaled[np.flatnonzero(scaled)[0]])
+    # Charges in networks are small multiples of 1/2, as of squares, roots and variances.
     halves = np.round(2 * scaled) / 2
     near = np.abs(halves - scaled) <= 0.05 * np.abs(scaled)
     return np.where(near, halves, np.round(scaled, 4)) + 0.0

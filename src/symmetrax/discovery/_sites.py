@@ -1,4 +1,4 @@
-"""Sites where a space may act on an array: candidate words for every axis, and their implications."""
+"""Sites where a space may act on an array: candidate spec entries for every axis, and their implications."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ MOST_PARTS = 4
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """A candidate word on one axis of an array: which entries belong to which unit of a space.
+    """A candidate spec entry on one axis of an array: which positions belong to which unit of a space.
 
     The axis consists of `start` plain entries, then `first * repeats` blocks of `stride` entries, then plain
     ones. In a block, after `offset` plain entries, come `second`, `size`, `third` and `tail`, from slowest to
@@ -24,6 +24,12 @@ class Site:
     element acts many times: `(kv _ f z)` is first=kv, repeats, second=f, size=z. Other array axes may be
     indices too: `lead` lists each with its effective length, which is the slowest part of the axis if it is
     less than the whole. The action is linear in the array plus `shift`.
+
+    >>> site = Site("qkv", (12, 4), axis=0, size=2, first=2, repeats=3, stride=2)  # (heads 3 z) _
+    >>> site.copies, site.per
+    (3, (2,))
+    >>> site.positions[0].tolist()  # of the units of the first head
+    [[0, 2, 4], [1, 3, 5]]
     """
 
     path: str
@@ -59,7 +65,7 @@ class Site:
 
     @property
     def whole(self) -> bool:
-        """Whether every entry of the axis is touched."""
+        """Whether it covers every position of the axis."""
         return self.positions.size == self.length
 
     @property
@@ -79,7 +85,7 @@ class Site:
 
     @functools.cached_property
     def labels(self) -> tuple[np.ndarray, np.ndarray]:
-        """For all entries along the axes involved: their coordinate and the matrix that acts, or -1.
+        """For all positions along the axes involved: their coordinate and the matrix that acts, or -1.
 
         Both broadcast against the array; coordinates count units, with the group's indices slowest.
         """
@@ -166,8 +172,25 @@ class Site:
         return in_front(x.reshape(self.shape), self.lead, self.axis)
 
 
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """A site on which a space acts, with a power: 1 for g, -1 for its dual, 2 for its square.
+
+    >>> Spec(Site("w", (4, 3), 0, 4, stride=4), -1.0).site.whole
+    True
+    """
+
+    site: Site
+    power: float = 1.0
+    copies: tuple[int, ...] | None = None  # on which copies along the axis it acts; None for all
+
+
 def in_front(x: Any, lead: Sequence[tuple[int, int]], axis: int) -> Any:
-    """Reshapes an array to (all values of the indices, the axis, the rest); indices are parts of axes."""
+    """Reshapes an array to (all values of the indices, the axis, the rest); indices are parts of axes.
+
+    >>> in_front(np.zeros((6, 5, 4)), lead=[(0, 3)], axis=2).shape  # the rest has a 2 of the first axis
+    (3, 4, 10)
+    """
     count, first = len(lead), (*(k for k, _ in lead), axis)
     front = x.transpose((*first, *(k for k in range(x.ndim) if k not in first)))
     parts = [size for (k, length) in lead for size in (length, x.shape[k] // length)]
@@ -183,6 +206,12 @@ def carried(bigs: Sequence[Site], smalls: Sequence[Site], *, matrices: bool) -> 
     Both are sites on one array: `bigs` of several spaces, whose coordinates are counted consecutively, and
     `smalls` of one smaller space. With `matrices`, a matrix of the smaller space must also act inside a
     matrix of another space. Two specs of a space imply a smaller space if the result is the same for both.
+
+    >>> whole, pairs = Site("w", (4, 2), 0, 4, stride=4), Site("w", (4, 2), 0, 2, stride=2, repeats=2)
+    >>> carried([whole], [pairs], matrices=False).tolist()  # four scales, of which two pairs are equal
+    [0, 1, 0, 1]
+    >>> carried([pairs], [whole], matrices=False) is None
+    True
     """
     axes = {axis for big in bigs for axis in (big.axis, *(lead for lead, _ in big.lead))}
     if any(small.axis not in axes and small.size * small.indices > 1 for small in smalls):
@@ -194,18 +223,19 @@ def carried(bigs: Sequence[Site], smalls: Sequence[Site], *, matrices: bool) -> 
         count = _paint(site, shape, coordinate, matrix, count, grow=True)
     for k, site in enumerate(smalls):
         _paint(site, shape, labels, blocks, k, grow=False)
-    inside, touched = coordinate >= 0, labels >= 0
-    if np.any(touched & ~inside):
+    inside, covered = coordinate >= 0, labels >= 0
+    if np.any(covered & ~inside):
         return None
+    # -2 marks coordinates that no position shows, -1 those on which the smaller space does not act.
     function = np.full(count, -2)
     function[coordinate[inside]] = labels[inside]
     if np.any(function[coordinate[inside]] != labels[inside]):
         return None
     if matrices:
-        _, blocks = np.unique(blocks[touched], return_inverse=True)
+        _, blocks = np.unique(blocks[covered], return_inverse=True)
         owner = np.full(len(blocks), -1)
-        owner[blocks] = matrix[touched]
-        if np.any(owner[blocks] != matrix[touched]):
+        owner[blocks] = matrix[covered]
+        if np.any(owner[blocks] != matrix[covered]):
             return None
     return function
 
@@ -227,5 +257,6 @@ def _paint(
     here = labels >= 0
     coordinate[here] = labels[here] + (count if grow else 0)
     tagged = blocks[here] * number + copies[here]
+    # Tags of different sites never meet: no array has 2^40 matrices along its axes.
     matrix[here] = tagged + (1 << 40) * count
     return count + site.indices * site.size

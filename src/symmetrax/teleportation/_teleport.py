@@ -14,8 +14,8 @@ from symmetrax._extras import explained
 from symmetrax._programs import once, opened
 from symmetrax._tree import check_finite
 from symmetrax.discovery._find import find_symmetries
-from symmetrax.discovery._found import Discovery
-from symmetrax.discovery._plan import GROUPS
+from symmetrax.discovery._report import Discovery
+from symmetrax.discovery._scope import GROUPS
 from symmetrax.groups._diagonal import AbstractGroup
 from symmetrax.objectives._base import Objective, squared_gradient_norm
 from symmetrax.search._closed_form import ClosedForm, has_closed_form

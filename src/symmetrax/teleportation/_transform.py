@@ -13,8 +13,8 @@ from jaxtyping import Array, Float, Int, PyTree
 from symmetrax._extras import bound, one_program, updated
 from symmetrax._numbers import check_whole
 from symmetrax._tree import anywhere, select
-from symmetrax.discovery._found import Discovery
-from symmetrax.discovery._plan import GROUPS
+from symmetrax.discovery._report import Discovery
+from symmetrax.discovery._scope import GROUPS
 from symmetrax.objectives._base import Objective, squared_gradient_norm
 from symmetrax.schedules._schedule import (
     Plateau,

@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from symmetrax._tree import leaf_names
 from symmetrax.discovery._certify import as_pattern
-from symmetrax.discovery._plan import GROUPS, MATRICES
+from symmetrax.discovery._scope import GROUPS, MATRICES
 from symmetrax.groups._diagonal import AbstractGroup, PositiveDiagonal
 from symmetrax.groups._matrices import GeneralLinear
 from symmetrax.symmetry._base import AbstractLieSymmetry

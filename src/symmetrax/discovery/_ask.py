@@ -1,0 +1,83 @@
+"""The loop of a search: every question in turn, and a certificate for every candidate."""
+
+from collections.abc import Iterable, Sequence
+
+from symmetrax.discovery._certify import HOLDS, Certifier, symmetry_of
+from symmetrax.discovery._evidence import Evidence
+from symmetrax.discovery._found import Found
+from symmetrax.discovery._implied import follows
+from symmetrax.discovery._question import Question
+from symmetrax.discovery._spaces import Candidate, Refinement, Space
+
+#: Outcomes of certificates, best first.
+OUTCOMES = (*HOLDS, "approximate", "wrong")
+
+
+def ask(questions: Iterable[Question], evidence: Evidence, certify: Certifier) -> None:
+    """Asks all questions in order, and adds everything that they reveal to the evidence.
+
+    Answers are computed one by one. Each sees the candidates that were certified before it, which is why
+    questions about large groups should come first: what these imply need not be found again.
+
+    >>> import jax, jax.numpy as jnp, numpy as np
+    >>> from symmetrax.discovery._loss import Loss
+    >>> from symmetrax.discovery._matrix_groups import MatrixGroups
+    >>> from symmetrax.discovery._scope import Scope
+    >>> params, key, rng = {"w": jnp.ones(3)}, jax.random.key(0), np.random.default_rng(0)
+    >>> with jax.enable_x64(True):
+    ...     loss = Loss(lambda p: jnp.sum(p["w"] ** 2), params, key, None, None, x64=False)
+    ...     evidence = Evidence(loss, Scope.of(params), rng, points=9, kept=9)
+    ...     ask([MatrixGroups()], evidence, Certifier(loss, key, rng, trials=1, most=9))
+    >>> [str(space.group) for space in evidence.spaces]
+    ['Orthogonal(3)']
+    """
+    for question in questions:
+        for answer in question.answers(evidence):
+            if answer.look is not None:
+                evidence.looked.append(answer.look)
+            for options in answer.candidates:
+                _certify(
+                    [x for x in options if isinstance(x.group, evidence.scope.groups)], evidence, certify
+                )
+
+
+def _certify(options: Sequence[Candidate], evidence: Evidence, certify: Certifier) -> None:
+    """Keeps the first option that holds, or else the first that holds approximately."""
+    tried: list[tuple[Candidate, Found]] = []
+    for candidate in options:
+        # A certificate costs evaluations, so that what others imply is not certified again.
+        if isinstance(candidate, Space) and follows(candidate, _known(candidate, evidence)):
+            continue
+        try:
+            symmetry = symmetry_of(*candidate.named(len(evidence.holding)), evidence.loss.given)
+        except ValueError as error:
+            evidence.inexpressible.append(f"{candidate.group} ({error})")
+            continue
+        if not certify.available:
+            what = f"the certificate of {candidate.group} ({evidence.scope.trials} evaluations)"
+            evidence.leave_out(what, type(candidate.group))
+            continue
+        tried.append((candidate, Found(symmetry, certify(symmetry), candidate.gap)))
+        if tried[-1][1].certificate.holds:
+            break
+    if tried:
+        _keep(*min(tried, key=lambda pair: OUTCOMES.index(pair[1].certificate.outcome)), evidence)
+
+
+def _known(space: Space, evidence: Evidence) -> list[Space]:
+    """The spaces in which this one would be redundant; approximate ones count unless it looks exact."""
+    return [*evidence.spaces, *(evidence.nearly if space.gap[0] > evidence.threshold else ())]
+
+
+def _keep(candidate: Candidate, found: Found, evidence: Evidence) -> None:
+    if isinstance(candidate, Refinement):
+        # If a refinement fails, the space that it would have split holds anyway: there is nothing to report.
+        if found.certificate.holds:
+            evidence.refined.append((candidate, found))
+    elif isinstance(candidate, Space):
+        if found.certificate.holds:
+            evidence.holding.append((candidate, found))
+        elif found.certificate.outcome == "wrong":
+            evidence.rejected.append(found)
+        elif not follows(candidate, evidence.nearly):
+            evidence.approximate.append((candidate, found))
