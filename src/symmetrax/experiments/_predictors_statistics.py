@@ -231,4 +231,4 @@ def decide(
 def _spearman(x: np.ndarray, y: np.ndarray) -> float:
     if np.ptp(x) == 0 or np.ptp(y) == 0:  # scipy would warn
         return np.nan
-    return float(scipy.stats.spearmanr(x, y)[0])
+    return float(scipy.stats.spearmanr(x, y).statistic)  # pyright: ignore[reportAttributeAccessIssue]
