@@ -18,7 +18,7 @@ def _argument(metavar: str, default: str | None = None) -> Any:
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=None if default is None else f"({default})")
 
 
-def list_() -> None:
+def _list() -> None:
     """List the experiments and task families."""
     from symmetrax.tasks._families import family_names
 
@@ -30,7 +30,7 @@ def list_() -> None:
     print(f"families (symmetrax evaluate ARTIFACT --family NAME): {', '.join(family_names())}")
 
 
-def run(
+def _run(
     name: Annotated[str, _argument("NAME")],
     /,
     preset: Annotated[str, _argument("NAME")] = "full",
@@ -48,7 +48,7 @@ def run(
     run_experiment(name, preset, out, seed)
 
 
-def evaluate(
+def _evaluate(
     artifact: Annotated[Path, _argument("ARTIFACT")],
     /,
     family: Annotated[str, _argument("NAME")],
@@ -71,7 +71,7 @@ def evaluate(
     evaluate_artifact(artifact, family, steps=steps, tasks=tasks, seed=seed)
 
 
-def claims(json: bool = False) -> None:
+def _claims(json: bool = False) -> None:
     """Check the papers' claims numerically; exit code 1 if a claim fails.
 
     Args:
@@ -89,7 +89,7 @@ def claims(json: bool = False) -> None:
         raise SystemExit(1)
 
 
-def discover(
+def _discover(
     function: Annotated[str, _argument("MODULE:FUNCTION")],
     /,
     groups: Annotated[tuple[str, ...], _argument("NAME [NAME ...]", "default: all")] = (),
@@ -130,7 +130,7 @@ def discover(
     )
 
 
-def bench(json: bool = False, quick: bool = False) -> None:
+def _bench(json: bool = False, quick: bool = False) -> None:
     """Time this library against plain PyTorch and print the ratios.
 
     Args:
@@ -148,23 +148,29 @@ def bench(json: bool = False, quick: bool = False) -> None:
             "repository and run `make bench` there."
         )
     sys.path.insert(0, str(folder))
+    # In this process, as if its file had been called: it imports its neighbours and reads `sys.argv`.
     flags = [*(["--json"] if json else []), *(["--quick"] if quick else [])]
     sys.argv = [str(folder / "run.py"), *flags]
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
+#: The commands by name. tyro builds each one's parser from its signature, and its help from its docstring.
 COMMANDS: dict[str, Callable[..., None]] = {
-    "list": list_,
-    "run": run,
-    "evaluate": evaluate,
-    "claims": claims,
-    "discover": discover,
-    "bench": bench,
+    "list": _list,
+    "run": _run,
+    "evaluate": _evaluate,
+    "claims": _claims,
+    "discover": _discover,
+    "bench": _bench,
 }
 
 
 def deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
-    """Wraps a command to only bind its arguments, so that parsing is complete before anything runs."""
+    """Wraps a command to only bind its arguments, so that parsing is complete before anything runs.
+
+    >>> deferred(print)("hello", "world", sep=", ")()
+    hello, world
+    """
 
     @functools.wraps(command)
     def bind(*arguments: Any, **options: Any) -> Callable[[], None]:
@@ -174,9 +180,9 @@ def deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
 
 
 def options(command: Callable[..., None]) -> list[str]:
-    """The options of a command as written on the command line.
+    """Returns the options of a command as written on the command line.
 
-    >>> options(evaluate)
+    >>> options(COMMANDS["evaluate"])
     ['--family', '--steps', '--tasks', '--seed']
     """
     parameters = inspect.signature(command).parameters.values()

@@ -17,10 +17,10 @@ ABOUT_THE_LOSS = ("value", "grad", "value_fn")
 
 
 def bound(value_fn: Callable, given: Mapping[str, Any]) -> Callable:
-    """`value_fn` as a function of the parameters alone; its other arguments come from `given`, by name.
+    """Returns `value_fn` as a function of the parameters alone; its other arguments come from `given`.
 
-    This is how optax's line searches call it. They refuse arguments that their `value_fn` does not accept;
-    this one takes all of `given` and ignores the rest. Raises TypeError if an argument is missing.
+    This is how optax's line searches call it. They raise for arguments that their `value_fn` does not
+    accept; this one takes all of `given` and ignores the rest. Raises TypeError if an argument is missing.
 
     >>> distance = bound(lambda x, target: (x - target) ** 2, {"target": 3.0, "key": None})
     >>> distance(1.0), distance(1.0, key=None)
@@ -39,6 +39,7 @@ def bound(value_fn: Callable, given: Mapping[str, Any]) -> Callable:
     def value(params: PyTree, **ignored: Any) -> Any:
         return explained(value_fn, params, **taken)
 
+    # optax reads the signature to find out which of its extra arguments `value_fn` accepts.
     first = inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     others = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in names]
     value.__signature__ = inspect.Signature([first, *others])  # pyright: ignore[reportFunctionMemberAccess]
@@ -46,7 +47,7 @@ def bound(value_fn: Callable, given: Mapping[str, Any]) -> Callable:
 
 
 def explained(loss: Callable, params: PyTree, *args: Any, **extra: Any) -> Any:
-    """loss(params, ...), with a clear error if the loss calls a part that was filtered out of the model.
+    """Returns loss(params, ...), with a clear error if it calls a part that was filtered out of the model.
 
     >>> explained(lambda w: w["act"](1.0), {"act": None})
     Traceback (most recent call last):
@@ -54,7 +55,7 @@ def explained(loss: Callable, params: PyTree, *args: Any, **extra: Any) -> Any:
     """
     try:
         return loss(params, *args, **extra)
-    except (TypeError, AttributeError) as error:
+    except (TypeError, AttributeError) as error:  # None was called, or an attribute of None was read
         filtered = any(leaf is None for leaf in jax.tree.leaves(params, is_leaf=lambda x: x is None))
         if not filtered or "NoneType" not in str(error):
             raise
@@ -65,7 +66,7 @@ def explained(loss: Callable, params: PyTree, *args: Any, **extra: Any) -> Any:
 
 
 def _parameters(value_fn: Callable) -> dict[str, bool]:
-    """The parameters of a loss after the first, by name, and whether each is required."""
+    """Returns the parameters of a loss after the first, by name, and whether each is required."""
     try:
         found = [*inspect.signature(value_fn).parameters.values()][1:]
     except (TypeError, ValueError):  # not every callable has a signature
@@ -110,6 +111,12 @@ def one_program(update: Callable) -> Callable:
     """Makes an optax `update` run as one program when called outside of compiled code.
 
     It compiles only once, no matter how often its closures and its `value_fn` are recreated.
+
+    >>> import jax.numpy as jnp, optax
+    >>> sgd = optax.sgd(0.5)
+    >>> updates, state = one_program(sgd.update)(jnp.ones(2), sgd.init(jnp.ones(2)), jnp.ones(2))
+    >>> print(updates)
+    [-0.5 -0.5]
     """
 
     @functools.wraps(update)
@@ -119,6 +126,7 @@ def one_program(update: Callable) -> Callable:
             rest = {"value_fn": value_fn} if value_fn is not None else {}
             return once(lambda *given: update(*given[:3], **given[3], **rest), updates, state, params, extra)
         value_fn = bound(value_fn, extra)
+        # What the loss closes over becomes an argument, so that fresh data do not mean a fresh program.
         apply, constants = opened(value_fn, params)
 
         def whole(constants, updates, state, params, extra):

@@ -16,6 +16,10 @@ def symmetric(name: str, matrix: Float[Array, "n n"], *, invertible: bool = Fals
 
     Raises ValueError, naming `name`, if it is not square; and, unless it is traced, if it is not finite, not
     symmetric to half the digits, or (with `invertible`) singular to working precision.
+
+    >>> symmetric("hessian", jnp.array([[1.0, 2.0], [0.0, 1.0]]))
+    Traceback (most recent call last):
+    ValueError: `hessian` must be symmetric, but entry (0, 1) is 2.0 and (1, 0) is 0.0. ...
     """
     matrix = floating(matrix)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0:
@@ -25,7 +29,7 @@ def symmetric(name: str, matrix: Float[Array, "n n"], *, invertible: bool = Fals
         _check_symmetric(name, np.asarray(matrix))
         if invertible:
             _check_invertible(name, np.asarray(matrix))
-    return (matrix + matrix.T) / 2
+    return (matrix + matrix.T) / 2  # eigenvalue solvers read one triangle; derivatives then reach both
 
 
 def vector(name: str, value: Float[Array, " n"], size: int) -> Float[Array, " n"]:
@@ -33,6 +37,10 @@ def vector(name: str, value: Float[Array, " n"], size: int) -> Float[Array, " n"
 
     Raises ValueError, naming `name`, if it does not have `size` entries or, unless it is traced, if they are
     not finite.
+
+    >>> vector("gradient", jnp.ones(3), 2)
+    Traceback (most recent call last):
+    ValueError: `gradient` must have shape (2,), got (3,).
     """
     value = floating(value)
     if value.shape != (size,):
@@ -42,13 +50,21 @@ def vector(name: str, value: Float[Array, " n"], size: int) -> Float[Array, " n"
 
 
 def floating(value: Array | float) -> Array:
-    """Converts integers to floats; floats stay unchanged."""
+    """Converts integers to floats; floats stay unchanged.
+
+    >>> floating(jnp.array([1, 2])).dtype, floating(jnp.ones(2, jnp.bfloat16)).dtype
+    (dtype('float32'), dtype(bfloat16))
+    """
     value = jnp.asarray(value)
     return value if jnp.issubdtype(value.dtype, jnp.floating) else value.astype(float)
 
 
 def regular(values: Float[Array, " n"]) -> Bool[Array, ""]:
-    """Returns whether no eigenvalue is zero to working precision."""
+    """Returns whether no eigenvalue is zero to working precision.
+
+    >>> print(regular(jnp.array([-1.0, 1e-3])), regular(jnp.array([-1.0, 1e-9])))
+    True False
+    """
     sizes = jnp.abs(values)
     return jnp.min(sizes) > SLACK * len(values) * jnp.finfo(values.dtype).eps * jnp.max(sizes)
 
@@ -64,6 +80,7 @@ def _check_symmetric(name: str, matrix: np.ndarray) -> None:
 
 
 def _check_invertible(name: str, matrix: np.ndarray) -> None:
+    # As `regular`, which runs under `jit` too, but in NumPy: the message shows the eigenvalues.
     sizes = np.abs(np.linalg.eigvalsh(matrix))
     if not np.min(sizes) > SLACK * len(matrix) * np.finfo(matrix.dtype).eps * np.max(sizes):
         raise ValueError(

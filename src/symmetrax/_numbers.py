@@ -44,42 +44,77 @@ class Held(NamedTuple):
 
     @property
     def inside(self) -> PyTree:
-        """The numbers in working precision."""
+        """The numbers in working precision.
+
+        >>> hold({"w": jnp.ones(2, jnp.bfloat16)}).inside
+        {'w': Array([1., 1.], dtype=float32)}
+        """
         return self.widened(self.numbers)
 
     def widened(self, tree: PyTree) -> PyTree:
-        """Converts a tree of floats to working precision."""
+        """Converts a tree of floats to working precision.
+
+        >>> hold(jnp.ones(2, jnp.bfloat16)).widened([0.5])
+        [Array(0.5, dtype=float32)]
+        """
         return jax.tree.map(lambda x: jnp.asarray(x, self.dtype), tree)
 
     def outside(self, tree: PyTree) -> PyTree:
-        """Converts a tree like `numbers` to the caller's precisions."""
+        """Converts a tree like `numbers` to the caller's precisions.
+
+        >>> hold(jnp.ones(2, jnp.bfloat16)).outside(jnp.ones(2))
+        Array([1, 1], dtype=bfloat16)
+        """
         return jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), tree, self.numbers)
 
     def beside(self, tree: PyTree) -> PyTree:
-        """Converts a tree like `numbers` to the caller's precisions, on the devices of the parameters."""
+        """Converts a tree like `numbers` to the caller's precisions, on the devices of the parameters.
+
+        >>> hold(jnp.ones(2, jnp.float16)).beside(jnp.array([0.5, 70_000.0]))
+        Array([0.5, inf], dtype=float16)
+        """
         return jax.tree.map(_alike, self.numbers, self.outside(tree))
 
     def loss(self, value_fn: Callable[[PyTree], Any] | None) -> Callable[[PyTree], Float[Array, ""]] | None:
-        """Returns the caller's loss as a function of a tree like `inside`."""
+        """Returns the caller's loss as a function of a tree like `inside`.
+
+        >>> held = hold({"w": jnp.ones(2, jnp.bfloat16), "steps": 3})
+        >>> held.loss(lambda params: params["steps"] * jnp.sum(params["w"]))(held.inside)
+        Array(6., dtype=float32)
+        """
         if value_fn is None:
             return None
         return lambda tree: jnp.asarray(value_fn(eqx.combine(self.outside(tree), self.rest)), self.dtype)
 
     def gradient(self, updates: PyTree) -> PyTree:
-        """Returns the caller's gradient as a tree like `inside`; ValueError if an array has no gradient."""
+        """Returns the caller's gradient as a tree like `inside`; ValueError if an array has no gradient.
+
+        >>> hold({"w": jnp.ones(2)}).gradient({"w": None})
+        Traceback (most recent call last):
+        ValueError: The gradient of w is missing: `updates` has None there. Pass jax.grad's result, or zeros.
+        """
 
         def wide(path, number, given):
             if number is None:
                 return None
             if given is None:
-                raise ValueError(f"The gradient of {leaf_name(path)} is missing: `updates` has None there.")
+                raise ValueError(
+                    f"The gradient of {leaf_name(path)} is missing: `updates` has None there. Pass "
+                    "jax.grad's result, or zeros."
+                )
             return jnp.asarray(given, self.dtype)
 
         return jax.tree_util.tree_map_with_path(wide, self.numbers, updates, is_leaf=_is_none)
 
     def updates(self, tree: PyTree, given: PyTree) -> PyTree:
-        """Converts a tree like `inside` to updates: zeros for non-floats, and None where None was `given`."""
+        """Converts a tree like `inside` to updates: zeros for non-floats, and None where None was `given`.
 
+        >>> held = hold({"w": jnp.ones(2), "steps": jnp.array([3]), "act": jax.nn.relu})
+        >>> held.updates({"w": -jnp.ones(2), "steps": None, "act": None}, {"w": 1, "steps": 0, "act": None})
+        {'act': None, 'steps': Array([0], dtype=int32), 'w': Array([-1., -1.], dtype=float32)}
+        """
+
+        # optax applies updates to every leaf, so an integer needs a zero; a function has, and keeps, None.
         def narrow(number, rest, given, x):
             if number is not None:
                 return x
@@ -88,7 +123,12 @@ class Held(NamedTuple):
         return jax.tree.map(narrow, self.numbers, self.rest, given, self.beside(tree), is_leaf=_is_none)
 
     def lands(self, displacement: PyTree) -> Bool[Array, ""]:
-        """Returns whether the parameters are finite after the displacement, in the caller's precisions."""
+        """Returns whether the parameters are finite after the displacement, in the caller's precisions.
+
+        >>> held = hold(jnp.ones(1, jnp.float16))
+        >>> print(held.lands(jnp.array([6e4])), held.lands(jnp.array([7e4])))
+        True False
+        """
         return all_finite(optax.tree.add(self.numbers, self.outside(displacement)))
 
 
@@ -96,6 +136,10 @@ def hold(params: PyTree, *beside: PyTree) -> Held:
     """Wraps parameters, with working precision float64 if they or arrays `beside` them are, else float32.
 
     Raises ValueError for complex parameters.
+
+    >>> hold(jnp.ones(2, jnp.complex64))
+    Traceback (most recent call last):
+    ValueError: Learned optimizers work on real numbers, and params is complex: hold its real ...
     """
     numbers, rest = eqx.partition(params, lambda x: _is_array_like(x) and _is_kind(x, jnp.inexact))
     for path, x in jax.tree_util.tree_leaves_with_path(numbers):
@@ -104,12 +148,18 @@ def hold(params: PyTree, *beside: PyTree) -> Held:
                 f"Learned optimizers work on real numbers, and {leaf_name(path)} is complex: hold its real "
                 "and imaginary part as two arrays."
             )
+    # A network or symmetry in double precision decides, too: narrowing it would lose its digits.
     wide = any(_is_double(x) for x in jax.tree.leaves((numbers, beside)))
     return Held(jax.tree.map(_array, numbers), rest, jnp.float64 if wide else jnp.float32)
 
 
 def check_whole(params: PyTree) -> None:
-    """Raises ValueError if an outer mask has hidden some of the parameters from a symmetry."""
+    """Raises ValueError if an outer mask has hidden some of the parameters from a symmetry.
+
+    >>> check_whole({"w": jnp.ones(2), "b": optax.MaskedNode()})
+    Traceback (most recent call last):
+    ValueError: An optimizer that teleports sees only part of the parameters: 1 of them are masked. ...
+    """
     is_hidden = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
     hidden = sum(map(is_hidden, jax.tree.leaves(params, is_leaf=is_hidden)))
     if hidden:
@@ -121,27 +171,52 @@ def check_whole(params: PyTree) -> None:
 
 
 def at_precision(tree: PyTree, dtype: Any) -> PyTree:
-    """Converts the floating-point arrays of a module to this precision."""
+    """Converts the floating-point arrays of a module to this precision.
+
+    Unlike `optax.tree.cast`, it leaves integers, keys and functions alone.
+
+    >>> at_precision({"w": jnp.ones(2, jnp.bfloat16), "steps": 3}, jnp.float32)
+    {'steps': 3, 'w': Array([1., 1.], dtype=float32)}
+    """
     return jax.tree.map(lambda x: jnp.asarray(x, dtype) if _is_float_array(x) else x, tree)
 
 
 def settled_state(state: PyTree) -> PyTree:
-    """Makes each leaf of an initial state an array of its own that can be donated and is not weakly typed."""
+    """Makes each leaf of an initial state an array of its own that can be donated and is not weakly typed.
+
+    >>> settled_state({"count": 0})
+    {'count': Array(0, dtype=int32)}
+    """
     return jax.tree.map(own, state)
 
 
 def own(x: Any) -> Any:
-    """Returns a copy of an array or number."""
+    """Returns a copy of an array or number.
+
+    >>> x = jnp.ones(2)
+    >>> own(x) is x, own(0.5)
+    (False, Array(0.5, dtype=float32))
+    """
     return jax.random.clone(x) if _is_key(x) else jnp.array(x, dtype=jnp.result_type(x))
 
 
 def as_before(state: PyTree, before: PyTree) -> PyTree:
-    """Casts the leaves of a state to the types that they had `before`."""
+    """Casts the leaves of a state to the types that they had `before`; typed keys stay as they are.
+
+    >>> as_before({"trace": jnp.ones(2)}, {"trace": jnp.ones(2, jnp.bfloat16)})
+    {'trace': Array([1, 1], dtype=bfloat16)}
+    """
     return jax.tree.map(lambda x, like: x if _is_key(like) else jnp.asarray(x, like.dtype), state, before)
 
 
 def gathered(x: Any) -> Any:
-    """Returns an array that can be reshaped freely, gathered if a mesh with explicit axes shards it."""
+    """Returns an array that can be reshaped freely, gathered if a mesh with explicit axes shards it.
+
+    >>> mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
+    >>> x = jax.device_put(jnp.arange(4), NamedSharding(mesh, PartitionSpec("x")))
+    >>> print(jax.typeof(x), jax.typeof(gathered(x)))
+    int32[4@x] int32[4]
+    """
     sharding = _explicit(x) if eqx.is_array(x) else None
     return x if sharding is None else jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec()))
 
@@ -149,8 +224,8 @@ def gathered(x: Any) -> Any:
 def flat(tree: PyTree) -> tuple[Float[Array, " n"], Callable[[Array], PyTree]]:
     """Returns all entries of a tree as one vector, and the inverse function.
 
-    Like `jax.flatten_util.ravel_pytree`, for trees of one dtype whose arrays may be sharded over explicit
-    axes.
+    Like `jax.flatten_util.ravel_pytree`, which cannot concatenate arrays that are sharded over explicit axes;
+    for trees of one dtype.
 
     >>> vector, back = flat({"a": jnp.ones((2, 2)), "b": jnp.zeros(1)})
     >>> print(vector, jax.tree.map(jnp.shape, back(vector)))

@@ -1,7 +1,8 @@
-"""Pytree operations missing from optax: norms for every dtype and magnitude, and finiteness tests.
+"""Pytree operations missing from `optax.tree`: norms for every dtype and magnitude, and finiteness tests.
 
 Norms and pairings treat a tree as the real vector of all its entries, where a complex number counts as two
-entries. Sums are taken at least in single precision: squares of float16 overflow at 256.
+entries. Sums are taken at least in single precision: squares of float16 overflow at 256, in `optax.tree.norm`
+too.
 """
 
 from collections.abc import Collection
@@ -9,13 +10,25 @@ from collections.abc import Collection
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
+#: `select(condition, yes, no)`: `yes` where the scalar `condition` holds, else `no`, typed keys included.
+select = optax.tree.where
+
+#: Converts a JAX gradient to the direction of steepest ascent, and back: for complex parameters `jax.grad`
+#: returns the conjugate of that direction.
+conjugate = optax.tree.conj
+
 
 def widened(x: ArrayLike) -> Array:
-    """Converts `x` to at least single precision: half precision is converted, complex stays complex."""
+    """Converts `x` to at least single precision: half precision is converted, complex stays complex.
+
+    >>> [widened(jnp.ones(2, kind)).dtype.name for kind in ("bfloat16", "int32", "complex64")]
+    ['float32', 'float32', 'complex64']
+    """
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         return x.astype(float)
@@ -23,7 +36,11 @@ def widened(x: ArrayLike) -> Array:
 
 
 def squares(x: ArrayLike) -> Float[Array, "..."]:
-    """|x|^2, entry by entry."""
+    """Returns |x|^2, entry by entry.
+
+    >>> print(squares(jnp.array([3 + 4j])))
+    [25.]
+    """
     x = widened(x)
     if jnp.iscomplexobj(x):
         return jnp.square(x.real) + jnp.square(x.imag)
@@ -31,12 +48,20 @@ def squares(x: ArrayLike) -> Float[Array, "..."]:
 
 
 def squared_norm(tree: PyTree) -> Float[Array, ""]:
-    """The sum of the squares |x|^2 of all entries."""
+    """Returns the sum of the squares |x|^2 of all entries.
+
+    >>> print(squared_norm({"w": jnp.full(2, 300, jnp.float16)}))  # 300^2 overflows float16
+    180000.0
+    """
     return total([jnp.sum(squares(x)) for x in jax.tree.leaves(tree)])
 
 
 def pairing(left: PyTree, right: PyTree) -> Float[Array, ""]:
-    """The sum of the products of all entries; the real part of conj(left) * right if they are complex."""
+    """Returns the sum of the products of all entries, the real part of conj(left) * right if complex.
+
+    >>> print(pairing([jnp.array(2.0), jnp.array(1j)], [jnp.array(3.0), jnp.array(5j)]))
+    11.0
+    """
 
     def product(x: Array, y: Array) -> Array:
         x, y = widened(x), widened(y)
@@ -48,17 +73,23 @@ def pairing(left: PyTree, right: PyTree) -> Float[Array, ""]:
 
 
 def total(numbers: list[Float[Array, ""]]) -> Float[Array, ""]:
-    """The sum of scalars, in the widest of their precisions."""
-    kind = max(
-        (x.dtype for x in numbers), key=lambda dtype: jnp.finfo(dtype).bits, default=jnp.dtype("float32")
-    )
+    """Returns the sum of scalars of at least single precision, in the widest of their precisions.
+
+    >>> print(total([jnp.array(1.0), jnp.array(2.0)]), total([]))
+    3.0 0.0
+    """
+    # NumPy's promotion, since JAX's raises if you set `jax_numpy_dtype_promotion` to "strict".
+    kind = np.result_type(np.float32, *(x.dtype for x in numbers))
     return sum((x.astype(kind) for x in numbers), start=jnp.zeros((), kind))
 
 
 def magnitude(tree: PyTree) -> Float[Array, ""]:
-    """A power of two near the largest entry, to divide by before squaring: exact, and a constant.
+    """Returns a power of two near the largest entry, to divide by before squaring: exact, and a constant.
 
     It is 1 if all entries are zero, or if any is infinite or NaN.
+
+    >>> print(magnitude({"w": jnp.array([3.0, -5.0])}), magnitude(jnp.zeros(2)))
+    4.0 1.0
     """
     leaves = [jnp.abs(part) for x in jax.tree.leaves(jax.lax.stop_gradient(tree)) for part in _parts(x)]
     kind = total([jnp.zeros((), x.dtype) for x in leaves]).dtype
@@ -77,12 +108,22 @@ def _parts(x: ArrayLike) -> tuple[Array, ...]:
 
 
 def scaled(tree: PyTree, scale: Float[Array, ""]) -> PyTree:
-    """`tree` divided by `scale`, in at least single precision."""
+    """Divides `tree` by `scale`, in at least single precision.
+
+    >>> print(scaled(jnp.array([8.0, 6.0]), jnp.array(4.0)))
+    [2.  1.5]
+    """
     return jax.tree.map(lambda x: widened(x) / scale.astype(widened(x).dtype), tree)
 
 
 def replicated(x: Array) -> Array:
-    """Replicates `x` on every device of a mesh with explicit axes: for small or indivisible arrays."""
+    """Replicates `x` on every device of a mesh with explicit axes: for small or indivisible arrays.
+
+    >>> mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
+    >>> x = jax.device_put(jnp.arange(4), NamedSharding(mesh, PartitionSpec("x")))
+    >>> print(jax.typeof(x), jax.typeof(replicated(x)))
+    int32[4@x] int32[4]
+    """
     sharding = jax.typeof(x).sharding
     if all(axis is None for axis in sharding.spec):
         return x
@@ -90,23 +131,24 @@ def replicated(x: Array) -> Array:
 
 
 def safe_norm(tree: PyTree) -> Float[Array, ""]:
-    """Euclidean norm of all entries, of any size; its derivative at the zero tree is zero instead of NaN."""
+    """Returns the Euclidean norm of entries of any size; the derivative at the zero tree is zero, not NaN.
+
+    >>> print(f"{safe_norm(jnp.array([3e30, 4e30])):.1e}", jax.grad(safe_norm)(jnp.zeros(2)))
+    5.0e+30 [0. 0.]
+    """
     scale = magnitude(tree)
     square = squared_norm(scaled(tree, scale))
     zero = square == 0  # NaN is not zero
+    # The inner `where` keeps the infinite derivative of the root at zero out of the gradient.
     return jnp.where(zero, 0.0, scale * jnp.sqrt(jnp.where(zero, 1.0, square)))
 
 
-def conjugate(tree: PyTree) -> PyTree:
-    """Converts a JAX gradient to the direction of steepest ascent, and back; the identity on real arrays.
-
-    For complex parameters `jax.grad` returns the conjugate of that direction.
-    """
-    return jax.tree.map(lambda x: jnp.conj(x) if jnp.iscomplexobj(x) else x, tree)
-
-
 def times(scale: Float[Array, ""], tree: PyTree) -> PyTree:
-    """scale * tree, computed in at least single precision and returned in the dtypes of `tree`."""
+    """Returns scale * tree, computed in at least single precision, in the dtypes of `tree`.
+
+    >>> times(jnp.array(0.5), {"w": jnp.ones(2, jnp.bfloat16)})  # `optax.tree.scale` returns float32
+    {'w': Array([0.5, 0.5], dtype=bfloat16)}
+    """
 
     def product(x: Array) -> Array:
         wide = widened(x)
@@ -116,7 +158,11 @@ def times(scale: Float[Array, ""], tree: PyTree) -> PyTree:
 
 
 def shift(params: PyTree, scale: Float[Array, ""] | float, direction: PyTree) -> PyTree:
-    """params + scale * direction, computed in at least single precision, in the dtypes of `params`."""
+    """Returns params + scale * direction, computed in at least single precision, in the dtypes of `params`.
+
+    >>> print(shift(jnp.ones(2), 0.5, jnp.array([2.0, 4.0])))
+    [2. 3.]
+    """
 
     def moved(w: Array, d: Array) -> Array:
         wide = widened(w)
@@ -126,14 +172,13 @@ def shift(params: PyTree, scale: Float[Array, ""] | float, direction: PyTree) ->
 
 
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
-    """Returns whether all entries are finite."""
+    """Returns whether all entries are finite.
+
+    >>> print(all_finite({"w": jnp.array([1.0, jnp.inf])}), all_finite({}))
+    False True
+    """
     leaves = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
     return jnp.all(jnp.stack(leaves)) if leaves else jnp.array(True)
-
-
-def select(condition: Bool[Array, ""], yes: PyTree, no: PyTree) -> PyTree:
-    """`yes` where the scalar `condition` holds, else `no`: trees of equal structure, including typed keys."""
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
 @jax.custom_batching.custom_vmap
@@ -156,13 +201,17 @@ def _anywhere_in_batch(size: int, batched: list[bool], condition: Array) -> tupl
 
 
 def relative(difference: PyTree, reference: PyTree) -> Float[Array, ""]:
-    """Norm of `difference` relative to the norm of `reference`; 0 if both vanish."""
+    """Returns the norm of `difference` relative to the norm of `reference`; 0 if both vanish.
+
+    >>> print(relative(jnp.array([1.0]), jnp.array([4.0])))
+    0.25
+    """
     top, bottom = safe_norm(difference), safe_norm(reference)
     return jnp.where(top == 0, 0.0, top / jnp.where(bottom == 0, 1e-30, bottom).astype(top.dtype))
 
 
 def leaf_name(path: tuple) -> str:
-    """The name of a leaf, from its key path: `blocks.0.attn.weight`; "params" for a lone array.
+    """Returns the name of a leaf, from its key path: `blocks.0.attn.weight`; "params" for a lone array.
 
     >>> import jax
     >>> [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path({"w": [1.0, 2.0]})]
@@ -172,7 +221,7 @@ def leaf_name(path: tuple) -> str:
 
 
 def leaf_names(tree: PyTree) -> list[str]:
-    """The names of all leaves of a tree, in order.
+    """Returns the names of all leaves of a tree, in order.
 
     If an array is the only leaf of a box, as in flax's variables and partitioned arrays, the box's `.value`
     is not part of the name: a state of variables and the tree of their arrays have the same names.
@@ -202,7 +251,12 @@ def known_name(name: str, names: Collection[str]) -> str:
 
 
 def check_finite(params: PyTree, what: str) -> None:
-    """Raises ValueError, naming the leaf, if concrete parameters are not finite; traced ones pass."""
+    """Raises ValueError, naming the leaf, if concrete parameters are not finite; traced ones pass.
+
+    >>> check_finite({"w": jnp.array([1.0, jnp.nan])}, "teleport from")
+    Traceback (most recent call last):
+    ValueError: Cannot teleport from a point that is not finite: w is [ 1. nan].
+    """
     for name, leaf in zip(leaf_names(params), jax.tree.leaves(params), strict=True):
         if not isinstance(leaf, Tracer) and not bool(np.all(np.isfinite(leaf))):
             raise ValueError(f"Cannot {what} a point that is not finite: {name} is {leaf}.")

@@ -3,7 +3,9 @@
 `main` does its own imports, so that an interrupt during startup is handled like any other.
 """
 
+import argparse
 import contextlib
+import inspect
 import io
 import os
 import shlex
@@ -13,6 +15,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from symmetrax._optional import STUDIES, needing
 
@@ -21,13 +24,19 @@ CLOSED = 128 + 13  # and for a program whose output pipe was closed
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of `symmetrax`.
+    """Runs the command line `symmetrax`.
 
-    Exit code 2 for invalid input and unusable files, 130 for an interrupt, 1 for a failed claim.
+    The exit code is 2 for invalid input and unusable files, 130 for an interrupt, 1 for a failed claim.
+
+    >>> import subprocess
+    >>> command = [sys.executable, "-m", "symmetrax.cli", "rum"]
+    >>> done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    >>> print(done.returncode, done.stderr)
+    2 symmetrax: Unknown command 'rum'; choose one of list, run, ... Did you mean 'run'?
     """
     given = [*(sys.argv[1:] if arguments is None else arguments)]
     warnings.formatwarning = _note
-    _prepare_jax()
+    _prepare_jax()  # before anything imports JAX, which reads the environment once
     try:
         with _interrupts_end(given), needing("The command line"):
             _run(given)
@@ -48,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(given: list[str]) -> None:
-    if given == ["--version"]:
+    if given == ["--version"]:  # answered without tyro, which the core does not install
         print(f"symmetrax {_version()}")
     else:
         _asked(given)()
@@ -92,30 +101,48 @@ def _asked(arguments: list[str]) -> Callable[[], None]:
     from symmetrax._commands import COMMANDS, deferred
     from symmetrax.experiments._registry import choose
 
-    if arguments and not arguments[0].startswith("-"):
-        choose("command", arguments[0], COMMANDS)
-    app = tyro.extras.SubcommandApp()
-    for name, command in COMMANDS.items():
-        app.command(name=name)(deferred(command))
+    if not arguments or arguments[0].startswith("-"):
+        _parser().parse_args(arguments)  # ends here for --help, and for unknown options
+        raise ValueError(f"Name a command: one of {', '.join(COMMANDS)}. For help: symmetrax --help")
+    name = choose("command", arguments[0], COMMANDS)
     complaint = io.StringIO()
     try:
+        # One command at a time: tyro's parser of all six takes three times as long as the help of all.
         with contextlib.redirect_stderr(complaint):
-            return app.cli(
-                prog="symmetrax",
-                description="Symmetries, teleportation and learned optimizers. "
-                "`symmetrax --version` tells the version.",
-                args=arguments,
-            )
+            return tyro.cli(deferred(COMMANDS[name]), prog=f"symmetrax {name}", args=arguments[1:])
     except SystemExit as stopped:
         if not stopped.code:
             raise  # --help
-        raise ValueError(_in_one_line(complaint.getvalue(), arguments)) from None
+        raise ValueError(_in_one_line(complaint.getvalue(), name)) from None
 
 
-def _in_one_line(box: str, arguments: list[str]) -> str:
+def _parser() -> argparse.ArgumentParser:
+    """Returns a parser that knows the commands, but none of their arguments."""
+    from symmetrax._commands import COMMANDS
+
+    parser = _Parser(
+        prog="symmetrax", description="Symmetries of parameters, teleportation, and learned optimizers."
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", description="symmetrax COMMAND --help for more"
+    )
+    for name, command in COMMANDS.items():
+        commands.add_parser(name, help=(inspect.getdoc(command) or "").partition("\n")[0])
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that raises ValueError instead of ending the process after two lines."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message[0].upper()}{message[1:]}. For help: symmetrax --help")
+
+
+def _in_one_line(box: str, name: str) -> str:
     """Reduces tyro's boxed message to one line: its first paragraph, a near match, and where to find help.
 
-    >>> print(_in_one_line("╭─ Title ─╮\\n│ Unrecognized options: --sed │\\n╰─╯", ["run", "--sed"]))
+    >>> print(_in_one_line("╭─ Title ─╮\\n│ Unrecognized options: --sed │\\n╰─╯", "run"))
     Unrecognized options: --sed. Did you mean '--seed'? For help: symmetrax run --help
     """
     from symmetrax._commands import COMMANDS, options
@@ -125,13 +152,11 @@ def _in_one_line(box: str, arguments: list[str]) -> str:
     inside = [line.strip("│|╰╯ ").replace("─", "-") for line in lines]
     paragraphs = "\n".join("" if not line.strip("-") else line for line in inside).strip().split("\n\n")
     text = " ".join((paragraphs[0] or title).split()).replace(" (required)", "").rstrip(".")
-    known = COMMANDS.get(arguments[0]) if arguments else None
     hint = ""
-    if known is not None and text.startswith("Unrecognized"):
+    if text.startswith("Unrecognized"):
         unknown = next((word for word in text.split() if word.startswith("-")), "")
-        hint = near_match(unknown.split("=")[0].rstrip(","), options(known))
-    command = f"symmetrax {arguments[0]}" if known is not None else "symmetrax"
-    return f"{text}.{hint} For help: {command} --help"
+        hint = near_match(unknown.split("=")[0].rstrip(","), options(COMMANDS[name]))
+    return f"{text}.{hint} For help: symmetrax {name} --help"
 
 
 def _about_files(error: OSError) -> str:

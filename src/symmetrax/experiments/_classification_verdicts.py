@@ -4,12 +4,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import scipy.stats
 from jaxtyping import Float
 
 from symmetrax.experiments._learned_runs import Ran
 from symmetrax.experiments._report import number
-from symmetrax.experiments._stats import LEVEL, Interval, compare, summary, verdict
+from symmetrax.experiments._stats import Interval, compare, summary, t_interval, verdict
 
 SOURCE = "arXiv:2504.15399, section 5.2"
 CONTROL = "not in the paper: a control"
@@ -134,18 +133,6 @@ def describe(rans: dict[str, Ran], told: dict[str, dict[str, Any]]) -> dict[str,
             difference = accuracy - np.mean(rans["adam"].measured["accuracy"], axis=1)
             arms[name]["accuracy_over_adam"] = [float(np.mean(difference)), *t_interval(difference)]
     return {"arms": arms}
-
-
-def t_interval(values: Float[np.ndarray, " seeds"]) -> list[float]:
-    """The 95 % interval of a mean over seeds.
-
-    >>> [round(x, 2) for x in t_interval(np.array([1.0, 2.0, 3.0]))]
-    [-0.48, 4.48]
-    """
-    if len(values) < 2:
-        return [-np.inf, np.inf]
-    half = scipy.stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * scipy.stats.sem(values)
-    return [float(np.mean(values) - half), float(np.mean(values) + half)]
 
 
 def versus(group: dict[str, Any], ours: str, theirs: str) -> Interval | None:

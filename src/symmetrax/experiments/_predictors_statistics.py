@@ -6,10 +6,9 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Float
 
-from symmetrax.experiments._classification_verdicts import t_interval
 from symmetrax.experiments._correlations import fisher_interval
 from symmetrax.experiments._report import number
-from symmetrax.experiments._stats import FLOOR, Interval, Losses, finals, log_ratios, verdict
+from symmetrax.experiments._stats import FLOOR, Interval, Losses, finals, log_ratios, t_interval, verdict
 
 FOLDS = 5
 #: A gain beyond this, where a run diverged, counts as this much: from f(x_0) to the floor of all comparisons.
@@ -95,6 +94,7 @@ def explained(x: Float[np.ndarray, "tasks features"], y: Float[np.ndarray, " tas
     """
     if np.ptp(y) == 0:
         return np.nan
+    # scikit-learn's `cross_val_predict` takes 14 times as long for a few hundred tasks.
     design = np.concatenate([np.ones((len(y), 1)), x], axis=1)
     fold = np.arange(len(y)) % FOLDS
     error = np.empty(len(y))
@@ -162,8 +162,8 @@ def area(score: Float[np.ndarray, " tasks"], wins: np.ndarray) -> float:
     count = int(np.sum(wins))
     if count in (0, len(wins)):
         return np.nan
-    above = np.sum(scipy.stats.rankdata(score)[wins]) - count * (count + 1) / 2
-    return float(above / (count * (len(wins) - count)))
+    pairs = count * (len(wins) - count)
+    return float(scipy.stats.mannwhitneyu(score[wins], score[~wins], method="asymptotic").statistic / pairs)
 
 
 def threshold(score: Float[np.ndarray, " tasks"], gain: Float[np.ndarray, " tasks"]) -> float:
@@ -229,6 +229,6 @@ def decide(
 
 
 def _spearman(x: np.ndarray, y: np.ndarray) -> float:
-    if np.ptp(x) == 0 or np.ptp(y) == 0:
+    if np.ptp(x) == 0 or np.ptp(y) == 0:  # scipy would warn
         return np.nan
-    return float(np.corrcoef(scipy.stats.rankdata(x), scipy.stats.rankdata(y))[0, 1])
+    return float(scipy.stats.spearmanr(x, y).statistic)  # pyright: ignore[reportAttributeAccessIssue]

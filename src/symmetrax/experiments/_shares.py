@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-from symmetrax.experiments._stats import LEVEL, Outcome
+from symmetrax.experiments._stats import LEVEL, Outcome, median_interval, t_interval
 
 
 def share(hits: Any) -> dict[str, float]:
@@ -36,12 +36,9 @@ def middle(values: Any) -> dict[str, float]:
     (50.0, 40.0, 60.0)
     """
     values = np.asarray(values, float).ravel()
-    values = np.sort(np.where(np.isnan(values), np.inf, values))
-    if len(values) == 0:
-        return {"median": float("nan"), "low": -np.inf, "high": np.inf}
-    below = int(scipy.stats.binom.ppf((1 - LEVEL) / 2, len(values), 0.5))
-    bounds = (values[below - 1], values[-below]) if below > 0 else (-np.inf, np.inf)
-    return {"median": float(np.median(values)), "low": float(bounds[0]), "high": float(bounds[1])}
+    values = np.where(np.isnan(values), np.inf, values)
+    low, high = median_interval(values)
+    return {"median": float(np.median(values)) if len(values) else float("nan"), "low": low, "high": high}
 
 
 def share_text(found: dict[str, float]) -> str:
@@ -88,7 +85,5 @@ def average(values: Any) -> dict[str, float]:
     """
     values = np.asarray(values, float).ravel()
     mean = float(np.mean(values)) if len(values) else float("nan")
-    if len(values) < 2:
-        return {"mean": mean, "low": -np.inf, "high": np.inf}
-    half = float(scipy.stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * scipy.stats.sem(values))
-    return {"mean": mean, "low": mean - half, "high": mean + half}
+    low, high = t_interval(values)
+    return {"mean": mean, "low": low, "high": high}

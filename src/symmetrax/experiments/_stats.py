@@ -113,10 +113,34 @@ def over_tasks(ratios: Float[np.ndarray, "1 tasks"]) -> Interval:
     >>> over_tasks(np.linspace(-2.0, 0.0, 101)[None])
     Interval(log_ratio=-1.0, low=-1.2, high=-0.8)
     """
-    tasks = ratios.shape[1]
-    ranked = np.concatenate([[-np.inf], np.sort(ratios[0]), [np.inf]])
-    below = int(scipy.stats.binom.ppf((1 - LEVEL) / 2, tasks, 0.5))
-    return Interval(_median(ratios), float(ranked[below]), float(ranked[tasks + 1 - below]))
+    return Interval(_median(ratios), *median_interval(ratios[0]))
+
+
+def median_interval(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
+    """The 95 % interval of a median, between two of the values; exact for any distribution.
+
+    With fewer than six values it is the whole line.
+
+    >>> median_interval(np.arange(101.0))
+    (40.0, 60.0)
+    """
+    if len(values) == 0:
+        return -np.inf, np.inf
+    low, high = scipy.stats.quantile_test(values, p=0.5).confidence_interval(LEVEL)
+    return (-np.inf if np.isnan(low) else float(low)), (np.inf if np.isnan(high) else float(high))
+
+
+def t_interval(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
+    """The 95 % t-interval of a mean; with fewer than two values it is the whole line.
+
+    >>> [round(x, 2) for x in t_interval(np.array([1.0, 2.0, 3.0]))]
+    [-0.48, 4.48]
+    """
+    if len(values) < 2:
+        return -np.inf, np.inf
+    # `scipy.stats.t.interval` and `ttest_1samp` give NaN where all values are equal.
+    half = scipy.stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * scipy.stats.sem(values)
+    return float(np.mean(values) - half), float(np.mean(values) + half)
 
 
 def compare(
@@ -181,16 +205,15 @@ def _t_intervals(ratios: dict[Any, np.ndarray]) -> dict[Any, tuple[float, float]
     bounds = {}
     for name, values in ratios.items():
         medians = np.quantile(values, 0.5, axis=1, method="inverted_cdf")
-        if len(medians) < 2 or not np.all(np.isfinite(medians)):
-            bounds[name] = (-np.inf, np.inf)
-            continue
-        half = scipy.stats.t.ppf((1 + LEVEL) / 2, len(medians) - 1) * scipy.stats.sem(medians)
-        bounds[name] = (float(np.mean(medians) - half), float(np.mean(medians) + half))
+        bounds[name] = t_interval(medians) if np.all(np.isfinite(medians)) else (-np.inf, np.inf)
     return bounds
 
 
 def _bootstrap(ratios: dict[Any, np.ndarray], seed: int, draws: int) -> dict[Any, tuple[float, float]]:
-    """Percentile intervals of the median under resampled seeds and tasks, as weights of sorted values."""
+    """Percentile intervals of the median under resampled seeds and tasks, as weights of sorted values.
+
+    `scipy.stats.bootstrap` resamples one axis, and cannot draw tasks anew within every drawn seed.
+    """
     random = np.random.default_rng(seed)
     seeds, tasks = next(iter(ratios.values())).shape
     orders = {name: np.argsort(values, axis=None, kind="stable") for name, values in ratios.items()}

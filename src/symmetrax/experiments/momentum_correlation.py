@@ -18,14 +18,13 @@ from jaxtyping import Array, Key, PyTree
 
 from symmetrax._tree import safe_norm
 from symmetrax.experiments import _fig7_arms, plots_learning
-from symmetrax.experiments._classification_verdicts import t_interval
 from symmetrax.experiments._classifiers import Size, image_family, trained_arm
 from symmetrax.experiments._correlations import MEASURES, correlations, fisher_interval
 from symmetrax.experiments._folder import RunFolder
 from symmetrax.experiments._learned_arms import Budget, LearnedArm, switched_off, train
 from symmetrax.experiments._learned_runs import due
 from symmetrax.experiments._report import Reporter, number, titled_table, verdict_table
-from symmetrax.experiments._stats import Interval, compare, verdict
+from symmetrax.experiments._stats import Interval, compare, t_interval, verdict
 from symmetrax.experiments._streams import Streams
 from symmetrax.learned._update_rule import UpdateRule
 from symmetrax.metatrain._devices import spread
