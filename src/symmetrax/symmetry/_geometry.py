@@ -13,7 +13,8 @@ from symmetrax._tree import select
 from symmetrax.groups._diagonal import AbstractGroup
 from symmetrax.groups._matrices import GeneralLinear, ScaledRotation
 from symmetrax.symmetry._base import AbstractLieSymmetry
-from symmetrax.symmetry._network import NetworkSymmetry, named_shapes
+from symmetrax.symmetry._network import NetworkSymmetry
+from symmetrax.symmetry._paths import named_shapes
 from symmetrax.symmetry._sharding import split_like, whole
 from symmetrax.symmetry._walk import Binding
 
@@ -84,7 +85,7 @@ def conserved_quantities(symmetry: NetworkSymmetry, params: PyTree) -> dict[str,
     This is Noether's theorem for parameters. W transforms with g or g^-T along its axes and the loss does not
     change, so under dW/dt = -grad the moments sum(+- W W') over the specs of a space are constant: row
     energies minus column energies for scalings, Gram matrices of plain specs minus Gram matrices of starred
-    specs for general linear groups, and energies of pairs for scaled rotations. Words with an index, `h[0]`
+    specs for general linear groups, and energies of pairs for scaled rotations. Entries with an index, `h[0]`
     or `h[1:]`, contribute to the elements that they name; specs with an offset, `h - 1`, contribute moments
     of the array plus 1. Gradient descent with step size eta drifts by O(eta^2) per step; a teleport jumps.
     Rotation groups conserve antisymmetric moments of gradients, not of parameters, and are omitted. For
@@ -105,7 +106,7 @@ def _conserved(symmetry: NetworkSymmetry, params: PyTree) -> dict[str, Array]:
     found: dict[str, Array] = {}
     for name, blocks in _blocks(symmetry, symmetry.shifted(params)).items():
         group = symmetry.spaces[name]
-        if group.compact:
+        if group.compact:  # discrete, or with moments of gradients instead of parameters
             continue
         scale, moments = _row_scale(group, blocks), []
         for binding, flat in blocks:
@@ -140,7 +141,7 @@ def _project(
     along = jax.linearize(at, zero)[1]
     across = jax.linear_transpose(along, zero)
     lengths = jnp.ones_like(zero)
-    if isinstance(symmetry, NetworkSymmetry):
+    if isinstance(symmetry, NetworkSymmetry):  # scaled columns need far fewer iterations
         lengths = jax.lax.stop_gradient(_column_lengths(symmetry, numbers)).astype(zero.dtype)
 
     def system(unknowns: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
@@ -156,7 +157,7 @@ def _project(
     return jax.tree.map(lambda u, r: _as_given(r, u), given, residual)
 
 
-#: The blocks that a space touches, each with the index axes first, then the bound axis, then the rest.
+#: The blocks on which a space acts, each with the index axes first, then the bound axis, then the rest.
 _Blocks = list[tuple[Binding, Array]]
 
 
@@ -186,7 +187,7 @@ def _row_scale(group: AbstractGroup, blocks: _Blocks) -> Float[Array, "..."]:
 
 
 def _placed(part: Array, binding: Binding, group: AbstractGroup) -> Array:
-    """Places values for the elements that a entry names, with zeros for the group's other elements."""
+    """Places values for the elements that an entry names, with zeros for the group's other elements."""
     if binding.entry.index is None:
         return part
     shape = (*group.lengths, *part.shape[len(binding.indices) :])
@@ -255,9 +256,10 @@ def _least_squares(
         return unit * across(residual) - shift
 
     def unfinished(state: _Descent) -> Array:
+        # The slope must be down to rounding and have stopped improving: a single small slope may be luck.
         rounding = state.least <= (8 * eps) ** 2 * whole
         return (
-            (state.least > 0) & ~(rounding & (state.since >= 5)) & (state.still < 2) & (state.count < steps)
+            (state.least > 0) & ~(rounding & (state.since >= 5)) & (state.stalled < 2) & (state.count < steps)
         )
 
     def step(state: _Descent) -> _Descent:
@@ -271,7 +273,7 @@ def _least_squares(
         square = _dot(slope, slope)
         better = square < state.least
         # The squared norm of the residual fell by rate * square, the most that this step could gain.
-        still = seen & (rate * state.square > (2 * eps) ** 2 * whole)
+        progress = seen & (rate * state.square > (2 * eps) ** 2 * whole)
         return _Descent(
             residual=residual,
             xi=xi,
@@ -280,7 +282,7 @@ def _least_squares(
             best=select(better, (residual, xi), state.best),
             least=jnp.minimum(square, state.least),
             since=jnp.where(better, 0, state.since + 1),
-            still=jnp.where(still, 0, jnp.where(seen, state.still + 1, 2)),
+            stalled=jnp.where(progress, 0, jnp.where(seen, state.stalled + 1, 2)),
             count=state.count + 1,
         )
 
@@ -301,7 +303,7 @@ class _Descent(NamedTuple):
     best: tuple[PyTree, Array]
     least: Array
     since: Array
-    still: Array
+    stalled: Array
     count: Array
 
 
@@ -343,5 +345,5 @@ def _check_alike(params: PyTree, update: PyTree) -> None:
             shapes = [str(found[name].shape) if name in found else "nothing" for found in (ours, theirs)]
             raise ValueError(
                 f"The update must be a tree like the parameters, but {name} is {shapes[0]} in the parameters "
-                f"and {shapes[1]} in the update."
+                f"and {shapes[1]} in the update: give both the same structure and shapes."
             )
