@@ -143,7 +143,7 @@ def test_squared_gradients_travel_with_the_squared_element(name, float64):
     a = symmetry.sample(KEY)
     gradient = jax.grad(net.loss)
     here, there = gradient(params, batch), gradient(symmetry.act(a, params), batch)
-    carried = symmetry.pull_squared(a, jax.tree.map(jnp.square, here))
+    carried = symmetry.transport_squared_gradient(a, jax.tree.map(jnp.square, here))
     for path in there:
         np.testing.assert_allclose(
             carried[path], np.square(there[path]), rtol=1e-10, atol=1e-300, err_msg=path
@@ -155,7 +155,7 @@ def test_squared_gradients_do_not_travel_along_groups_that_mix_entries():
         params = row(name).params()
         symmetry = row(name).symmetry(params)
         with pytest.raises(ValueError, match="mixes the entries of an axis"):
-            symmetry.pull_squared(symmetry.identity(), params)
+            symmetry.transport_squared_gradient(symmetry.identity(), params)
 
 
 # Groups, against dense matrices.
@@ -361,7 +361,7 @@ def test_joining_needs_spaces_of_one_size_on_an_axis():
     params = {"w": jnp.ones((12, 3))}
     heads = sx.NetworkSymmetry({"h": sx.groups.PositiveDiagonal(4)}, {"w": "(h _) _"}, params)
     groups = sx.NetworkSymmetry({"g": sx.groups.SignDiagonal(2)}, {"w": "(g _) _"}, params)
-    with pytest.raises(ValueError, match=r"w: the spec .* have other sizes"):
+    with pytest.raises(ValueError, match=r"w: the spec .* have different sizes"):
         heads | groups
 
 

@@ -17,7 +17,11 @@ Per = tuple[tuple[str, int], ...]
 
 
 def as_per(per: Mapping[str, int] | Per) -> Per:
-    """Converts indices and their lengths to hashable pairs, in order."""
+    """Converts indices and their lengths to hashable pairs, in order.
+
+    >>> as_per({"layer": 2, "head": 8})
+    (('layer', 2), ('head', 8))
+    """
     return tuple((name, int(length)) for name, length in dict(per).items())
 
 
@@ -47,7 +51,7 @@ class AbstractGroup(eqx.Module):
     def __check_init__(self):
         for name, length in (("size", self.size), *self.per):
             if length < 1:
-                raise ValueError(f"{type(self).__name__} needs {name} >= 1, got {length}.")
+                raise ValueError(f"{type(self).__name__} needs {name} of at least 1, got {name}={length}.")
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -61,7 +65,7 @@ class AbstractGroup(eqx.Module):
 
     @abstractmethod
     def identity(self) -> PyTree:
-        """The element that moves nothing."""
+        """The element that leaves every vector unchanged."""
 
     @abstractmethod
     def compose(self, a: PyTree, b: PyTree) -> PyTree:
@@ -96,13 +100,16 @@ class AbstractGroup(eqx.Module):
 
     def power(self, a: PyTree, exponent: float) -> PyTree:
         """`a` to the power `exponent`; raises ValueError for groups whose elements do not commute."""
-        raise ValueError(f"Elements of {self} do not commute, so that their powers are no action.")
+        raise ValueError(
+            f"{self} has no powers that act as a group, got exponent {exponent}: its elements do not "
+            "commute. Use a group of scalings, signs or scaled rotations, or remove the power."
+        )
 
     def squared(self, a: PyTree) -> PyTree:
         """The element that acts on squared entries as `a` acts on entries; for diagonals and permutations."""
         raise ValueError(
-            f"{self} mixes the entries of an axis, so that squared gradients cannot be carried along it: "
-            "use transport='keep' or 'reset' with optimizers that accumulate them."
+            f"{self} mixes the entries of an axis, so squared gradients cannot be transported: use "
+            "transport='keep' or 'reset' with optimizers that accumulate them."
         )
 
     def __str__(self) -> str:
@@ -165,6 +172,7 @@ class PositiveDiagonal(_AbstractDiagonal):
     def exp(self, coordinates):
         if not self.dyadic:
             return jnp.exp(coordinates)
+        # `ldexp` sets the exponent bits, so the result is exactly a power of two.
         rounded = jnp.round(coordinates / jnp.log(2.0))
         exact = jnp.ldexp(jnp.ones_like(coordinates), rounded.astype(int))
         smooth = jnp.exp(coordinates)
@@ -181,7 +189,7 @@ class PositiveDiagonal(_AbstractDiagonal):
 
 
 class NonzeroDiagonal(_AbstractDiagonal):
-    """Scalings by nonzero numbers of either sign; `exp`, with coordinates log s, reaches the positive ones.
+    """Scalings by nonzero numbers of either sign; `exp`, with coordinates log s, gives the positive ones.
 
     The change of basis of arXiv:2012.01118. Any activation has this symmetry if it carries its own scale,
     z -> tau sigma(z / tau), where tau is a parameter with the spec "h".
@@ -196,7 +204,10 @@ class NonzeroDiagonal(_AbstractDiagonal):
 
     def power(self, a, exponent):
         if exponent != round(exponent):
-            raise ValueError(f"A negative scale has no power {exponent}: it must be whole.")
+            raise ValueError(
+                f"Scales of either sign have only whole powers, got {exponent}: use a whole power, or "
+                "PositiveDiagonal."
+            )
         return a ** int(exponent)
 
     def sample(self, key):
@@ -234,10 +245,11 @@ class SignDiagonal(_AbstractDiagonal):
 
     def power(self, a, exponent):
         if exponent != round(exponent):
-            raise ValueError(f"A sign has no power {exponent}: it must be whole.")
+            raise ValueError(f"Signs have only whole powers, got {exponent}: use a whole power.")
         return a if round(exponent) % 2 else a * a
 
     def sample(self, key):
+        # If all signs are +1, the first is flipped: a sample must not be the identity.
         signs = jax.random.rademacher(key, (*self.lengths, self.size), float)
         first = jnp.arange(self.size) == 0
         return jnp.where(first & jnp.all(signs == 1, axis=-1, keepdims=True), -1.0, signs)
@@ -279,10 +291,12 @@ class Permutation(AbstractGroup):
 
     def sample(self, key):
         shuffled = jnp.argsort(jax.random.uniform(key, (*self.lengths, self.size)), axis=-1)
+        # A shuffle that changes nothing is replaced by a cyclic shift: a sample must not be the identity.
         unmoved = jnp.all(shuffled == jnp.arange(self.size), axis=-1, keepdims=True)
         return jnp.where(unmoved, jnp.roll(shuffled, 1, axis=-1), shuffled)
 
     def multiply(self, a, x):
+        # A gather moves entries without arithmetic, so every dtype is exact.
         return jnp.take_along_axis(x, a[..., None], axis=-2)
 
     def squared(self, a):
@@ -290,5 +304,9 @@ class Permutation(AbstractGroup):
 
 
 def log_scales(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
-    """Logarithms of well-conditioned scales, uniform on [-1, 1]."""
+    """Logarithms of well-conditioned scales, uniform on [-1, 1].
+
+    >>> bool(abs(log_scales(jax.random.key(0), (100,))).max() <= 1)
+    True
+    """
     return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)

@@ -11,16 +11,17 @@ from jaxtyping import Array, Inexact
 def inverse(x: Inexact[Array, "n n"]) -> Inexact[Array, "n n"]:
     """x^-1 by Gauss-Jordan elimination with partial pivoting; infinite or NaN for a singular matrix.
 
-    For the small matrices of hidden units it is as fast as LAPACK. XLA spreads LAPACK calls over its threads
-    and waits for them in one of these threads, so two programs on two host devices can deadlock. The
-    derivative is -x^-1 dx x^-1, computed from products. An inverse that depends only on data is computed
-    once, before the differentiated loop that uses it.
+    For the small matrices of hidden units it is as fast as LAPACK. The derivative is -x^-1 dx x^-1, computed
+    from products. An inverse that depends only on data is computed once, before the differentiated loop that
+    uses it.
 
     >>> import jax.numpy as jnp
     >>> print(inverse(jnp.array([[0.0, 2.0], [4.0, 0.0]])))
     [[0.   0.25]
      [0.5  0.  ]]
     """
+    # Without LAPACK: XLA spreads LAPACK calls over its threads and waits for them in one of these threads, so
+    # two programs on two host devices can deadlock.
     return _eliminated(x)
 
 
@@ -32,7 +33,9 @@ def _inverse_jvp(primals, tangents):
 
 @partial(jax.jit, inline=True)
 def _eliminated(x: Inexact[Array, "n n"]) -> Inexact[Array, "n n"]:
-    """The inverse, jitted because every call outside compiled code would otherwise recompile the loop."""
+    """The inverse by elimination."""
+    # Jitted, since every call outside compiled code would otherwise recompile the loop. Rows are exchanged by
+    # masks: indexing by the pivot would become a gather and a scatter under `vmap`.
     n = x.shape[0]
     rows = jnp.arange(n)
 

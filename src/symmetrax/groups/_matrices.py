@@ -1,6 +1,5 @@
 """Groups of dense matrices: rotations, scaled rotations and general linear groups."""
 
-import math
 from typing import ClassVar
 
 import equinox as eqx
@@ -10,11 +9,11 @@ from jaxtyping import Array, Float, Inexact
 
 from symmetrax.groups._diagonal import AbstractGroup, Per, as_per, log_scales
 from symmetrax.groups._exponentials import (
-    MAX_NORM,
     exponential_pair,
     exponential_pair_or_nan,
     isometry,
     product,
+    shortened,
 )
 
 
@@ -43,7 +42,7 @@ class _AbstractRotation(AbstractGroup):
         return _rotation(coordinates, self.size)
 
     def bounded(self, coordinates, bound):
-        """Shortens long coordinates, which reach no further elements and lose precision in their angles."""
+        """Shortens long coordinates, which give no further elements and lose precision in their angles."""
         return shortened(coordinates, self.size)
 
     def multiply(self, a, x):
@@ -67,12 +66,16 @@ class SpecialOrthogonal(_AbstractRotation):
 
     def __check_init__(self):
         if self.size < 2:
-            raise ValueError(f"A rotation needs a space of at least 2 dimensions, got size={self.size}.")
+            raise ValueError(
+                f"A rotation needs a space of at least 2 dimensions, got size={self.size}: use Orthogonal, "
+                "which has the reflection."
+            )
 
     def sample(self, key):
         """A uniformly (Haar) distributed rotation."""
         if self.size == 2:
             return self.exp(jax.random.uniform(key, self.algebra, minval=-jnp.pi, maxval=jnp.pi))
+        # Haar on O(n); negating a row of the reflections makes it Haar on SO(n).
         rotation = jax.random.orthogonal(key, self.size, self.lengths)
         return rotation.at[..., 0, :].multiply(jnp.sign(jnp.linalg.det(rotation))[..., None])
 
@@ -96,10 +99,11 @@ class Orthogonal(_AbstractRotation):
 
     def __check_init__(self):
         if self.fix not in (None, "mean"):
-            raise ValueError(f"Orthogonal can fix 'mean' or None, got fix={self.fix!r}.")
+            raise ValueError(f"`fix` must be 'mean' or None, got {self.fix!r}.")
         if self.fix and self.size < 3:
             raise ValueError(
-                f"Only the identity and one swap keep the mean of {self.size} numbers: use size >= 3."
+                f"fix='mean' needs size >= 3, got size={self.size}: no rotation preserves the mean of fewer "
+                "numbers. Use Permutation for the swap of two."
             )
 
     @property
@@ -128,6 +132,7 @@ class Orthogonal(_AbstractRotation):
 
     def _embed(self, q: Array) -> Array:
         """Embeds an orthogonal map of the fixed vector's complement in the whole space, by a reflection."""
+        # The reflection exchanges the normalized vector of ones and the last axis, which `whole` fixes.
         if self.fix is None:
             return q
         whole = self.identity().astype(q.dtype).at[..., :-1, :-1].set(q)
@@ -161,7 +166,10 @@ class ScaledRotation(AbstractGroup):
 
     def __check_init__(self):
         if self.size != 2:
-            raise ValueError(f"ScaledRotation acts on axes of length 2, got size={self.size}.")
+            raise ValueError(
+                f"ScaledRotation acts on axes of length 2, got size={self.size}: leave `size` out, and "
+                "count pairs by `per`."
+            )
 
     @property
     def algebra(self) -> tuple[int, ...]:
@@ -196,7 +204,10 @@ class ScaledRotation(AbstractGroup):
 
     def power(self, a, exponent):
         if exponent != round(exponent):
-            raise ValueError(f"A rotation has no single power {exponent}: it must be whole.")
+            raise ValueError(
+                f"Scaled rotations have only whole powers, got {exponent} (other powers have several "
+                "values): use a whole power."
+            )
         base = a if exponent >= 0 else self.inverse(a)
         result = self.identity()
         for _ in range(abs(int(exponent))):
@@ -240,11 +251,12 @@ class GeneralLinear(AbstractGroup):
     def element(self, g: Float[Array, "... n n"]) -> tuple[Float[Array, "... n n"], Float[Array, "... n n"]]:
         """The element with matrix `g` of shape (*per, n, n). Raises ValueError if `g` is singular."""
         if g.shape != self.algebra:
-            raise ValueError(f"An element of {self} has shape {self.algebra}, got {g.shape}.")
+            raise ValueError(f"`g` must have shape {self.algebra}, as an element of {self}, got {g.shape}.")
         condition = float(jnp.max(jnp.linalg.cond(g)))
         if not condition < 1 / jnp.finfo(g.dtype).eps:
             raise ValueError(
-                f"A group element needs an inverse; this matrix has condition number {condition:.1e}."
+                "`g` must be invertible to working precision, got a matrix of condition number "
+                f"{condition:.1e} in {g.dtype}: use a better conditioned matrix, or float64."
             )
         return g, jnp.swapaxes(jnp.linalg.inv(g), -1, -2)
 
@@ -288,6 +300,7 @@ class GeneralLinear(AbstractGroup):
 
     def bounded(self, coordinates, bound):
         """Shortens each matrix to a Frobenius norm of at most `bound`."""
+        # The root is taken only where it is needed: its derivative at zero is infinite.
         square = jnp.sum(coordinates**2, axis=(-1, -2), keepdims=True)
         too_long = square > jnp.square(bound)
         shortened = coordinates * bound / jnp.sqrt(jnp.where(too_long, square, 1.0))
@@ -308,7 +321,12 @@ class GeneralLinear(AbstractGroup):
 
 
 def matvec(matrix: Float[Array, "m n"], x: Inexact[Array, " n"]) -> Inexact[Array, " m"]:
-    """A small matrix times a vector, as products and sums, which XLA fuses where it would not fuse a dot."""
+    """A small matrix times a vector.
+
+    >>> print(matvec(jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([1.0, -1.0])))
+    [-1. -1.]
+    """
+    # As products and sums, which XLA fuses with the code around them, unlike a dot.
     if matrix.shape == (2, 2):
         (p, q), (r, t) = matrix
         return jnp.stack([p * x[0] + q * x[1], r * x[0] + t * x[1]])
@@ -321,19 +339,3 @@ def _rotation(coordinates: Float[Array, "... k"], size: int) -> Float[Array, "..
         c, s = jnp.cos(coordinates[..., 0]), jnp.sin(coordinates[..., 0])
         return jnp.stack([jnp.stack([c, -s], axis=-1), jnp.stack([s, c], axis=-1)], axis=-2)
     return isometry(coordinates, size)
-
-
-def shortened(coordinates: Float[Array, "... k"], size: int) -> Float[Array, "... k"]:
-    """Shortens coordinates of rotations to half a turn in every plane of R^n (or to `MAX_NORM`, if longer).
-
-    For n = 2 the angle is returned unchanged.
-    """
-    if size == 2:
-        return coordinates
-    longest = max(MAX_NORM, math.pi * math.sqrt(size / 2))
-    parts = coordinates / longest
-    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(parts), axis=-1, keepdims=True, initial=1.0))
-    square = jnp.sum((parts / largest) ** 2, axis=-1, keepdims=True)
-    longer = square * largest**2 > 1
-    length = largest * jnp.sqrt(jnp.where(longer, square, 1.0))
-    return jnp.where(longer, coordinates / length, coordinates)

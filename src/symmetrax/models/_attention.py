@@ -8,7 +8,8 @@ from jaxtyping import PyTree
 from symmetrax.groups._diagonal import AbstractGroup, PositiveDiagonal
 from symmetrax.groups._matrices import GeneralLinear, Orthogonal, ScaledRotation
 from symmetrax.symmetry._layouts import HeadLayout, head_size, matrix_spec, path_fields
-from symmetrax.symmetry._network import NetworkSymmetry, named_shapes
+from symmetrax.symmetry._network import NetworkSymmetry
+from symmetrax.symmetry._paths import named_shapes
 
 
 def attention_symmetry(
@@ -55,9 +56,12 @@ def attention_symmetry(
     arrays, fields = named_shapes(params), path_fields(query)
     kv_heads = heads if kv_heads is None else kv_heads
     if heads % kv_heads:
-        raise ValueError(f"{heads} heads cannot be grouped over {kv_heads} key-value heads.")
+        raise ValueError(
+            f"`heads` must be a multiple of `kv_heads`, got heads={heads} and kv_heads={kv_heads}."
+        )
     size, read = (head_size(arrays, path, kv_heads, layout) for path in (key, value))
     kv = {"kv": kv_heads}
+    # In grouped-query attention the heads of a group share an element: they are a blank beside `kv`.
     several = "" if heads == kv_heads else " _"
 
     def axes(entries: str, shared: str = "") -> str:
@@ -66,25 +70,30 @@ def attention_symmetry(
             return f"(kv{shared} {entries})"
         return " ".join((f"(kv{shared})" if shared else "kv", f"({entries})" if " " in entries else entries))
 
+    # Keys and values are the narrower matrices in grouped-query attention, so the sizes are read from them.
     pairs = _pairs(size, rotary, rotary_size)
     spaces: dict[str, AbstractGroup] = {f"vo{fields}": GeneralLinear(read, kv)}
     sides = {"value": axes(f"vo{fields}")}
-    if gains is None:
+    if gains is None:  # else the matrices stay, and only the gains of the normalization move
         entries, more = _query_key(fields, size, pairs, rotary, normalized, kv)
-        spaces = more | spaces
+        spaces = more | spaces  # queries and keys first, as in the specs
         sides |= {"query": axes(entries(""), several), "key": axes(entries("*"))}
     written = {"query": query, "key": key, "value": value}
     specs = {written[part]: matrix_spec(sides[part], "_", layout) for part in written if part in sides}
     specs[output] = matrix_spec("_", axes(f"vo{fields}*", several), layout)
     for part, path in (biases or {}).items():
         if part not in written:
-            raise ValueError(f"`biases` has 'query', 'key' and 'value', got {part!r}.")
+            raise ValueError(
+                f"`biases` maps 'query', 'key' and 'value' to paths, got {part!r}: the output's bias does "
+                "not transform, so leave it out."
+            )
         if part in sides:
             specs[path] = sides[part]
     if gains is not None:
         if not normalized:
             raise ValueError(
-                "`gains` are those of normalized queries and keys: pass normalized=True as well."
+                f"`gains` are those of normalized queries and keys, got gains={gains} without "
+                "normalized=True: pass both, or neither."
             )
         entries, more = _gains(fields, size, pairs, rotary)
         spaces |= more
@@ -95,12 +104,14 @@ def attention_symmetry(
 def _pairs(size: int, rotary: str | None, rotary_size: int | None) -> int:
     """The number of pairs of a head's entries that rotate."""
     if rotary not in (None, "interleaved", "half"):
-        raise ValueError(f"`rotary` is 'interleaved', 'half' or None, got {rotary!r}.")
+        raise ValueError(f"`rotary` must be 'interleaved', 'half' or None, got {rotary!r}.")
     if rotary is None:
         return 0
     turning = size if rotary_size is None else rotary_size
     if turning % 2 or not 0 < turning <= size:
-        raise ValueError(f"Rotary embeddings turn an even number of a head's {size} entries, got {turning}.")
+        raise ValueError(
+            f"`rotary_size` must be even and at most the {size} entries of a head, got {turning}."
+        )
     return turning // 2
 
 
@@ -108,6 +119,7 @@ def _gains(
     fields: str, size: int, pairs: int, rotary: str | None
 ) -> tuple[Callable[[str], str], dict[str, AbstractGroup]]:
     """The spec of a gain vector as a function of its star, and its groups; rotating pairs share a scale."""
+    # The two entries of a pair are rotated into each other, so their gains must scale together.
     rest = size - 2 * pairs
     spaces: dict[str, AbstractGroup] = {f"gain{fields}": PositiveDiagonal(pairs)} if pairs else {}
     if rest:
@@ -133,6 +145,7 @@ def _query_key(
         spaces[f"qk{fields}"] = Orthogonal(rest, kv) if normalized else GeneralLinear(rest, kv)
     if not pairs:
         return lambda star: f"qk{fields}{star}", spaces
+    # Only complex numbers commute with the rotation of a pair; the remaining entries keep their full freedom.
     spaces[f"turn{fields}"] = ScaledRotation(per={**kv, "f": pairs}, unit=normalized)
 
     def entries(star: str) -> str:

@@ -6,8 +6,8 @@ matrices: "out in" (equinox, PyTorch; convolutions out, in, height, width) or "i
 in, out). These functions never evaluate the loss, so check the result with `verify`.
 """
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from jaxtyping import PyTree
 
@@ -27,7 +27,8 @@ from symmetrax.symmetry._layouts import (
     vector_spec,
     with_axes,
 )
-from symmetrax.symmetry._network import NetworkSymmetry, named_shapes, only_path
+from symmetrax.symmetry._network import NetworkSymmetry
+from symmetrax.symmetry._paths import named_shapes, only_path
 
 
 def mlp_symmetry(
@@ -70,10 +71,40 @@ def mlp_symmetry(
       layers.1.bias    hidden2
     """
     arrays = named_shapes(params)
-    if not scales:
+    if not scales:  # activations with a trainable scale are not tested: any activation has this symmetry
         group = chosen_group(params, group, degree)
     group = PositiveDiagonal if group is None else group
     check_unowned(group, arrays)
+    weights, outs = _layers(params, arrays, weights, layout)
+    if biases is None:
+        scaled = {only_path(path, arrays) for path in scales}
+        vectors = [path for path in with_axes(arrays, 1) if path not in scaled and not path.startswith(OWN)]
+        biases = bias_paths(params, weights, outs, vectors, arrays)
+    # Scaling the input of sigma by s scales its output by s^degree, which the next layer must undo.
+    star = "*" if degree == 1 else f"^{-degree:g}"
+    names = [f"{name}{k}" for k in range(1, len(weights))]
+    specs = {
+        path: matrix_spec(out, into if into == "_" else into + star, layout)
+        for path, out, into in zip(weights, [*names, "_"], ["_", *names], strict=True)
+    }
+    for path, space, out in zip(biases, names, outs, strict=False):
+        if path is not None:
+            if shape_of(arrays, path) != (out,):
+                raise ValueError(
+                    f"{path} has shape {shape_of(arrays, path)}, but its layer has {out} units: give the "
+                    "paths of `biases` in the order of the layers, with None for a layer without a bias."
+                )
+            specs[path] = space
+    specs |= dict(zip(scales, names, strict=False))  # tau transforms like the inputs of its activation
+    return NetworkSymmetry(
+        {space: group(out) for space, out in zip(names, outs, strict=False)}, specs, params
+    )
+
+
+def _layers(
+    params: PyTree, arrays: Mapping[str, Any], weights: Sequence[str] | None, layout: Layout
+) -> tuple[Sequence[str], tuple[int, ...]]:
+    """The paths of the matrices in the order of the layers, and the number of units of each layer."""
     if weights is None:
         matrices = [path for path in with_axes(arrays, 2) if not path.startswith(OWN)]
         weights = layer_order(params, arrays, matrices, layout)
@@ -84,28 +115,10 @@ def mlp_symmetry(
     for k in range(1, len(weights)):
         if ins[k] != outs[k - 1]:
             raise ValueError(
-                f"{weights[k]} reads {ins[k]} units, but {weights[k - 1]} before it has {outs[k - 1]}: give "
-                f"the paths of `weights` in the order of the layers, or another layout than {layout!r}."
+                f"{weights[k]} has {ins[k]} inputs, but {weights[k - 1]} before it has {outs[k - 1]} units: "
+                f"give the paths of `weights` in the order of the layers, or another layout than {layout!r}."
             )
-    if biases is None:
-        scaled = {only_path(path, arrays) for path in scales}
-        vectors = [path for path in with_axes(arrays, 1) if path not in scaled and not path.startswith(OWN)]
-        biases = bias_paths(params, weights, outs, vectors, arrays)
-    star = "*" if degree == 1 else f"^{-degree:g}"
-    names = [f"{name}{k}" for k in range(1, len(weights))]
-    specs = {
-        path: matrix_spec(out, into if into == "_" else into + star, layout)
-        for path, out, into in zip(weights, [*names, "_"], ["_", *names], strict=True)
-    }
-    for path, space, out in zip(biases, names, outs, strict=False):
-        if path is not None:
-            if shape_of(arrays, path) != (out,):
-                raise ValueError(f"{path} has shape {shape_of(arrays, path)}, but its layer has {out} units.")
-            specs[path] = space
-    specs |= dict(zip(scales, names, strict=False))
-    return NetworkSymmetry(
-        {space: group(out) for space, out in zip(names, outs, strict=False)}, specs, params
-    )
+    return weights, outs
 
 
 def residual_cnn_symmetry(
@@ -155,9 +168,14 @@ def residual_cnn_symmetry(
     normed = [] if normalized is False else kernels if normalized is True else list(normalized)
     for path in normed:
         if path not in kernels:
-            raise ValueError(f"`normalized` names {path!r}, which is not among the kernels {kernels}.")
+            raise ValueError(
+                f"`normalized` names {path!r}, which is not among the kernels {kernels}: name some of "
+                "these, or pass True for all."
+            )
 
     def kernel(path: str, out: str, into: str) -> str:
+        # The gain of a normalization scales or flips its outputs instead of the kernel; only a permutation
+        # moves the kernel as well.
         keeps = path in normed and not isinstance(spaces[out], Permutation)
         return kernel_spec(len(shape_of(arrays, path)), "_" if keeps else out, into, layout)
 
@@ -166,6 +184,7 @@ def residual_cnn_symmetry(
     for space, paths in (("stream", stream_statistics), (inner, inner_statistics)):
         if isinstance(spaces[space], Permutation):
             specs |= {path: vector_spec(len(shape_of(arrays, path)), space) for path in paths}
+    # A head that reads the flattened stream has an input for every channel and position.
     reads = side_of(shape_of(arrays, head), "in", layout)
     flat = "(stream* _)" if layout == "out in" else "(_ stream*)"
     specs[head] = matrix_spec("_", "stream*" if reads == channels else flat, layout)
@@ -202,12 +221,12 @@ def gated_mlp_symmetry(
     '_ up*&gate*'
     """
     arrays, fields = named_shapes(params), path_fields(up)
-    if relu:
+    if relu:  # raises if the model's activation contradicts it
         chosen_group(params, PositiveDiagonal, 1)
     width = side_of(shape_of(arrays, up), "out", layout)
     spaces, specs = {f"up{fields}": group(width)}, {up: matrix_spec(f"up{fields}", "_", layout)}
     reads = f"up{fields}*"
-    if relu:
+    if relu:  # gate and up are factors of one product, so `down` undoes both scales
         spaces[f"gate{fields}"] = PositiveDiagonal(width)
         specs[gate] = matrix_spec(f"gate{fields}", "_", layout)
         reads += f"&gate{fields}*"
@@ -229,7 +248,7 @@ def residual_stream_symmetry(
 
     RMSNorm commutes with every orthogonal matrix, LayerNorm with the orthogonal matrices that preserve the
     mean. Fold gains into the matrices that read the stream and remove them from the parameters: a remaining
-    gain, even if equal to 1, breaks the gradient law. The epsilon of the normalization is harmless here.
+    gain, even if equal to 1, breaks the gradient law. The epsilon of the normalization does no harm here.
 
     **Arguments:** `writes` and `reads` are paths or patterns of the arrays that add to the stream and that
     read it; `embeddings` are tables (tokens, width), tied to the output or not; `vectors` are biases added to
@@ -244,6 +263,7 @@ def residual_stream_symmetry(
     specs = {path: stream_spec(len(shape_of(arrays, path)), "stream", "write", layout) for path in writes}
     specs |= {path: stream_spec(len(shape_of(arrays, path)), "stream*", "read", layout) for path in reads}
     specs |= dict.fromkeys(embeddings, "_ stream") | dict.fromkeys(vectors, "stream")
+    # Every array of the stream has its width; embeddings are tables, whatever the layout.
     axis = -1 if layout != "out in" else 0
     width = shape_of(arrays, embeddings[0])[-1] if embeddings else shape_of(arrays, writes[0])[axis]
     return NetworkSymmetry(
@@ -296,5 +316,6 @@ def normalized_scale_symmetry(
     arrays, groups = named_shapes(params), groups or 1
     specs = {path: kernel_spec(len(shape_of(arrays, path)), "(scale _)", "_", layout) for path in kernels}
     specs |= {path: vector_spec(len(shape_of(arrays, path)), "(scale _)") for path in vectors}
+    # A variance is quadratic in the kernel.
     specs |= {path: vector_spec(len(shape_of(arrays, path)), "(scale^2 _)") for path in variances}
     return NetworkSymmetry({"scale": PositiveDiagonal(groups)}, specs, params)

@@ -9,8 +9,9 @@ from jaxtyping import Array, Float, PyTree
 
 from symmetrax._tree import squared_norm
 from symmetrax.objectives._base import AbstractOrbitObjective
-from symmetrax.symmetry._activation import ActivationGL, with_one
+from symmetrax.symmetry._activation import ActivationGL
 from symmetrax.symmetry._base import AbstractLieSymmetry
+from symmetrax.symmetry._fits import with_one
 
 
 class FeatureGradientNorm(AbstractOrbitObjective):

@@ -15,7 +15,8 @@ from jaxtyping import Array, Float, PyTree
 from symmetrax._tree import magnitude, replicated, scaled, squared_norm, squares, total, widened
 from symmetrax.groups._diagonal import AbstractGroup, NonzeroDiagonal, PositiveDiagonal
 from symmetrax.groups._matrices import GeneralLinear, ScaledRotation
-from symmetrax.symmetry._network import NetworkSymmetry, apply
+from symmetrax.symmetry._along import apply
+from symmetrax.symmetry._network import NetworkSymmetry
 from symmetrax.symmetry._walk import Binding
 
 Kind = Literal["squares", "gram", "whole"]

@@ -7,21 +7,29 @@ from typing import ClassVar, Literal, cast
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.scipy.linalg as jsl
 import numpy as np
-from jaxtyping import Array, Bool, Float, Inexact, Key, PyTree
+from jaxtyping import Array, Float, Inexact, Key, PyTree
 
 from symmetrax._keys import check_key
-from symmetrax._tree import known_name, leaf_names, relative
-from symmetrax.groups._inverse import inverse
+from symmetrax._tree import relative
 from symmetrax.groups._matrices import GeneralLinear
 from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition
-from symmetrax.symmetry._network import named_shapes
+from symmetrax.symmetry._fits import (
+    Solver,
+    after_inverse,
+    least_squares,
+    lost_rank,
+    rounding,
+    well_conditioned,
+    with_one,
+)
+from symmetrax.symmetry._paths import arrays_at, named_shapes, with_arrays
 
 #: A pair (g, g^-T) for each hidden layer.
 Element = tuple[tuple[Array, Array], ...]
 
-# Norm of the algebra coordinates, in each layer, of the element at which `holds` measures the residual.
+# Norm of the algebra coordinates, in each layer, of the element at which `holds` measures the residual: large
+# enough that an inexact action shows, small enough that the fits stay well conditioned.
 PROBE = 0.1
 
 
@@ -41,16 +49,15 @@ class ActivationGL(AbstractLieSymmetry):
     action is approximate: `holds` reports this, and `residual` measures the error.
 
     Both formulas discard the behavior of U (or V) on inputs outside the batch. This class keeps it, so that
-    the identity moves nothing: "output" makes the smallest change to U that restores the outputs,
+    the identity changes nothing: "output" makes the smallest change to U that restores the outputs,
     U + (U s(VX) - U s(aVX)) s(aVX)^+; "preimage" adds V (I - X X^+), carried by the previous layer's a^-1.
     The results agree on the batch, and everywhere if the batch has at least as many samples as U (or V) has
-    columns. "preimage" obeys every law where it is exact. There, "output" obeys composition and inverse for
-    the outputs on the batch; for the parameters, and hence for `transport_gradient`, it does so only if there
-    are as many samples as columns of U. With fewer samples, U outside the batch depends on the path taken.
+    columns. Where "preimage" is exact, it obeys every law; "output" obeys composition and inverse for the
+    outputs on the batch, and for the parameters (hence for `transport_gradient`) only if there are as many
+    samples as columns of U: with fewer, U outside the batch depends on the path taken.
 
-    Elements are a tuple of pairs (g, g^-T), a pair for each hidden layer; the algebra has a coordinate for
-    each entry of each g, in the order of the layers, row by row. Gradients are undefined where a fit loses
-    rank.
+    Elements are tuples of pairs (g, g^-T), one per hidden layer; the algebra has a coordinate for each entry
+    of each g, layer by layer, row by row. Gradients are undefined where a fit loses rank.
 
     **Arguments:** `weights` names the leaves W_1 ... W_m of the parameters, each of shape (out, in), in the
     format of `jax.tree_util.keystr(path, simple=True, separator=".")`. `sizes` are the numbers of hidden
@@ -58,9 +65,8 @@ class ActivationGL(AbstractLieSymmetry):
     without a bias; a bias counts as an extra unit of the layer before it. `inputs(batch)` returns the inputs
     of the network, of shape (samples, features): by default the batch, or its first item if it is a tuple.
     `solver` is the least-squares solver: "qr", "svd" (slower; tolerates rank deficiency) or "gram" (fastest;
-    squares the condition number).
+    squares the condition number). Raises ValueError for invalid names, shapes or options.
 
-    Raises ValueError for invalid names, shapes or options.
     Sources: arXiv:2205.10637, equation 8 ("preimage"); arXiv:2305.13404 ("output").
 
     >>> import jax, jax.numpy as jnp
@@ -83,22 +89,25 @@ class ActivationGL(AbstractLieSymmetry):
     inverse_activation: Callable | None = eqx.field(static=True, default=None)
     form: Literal["output", "preimage"] = eqx.field(static=True, default="output")
     inputs: Callable | None = eqx.field(static=True, default=None)
-    solver: Literal["qr", "svd", "gram"] = eqx.field(static=True, default="qr")
+    solver: Solver = eqx.field(static=True, default="qr")
 
     def __check_init__(self):
         if len(self.weights) < 2 or len(self.sizes) != len(self.weights) - 1:
             raise ValueError(
-                "ActivationGL needs the names of at least two weights and one size for each hidden layer "
-                f"between them, got weights={self.weights} and sizes={self.sizes}."
+                f"ActivationGL got weights={self.weights} and sizes={self.sizes}: pass the names of at "
+                "least two weights and one size for each hidden layer between them, or use ActivationGL.of."
             )
         if self.biases is not None and len(self.biases) != len(self.weights):
             raise ValueError(
-                f"`biases` needs one name (or None) for each of {self.weights}, got {self.biases}."
+                f"`biases` must have one name (or None) for each of {self.weights}, got {self.biases}."
             )
         if self.form not in ("output", "preimage"):
             raise ValueError(f"`form` must be 'output' or 'preimage', got {self.form!r}.")
         if self.form == "preimage" and self.inverse_activation is None:
-            raise ValueError("form='preimage' inverts the activation: pass inverse_activation=...")
+            raise ValueError(
+                "form='preimage' inverts the activation, and inverse_activation is None: pass "
+                "inverse_activation=..., or form='output'."
+            )
         if self.solver not in ("qr", "svd", "gram"):
             raise ValueError(f"`solver` must be 'qr', 'svd' or 'gram', got {self.solver!r}.")
 
@@ -110,7 +119,7 @@ class ActivationGL(AbstractLieSymmetry):
         >>> ActivationGL.of([jnp.ones((5, 9)), jnp.ones((2, 5))], ("0", "1")).sizes
         (5,)
         """
-        leaves = _named(params, weights)
+        leaves = arrays_at(params, weights)
         sizes = tuple(leaves[name].shape[0] for name in weights[:-1])
         return cls(weights=tuple(weights), sizes=sizes, **options)
 
@@ -118,19 +127,15 @@ class ActivationGL(AbstractLieSymmetry):
     def reasons(self) -> tuple[str, ...]:
         """Messages for the codes of `holds`, layer by layer; the last message is about the whole network."""
         fitted = ("units", "features") if self.form == "output" else ("inputs", "inputs")
-        words = [
+        causes = [
             f"the batch has more samples than the layer has {fitted[0]}",
             f"the {fitted[1]} have lost rank",
         ]
         if self.form == "preimage":
-            words.append("a value left the domain of the inverse activation")
+            causes.append("a value left the domain of the inverse activation")
         layers = range(1, len(self.sizes) + 1)
-        named = (f"layer {layer}: {word}" for layer in layers for word in words)
+        named = (f"layer {layer}: {cause}" for layer in layers for cause in causes)
         return ("holds", *named, "the outputs on the batch change by more than rounding")
-
-    @property
-    def _biases(self) -> tuple[str | None, ...]:
-        return self.biases or (None,) * len(self.weights)
 
     @property
     def algebra(self) -> tuple[int]:
@@ -154,7 +159,7 @@ class ActivationGL(AbstractLieSymmetry):
         """Orthogonal times diagonal (from e^-1/2 to e^1/2) times orthogonal: condition number at most e."""
         check_key(key)
         keys = jax.random.split(key, len(self.sizes))
-        return tuple(_well_conditioned(*pair) for pair in zip(keys, self.sizes, strict=True))
+        return tuple(well_conditioned(*pair) for pair in zip(keys, self.sizes, strict=True))
 
     def exp(self, coordinates: Float[Array, " coordinates"]) -> Element:
         blocks = self._blocks(coordinates)
@@ -180,15 +185,14 @@ class ActivationGL(AbstractLieSymmetry):
 
     def act(self, a: Element, params: PyTree, batch: PyTree = None) -> PyTree:
         layers, x = self.opened(params, batch)
-        with jax.default_matmul_precision("highest"):
+        with jax.default_matmul_precision("highest"):  # fits amplify the rounding of lower precisions
             moved = (self._act_output if self.form == "output" else self._act_preimage)(a, layers, x)
         return self._write(params, moved)
 
     def displacement(self, a: Element, params: PyTree, batch: PyTree = None) -> PyTree:
-        """The displacement of parameters by `a`: act(a, w) - w, with the fits of one action instead of two.
-
-        The fits compute corrections that vanish at the identity, so there is little rounding to remove.
-        """
+        """The displacement of parameters by `a`: act(a, w) - w, a tree like `params`."""
+        # One action instead of two, as its corrections vanish at the identity: there is no rounding to
+        # remove.
         there = self.act(a, params, batch)
         return jax.tree.map(lambda v, w: (v - w).astype(w.dtype), there, params)
 
@@ -218,14 +222,15 @@ class ActivationGL(AbstractLieSymmetry):
             seen = self._seen(layers, x)
             for layer, (g, _) in enumerate(probe):
                 fitted = seen[layer + (self.form == "output")]
-                broken += [jnp.array(fitted.shape[0] > fitted.shape[1]), _lost_rank(fitted)]
+                broken += [jnp.array(fitted.shape[0] > fitted.shape[1]), lost_rank(fitted)]
                 if self.form == "preimage":
                     features = self.activation(seen[layer] @ layers[layer].T)
                     wanted = jnp.stack([features, features @ g.T])
                     error = relative(self.activation(self._undo(wanted)) - wanted, wanted)
-                    broken.append(~(error <= _rounding(error)))
+                    broken.append(~(error <= rounding(error)))
         residual = self.residual(probe, params, batch)
-        broken.append(~(residual <= _rounding(residual)))  # written so that NaN counts as failure
+        broken.append(~(residual <= rounding(residual)))  # written so that NaN counts as failure
+        # `select` takes the first condition that is true: the earliest layer, and the most specific cause.
         return Precondition(jnp.select(broken, list(range(1, len(broken) + 1)), 0), residual)
 
     def _act_output(self, a: Element, layers: list[Array], x: Array) -> list[Array]:
@@ -238,11 +243,12 @@ class ActivationGL(AbstractLieSymmetry):
         `signal` is the pre-activation of the first layer on the batch before the action, with samples as
         rows. The action needs nothing else from the inputs.
         """
+        # Corrections are fitted, not the weights themselves: at the identity they are exactly zero.
         g, _ = a[0]
         moved, here, there = [], self.activation(signal), self.activation(signal @ g.T)
         for layer, weight in enumerate(layers, start=1):
             target, fitted = with_one(here, weight) @ weight.T, with_one(there, weight)
-            weight = weight + self._fit(fitted, target - fitted @ weight.T).T
+            weight = weight + least_squares(fitted, target - fitted @ weight.T, self.solver).T
             if layer < len(a):
                 g, _ = a[layer]
                 here, there = self.activation(target), self.activation(fitted @ weight.T @ g.T)
@@ -251,43 +257,29 @@ class ActivationGL(AbstractLieSymmetry):
         return moved
 
     def _act_preimage(self, a: Element, layers: list[Array], x: Array) -> list[Array]:
-        moved, here, there, dual = [], x, x, None  # dual: g^-T of the layer before
+        # `here`, `there`: the layer's inputs before and after the action; `dual`: g^-T of the layer before.
+        moved, here, there, dual = [], x, x, None
         for (g, next_dual), weight in zip(a, layers, strict=False):
             seen, fitted = with_one(here, weight), with_one(there, weight)
             signal = seen @ weight.T
             features = self.activation(signal)
             target = self._undo(features @ g.T)
-            if dual is None:
-                weight = weight + self._fit(seen, target - signal).T
+            if dual is None:  # the first layer, whose inputs do not move
+                weight = weight + least_squares(seen, target - signal, self.solver).T
             elif fitted.shape[0] < fitted.shape[1]:
-                unseen = weight - self._fit(seen, signal).T
-                weight = _after(unseen, dual) + self._fit(fitted, target).T
+                # Fewer samples than columns: keep the part that the batch does not determine, V (I - X X^+).
+                unseen = weight - least_squares(seen, signal, self.solver).T
+                weight = after_inverse(unseen, dual) + least_squares(fitted, target, self.solver).T
             else:
-                weight = _after(weight, dual)
-                weight = weight + self._fit(fitted, target - fitted @ weight.T).T
+                weight = after_inverse(weight, dual)
+                weight = weight + least_squares(fitted, target - fitted @ weight.T, self.solver).T
             here, there, dual = features, self.activation(fitted @ weight.T), next_dual
             moved.append(weight)
-        return [*moved, _after(layers[-1], a[-1][1])]
+        return [*moved, after_inverse(layers[-1], a[-1][1])]
 
-    def _fit(self, x: Inexact[Array, "n p"], y: Inexact[Array, "n q"]) -> Inexact[Array, "p q"]:
-        """The minimum-norm least-squares solution w of x w = y, that is x^+ y."""
-        n, p = x.shape
-        adjoint = jnp.conj(x.T)
-        if self.solver == "svd":
-            return jnp.linalg.pinv(x) @ y
-        if n == p:
-            return inverse(x) @ y
-        if self.solver == "gram":
-            # In reverse mode, JAX 0.10 transposes the Cholesky factor of complex matrices incorrectly.
-            kind = "her" if jnp.iscomplexobj(x) else "pos"
-            if n < p:
-                return adjoint @ jsl.solve(x @ adjoint, y, assume_a=kind)
-            return jsl.solve(adjoint @ x, adjoint @ y, assume_a=kind)
-        if n < p:
-            q, r = jnp.linalg.qr(adjoint)
-            return q @ jsl.solve_triangular(r, y, trans="C")
-        q, r = jnp.linalg.qr(x)
-        return jsl.solve_triangular(r, jnp.conj(q.T) @ y)
+    @property
+    def _biases(self) -> tuple[str | None, ...]:
+        return self.biases or (None,) * len(self.weights)
 
     def _undo(self, features: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
         return cast(Callable, self.inverse_activation)(features)
@@ -308,12 +300,18 @@ class ActivationGL(AbstractLieSymmetry):
         layers, x = self._read(params), self._inputs(batch)
         expected = layers[0].shape[1] - (self._biases[0] is not None)
         if x.shape[1] != expected:
-            raise ValueError(f"{self.weights[0]} takes {expected} features, the inputs have shape {x.shape}.")
+            raise ValueError(
+                f"{self.weights[0]} takes {expected} features, the inputs have shape {x.shape}: pass a "
+                f"batch of shape (samples, {expected})."
+            )
         return layers, x
 
     def _inputs(self, batch: PyTree) -> Inexact[Array, "samples features"]:
         if batch is None:
-            raise ValueError("ActivationGL depends on the data: pass the batch on which the loss is to stay.")
+            raise ValueError(
+                "ActivationGL depends on the data, and the batch is None: pass the batch on which the loss "
+                "must keep its value."
+            )
         first = batch[0] if isinstance(batch, tuple) else batch
         x = first if self.inputs is None else self.inputs(batch)
         if jnp.ndim(x) != 2:
@@ -326,7 +324,7 @@ class ActivationGL(AbstractLieSymmetry):
     def _read(self, params: PyTree) -> list[Inexact[Array, "out in"]]:
         """The weights of each layer, with the bias, if any, as the last column."""
         biases = self._biases
-        leaves = _named(params, (*self.weights, *(name for name in biases if name is not None)))
+        leaves = arrays_at(params, (*self.weights, *(name for name in biases if name is not None)))
         layers = []
         for layer, (name, bias) in enumerate(zip(self.weights, biases, strict=True)):
             weight = leaves[name]
@@ -336,7 +334,7 @@ class ActivationGL(AbstractLieSymmetry):
             if not fits:
                 raise ValueError(
                     f"With sizes={self.sizes}, {name} must have shape ({rows or 'any'}, {columns or 'any'}), "
-                    f"got {weight.shape}."
+                    f"got {weight.shape}: correct `sizes`, or use ActivationGL.of to infer them."
                 )
             if bias is not None:
                 weight = jnp.concatenate([weight, leaves[bias][:, None]], axis=1)
@@ -349,52 +347,4 @@ class ActivationGL(AbstractLieSymmetry):
             new[name] = layer if bias is None else layer[:, :-1]
             if bias is not None:
                 new[bias] = layer[:, -1]
-        leaves, structure = jax.tree.flatten(params)
-        names = leaf_names(params)
-        new = {known_name(name, names): layer for name, layer in new.items()}
-        written = [
-            new[name].astype(leaf.dtype) if name in new else leaf
-            for name, leaf in zip(names, leaves, strict=True)
-        ]
-        return jax.tree.unflatten(structure, written)
-
-
-def _named(params: PyTree, names: Sequence[str]) -> dict[str, Array]:
-    """Looks up leaves by name. Raises ValueError, listing the available leaves, if any name is missing."""
-    leaves = dict(zip(leaf_names(params), jax.tree.leaves(params), strict=True))
-    known = {name: known_name(name, leaves) for name in names}
-    missing = [name for name in names if known[name] not in leaves]
-    if missing:
-        raise ValueError(f"The parameters have no leaves {missing}; their leaves are {list(leaves)}.")
-    return {name: jnp.asarray(leaves[known[name]]) for name in names}
-
-
-def with_one(x: Inexact[Array, "n p"], weight: Inexact[Array, "q r"]) -> Inexact[Array, "n r"]:
-    """Features in the form that `weight` expects: with a column of ones if its last column is a bias."""
-    if x.shape[1] == weight.shape[1] - 1:
-        return jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1)
-    return x
-
-
-def _after(weight: Inexact[Array, "q r"], dual: Inexact[Array, "p p"]) -> Inexact[Array, "q r"]:
-    """`weight` times g^-1, without changing a bias in the last column."""
-    p = dual.shape[0]
-    return jnp.concatenate([weight[:, :p] @ dual.T, weight[:, p:]], axis=1)
-
-
-def _well_conditioned(key: Key[Array, ""], size: int) -> tuple[Array, Array]:
-    left, middle, right = jax.random.split(key, 3)
-    q, r = jax.random.orthogonal(left, size), jax.random.orthogonal(right, size)
-    stretch = jnp.exp(jax.random.uniform(middle, (size,), minval=-0.5, maxval=0.5))
-    with jax.default_matmul_precision("highest"):
-        return (q * stretch) @ r, (q / stretch) @ r
-
-
-def _lost_rank(x: Inexact[Array, "n p"]) -> Bool[Array, ""]:
-    values = jnp.linalg.svdvals(x)
-    return ~(values[-1] > values[0] * max(x.shape) * jnp.finfo(x.dtype).eps)  # NaN counts as lost
-
-
-def _rounding(x: Float[Array, "..."]) -> Float[Array, ""]:
-    """The rounding tolerance: the square root of the machine precision."""
-    return jnp.sqrt(jnp.finfo(x.dtype).eps)
+        return with_arrays(params, new)

@@ -1,12 +1,14 @@
-"""The two interfaces of a symmetry, a transformation of parameters that leaves a loss unchanged.
+"""The interfaces of a symmetry, a transformation of parameters that leaves a loss unchanged.
 
 A symmetry is an *action*: a group element `a` moves parameters `w` to `act(a, w)`, and every loss with this
 symmetry keeps its value, `loss(act(a, w)) = loss(w)`. Elements and parameters are pytrees.
 
 You can search and learn groups with a Lie algebra (rotations, scalings) by gradients, but not permutations
-and sign flips. There are two interfaces so that no class has a method that only raises.
+and sign flips. There are two interfaces so that no class has a method that only raises. `Joined` combines
+two symmetries; it is in this module because `|` constructs it.
 """
 
+import math
 from abc import abstractmethod
 from typing import Any, NamedTuple
 
@@ -59,7 +61,7 @@ class AbstractSymmetry(eqx.Module):
 
     @abstractmethod
     def identity(self) -> PyTree:
-        """The element that moves nothing."""
+        """The element that leaves all parameters unchanged."""
 
     @abstractmethod
     def compose(self, a: PyTree, b: PyTree) -> PyTree:
@@ -88,10 +90,8 @@ class AbstractSymmetry(eqx.Module):
         """
 
     def displacement(self, a: PyTree, params: PyTree, batch: PyTree = None) -> PyTree:
-        """The displacement of parameters by `a`: act(a, w) - act(identity, w), a tree like `params`.
-
-        Both terms come from the same formula, so its rounding errors do not count as motion.
-        """
+        """The displacement of parameters by `a`: act(a, w) - act(identity, w), a tree like `params`."""
+        # Both by the same formula: act(a, w) - w would count the rounding errors of the action as motion.
         there, here = self.act(a, params, batch), self.act(self.identity(), params, batch)
         return jax.tree.map(lambda v, u, w: (v - u).astype(w.dtype), there, here, params)
 
@@ -103,18 +103,25 @@ class AbstractSymmetry(eqx.Module):
         self, a: PyTree, params: PyTree, cotangent: PyTree, batch: PyTree = None
     ) -> PyTree:
         """Carries a gradient from `params` to `act(a, params)`: the transposed derivative of the inverse."""
+        # loss(w') = loss(act(a^-1, w')), and the chain rule at w' = act(a, w).
         there = self.act(a, params, batch)
         (carried,) = jax.vjp(lambda w: self.act(self.inverse(a), w, batch), there)[1](cotangent)
         return carried
 
 
 def check_vector(symmetry: AbstractSymmetry, params: PyTree, size: int) -> None:
-    """Raises ValueError unless the parameters are a single array of shape (size,)."""
+    """Raises ValueError unless the parameters are a single array of shape (size,).
+
+    >>> import symmetrax as sx
+    >>> check_vector(sx.tasks.booth().symmetry(), {"x": jnp.zeros(3)}, 2)
+    Traceback (most recent call last):
+    ValueError: Pullback acts on one array of shape (2,), got a tree of arrays with the shapes [(3,)]...
+    """
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
     if jax.tree.structure(params) != jax.tree.structure(0) or shapes != [(size,)]:
         raise ValueError(
-            f"{type(symmetry).__name__} acts on one array of shape ({size},), not on a tree of arrays with "
-            f"the shapes {shapes[:8]}."
+            f"{type(symmetry).__name__} acts on one array of shape ({size},), got a tree of arrays with the "
+            f"shapes {shapes[:8]}: pass the array itself as the parameters."
         )
 
 
@@ -147,7 +154,7 @@ class AbstractLieSymmetry(AbstractSymmetry):
 
         Sufficient for velocities, accelerations and changes of curvature; for some groups cheaper than `exp`.
         """
-        return self.exp(t * direction)
+        return self.exp(t * direction)  # agrees in all derivatives
 
     def bounded(self, coordinates: Float[Array, "..."], bound: float | Array) -> Float[Array, "..."]:
         """Restricts coordinates to within `bound` of the identity, to limit a search on a noncompact group.
@@ -161,13 +168,109 @@ class AbstractLieSymmetry(AbstractSymmetry):
         """Combines two commuting symmetries: an element is a pair, of which the second acts first."""
         if not isinstance(other, AbstractLieSymmetry):
             raise TypeError(
-                f"`|` joins two symmetries that have a Lie algebra, and {type(other).__name__} is none: act "
-                "with one after the other."
+                f"`|` joins two symmetries that have a Lie algebra, got {type(other).__name__}: act with one "
+                "after the other instead."
             )
-        from symmetrax.symmetry._joined import Joined
-
-        return Joined(self, other)  # pyright: ignore[reportCallIssue]  (the import is circular)
+        # Pyright takes `linear`, an abstract class variable, for a field.
+        return Joined(self, other)  # pyright: ignore[reportCallIssue]
 
     def zero(self) -> Float[Array, "..."]:
         """The coordinates of the identity."""
         return jnp.zeros(self.algebra)
+
+
+class Joined(AbstractLieSymmetry):
+    """The combination `first | second`: an element is a pair (a, b) that acts as `a` after `b`.
+
+    This is a group action only if the two commute, act(a, act(b, w)) = act(b, act(a, w)), as they do on
+    different arrays or different spaces; `verify` tests this through the composition law. The coordinate
+    vector is the concatenation of both coordinate vectors, first and second.
+
+    >>> import jax.numpy as jnp, symmetrax as sx
+    >>> params = {"w1": jnp.ones((4, 3)), "w2": jnp.ones((2, 4))}
+    >>> both = sx.models.mlp_symmetry(params) | sx.symmetry.LogitShift("w2", like=params)
+    >>> both.algebra
+    (8,)
+    """
+
+    first: AbstractLieSymmetry
+    second: AbstractLieSymmetry
+
+    # A composition of linear actions is linear, up to constants.
+    @property
+    def linear(self) -> bool:
+        return self.first.linear and self.second.linear
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        return (*self.first.reasons, *self.second.reasons[1:])
+
+    @property
+    def algebra(self) -> tuple[int]:
+        return (math.prod(self.first.algebra) + math.prod(self.second.algebra),)
+
+    def identity(self) -> tuple[PyTree, PyTree]:
+        return self.first.identity(), self.second.identity()
+
+    def compose(self, a: tuple[PyTree, PyTree], b: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+        return self.first.compose(a[0], b[0]), self.second.compose(a[1], b[1])
+
+    def inverse(self, a: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+        return self.first.inverse(a[0]), self.second.inverse(a[1])
+
+    def sample(self, key: Key[Array, ""]) -> tuple[PyTree, PyTree]:
+        one, other = jax.random.split(key)
+        return self.first.sample(one), self.second.sample(other)
+
+    def exp(self, coordinates: Float[Array, " k"]) -> tuple[PyTree, PyTree]:
+        one, other = self._parts(coordinates)
+        return self.first.exp(one), self.second.exp(other)
+
+    def exp_within(self, coordinates: Float[Array, " k"], max_norm: float) -> tuple[PyTree, PyTree]:
+        one, other = self._parts(coordinates)
+        return self.first.exp_within(one, max_norm), self.second.exp_within(other, max_norm)
+
+    def jet(self, direction: Float[Array, " k"], t: Float[Array, ""]) -> tuple[PyTree, PyTree]:
+        one, other = self._parts(direction)
+        return self.first.jet(one, t), self.second.jet(other, t)
+
+    def bounded(self, coordinates: Float[Array, " k"], bound: float | Array) -> Float[Array, " k"]:
+        one, other = self._parts(coordinates)
+        bounded = self.first.bounded(one, bound), self.second.bounded(other, bound)
+        return jnp.concatenate([jnp.ravel(part) for part in bounded])
+
+    def zero(self) -> Float[Array, " k"]:
+        return jnp.concatenate([jnp.ravel(self.first.zero()), jnp.ravel(self.second.zero())])
+
+    def act(self, a: tuple[PyTree, PyTree], params: PyTree, batch: PyTree = None) -> PyTree:
+        return self.first.act(a[0], self.second.act(a[1], params, batch), batch)
+
+    def transport_tangent(self, a: tuple, params: PyTree, tangent: PyTree, batch: PyTree = None) -> PyTree:
+        between = self.second.act(a[1], params, batch)
+        return self.first.transport_tangent(
+            a[0], between, self.second.transport_tangent(a[1], params, tangent, batch), batch
+        )
+
+    def transport_gradient(self, a: tuple, params: PyTree, cotangent: PyTree, batch: PyTree = None) -> PyTree:
+        # In the order in which the parameters move: to `between` by the second, from there by the first.
+        between = self.second.act(a[1], params, batch)
+        return self.first.transport_gradient(
+            a[0], between, self.second.transport_gradient(a[1], params, cotangent, batch), batch
+        )
+
+    def check(self, params: PyTree) -> None:
+        self.first.check(params)
+        self.second.check(params)
+
+    def holds(self, params: PyTree, batch: PyTree = None) -> Precondition:
+        one, other = self.first.holds(params, batch), self.second.holds(params, batch)
+        # The codes of `second` follow those of `first`; both start with "holds", which is counted once.
+        code = jnp.where(other.code > 0, other.code + len(self.first.reasons) - 1, 0)
+        return Precondition(
+            jnp.where(one.code > 0, one.code, code), jnp.maximum(one.residual, other.residual)
+        )
+
+    def _parts(self, coordinates: Float[Array, " k"]) -> tuple[Array, Array]:
+        ends = math.prod(self.first.algebra)
+        one, other = coordinates[:ends], coordinates[ends:]
+        return one.reshape(self.first.algebra), other.reshape(self.second.algebra)

@@ -8,13 +8,20 @@ from jaxtyping import Array
 
 from symmetrax.groups._diagonal import AbstractGroup, Permutation
 from symmetrax.groups._matrices import GeneralLinear, ScaledRotation
-from symmetrax.symmetry._network import NetworkSymmetry, along, element_for
+from symmetrax.symmetry._along import along, element_for
+from symmetrax.symmetry._network import NetworkSymmetry
 from symmetrax.symmetry._specs import Entry, offset_of
 from symmetrax.symmetry._walk import Binding
 
 
 class DenseAction:
-    """An element as NumPy matrices: edits have many shapes, and JAX would compile the action for each."""
+    """An element as NumPy matrices: edits have many shapes, and JAX would compile the action for each.
+
+    >>> import symmetrax as sx
+    >>> symmetry = sx.NetworkSymmetry({"h": sx.groups.PositiveDiagonal(2)}, {"w": "h"}, {"w": np.ones(2)})
+    >>> DenseAction(symmetry, {"h": jnp.array([2.0, 3.0])}).act({"w": np.ones(2)}, symmetry)
+    {'w': array([2., 3.])}
+    """
 
     def __init__(self, symmetry: NetworkSymmetry, element: dict[str, Any]):
         self.symmetry, self.element, self.factors = symmetry, element, {}
@@ -34,9 +41,9 @@ class DenseAction:
         }
 
     def multiply(self, entry: Entry, x: np.ndarray) -> np.ndarray:
-        """Applies a entry to `x` of shape (indices, size, rest)."""
+        """Multiplies `x` of shape (indices, size, rest) as an entry says."""
         group = self.symmetry.spaces[entry.name]
-        if entry not in self.factors:
+        if entry not in self.factors:  # the conversion to NumPy waits for JAX, so it is done once per entry
             element = element_for(group, self.element[entry.name], entry)
             match group:
                 case GeneralLinear():
@@ -54,7 +61,7 @@ class DenseAction:
 
 
 def _eye(group: AbstractGroup, entry: Entry) -> Array:
-    """Identity matrices for all values of the indices that remain after indexing by a entry."""
+    """Identity matrices for all values of the indices that remain after indexing by an entry."""
     lengths = np.zeros(group.lengths)
     if entry.index is not None:
         lengths = lengths[entry.index if isinstance(entry.index, int) else slice(*entry.index)]

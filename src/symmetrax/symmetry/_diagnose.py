@@ -56,7 +56,17 @@ def suspects(
     power or name of the space there, its removal, the parts of a merged axis in another order, and the
     entries that the specs have on other axes. Two simultaneous mistakes cannot be resolved, and an edit that
     leaves a space without specs does not count as a fix.
+
+    >>> import jax.numpy as jnp, symmetrax as sx
+    >>> w = {"v": jnp.array([1.0, 2.0]), "u": jnp.array([3.0, 4.0])}
+    >>> wrong = sx.NetworkSymmetry({"h": sx.groups.PositiveDiagonal(2)}, {"v": "h", "u": "h"}, like=w)
+    >>> change = lambda there: abs(float(there["u"] @ there["v"]) / 11.0 - 1.0)
+    >>> for suspect in suspects(wrong, change, w, jax.random.key(0), 1e-5):
+    ...     print(suspect)
+    u, axis 0: 'h*' instead of 'h' restores invariance
+    v, axis 0: 'h*' instead of 'h' restores invariance
     """
+    # One space at a time: the identity of all others excludes their mistakes.
     element, identity = symmetry.sample(key), symmetry.identity()
     failing = [
         name
@@ -74,6 +84,7 @@ def suspects(
         for specs, suspect in _edits(symmetry, name, {path: leaf.shape for path, leaf in leaves.items()}):
             path = suspect.path
             try:
+                # Only the edited array moves differently; all others are reused.
                 there = actor.act({path: np.asarray(leaves[path])}, symmetry.with_specs({path: specs}))
             except ValueError:
                 continue  # the edit does not fit the array
@@ -86,13 +97,14 @@ def _edits(
     symmetry: NetworkSymmetry, space: str, shapes: dict[str, tuple[int, ...]]
 ) -> Iterator[tuple[str, Suspect]]:
     """Yields single edits of the specs that may change how `space` acts, each for a single array."""
+    # Removing the only entry of a space would make every loss invariant, so it is no evidence.
     alone = sum(space in _names(node) for text in symmetry.specs.values() for node in parse(text)) == 1
     for path, shape in shapes.items():
         text = symmetry.specs.get(path, " ".join("_" * max(len(shape), 1)))
         nodes = parse(text)
         editor = _Editor(symmetry, space, index_lengths(nodes, symmetry.spaces))
         for axis, (node, length) in enumerate(zip(nodes, shape or (1,), strict=True)):
-            seen = {editor.compared(node)}
+            seen = {editor.compared(node)}  # edits that act alike are tried once
             others = [other for other in editor.elsewhere() if editor.fits(other, length)]
             for candidate in (*editor.near(node, length), *others):
                 here, there = space in _names(node), space in _names(candidate)
@@ -102,7 +114,8 @@ def _edits(
                 seen.add(editor.compared(candidate))
                 edited = written((*nodes[:axis], candidate, *nodes[axis + 1 :]), offset_of(text))
                 yield edited, Suspect(path, axis, str(node), str(candidate))
-        if len(shape) == 1 and space in _names(nodes[0]):  # a gain may enter as 1 + w, or as w
+        # A gain may enter the network as 1 + w or as w, so the offset 1 is tried as well.
+        if len(shape) == 1 and space in _names(nodes[0]):
             edited = written(nodes, 0.0 if offset_of(text) else 1.0)
             yield edited, Suspect(path, 0, written(nodes, offset_of(text)), edited)
 
@@ -119,7 +132,7 @@ def _flipped(node: Node, space: str) -> Node:
         case Plain():
             return node
         case Both(parts):
-            return Both(tuple(dataclasses.replace(w, star=w.star != (w.name == space)) for w in parts))
+            return Both(tuple(dataclasses.replace(e, star=e.star != (e.name == space)) for e in parts))
         case Merged(parts) | Concatenated(parts):
             return type(node)(tuple(_flipped(part, space) for part in parts))
 
@@ -133,7 +146,7 @@ class _Editor:
     lengths: dict[str, int]
 
     def near(self, node: Node, length: int) -> list[Node]:
-        """Single changes of a entry: the space in every variant that occurs in the specs, or removed."""
+        """Single changes of an entry: the space in every variant that occurs in the specs, or removed."""
         group = self.symmetry.spaces[self.space]
         match node:
             case Entry(name) if name == self.space:
@@ -170,7 +183,7 @@ class _Editor:
                 return edits
 
     def elsewhere(self) -> tuple[Node, ...]:
-        """The axis entries of all specs, with either star, and for merged axes with or without blanks."""
+        """The axes of all specs, with either star, and for merged axes with or without blanks."""
         found: dict[Node, None] = {Plain(): None}
         for node in (node for text in self.symmetry.specs.values() for node in parse(text)):
             for one in (node, _flipped(node, self.space)):
@@ -186,6 +199,7 @@ class _Editor:
 
     def variants(self) -> tuple[Entry, ...]:
         """The space's entry with every star, power and index that occurs in the specs."""
+        # A dict as an ordered set: suspects are reported in a reproducible order.
         group = self.symmetry.spaces[self.space]
         found = {Entry(self.space): None, Entry(self.space, star=True): None}
         for text in self.symmetry.specs.values():
@@ -196,6 +210,7 @@ class _Editor:
 
     def fits(self, node: Node, length: int) -> bool:
         """Whether a node fits an axis of this length, without a blank of length 1 in a merged axis."""
+        # A blank of length 1 would only rewrite a spec that is tried anyway.
         sizes = self.sizes(node, length)
         parts = node.parts if isinstance(node, Merged) else ()
         empty = any(isinstance(part, Plain) and size == 1 for part, size in zip(parts, sizes, strict=False))

@@ -1,4 +1,4 @@
-"""Invertible maps h of R^n, for pulling back rotations."""
+"""Invertible maps h of R^n, with which `Pullback` conjugates rotations."""
 
 from abc import abstractmethod
 
@@ -55,6 +55,7 @@ class Affine(AbstractMap):
     def inverse(self, u: Inexact[Array, " n"]) -> Inexact[Array, " n"]:
         if self.size != 2:
             return jnp.linalg.solve(self.matrix, u - self.offset)
+        # Cramer's rule, which XLA fuses with the code around it, unlike a call of LAPACK.
         (a, b), (c, d) = self.matrix
         v, w = u - self.offset
         return jnp.stack([d * v - b * w, a * w - c * v]) / (a * d - b * c)
@@ -83,15 +84,18 @@ class Triangular(AbstractMap):
         return 2
 
     def __call__(self, x: Inexact[Array, "2"]) -> Inexact[Array, "2"]:
-        return jnp.stack([polynomial(self.c, x[0]) * x[1] + polynomial(self.d, x[0]), self.a * x[0] + self.b])
+        return jnp.stack(
+            [_polynomial(self.c, x[0]) * x[1] + _polynomial(self.d, x[0]), self.a * x[0] + self.b]
+        )
 
     def inverse(self, u: Inexact[Array, "2"]) -> Inexact[Array, "2"]:
         x = (u[1] - self.b) / self.a
-        return jnp.stack([x, (u[0] - polynomial(self.d, x)) / polynomial(self.c, x)])
+        return jnp.stack([x, (u[0] - _polynomial(self.d, x)) / _polynomial(self.c, x)])
 
 
-def polynomial(coefficients: Inexact[Array, " k"], x: Inexact[Array, ""]) -> Inexact[Array, ""]:
-    """Evaluates a polynomial at x by unrolled Horner's rule; the loop in `jnp.polyval` does not fuse."""
+def _polynomial(coefficients: Inexact[Array, " k"], x: Inexact[Array, ""]) -> Inexact[Array, ""]:
+    """Evaluates a polynomial at x by Horner's rule."""
+    # Unrolled, since XLA does not fuse the loop in `jnp.polyval`.
     value = coefficients[0]
     for coefficient in coefficients[1:]:
         value = value * x + coefficient

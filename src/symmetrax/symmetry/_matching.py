@@ -13,7 +13,9 @@ from jaxtyping import Array, PyTree
 
 from symmetrax._tree import leaf_names
 from symmetrax.groups._diagonal import Permutation
-from symmetrax.symmetry._network import NetworkSymmetry, along, check_present
+from symmetrax.symmetry._along import along
+from symmetrax.symmetry._network import NetworkSymmetry
+from symmetrax.symmetry._paths import check_present
 from symmetrax.symmetry._walk import Binding
 
 
@@ -81,9 +83,14 @@ def weight_matching(
     groups: dict[str, Permutation] = {}
     for name, group in symmetry.spaces.items():
         if not isinstance(group, Permutation):
-            raise ValueError(f"weight_matching permutes units, but the space {name!r} has the group {group}.")
+            raise ValueError(
+                f"weight_matching permutes units, but the space {name!r} has the group {group}: restrict the "
+                "symmetry to spaces of permutations by symmetry.only(...)."
+            )
         groups[name] = group
     problem = _Problem(groups, _blocks(symmetry, params, target))
+    # From the identity alone the search may end at a poor local optimum; from the invariants it recovers a
+    # permuted copy exactly.
     ends = [problem.climb(start, sweeps) for start in (problem.identity(), problem.by_sorted_entries())]
     best = max(ends, key=problem.score)
     element = {
@@ -122,7 +129,7 @@ class _Problem:
 
     def climb(self, orders: _Orders, sweeps: int) -> _Orders:
         """Coordinate ascent over the spaces, until no space improves."""
-        random = np.random.default_rng(0)
+        random = np.random.default_rng(0)  # a fixed seed, so that the result is reproducible
         for _ in range(sweeps):
             changed = False
             for name in random.permutation(list(self.groups)):
@@ -138,6 +145,7 @@ class _Problem:
         score = self.score(orders)
         gains = self.gains(space, orders)
         found = {**orders, space: _assign(gains)}
+        # Without repetition the score is linear in the permutation, so the assignment is optimal.
         if not self.repeated(space):
             return found if self.score(found) > score + _rounding(score) else None
         # Frank-Wolfe for the quadratic problem: over mixtures of orders, with exact line search.
@@ -149,6 +157,7 @@ class _Problem:
                 break
             end = self.score({**mixed, space: mixed[space] + towards})
             bend = end - self.score(mixed) - slope
+            # The score along the line is slope t + bend t^2: its maximum on [0, 1].
             step = 1.0 if bend >= -slope / 2 else -slope / (2 * bend)
             mixed = {**mixed, space: mixed[space] + step * towards}
             gains = self.gains(space, mixed)
@@ -195,6 +204,7 @@ class _Problem:
         x = block.had
         for binding in block.bindings:
             order = orders[binding.entry.name]
+            # During Frank-Wolfe steps one space has a mixture of orders, as a matrix.
             mixed = order.ndim > len(self.groups[binding.entry.name].lengths) + 1
             order = order if binding.entry.index is None else order[binding.taken]
 
@@ -207,6 +217,7 @@ class _Problem:
 
 def _assign(gains: np.ndarray) -> np.ndarray:
     """The order with the largest total gain, for every copy of the group."""
+    # Exact, in cubic time (SciPy's modified Jonker-Volgenant algorithm).
     flat = gains.reshape(-1, *gains.shape[-2:])
     orders = [scipy.optimize.linear_sum_assignment(one, maximize=True)[1] for one in flat]
     return np.array(orders).reshape(gains.shape[:-1])
@@ -246,7 +257,7 @@ def _blocks(symmetry: NetworkSymmetry, params: PyTree, target: PyTree) -> list[_
         if ours[name].shape != theirs[name].shape:
             raise ValueError(
                 f"{name} has shape {ours[name].shape} in `params` and {theirs[name].shape} in `target`: "
-                "weight_matching compares networks of equal shapes."
+                "pass two networks of equal shapes."
             )
     sides: list[list[tuple[np.ndarray, tuple[Binding, ...]]]] = []
     for tree in (ours, theirs):
@@ -282,7 +293,8 @@ def _on_host(symmetry: NetworkSymmetry, what: str, tree: PyTree) -> dict[str, np
         x = x.astype(complex if np.iscomplexobj(x) else float)
         if not np.all(np.isfinite(x)):
             raise ValueError(
-                f"weight_matching needs finite numbers, but {name} in `{what}` has NaN or infinity."
+                f"weight_matching needs finite numbers, but {name} in `{what}` has NaN or infinity: replace "
+                "them, or pass other parameters."
             )
         found[name] = x
     return found

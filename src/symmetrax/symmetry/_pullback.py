@@ -1,4 +1,4 @@
-"""Rotations pulled back through an invertible map: the symmetry of any sum of squares."""
+"""Rotations conjugated by an invertible map: the symmetry of any sum of squares."""
 
 from typing import ClassVar
 

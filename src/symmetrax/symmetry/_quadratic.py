@@ -8,8 +8,7 @@ from jaxtyping import Array, Float, Inexact, Key, PyTree
 
 from symmetrax._keys import check_key
 from symmetrax._matrices import regular, symmetric
-from symmetrax.groups._exponentials import isometry, product, skew
-from symmetrax.groups._matrices import shortened
+from symmetrax.groups._exponentials import isometry, product, shortened, skew
 from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition, check_vector
 
 
@@ -53,8 +52,12 @@ class QuadraticForm(AbstractLieSymmetry):
     def __init__(self, matrix: Float[Array, "n n"]):
         matrix = jnp.asarray(matrix)
         if matrix.shape == (1, 1):
-            raise ValueError("In one dimension only the sign can change: `matrix` must be at least 2 x 2.")
+            raise ValueError(
+                "`matrix` must be at least 2 x 2, got shape (1, 1): a form of one variable has no symmetry "
+                "but the sign. Use a matrix of more variables."
+            )
         matrix = symmetric("matrix", matrix, invertible=True)
+        # Decomposed once, here: the action, `exp` and `holds` are products alone.
         values, axes = jnp.linalg.eigh(matrix)
         sizes = jnp.sqrt(jnp.abs(values))
         self.matrix = matrix
@@ -99,6 +102,7 @@ class QuadraticForm(AbstractLieSymmetry):
 
     def bounded(self, coordinates: Float[Array, " k"], bound) -> Float[Array, " k"]:
         """Shortens rotations to a few turns; for an indefinite matrix, clips every coordinate to `bound`."""
+        # The trace counts signs: +-n if all eigenvalues have one sign, else at most n - 2 in size.
         definite = jnp.abs(jnp.trace(self.signature)) > self.size - 1
         return jnp.where(definite, shortened(coordinates, self.size), jnp.clip(coordinates, -bound, bound))
 

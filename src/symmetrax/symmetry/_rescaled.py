@@ -68,6 +68,7 @@ class RescaledSymmetry(AbstractLieSymmetry):
         params, tangent = optax.tree.mul(params, self.scale), optax.tree.mul(tangent, self.scale)
         return optax.tree.div(self.symmetry.transport_tangent(a, params, tangent, batch), self.scale)
 
+    # A gradient scales inversely to the parameters, so it is divided and multiplied the other way around.
     def transport_gradient(
         self, a: PyTree, params: PyTree, cotangent: PyTree, batch: PyTree = None
     ) -> PyTree:

@@ -19,7 +19,7 @@ def split_like(like: PyTree, function: Callable[..., PyTree], *args: PyTree) -> 
     [1. 2.]
     """
     mesh = _explicit_mesh((like, args))
-    if mesh is None:
+    if mesh is None:  # nothing to specify; an extra level of tracing would cost time at every call
         return function(*args)
     ends = jax.tree.map(lambda x: NamedSharding(mesh, jax.typeof(x).sharding.spec), like)
     return jax.sharding.auto_axes(function, out_sharding=ends)(*args)

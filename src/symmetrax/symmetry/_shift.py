@@ -11,7 +11,7 @@ from symmetrax._keys import check_key
 from symmetrax._tree import leaf_names
 from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition
 from symmetrax.symmetry._layouts import Layout
-from symmetrax.symmetry._network import check_present, named_shapes, only_path
+from symmetrax.symmetry._paths import check_present, named_shapes, only_path
 
 
 class LogitShift(AbstractLieSymmetry):
@@ -59,12 +59,15 @@ class LogitShift(AbstractLieSymmetry):
         bias = None if bias is None else only_path(bias, shapes)
         shape = shapes[weight].shape
         if len(shape) != 2:
-            raise ValueError(f"LogitShift needs a matrix, but {weight} has shape {shape}.")
+            raise ValueError(
+                f"LogitShift needs a matrix, but {weight} has shape {shape}: name the weight of the last "
+                "layer."
+            )
         classes, inputs = shape if layout == "out in" else shape[::-1]
         if bias is not None and shapes[bias].shape != (classes,):
             raise ValueError(
                 f"{weight}, stored {layout!r}, has {classes} logits, but {bias} has shape "
-                f"{shapes[bias].shape}."
+                f"{shapes[bias].shape}: name the bias of the same layer, or pass another `layout`."
             )
         self.weight, self.bias, self.inputs, self.layout = weight, bias, inputs, layout
 
@@ -90,6 +93,7 @@ class LogitShift(AbstractLieSymmetry):
 
     def act(self, a: Float[Array, " k"], params: PyTree, batch: PyTree = None) -> PyTree:
         rows = a[: self.inputs]
+        # The same vector is added to the row of every class, by broadcasting.
         shifts = {self.weight: rows if self.layout == "out in" else rows[:, None]}
         if self.bias is not None:
             shifts[self.bias] = a[self.inputs]
@@ -104,11 +108,12 @@ class LogitShift(AbstractLieSymmetry):
         return jax.tree.unflatten(structure, moved)
 
     def check(self, params: PyTree) -> None:
-        LogitShift(self.weight, self.bias, like=params, layout=self.layout)
+        LogitShift(self.weight, self.bias, like=params, layout=self.layout)  # the constructor checks shapes
 
     def holds(self, params: PyTree, batch: PyTree = None) -> Precondition:
         return Precondition(jnp.array(0), jnp.array(0.0))
 
+    # The action is a translation, so its derivative is the identity.
     def transport_tangent(
         self, a: Float[Array, " k"], params: PyTree, tangent: PyTree, batch: PyTree = None
     ) -> PyTree:
@@ -119,10 +124,10 @@ class LogitShift(AbstractLieSymmetry):
     ) -> PyTree:
         return cotangent
 
-    def pull_squared(self, a: Float[Array, " k"], squares: PyTree) -> PyTree:
+    def transport_squared_gradient(self, a: Float[Array, " k"], squares: PyTree) -> PyTree:
         """Carries entrywise squares of gradients from `params` to `act(a, params)`, unchanged."""
         return squares
 
-    def push_squared(self, a: Float[Array, " k"], squares: PyTree) -> PyTree:
+    def transport_squared_tangent(self, a: Float[Array, " k"], squares: PyTree) -> PyTree:
         """Carries entrywise squares of displacements to `act(a, params)`, unchanged."""
         return squares

@@ -1,4 +1,4 @@
-"""Numerical checks of a symmetry: the worst defect of every law, over random elements and points."""
+"""Numerical checks of a symmetry: the worst error of every law, over random elements and points."""
 
 import dataclasses
 from collections.abc import Callable
@@ -20,10 +20,13 @@ from symmetrax.symmetry._network import NetworkSymmetry
 #: Descriptions of each law, for the table and for a violation.
 LAWS = {
     "invariance": ("the loss keeps its value", "the loss changes by {}"),
-    "identity": ("the identity moves nothing", "the identity moves the parameters by {}"),
+    "identity": ("the identity changes nothing", "the identity moves the parameters by {}"),
     "composition": ("a after b is compose(a, b)", "a after b differs from compose(a, b) by {}"),
-    "inverse": ("the inverse undoes", "the inverse leaves a distance of {}"),
-    "gradient": ("pull carries gradients", "the gradient differs from the one that pull carries by {}"),
+    "inverse": ("the inverse of a undoes a", "the inverse leaves a distance of {}"),
+    "gradient": (
+        "transport_gradient is exact",
+        "the gradient differs from the result of transport_gradient by {}",
+    ),
 }
 
 #: A symmetry that is not exact is called approximate if the loss changes by at most the first value and the
@@ -34,11 +37,11 @@ APPROXIMATE, APPROXIMATE_GRADIENT = 1e-3, 1e-1
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The worst relative defects found by `verify`, each dimensionless (0 is perfect).
+    """The worst relative errors found by `verify`, each dimensionless (0 is perfect).
 
-    - `invariance`: the defect of the loss (and of the outputs, if you passed them)
-    - `identity`, `composition`, `inverse`: the defects of the moved parameters
-    - `gradient`: the defect of the gradient law; `leaves` lists it array by array
+    - `invariance`: the relative change of the loss (and of the outputs, if you passed them)
+    - `identity`, `composition`, `inverse`: the errors of the moved parameters
+    - `gradient`: the error of the gradient law; `leaves` lists it array by array
     - `moved`: the *smallest* relative displacement among the trials; if it is 0, nothing was tested
     - `fresh`: the invariance on data that the action did not see, if you passed any
     - `one_batch`: whether the action may depend on data and was tested only on the batch that it saw
@@ -68,12 +71,13 @@ class Report:
 
     @property
     def worst(self) -> float:
-        """The largest of the five defects; NaN if any of them is NaN."""
+        """The largest of the five errors; NaN if any of them is NaN."""
         return float(np.max([self.invariance, self.identity, self.composition, self.inverse, self.gradient]))
 
     @property
     def outcome(self) -> str:
-        """The verdict: exact (everywhere, or on the given batch only), approximate, wrong, or untested."""
+        """The result: exact (everywhere, or on the given batch only), approximate, wrong, or untested."""
+        # Comparisons are written so that a NaN is never exact, never approximate, and never "moved".
         if not self.moved > 0:
             return "untested: nothing moved"
         if self.worst <= self.tolerance:
@@ -86,7 +90,7 @@ class Report:
         return "approximate" if near and self.gradient <= APPROXIMATE_GRADIENT else "wrong"
 
     def __str__(self) -> str:
-        lines = [self._verdict(), "", f"{'law':<12}worst defect"]
+        lines = [self._sentence(), "", f"{'law':<12}worst error"]
         for name, (law, _) in LAWS.items():
             lines.append(self._row(name, getattr(self, name), law))
             if name == "invariance" and self.fresh is not None:
@@ -104,7 +108,7 @@ class Report:
         mark = "" if error <= self.tolerance else "  <- above the tolerance"
         return f"{name:<12}{error:.1e}  {law}{mark}"
 
-    def _verdict(self) -> str:
+    def _sentence(self) -> str:
         """The outcome as a self-explanatory sentence."""
         rounding = f"rounding (tolerance {self.tolerance:.0e})"
         broken = "; ".join(
@@ -127,13 +131,13 @@ class Report:
                 return f"Wrong: this is not a symmetry of the loss: {broken}."
             case _:
                 return (
-                    "Untested: no element that was drawn moved the parameters, so nothing is known. Is the "
-                    "group trivial, or does the action reach no array?"
+                    "Untested: no random element moved the parameters. Check that the group is not trivial, "
+                    "and that the symmetry acts on arrays of `params`."
                 )
 
 
 def _share(error: float) -> str:
-    """Formats a relative defect, as a percentage where that is readable."""
+    """Formats a relative error, as a percentage where that is readable."""
     return f"{error:.2g} of its size" if error < 1e-2 or error >= 10 else f"{100 * error:.0f} %"
 
 
@@ -157,7 +161,8 @@ def verify(
     - invariance |loss(a.w) - loss(w)| / |loss(w)|, and likewise for the norm of `outputs`
     - identity ||e.w - w|| / ||w||, inverse ||a^-1.(a.w) - w|| / ||w||
     - composition ||(ab).w - a.(b.w)|| / ||(ab).w||
-    - gradient ||grad loss(a.w) - pull(a, w, grad loss(w))|| / ||grad loss(a.w)||
+    - gradient ||grad loss(a.w) - carried|| / ||grad loss(a.w)||, where `carried` is
+      transport_gradient(a, w, grad loss(w))
 
     and returns the worst of each. Points are perturbed because a wrong symmetry can look right at special
     values (zeros, ones); there the gradient law, array by array, is the stronger test. Errors grow like
@@ -167,7 +172,7 @@ def verify(
     **Arguments:** `loss(params, batch)` returns a scalar; `batch` is passed to both the loss and the action.
     `fresh` is another batch, which only the loss sees; `outputs(params, batch)` returns the outputs of the
     network. Leaves of `params` that are not arrays of floats are left unchanged. `tolerance` is the largest
-    defect that counts as rounding: by default 1e-9 in double precision, 1e-3 in single precision, and 16
+    error that counts as rounding: by default 1e-9 in double precision, 1e-3 in single precision, and 16
     times the machine precision below, according to the coarsest dtype of parameters and loss.
 
     **Returns** a `Report`; print it to see the outcome and a table. Raises TypeError if no leaf is an array
@@ -181,12 +186,15 @@ def verify(
     """
     check_key(key)
     if trials < 1:
-        raise ValueError(f"verify needs at least one trial, got trials={trials}.")
+        raise ValueError(f"verify needs at least one trial, got trials={trials}: pass trials=1 or more.")
     numbers, rest = eqx.partition(params, eqx.is_inexact_array)
     leaves = jax.tree.leaves(numbers)
     if not leaves:
         found = sorted({str(getattr(leaf, "dtype", type(leaf).__name__)) for leaf in jax.tree.leaves(params)})
-        raise TypeError(f"verify perturbs the floating-point arrays of `params`; it has none, only {found}.")
+        raise TypeError(
+            f"verify perturbs the floating-point arrays of `params`; it has none, only {found}: convert the "
+            "parameters to floats."
+        )
     if tolerance is None:
         value = jax.eval_shape(lambda w: explained(loss, eqx.combine(w, rest), batch), numbers)
         tolerance = _default_tolerance(*leaves, value)
@@ -196,19 +204,16 @@ def verify(
     moved = float(np.min([measured["moved"] for measured, _, _ in found]))
     codes = sorted({int(code) for _, _, code in found if code})
     by_leaf = {name: float(np.max([residuals[name] for _, residuals, _ in found])) for name in found[0][1]}
-    named = ()
+    likely: tuple[Suspect, ...] = ()
     if isinstance(symmetry, NetworkSymmetry) and not worst["invariance"] <= tolerance:
-        at, element = jax.random.split(key)
-        w = _near(at, numbers, spread)
-        here = laws.values(w, batch)
-        named = suspects(symmetry, lambda there: laws.change(here, there, batch), w, element, tolerance)
+        likely = laws.suspects(symmetry, key, numbers, spread, tolerance)
     return Report(
         **worst | {"moved": moved},
         trials=trials,
         reasons=tuple(symmetry.reasons[code] for code in codes),
         tolerance=tolerance,
         leaves=by_leaf,
-        suspects=named,
+        suspects=likely,
         one_batch=batch is not None and fresh is None and not symmetry.linear,
     )
 
@@ -220,7 +225,8 @@ def _default_tolerance(*arrays: Array | jax.ShapeDtypeStruct) -> float:
 
 
 def _near(key: Key[Array, ""], numbers: PyTree, spread: float) -> PyTree:
-    """`numbers` plus normal noise, from a single draw: compiling a draw per shape would dominate the time."""
+    """`numbers` plus normal noise of standard deviation `spread`."""
+    # A single draw for all arrays: compiling a draw per shape would take most of the time of `verify`.
     leaves, structure = jax.tree.flatten(numbers)
     ends = np.cumsum([0, *(leaf.size for leaf in leaves)])
     # Complex numbers use both rows. The length is a power of two so that similar sizes share a program.
@@ -234,7 +240,8 @@ def _near(key: Key[Array, ""], numbers: PyTree, spread: float) -> PyTree:
 
 
 def _norm(tree: PyTree) -> float:
-    """Euclidean norm of all entries; in NumPy, to avoid compiling for every new shape."""
+    """The Euclidean norm of all entries."""
+    # In NumPy, since JAX would compile for every new shape.
     sizes = [np.abs(np.asarray(leaf)).astype(float) for leaf in jax.tree.leaves(tree)]
     return float(np.sqrt(sum(np.sum(size**2) for size in sizes)))
 
@@ -248,18 +255,21 @@ def _relative(x: PyTree, y: PyTree, reference: PyTree, least: float = 0.0) -> fl
 
 @compiled
 def _values(loss, outputs, numbers, rest, batch):
-    """The loss, its gradient, and the outputs."""
+    """The loss, its gradient, and the outputs, in one program for all trials."""
 
     def value(numbers):
         return explained(loss, eqx.combine(numbers, rest), batch)
 
-    said = None if outputs is None else outputs(eqx.combine(numbers, rest), batch)
-    return *jax.value_and_grad(value)(numbers), said
+    computed = None if outputs is None else outputs(eqx.combine(numbers, rest), batch)
+    return *jax.value_and_grad(value)(numbers), computed
 
 
 @dataclasses.dataclass(frozen=True)
 class _Laws:
-    """The laws of a symmetry and a loss. Only the loss is compiled; each action runs just once or twice."""
+    """The laws of a symmetry and a loss."""
+
+    # Only the loss is compiled: each action is evaluated just once or twice, for which compilation takes too
+    # long.
 
     loss: Callable
     outputs: Callable | None
@@ -277,14 +287,26 @@ class _Laws:
 
     def change(self, here: tuple, there: PyTree, batch: PyTree) -> float:
         """The relative change from `here` of the loss or of the outputs, whichever is larger."""
-        value, said = here[0], here[2]
-        moved, _, moved_said = self.values(there, batch)
+        value, outputs = here[0], here[2]
+        moved, _, moved_outputs = self.values(there, batch)
         change = _relative(moved, value, value)
-        return change if said is None else float(np.maximum(change, _relative(moved_said, said, said)))
+        if outputs is None:
+            return change
+        return float(np.maximum(change, _relative(moved_outputs, outputs, outputs)))  # NaN wins
+
+    def suspects(
+        self, symmetry: NetworkSymmetry, key: Array, numbers: PyTree, spread: float, tolerance: float
+    ) -> tuple[Suspect, ...]:
+        """The specs that may be wrong, by the change of the loss at one random point."""
+        at, element = jax.random.split(key)
+        w = _near(at, numbers, spread)
+        here = self.values(w, self.batch)
+        return suspects(symmetry, lambda there: self.change(here, there, self.batch), w, element, tolerance)
 
     def trial(
         self, key: Array, numbers: PyTree, spread: float
     ) -> tuple[dict[str, float], dict[str, float], Array]:
+        """The errors of all laws at a random point, the gradient's by array, and the code of `holds`."""
         symmetry, batch = self.symmetry, self.batch
         at, first, second = jax.random.split(key, 3)
         w = _near(at, numbers, spread)

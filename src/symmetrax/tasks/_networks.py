@@ -14,9 +14,11 @@ from symmetrax.symmetry._activation import ActivationGL
 from symmetrax.symmetry._network import NetworkSymmetry
 
 
+# A dataclass instead of a lambda: equal instances hash alike, so they are the same static argument of a
+# program.
 @dataclasses.dataclass(frozen=True)
 class LeakyReLU:
-    """z above zero, `slope` z below. Instances of equal slope are equal, so that programs are shared.
+    """z above zero, `slope` z below. Instances of equal slope are equal, and share compiled programs.
 
     >>> import jax.numpy as jnp
     >>> activation = LeakyReLU(0.1)
@@ -27,6 +29,7 @@ class LeakyReLU:
     slope: float
 
     def __call__(self, z: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        # With slope 0 the derivative at 0 is that of `relu`, 0; `leaky_relu` has 1 there.
         return jax.nn.leaky_relu(z, self.slope) if self.slope else jax.nn.relu(z)
 
     @property
@@ -34,8 +37,8 @@ class LeakyReLU:
         """The inverse function. Raises ValueError for ReLU, which has no inverse."""
         if self.slope <= 0:
             raise ValueError(
-                f"A leaky ReLU of slope {self.slope} has no inverse, its derivative vanishes below zero: "
-                "take a positive slope."
+                f"A leaky ReLU of slope {self.slope} has no inverse: use a positive slope, or form='output', "
+                "which needs no inverse."
             )
         return LeakyReLU(1 / self.slope)
 
@@ -64,8 +67,8 @@ class MLP(eqx.Module):
     def __check_init__(self):
         if len(self.sizes) < 3 or min(self.sizes) < 1:
             raise ValueError(
-                "A perceptron needs inputs, at least one hidden layer and outputs, none without units, "
-                f"got sizes={self.sizes}."
+                "`sizes` must have inputs, at least one hidden layer and outputs, each with at least one "
+                f"unit, got sizes={self.sizes}."
             )
 
     @property
@@ -86,6 +89,7 @@ class MLP(eqx.Module):
 
         The default is He's rule, with variance 2 / ((1 + slope^2) inputs).
         """
+        # Weights are stored as (out, in), so the fan-in is the last axis.
         draw = initializer or jax.nn.initializers.variance_scaling(
             2.0 / (1.0 + self.slope**2), "fan_in", "truncated_normal", in_axis=-1, out_axis=-2
         )
@@ -111,6 +115,7 @@ class MLP(eqx.Module):
         There is one space for each hidden layer, `hidden1`, `hidden2`, ...; the algebra has one coordinate,
         log s, for each hidden unit. Source: arXiv:2012.01118.
         """
+        # Shapes are enough; no weights are drawn.
         like = jax.eval_shape(self.init, jax.random.key(0))
         biases = [f"b{layer}" for layer in range(1, self.layers + 1)] if self.bias else []
         return mlp_symmetry(like, list(self.matrices), biases)

@@ -69,8 +69,9 @@ class RandomlyScaled(AbstractTaskFamily):
     spread: float | int | Float[Array, ""]
 
     def __init__(self, family: AbstractTaskFamily, spread: float | int | Float[Array, ""] = 3.0):
+        # A traced spread cannot be checked; the comparison also rejects NaN.
         if isinstance(spread, float | int) and not spread >= 0:
-            raise ValueError(f"RandomlyScaled needs a spread of at least 0, got spread={spread}.")
+            raise ValueError(f"`spread` must be at least 0, got spread={spread}.")
         self.name, self.family, self.spread = f"{family.name}-scaled", family, spread
 
     @property
@@ -79,6 +80,7 @@ class RandomlyScaled(AbstractTaskFamily):
 
     def draw(self, key: Key[Array, ""]) -> tuple[PyTree, Float[Array, " parameters"]]:
         """Draws a task of the family, and a number in [-1, 1] for each parameter of the largest shape."""
+        # The largest shape, so that tasks of every shape have drawn arrays of the same shape.
         inner, units = jax.random.split(key)
         drawn = self.family.draw(inner)
         size = max(_size(self._start(drawn, shape)) for shape in self.shapes)
@@ -88,6 +90,7 @@ class RandomlyScaled(AbstractTaskFamily):
         inner, units = drawn
         like = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self._start(inner, shape))
         flat, unravel = ravel_pytree(like)
+        # The spread enters here, not in `draw`, so that the same draw can be scaled more or less.
         scale = jnp.exp(self.spread * units[: flat.size])
         return ScaledTask(task=self.family.task(inner, shape), scale=unravel(scale.astype(flat.dtype)))
 

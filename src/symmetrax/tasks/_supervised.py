@@ -58,6 +58,7 @@ class Classification(AbstractTask):
         return self.network.init(key)
 
     def batch(self, key: Key[Array, ""]) -> tuple[Float[Array, "b pixels"], Int[Array, " b"]]:
+        # With replacement, so that a step needs neither a state nor a permutation of the data.
         rows = jax.random.randint(key, (self.batch_size,), 0, len(self.train.labels))
         return jnp.asarray(self.train.pixels)[rows], jnp.asarray(self.train.labels)[rows]
 
@@ -71,6 +72,7 @@ class Classification(AbstractTask):
 
     def held_out(self, params: PyTree) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Returns cross-entropy and accuracy on the test images, which are never used for training."""
+        # The images may be NumPy arrays, which stay on the host until they are used.
         pixels, labels = jnp.asarray(self.test.pixels), jnp.asarray(self.test.labels)
         right = jnp.argmax(self.logits(params, pixels), -1) == labels
         return self.loss(params, (pixels, labels)), jnp.mean(right)

@@ -195,9 +195,11 @@ def _moves(
 
     gradients = whole(lambda tree: symmetry.transport_gradient(element, params, tree, batch))
     displacements = whole(lambda tree: symmetry.transport_tangent(element, params, tree, batch))
-    squares = whole(lambda tree: _exact(symmetry, "squared gradients").pull_squared(element, tree))
+    squares = whole(
+        lambda tree: _exact(symmetry, "squared gradients").transport_squared_gradient(element, tree)
+    )
     squared_displacements = whole(
-        lambda tree: _exact(symmetry, "squared updates").push_squared(element, tree)
+        lambda tree: _exact(symmetry, "squared updates").transport_squared_tangent(element, tree)
     )
 
     def normalized(tree: PyTree) -> PyTree:
