@@ -450,8 +450,8 @@ class _Checkpoint(NamedTuple):
         card = card if isinstance(card, dict) else {}
         if card.get("format") != CHECKPOINT_FORMAT:
             raise ValueError(
-                f"{self.path} is a checkpoint of format {card.get('format')!r}, but this version reads format "
-                f"{CHECKPOINT_FORMAT}: delete it to train from the start."
+                f"{self.path} is a checkpoint of format {card.get('format')!r}, but this version reads "
+                f"format {CHECKPOINT_FORMAT}: delete it to train from the start."
             )
         there = card.get("call")
         recorded = there if isinstance(there, dict) else {}
