@@ -21,6 +21,7 @@ def loss_weights(truncation: int, ratio: float | Float[Array, ""] = 1.0) -> Floa
     >>> print(loss_weights(3, 0.5))
     [0.14285715 0.2857143  0.5714286 ]
     """
+    # 0^0 = 1 in JAX, so that ratio 0 keeps the last step.
     powers = jnp.asarray(ratio, float) ** jnp.arange(truncation - 1, -1, -1)
     return powers / jnp.sum(powers)
 
@@ -28,7 +29,8 @@ def loss_weights(truncation: int, ratio: float | Float[Array, ""] = 1.0) -> Floa
 #: Whether a meta-loss averages the losses of the tasks or their logarithms.
 Measure = Literal["loss", "log"]
 
-# Losses are clamped to this value before their logarithm is taken.
+# Losses are clamped to this value before their logarithm is taken: a task that is solved exactly would
+# otherwise have an infinite meta-loss.
 LEAST_LOSS = 1e-30
 
 
@@ -46,7 +48,9 @@ def measured(losses: Float[Array, "steps *tasks"], measure: Measure) -> Float[Ar
 def check_measure(measure: str) -> None:
     """Raises ValueError for an unknown measure.
 
-    >>> check_measure("loss")
+    >>> check_measure("mean")
+    Traceback (most recent call last):
+    ValueError: `measure` must be one of loss, log, got 'mean'.
     """
     if measure not in get_args(Measure):
         raise ValueError(f"`measure` must be one of {', '.join(get_args(Measure))}, got {measure!r}.")

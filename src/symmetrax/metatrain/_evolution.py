@@ -36,7 +36,7 @@ class PES(AbstractMetaGradient):
     """Persistent evolution strategies: meta-gradients without backpropagation, unbiased over whole rollouts.
 
     In every window each of `pairs` pairs draws a perturbation e ~ N(0, sigma^2 I) of the network's weights
-    and runs two networks, network + e and network - e, through `truncation` more steps on its own `tasks`
+    and takes two networks, network + e and network - e, through `truncation` more steps on its own `tasks`
     tasks. With L+ and L- their meta-losses and s the sum of the pair's perturbations in all windows so far,
     the estimate is
 

@@ -28,7 +28,7 @@ class RandomHorizon(AbstractMetaGradient):
 
     Whenever tasks begin, a horizon is drawn uniformly from `shortest` to `estimator.windows` windows. The
     number of windows in an outer step does not change. The network therefore sees a mix of early steps and
-    long runs, and the outer optimizer steps at different ages of the tasks.
+    long rollouts, and the outer optimizer steps at different ages of the tasks.
 
     Raises ValueError if `shortest` is not between 1 and the number of windows in a rollout.
 

@@ -281,10 +281,10 @@ def _initial(make_network, optimizer, keys, networks) -> tuple[PyTree, PyTree, I
 def _train(estimator, optimizer, state, keys, done, count, shape):
     """Trains every seed for `count` outer steps, of which the first has the number `done`."""
 
-    def window(run_key):
+    def window(rollout_key):
         def body(carry, _):
             network, outer, skipped, rollouts = carry
-            loss, gradient, rollouts = estimator.step(network, rollouts, run_key, shape)
+            loss, gradient, rollouts = estimator.step(network, rollouts, rollout_key, shape)
             updates, after = optimizer.update(gradient, outer, network)
             stepped = optax.apply_updates(network, updates)
             # The step is checked, too: a large but finite gradient can overflow the weights, and no later
@@ -296,17 +296,17 @@ def _train(estimator, optimizer, state, keys, done, count, shape):
 
         return body
 
-    def run(carry, index, key):
+    def outer_step(carry, index, key):
         # 0 draws the initial network. By number, so that the chunks and a resume do not change the tasks.
-        run_key = jax.random.fold_in(key, 1 + index)
-        rollouts = estimator.init(carry[0], run_key, shape)
-        body = window(run_key)
+        rollout_key = jax.random.fold_in(key, 1 + index)
+        rollouts = estimator.init(carry[0], rollout_key, shape)
+        body = window(rollout_key)
         (*carry, _), losses = jax.lax.scan(body, (*carry, rollouts), None, length=estimator.windows)
         return tuple(carry), jnp.mean(losses)
 
     def seed(inputs):
         state, key = inputs
-        return jax.lax.scan(lambda c, i: run(c, i, key), state, done + jnp.arange(count))
+        return jax.lax.scan(lambda c, i: outer_step(c, i, key), state, done + jnp.arange(count))
 
     (networks, outer, skipped), losses = spread(seed, (state, keys))
     return networks, outer, skipped, losses

@@ -46,6 +46,7 @@ class EarlyStopping:
         if self.patience < 1:
             raise ValueError(f"EarlyStopping needs a patience of at least 1, got patience={self.patience}.")
 
+    # Seeds train together, in one program: none of them can stop before the others.
     def exhausted(self, curve: Float[np.ndarray, "seeds rounds"]) -> bool:
         """Whether every seed has gone `patience` rounds without improvement."""
         return bool(np.all(waited(curve) >= self.patience))

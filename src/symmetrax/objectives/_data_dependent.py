@@ -48,9 +48,10 @@ class FeatureGradientNorm(AbstractOrbitObjective):
         self, symmetry: AbstractLieSymmetry, params: PyTree, batch: PyTree
     ) -> Callable[[Array], Float[Array, ""]]:
         if not isinstance(symmetry, ActivationGL) or symmetry.form != "output":
+            form = f"(form={symmetry.form!r})" if isinstance(symmetry, ActivationGL) else ""
             raise ValueError(
                 "FeatureGradientNorm needs the symmetry ActivationGL(form='output'), got "
-                f"{type(symmetry).__name__}: use GradientNorm() instead."
+                f"{type(symmetry).__name__}{form}: use GradientNorm() instead."
             )
         layers, x = symmetry.opened(params, batch)
         # Everything of the inputs' width is computed here, once per orbit. `with_one` adds the constant input

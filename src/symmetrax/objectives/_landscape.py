@@ -174,8 +174,8 @@ def one_parameter_curve(
     >>> print(abs(jax.jvp(curve, (0.0,), (1.0,))[1]))
     [0. 4.]
     """
-    # `jet`, not `exp`: nested derivatives of a matrix exponential are expensive, and three are all that is
-    # used.
+    # `jet`, not `exp`: nested derivatives of a matrix exponential are expensive, and no more than three are
+    # needed.
     return lambda t: symmetry.act(symmetry.jet(direction, t), params, batch)
 
 

@@ -73,8 +73,7 @@ class Environment(eqx.Module):
 
     def observe(self, state: Carry, wants: tuple[Want, ...] = ()) -> Observation:
         """Returns a network's observation of a state; `wants` lists the expensive parts (`network.wants`)."""
-        # The second half of the split, as in `step`, so that the network sees the key that it would see
-        # there.
+        # The second half of the split: the key that `step` passes to the optimizer.
         key = jax.random.split(jax.random.fold_in(state.key, state.count))[1]
 
         def value_fn(params: PyTree) -> Float[Array, ""]:

@@ -56,7 +56,7 @@ class Orbit:
         self._measure = None
         if symmetry.linear and isinstance(objective, AbstractGradientObjective):
             self._measure = objective.measure
-        # Gradients of a linear action transform without a second look at the loss, and an objective of the
+        # A linear action transforms gradients without evaluating the loss again, and an objective of the
         # gradient alone needs nothing else.
         #: The gradient at `params`, if it was given or computed.
         self.known_gradient = gradient

@@ -175,8 +175,8 @@ class GoldenSection(AbstractSearch):
         symmetry = orbit.symmetry
         if symmetry.algebra != (1,):
             raise ValueError(
-                "GoldenSection needs a single algebra coordinate, an angle, got coordinates of shape "
-                f"{symmetry.algebra}: use Ascent for larger groups."
+                f"GoldenSection needs one algebra coordinate, an angle, got shape {symmetry.algebra}: use "
+                "Ascent for larger groups."
             )
 
         def value(angle):
@@ -246,8 +246,8 @@ class SinusoidPeak(AbstractSearch):
         zero = orbit.zero()
         if zero.shape != (1,):
             raise ValueError(
-                "SinusoidPeak needs a single algebra coordinate, an angle, got coordinates of shape "
-                f"{zero.shape}: use Ascent for larger groups."
+                f"SinusoidPeak needs one algebra coordinate, an angle, got shape {zero.shape}: use Ascent "
+                "for larger groups."
             )
         return slopes(orbit.relative, zero).peak.astype(zero.dtype)
 
@@ -273,8 +273,7 @@ def _has_closed_form(symmetry: Any) -> bool:
 
 def _golden(value: Callable, low: Array, high: Array, steps: int) -> Array:
     """Maximizes a function of one variable with a single peak between `low` and `high`."""
-    # With this ratio one of the two inner points of an interval is an inner point of the next, so each step
-    # evaluates once.
+    # With this ratio, one inner point of an interval is an inner point of the next: one evaluation per step.
     ratio = (5**0.5 - 1) / 2
 
     def shrink(state, _):
