@@ -155,11 +155,11 @@ def test_a_horizon_beyond_the_cards_is_refused(tmp_path):
     network = NETWORKS["vanilla"]()
     path = sx.save(network, tmp_path / "short.safetensors", training={"horizon": 20})
     assert sx.load(path, horizon=20)[1]["training"] == {"horizon": 20}
-    with pytest.raises(sx.learned.ArtifactError, match="trained for 20 steps, and 200 are asked of it"):
+    with pytest.raises(sx.learned.ArtifactError, match="trained on runs of 20 steps, but horizon=200 asks"):
         sx.load(path, horizon=200)
     silent = sx.save(network, tmp_path / "silent.safetensors")
     with pytest.raises(
-        sx.learned.ArtifactError, match="a number of steps that its card does not tell, and 5 are"
+        sx.learned.ArtifactError, match="trained on runs of an unknown number of steps, but horizon=5"
     ):
         sx.load(silent, horizon=5)
 
@@ -196,7 +196,7 @@ def test_changed_weights_do_not_reproduce_the_recorded_step(saved):
         saved, lambda card, arrays: arrays.update({"weights.head.bias": arrays["weights.head.bias"] + 1e-3})
     )
     with pytest.raises(
-        sx.learned.ArtifactError, match=r"does not reproduce its recorded steps: step0\.update is off"
+        sx.learned.ArtifactError, match=r"does not reproduce its recorded steps: step0\.update has a rel"
     ):
         sx.load(saved)
 
@@ -275,7 +275,7 @@ def test_double_precision_is_not_cut_to_single(tmp_path):
         loaded, _ = sx.load(sx.save(network, path))
         assert loaded.core.layers[0].weight.dtype == jnp.float64
         assert eqx.tree_equal(loaded, network)
-    assert "float64, which JAX has only with jax.enable_x64(True)" in outcome(path)
+    assert "float64, which JAX supports only with 64-bit types" in outcome(path)
 
 
 def test_a_file_without_a_recorded_step_is_refused(saved):
@@ -363,7 +363,7 @@ def test_an_own_class_needs_a_kind_of_its_own(tmp_path):
         pass
 
     with pytest.raises(
-        sx.learned.ArtifactError, match="Mine has the kind 'flat-gradient-lstm', which is that of"
+        sx.learned.ArtifactError, match="Mine has the kind 'flat-gradient-lstm', which belongs to"
     ):
         sx.save(Mine(2, key=KEY), tmp_path / "x.safetensors")
     assert not list(tmp_path.iterdir())
@@ -395,7 +395,7 @@ def test_a_config_that_does_not_tell_all_is_refused_when_saving(tmp_path):
         sx.learned.ArtifactError, match=r"Cannot save a Forgetful: it is not what Forgetful\(\*\*net"
     ):
         sx.save(Forgetful(0.3, key=KEY), path)
-    with pytest.raises(sx.learned.ArtifactError, match="has a config that Demanding does not take"):
+    with pytest.raises(sx.learned.ArtifactError, match="has a config that Demanding does not accept"):
         sx.save(Demanding(1, key=KEY), path)
     assert not list(tmp_path.iterdir())
 
@@ -465,7 +465,7 @@ def test_a_hostile_card_is_refused_in_one_line(saved, change):
 
 def test_joined_networks_are_bounded_even_where_all_are_there(tmp_path):
     many = sx.learned.Joint(tuple(Tiny(key=KEY) for _ in range(101)))
-    with pytest.raises(sx.learned.ArtifactError, match="joins 101 networks; a file joins at most 100"):
+    with pytest.raises(sx.learned.ArtifactError, match="joins 101 networks, but a file can join at most 100"):
         sx.save(many, tmp_path / "many.safetensors")
 
 

@@ -288,7 +288,7 @@ def test_heads_are_bounded_and_smooth(float64):
 
 def test_bad_networks_are_refused(network, family, unchecked):
     key = jax.random.key(0)
-    with pytest.raises(ValueError, match=r"Cannot emit \['step'\]; choose from update, step_size, momentum"):
+    with pytest.raises(ValueError, match=r"any of update, step_size, momentum, got \['step'\]"):
         sx.learned.FlatGradientLSTM(2, emits=("step",), key=key)
     with pytest.raises(ValueError, match="emits nothing"):
         sx.learned.FlatGradientLSTM(2, emits=(), key=key)
@@ -296,24 +296,24 @@ def test_bad_networks_are_refused(network, family, unchecked):
         sx.learned.FlatGradientLSTM(2, rates=(1e-2, 1e-3), key=key)
     with pytest.raises(ValueError, match="pass it as max_norm"):
         sx.learned.FlatGradientLSTM(2, algebra=1, fixed=True, key=key)
-    with pytest.raises(ValueError, match="must be positive, got -1"):
+    with pytest.raises(ValueError, match=r"must be positive, .*got -1"):
         sx.learned.FlatGradientLSTM(2, algebra=1, max_norm=-1, key=key)
-    with pytest.raises(ValueError, match="which must have equal shapes"):
+    with pytest.raises(ValueError, match="needs pairs of matrices of equal shapes"):
         sx.learned.LayerPairLSTM((3, 4, 5, 2), shared=True, key=key)
     with pytest.raises(ValueError, match="at least one hidden layer"):
         sx.learned.LayerPairLSTM((3, 4), key=key)
-    with pytest.raises(ValueError, match="Joint joins networks, and got none"):
+    with pytest.raises(ValueError, match="Joint needs at least one network, got none"):
         sx.learned.Joint(())
     twice = sx.learned.Joint(
         (sx.learned.FlatGradientLSTM(32, width=4, key=key), sx.learned.FlatGradientLSTM(32, width=4, key=key))
     )
-    with pytest.raises(ValueError, match="Two of the networks joined here emit update"):
+    with pytest.raises(ValueError, match="Two networks of this Joint emit update"):
         run(twice, family, sx.UpdateRule(schedule=()))
     with pytest.raises(ValueError, match="emits no step"):
         run(sx.learned.FlatGradientLSTM(32, emits=(), algebra=16, width=4, key=key), family, rule())
     with pytest.raises(ValueError, match="this network emits none"):
         run(algorithm_3(key, momentum=False), family, rule(as_printed=True))
-    with pytest.raises(ValueError, match="emit only one of them"):
+    with pytest.raises(ValueError, match="choose one of them"):
         sx.learned.FlatGradientLSTM(2, emits=("update", "step_size"), key=key)
     both = sx.learned.Joint((sx.learned.FlatGradientLSTM(32, width=4, key=key), network.networks[0]))
     with pytest.raises(ValueError, match="emits an update and a step size"):
@@ -335,7 +335,7 @@ def test_bad_networks_are_refused(network, family, unchecked):
     with pytest.raises(ValueError, match=r"counted from 0, .*got \(-1,\)"):
         sx.UpdateRule.at([-1], STEPS)
     outer = sx.learned.each_network(optax.sgd(1.0))
-    with pytest.raises(ValueError, match="has 1, and the Joint joins 2"):
+    with pytest.raises(ValueError, match="got 1 for a Joint of 2"):
         outer.init(network)
     with pytest.raises(ValueError, match="trains the networks of a Joint, got FlatGradientLSTM"):
         outer.init(network.networks[0])

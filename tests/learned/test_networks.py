@@ -245,7 +245,7 @@ def coordinatewise(gradients):
     [
         (
             lambda: sx.learned.FlatGradientLSTM(2, inputs=("gradient",), key=KEY),
-            r"Unknown inputs \['gradient'\]; choose from",
+            r"any of iterate, .*got \['gradient'\]",
         ),
         (lambda: sx.learned.FlatGradientLSTM(2, width=0, key=KEY), "width=0"),
         (lambda: sx.learned.FlatGradientLSTM(0, key=KEY), "size=0"),

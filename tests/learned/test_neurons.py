@@ -372,8 +372,8 @@ def test_a_step_size_survives_gradients_of_zero(observed):
 
 def test_wrong_settings_of_a_step_network_are_refused():
     for options, message in (
-        ({"emits": ("momentum",)}, "`emits` must name it"),
-        ({"emits": ("update",)}, "Cannot emit"),
+        ({"emits": ("momentum",)}, "must contain step_size"),
+        ({"emits": ("update",)}, "any of step_size, momentum"),
         ({"rates": (1.0, 0.1)}, "0 < low < high"),
         ({"width": 0}, "at least 1, got width=0"),
     ):

@@ -115,8 +115,8 @@ def test_it_serves_any_network_and_comes_back_from_its_file(tmp_path):
         ({"width": 0}, "width and depth of at least 1.*width=0"),
         ({"depth": 0}, "width and depth of at least 1.*depth=0"),
         ({"scale": 0.0}, "a positive scale, got.*scale=0.0"),
-        ({"beta1": 1.0}, "0 <= beta < 1, got beta1=1.0"),
-        ({"beta2": -0.1}, "0 <= beta < 1, got beta1=0.95, beta2=-0.1"),
+        ({"beta1": 1.0}, r"in \[0, 1\), got beta1=1.0"),
+        ({"beta2": -0.1}, r"in \[0, 1\), got beta1=0.95, beta2=-0.1"),
     ],
 )
 def test_bad_settings_are_refused(options, message):

@@ -159,7 +159,7 @@ def test_recomputing_steps_changes_no_gradient(float64):
 @pytest.mark.parametrize("numbers", [(20, 6, 1), (5, 10, 1), (0, 5, 1), (20, 0, 1), (20, 5, 0)])
 def test_windows_that_do_not_fit_are_an_error_with_the_numbers(numbers):
     steps, unroll, tasks = numbers
-    message = f"must divide `steps`, got steps={steps}, truncation={unroll}, tasks={tasks}"
+    message = f"that divides `steps`, got steps={steps}, truncation={unroll}, tasks={tasks}"
     with pytest.raises(ValueError, match=message):
         sx.metatrain.TruncatedBPTT(
             sx.tasks.make_family("booth"), sx.UpdateRule(), steps=steps, truncation=unroll, tasks=tasks

@@ -160,7 +160,7 @@ def test_a_horizon_as_long_as_the_run_changes_nothing_but_the_draw():
 
 @pytest.mark.parametrize("shortest", [0, 11])
 def test_a_horizon_outside_the_run_is_an_error(shortest):
-    with pytest.raises(ValueError, match=f"must be from 1 to 10, got {shortest}"):
+    with pytest.raises(ValueError, match=f"must be from 1 to 10, .*got {shortest}"):
         horizon(shortest=shortest)
 
 
@@ -190,6 +190,6 @@ def test_a_task_that_does_not_know_its_optimum_says_so():
     it = sx.metatrain.TruncatedBPTT(
         sx.tasks.make_family("digits"), descent, steps=2, truncation=2, distance=0.1
     )
-    with pytest.raises(ValueError, match="does not know its optimum: use distance=None"):
+    with pytest.raises(ValueError, match=r"has no optimum\(\) .*use distance=None"):
         it.step(NETWORK, it.init(NETWORK, KEY, it.family.shapes[0]), KEY, it.family.shapes[0])
     np.testing.assert_allclose(sx.tasks.booth().optimum(), [1.0, 3.0], atol=1e-5)

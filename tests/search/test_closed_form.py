@@ -353,7 +353,7 @@ def test_one_gradient_serves_a_search_of_any_length(deep):
 
 def test_a_search_that_does_not_fit_says_what_would(deep):
     params, symmetry, batch = deep
-    with pytest.raises(ValueError, match=r"ClosedForm knows squared norms .* Use Ascent"):
+    with pytest.raises(ValueError, match=r"ClosedForm needs a NetworkSymmetry .* use Ascent"):
         sx.teleport(
             relu_net,
             params,
@@ -362,11 +362,11 @@ def test_a_search_that_does_not_fit_says_what_would(deep):
             objective=sx.objectives.GradientNorm("l1"),
             search=sx.search.ClosedForm(),
         )
-    with pytest.raises(ValueError, match="ClosedForm knows squared norms"):
+    with pytest.raises(ValueError, match="ClosedForm needs a NetworkSymmetry"):
         sx.teleport(
             sx.tasks.booth().loss, jnp.ones(2), sx.tasks.booth().symmetry(), search=sx.search.ClosedForm()
         )
-    with pytest.raises(ValueError, match="A grid over 5 algebra coordinates has no end"):
+    with pytest.raises(ValueError, match="Grid needs at most 3 algebra coordinates, got 5"):
         sx.teleport(relu_net, params, symmetry, batch, search=sx.search.Grid())
     with pytest.raises(ValueError, match="needs a symmetry, got symmetry=None"):
         sx.teleport(relu_net, params, None, batch)
@@ -375,7 +375,7 @@ def test_a_search_that_does_not_fit_says_what_would(deep):
         sx.teleport(relu_net, params, signs, batch)
     twice = {"w": normal(1, 3, 3)}
     tied = sx.NetworkSymmetry({"h": sx.groups.PositiveDiagonal(3)}, {"w": "h h*"}, twice)
-    with pytest.raises(ValueError, match="touches the space 'h' on 2 axes"):
+    with pytest.raises(ValueError, match="at most one axis in the space 'h', got one with 2"):
         sx.teleport(lambda w, _: jnp.sum(w["w"] ** 2), twice, tied, search=sx.search.ClosedForm())
 
 

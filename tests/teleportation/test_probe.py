@@ -74,7 +74,7 @@ def test_it_compiles_and_counts_what_it_costs():
 
 def test_bad_questions_say_what_is_wrong(unchecked):
     task, x = sx.tasks.booth(), jnp.array([1.0, 1.0])
-    with pytest.raises(ValueError, match="at least two samples, got 1"):
+    with pytest.raises(ValueError, match="at least two samples to compare, got samples=1"):
         sx.teleport_gain(task.loss, x, task.symmetry(), KEY, samples=1)
     with pytest.raises(ValueError, match="Cannot probe the orbit of a point that is not finite"):
         sx.teleport_gain(task.loss, x * jnp.inf, task.symmetry(), KEY)

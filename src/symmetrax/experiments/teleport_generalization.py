@@ -26,7 +26,7 @@ from symmetrax.experiments._report import Reporter, number, ratio_text, titled_t
 from symmetrax.experiments._stats import LEVEL, Interval, verdict
 from symmetrax.experiments._streams import Streams
 from symmetrax.experiments._training import Arm, Clock, Entry, Proposal, Run, classifier, compared, race
-from symmetrax.objectives._landscape import Curvature, Sharpness, curvature, orbit_germ
+from symmetrax.objectives._landscape import Curvature, Sharpness, curvature, one_parameter_curve
 from symmetrax.search._orbit import Orbit
 from symmetrax.search._searches import AbstractSearch, Ascent
 from symmetrax.symmetry._activation import ActivationGL
@@ -145,7 +145,7 @@ class AlongCurve(AbstractSearch):
         zero, objective = orbit.zero(), cast(Curvature, orbit.objective)
         drawn = jax.random.uniform(objective.key, (self.coordinates,), zero.dtype)
         direction = jnp.zeros_like(zero).at[-self.coordinates :].set(drawn)
-        curve = orbit_germ(orbit.symmetry, direction, orbit.params, orbit.batch)
+        curve = one_parameter_curve(orbit.symmetry, direction, orbit.params, orbit.batch)
         t = jnp.zeros((), zero.dtype)
         slope = jax.jvp(lambda t: curvature(curve, t), (t,), (jnp.ones_like(t),))[1]
         return self.rate * slope * direction

@@ -46,12 +46,14 @@ from symmetrax.learned._step import StepLSTM
 from symmetrax.learned._transformation import update_from
 
 FORMAT = 2
+#: Relative error of the recorded steps: float32 products differ by this much between processors.
 TOLERANCE = 1e-5
 
 # Each recorded step multiplies the example's gradient by one of these; the memory carries over between steps.
 FACTORS = (1.0, -0.5, 2.0)
 
-#: Maximum number of networks joined in a file, and maximum depth of a network.
+#: Maximum number of networks joined in a file, and maximum depth of a network: building a network takes time
+#: for every part, whatever its size, and a file must not be able to stop the program that loads it.
 MOST_NETWORKS = 100
 DEEPEST = 1000
 
@@ -73,7 +75,7 @@ KINDS: dict[str, Any] = {
 
 
 class ArtifactError(ValueError):
-    """Raised for a file that is not a trained optimizer this version can use; the message says why.
+    """Raised for a file that this version cannot use as a trained optimizer; the message says why.
 
     >>> raise ArtifactError("not a trained optimizer")
     Traceback (most recent call last):
@@ -96,7 +98,7 @@ def save(
     ...), `evaluation` and `licence` are stored in the card unchanged; the first two must be JSON values.
 
     Raises ArtifactError, and writes nothing, if weights are infinite or NaN, if the class does not rebuild
-    the network from its config, or if `load` would refuse the file for any other reason.
+    the network from its config, or if `load` would reject the file for any other reason.
 
     >>> import jax, tempfile
     >>> network = CoordinatewiseLSTM(key=jax.random.key(0))
@@ -110,6 +112,7 @@ def save(
     parts = _parts(network)
     own = list(dict.fromkeys(type(part) for _, part in parts if type(part) not in KINDS.values()))
     what = f"Cannot save a {type(network).__name__}: it"
+    # Everything that `load` will check is checked before the first byte is written.
     try:
         check_writable(path)
         kinds = _kinds(own)
@@ -129,10 +132,10 @@ def save(
             "licence": licence,
         }
         card = check_card(card, what)
-        _check_that_it_comes_back(what, network, card, layout_of(weights | steps), kinds)
+        _check_rebuilds(what, network, card, layout_of(weights | steps), kinds)
         save_arrays(path, weights | steps, card)
     except ValueError as error:
-        raise _refusal(error) from error
+        raise _artifact_error(error) from error
     return path
 
 
@@ -146,7 +149,7 @@ def load(
 
     **Arguments:** `classes` are your own classes that the file may need. The file refers to them by `kind`;
     `load` never imports anything that a file names. Learned optimizers may fail on runs longer than those
-    they were trained on: pass the number of steps you intend to take as `horizon`, and `load` refuses an
+    they were trained on: pass the number of steps you intend to take as `horizon`, and `load` rejects an
     optimizer trained on shorter runs.
 
     The weights are restored bit for bit, in the dtype they were saved in. Raises ArtifactError for a file
@@ -163,6 +166,7 @@ def load(
     try:
         with open_arrays(path, "trained optimizer") as file:
             card, where = file.card, str(file.path)
+            # Shapes before values: nothing is read until the card and the layout of the arrays agree.
             skeleton = _skeleton(where, card, file.layout, kinds)
             arrays = file.read()
         check_finite_arrays(arrays, where)
@@ -170,21 +174,23 @@ def load(
         network = eqx.combine(restored, eqx.filter(skeleton, _is_array, inverse=True))
         _check_recorded_steps(where, network, arrays)
     except ValueError as error:
-        raise _refusal(error) from error
+        raise _artifact_error(error) from error
     except Exception as error:  # a malicious config can raise anything in a network's code
-        raise _refusal(ValueError(f"{path} cannot be used: {type(error).__name__}: {error}")) from error
+        unusable = ValueError(f"{path} cannot be used: {type(error).__name__}: {error}")
+        raise _artifact_error(unusable) from error
     known = card["training"].get("horizon")
     if horizon is not None and not (type(known) is int and horizon <= known):
-        says = "for a number of steps that its card does not tell" if known is None else f"for {known} steps"
+        trained = "an unknown number of" if known is None else str(known)
         raise ArtifactError(
-            f"{path} was trained {says}, and {horizon} are asked of it: train it on longer runs, or leave "
-            "out `horizon` to load it all the same."
+            f"{path} was trained on runs of {trained} steps, but horizon={horizon} asks for {horizon}: train "
+            "it on longer runs, or omit `horizon` to load it anyway."
         )
     return network, card
 
 
-def _refusal(error: ValueError) -> ArtifactError:
+def _artifact_error(error: ValueError) -> ArtifactError:
     """Puts the error on one line, and truncates long quotations."""
+    # A message may quote a card, which whoever wrote the file can make as long as they like.
     line = " ".join(str(error).split())
     return ArtifactError(line if len(line) <= 1000 else f"{line[:700]} ... {line[-200:]}")
 
@@ -197,10 +203,10 @@ def _kinds(classes: Sequence[Any]) -> dict[str, Any]:
             raise ValueError(f"`classes` must be subclasses of AbstractLearnedOptimizer, got {own!r}.")
         kind = getattr(own, "kind", None)
         if not isinstance(kind, str) or kinds.get(kind, own) is not own:
-            owner = f", which is that of {kinds[kind].__name__}" if isinstance(kind, str) else ""
+            owner = f", which belongs to {kinds[kind].__name__}" if isinstance(kind, str) else ""
             raise ValueError(
-                f"{own.__name__} has the kind {kind!r}{owner}: give it one of its own, "
-                f'kind = "{own.__name__.lower()}", by which files name it.'
+                f"{own.__name__} has the kind {kind!r}{owner}: give the class a kind of its own, such as "
+                f'kind = "{own.__name__.lower()}".'
             )
         kinds[kind] = own
     return kinds
@@ -214,15 +220,16 @@ def _skeleton(where: str, card: Any, layout: Layout, kinds: dict[str, Any]) -> A
     for name, kind in _FIELDS.items():
         if not isinstance(card.get(name), kind):
             raise ValueError(
-                f"{where} has {card.get(name)!r} as {name!r} in its card, not a {kind.__name__}."
+                f"{where} needs a {kind.__name__} as {name!r} in its card, got {card.get(name)!r}."
             )
     _check_bounds(where, card, layout)
+    # Only shapes: whatever sizes the config names, no memory is allocated for them.
     skeleton = eqx.filter_eval_shape(lambda: _build(where, card, card["kind"], card["config"], kinds))
     if card["contract"] != skeleton.contract():
         raise ValueError(
-            f"{where} was trained under the feature contract {card['contract']}, but the "
-            f"{type(skeleton).__name__} of this version follows {skeleton.contract()}: its inputs or outputs "
-            "mean something else."
+            f"{where} was trained with the feature contract {card['contract']}, but in this version a "
+            f"{type(skeleton).__name__} has {skeleton.contract()}: its inputs or outputs have another "
+            "meaning, so load it with the version that saved it."
         )
     expected = {f"weights.{name}": x for name, x in layout_of(_arrays(skeleton)).items()}
     for prefix, part in _parts(skeleton):
@@ -232,8 +239,8 @@ def _skeleton(where: str, card: Any, layout: Layout, kinds: dict[str, Any]) -> A
     for name, x in layout.items():
         if name.startswith("weights.") and x.dtype in _DOUBLE and jnp.result_type(float) != np.float64:
             raise ValueError(
-                f"{where} has the weights {name!r} in {x.dtype}, which JAX has only with "
-                "jax.enable_x64(True): use it within that."
+                f"{where} has the weights {name!r} in {x.dtype}, which JAX supports only with 64-bit types: "
+                "load it within jax.enable_x64(True)."
             )
     return skeleton
 
@@ -269,6 +276,7 @@ def _check_bounds(where: str, card: dict[str, Any], layout: Layout) -> None:
     def check(name: str, value: Any, most: int) -> None:
         nonlocal joined
         if isinstance(value, dict):
+            # A card can nest networks deeply; every level counts towards the number that are joined.
             joined += name == "networks"
             # The integers in a user-defined class's config may count things other than array entries.
             most = size if value.get("kind", card["kind"]) in tuple(KINDS) else max(size, 10**6)
@@ -276,17 +284,17 @@ def _check_bounds(where: str, card: dict[str, Any], layout: Layout) -> None:
                 check(inner, x, most)
         elif isinstance(value, list):
             if len(value) > len(layout):
-                raise ValueError(f"{where} cannot hold a network with {len(value)} {name}: {held}.")
+                raise ValueError(f"{where} is too small for a network with {len(value)} {name}: {held}.")
             for x in value:
                 check(name, x, most)
         elif isinstance(value, int):
             most = min(len(layout), DEEPEST) if name == "depth" else most
             if abs(value) > most:
-                raise ValueError(f"{where} cannot hold a network with {name}={value}: {held}.")
+                raise ValueError(f"{where} is too small for a network with {name}={value}: {held}.")
 
     check("config", card["config"], size)
     if joined > MOST_NETWORKS:
-        raise ValueError(f"{where} joins {joined} networks; a file joins at most {MOST_NETWORKS}.")
+        raise ValueError(f"{where} joins {joined} networks, but a file can join at most {MOST_NETWORKS}.")
 
 
 def _build(
@@ -299,18 +307,22 @@ def _build(
     if kind == Joint.kind:
         parts = config.get("networks")
         if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
-            raise ValueError(f"{where} has a config that {name} does not take: its networks are {parts!r}.")
+            raise ValueError(
+                f"{where} has a config that {name} does not accept: networks must be a list of configs, got "
+                f"{parts!r}."
+            )
         of_parts = [(part.get("kind"), {k: v for k, v in part.items() if k != "kind"}) for part in parts]
         made = Joint(tuple(_build(where, card, kind, config, kinds) for kind, config in of_parts))
     else:
         try:
             made = kinds[kind](**config, key=jax.random.key(0))
         except Exception as error:  # the class may raise anything for an invalid config
-            raise ValueError(f"{where} has a config that {name} does not take: {error}.") from error
+            raise ValueError(f"{where} has a config that {name} does not accept: {error}.") from error
+    # A class may ignore or change an argument, and so build another network than the card describes.
     recorded = made.config()
     for field, value in config.items():
         if _text(recorded.get(field)) != _text(value):
-            raise ValueError(f"{where} has a config that {name} does not give: {field}={value!r}.")
+            raise ValueError(f"{where} has a config that {name} does not reproduce: {field}={value!r}.")
     return made
 
 
@@ -321,13 +333,13 @@ def _unknown(where: str, kind: Any, classes: dict[str, Any], kinds: dict[str, An
         name = own.rpartition(":")[2].rpartition(".")[2]
         return (
             f"{where} is of kind {kind!r}, saved from the class {own}, which is not part of symmetrax: "
-            f"import the class and pass it, load(path, classes=[{name}])."
+            f"import the class and call load(path, classes=[{name}])."
         )
     hint = near_match(kind, kinds) if isinstance(kind, str) else ""
     return f"{where} is of kind {kind!r}; known kinds are {', '.join(kinds)}.{hint}"
 
 
-def _check_that_it_comes_back(
+def _check_rebuilds(
     what: str,
     network: AbstractLearnedOptimizer,
     card: dict[str, Any],
@@ -336,16 +348,15 @@ def _check_that_it_comes_back(
 ) -> None:
     """Raises ValueError if `load` would not rebuild this network from its card."""
     made = _skeleton(what, card, layout, kinds)
-    for ours, theirs in zip(_told(network), _told(made), strict=True):
+    for ours, theirs in zip(_non_arrays(network), _non_arrays(made), strict=True):
         if ours != theirs:
             raise ValueError(
-                f"{what} is not what {type(network).__name__}(**network.config(), key=key) builds: config() "
-                f"must tell all in which two networks differ, but for arrays. It is {ours}, and would come "
-                f"back as {theirs}."
+                f"{what} is not what {type(network).__name__}(**network.config(), key=key) builds. Return "
+                f"every argument of the class from config(): it is {ours}, but would be loaded as {theirs}."
             )
 
 
-def _told(network: AbstractLearnedOptimizer) -> tuple[str, ...]:
+def _non_arrays(network: AbstractLearnedOptimizer) -> tuple[str, ...]:
     """Returns everything except arrays: the structure with its static fields, and the other leaves."""
     rest = eqx.filter(network, _is_array, inverse=True)
     recorded = (jax.tree.structure(rest), jax.tree.leaves(rest))
@@ -380,16 +391,19 @@ def _text(value: Any) -> str:
 
 def _check_recorded_steps(where: str, network: AbstractLearnedOptimizer, arrays: dict[str, Any]) -> None:
     floating = [x.dtype for x in jax.tree.leaves(_arrays(network)) if jnp.issubdtype(x.dtype, jnp.floating)]
+    # The steps are computed in the precision of the weights, so half precision reproduces fewer digits.
     tolerance = max([TOLERANCE, *(8 * float(jnp.finfo(dtype).eps) for dtype in floating)])
     for prefix, part in _parts(network):
         recorded = _under(prefix, arrays)
         for name, found in _steps(part, restore(_seen(part.example()), recorded)).items():
             found, wanted = (np.asarray(x).astype(complex) for x in (found, recorded[name]))
             worst = np.max(np.abs(found - wanted), initial=0) / np.max(np.abs(wanted), initial=1e-30)
+            # Negated, so that NaN is an error.
             if not worst <= tolerance:
                 raise ValueError(
-                    f"{where} does not reproduce its recorded steps: {name} is off by {worst:.1e} relative "
-                    f"(at most {tolerance:.0e} is expected). The weights or the code have changed."
+                    f"{where} does not reproduce its recorded steps: {name} has a relative error of "
+                    f"{worst:.1e}, more than {tolerance:.0e}. Its weights, or the network's code, have "
+                    "changed: load it with the version that saved it."
                 )
 
 
@@ -399,6 +413,7 @@ def _record(network: AbstractLearnedOptimizer) -> dict[str, Any]:
     return named_arrays(seen) | named_arrays(_steps(network, seen))
 
 
+# Compiled when saving and when loading, because an eager and a compiled network round differently.
 @eqx.filter_jit
 def _steps(network: AbstractLearnedOptimizer, seen: dict[str, Any]) -> dict[str, Any]:
     """Returns the network's proposals in its first steps; from the second on they depend on its memory."""

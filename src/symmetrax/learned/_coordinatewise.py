@@ -26,6 +26,7 @@ def clipped_log_and_sign(gradient: Float[Array, " n"], k: float | int = 5) -> Fl
     >>> print(clipped_log_and_sign(jnp.array([1.0, 0.0, -1e-9]))[1].round(7))
     [ 1.e+00  0.e+00 -1.e-07]
     """
+    # The published formula: eps makes the logarithm finite at zero, and is lost below exp(-k) anyway.
     logarithm = jnp.log(jnp.abs(gradient) + jnp.finfo(gradient.dtype).eps) / k
     return jnp.stack([jnp.maximum(logarithm, -1.0), jnp.clip(jnp.exp(k) * gradient, -1.0, 1.0)])
 
@@ -37,7 +38,7 @@ class CoordinatewiseLSTM(AbstractLearnedOptimizer):
     """A stacked LSTM applied to each coordinate separately, with shared weights; it serves any network.
 
     Each coordinate's gradient is preprocessed into the two features of `log_and_sign`, or of
-    `clipped_log_and_sign` if `preprocessing` says so; a linear head times `scale` gives that coordinate's
+    `clipped_log_and_sign`, as `preprocessing` says; a linear head times `scale` gives that coordinate's
     update. Source: Andrychowicz et al., Learning to learn by gradient descent by gradient descent, 2016
     (arXiv:1606.04474); width 20, depth 2 and scale 0.01 are the commonly used values.
 
@@ -86,6 +87,7 @@ class CoordinatewiseLSTM(AbstractLearnedOptimizer):
         return self.core.zero_state((flat(params)[0].size,))
 
     def propose(self, observation: Observation, memory: LSTMState) -> tuple[Proposal, LSTMState]:
+        # The core takes features first, so all coordinates of the network are one matrix product per layer.
         gradient, unravel = flat(observation.gradient)
         hidden, memory = self.core(PREPROCESSING[self.preprocessing](gradient), memory)
         return Proposal(unravel(self.scale * self.head(hidden)[0]), None), memory

@@ -65,7 +65,12 @@ INPUTS = ("iterate", "previous", "orbit_derivative")
 
 
 def example_info(size: int, slopes: int = 0) -> Observation:
-    """Returns a fixed, generic input for `size` parameters and, if any, `slopes` algebra coordinates."""
+    """Returns a fixed, generic input for `size` parameters and, if any, `slopes` algebra coordinates.
+
+    >>> example_info(2).gradient.tolist()
+    [-1.0, 2.0]
+    """
+    # Not random, so that saving the same network twice gives the same file in every version of JAX.
     ramp = jnp.linspace(-1.0, 2.0, size)
     slope = jnp.linspace(0.5, 1.0, slopes) if slopes else None
     return Observation(gradient=ramp, params=1 - ramp, previous=0.1 * ramp, orbit_derivative=slope, key=None)
@@ -82,6 +87,7 @@ def log_and_sign(gradient: Float[Array, " n"], p: float = 10.0) -> Float[Array, 
      [ 1.    0.   -0.22]]
     """
     size = jnp.abs(gradient)
+    # The inner `where` keeps the unused branch finite: a derivative through log(0) is NaN even if discarded.
     large = size >= jnp.exp(-p)
     logarithm = jnp.log(jnp.where(large, size, 1.0)) / p
     return jnp.stack(
@@ -107,6 +113,9 @@ def largest_entry(tree: PyTree) -> Float[Array, ""]:
 
     Very large values are divided by 8, so that you can divide by the result: compilers multiply by the
     reciprocal, and the reciprocals of the largest floats are subnormal.
+
+    >>> float(largest_entry({"w": jnp.array([1.0, -3.0]), "b": jnp.zeros(2)}))
+    3.0
     """
     sizes = [jnp.max(jnp.abs(x), initial=0.0) for x in jax.tree.leaves(jax.lax.stop_gradient(tree))]
     size = jnp.max(jnp.stack(sizes)) if sizes else jnp.zeros(())
@@ -128,6 +137,10 @@ class Length(NamedTuple):
 
     `unit` is the largest entry, so that the squares of the other entries divided by it neither overflow nor
     vanish.
+
+    >>> length = Length.of(jnp.array([3e30, 4e30]))  # the square of either entry is infinite in float32
+    >>> print(length.unit, length.part)
+    5e+29 10.0
     """
 
     unit: Float[Array, ""]
@@ -138,7 +151,8 @@ class Length(NamedTuple):
     def of(cls, tree: PyTree) -> "Length":
         """Computes the length of a tree; zero if no entry exceeds the smallest normal float."""
         size = largest_entry(tree)
-        some = ~(size <= jnp.finfo(size.dtype).tiny)  # negated so that NaN counts as nonzero
+        # Negated so that NaN counts as nonzero, and shows in the result.
+        some = ~(size <= jnp.finfo(size.dtype).tiny)
         unit = jnp.where(some, size, 1.0)
         # Don't use a norm that rescales internally: compilers fuse two consecutive divisors, which overflow.
         square = squared_norm(jax.tree.map(lambda x: x / unit, tree))

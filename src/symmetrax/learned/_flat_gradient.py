@@ -64,18 +64,20 @@ class AbstractFlatGradient(AbstractLearnedOptimizer):
         check_key(key)
         unknown = set(inputs) - set(INPUTS)
         if unknown:
-            raise ValueError(f"Unknown inputs {sorted(unknown)}; choose from {', '.join(INPUTS)}.")
+            raise ValueError(f"`inputs` can be any of {', '.join(INPUTS)}, got {sorted(unknown)}.")
         self.emits = check_heads(emits, EMITS, rates, max_norm, fixed)
         if not self.emits and not algebra:
             raise ValueError(
-                f"{type(self).__name__} emits nothing: give `emits`, of {', '.join(EMITS)}, or `algebra`."
+                f"{type(self).__name__} emits nothing: pass emits=..., any of {', '.join(EMITS)}, or algebra "
+                "> 0."
             )
         if min(size, width, depth) < 1 or algebra < 0:
             raise ValueError(
                 f"{type(self).__name__} needs size, width and depth of at least 1 and algebra of at least 0, "
                 f"got size={size}, width={width}, depth={depth}, algebra={algebra}."
             )
-        # The derivative along the orbit has one entry per algebra coordinate; vanilla networks get one entry.
+        # The derivative along the orbit has one entry per algebra coordinate. A network without teleports
+        # gets one entry, too, so that it can be compared with a teleporting one at equal inputs.
         slopes = max(algebra, 1)
         extra = {"iterate": size, "previous": size, "orbit_derivative": slopes}
         core, head, algebra_head = jax.random.split(key, 3)
@@ -84,6 +86,8 @@ class AbstractFlatGradient(AbstractLearnedOptimizer):
         self.head = Linear(width, size, key=head) if "update" in self.emits else None
         self.algebra_head = Linear(width, algebra, key=algebra_head) if algebra else None
         numbers = len([name for name in self.emits if name != "update"])
+        # A key derived from that of another head, not a fourth one: the weights of networks without scalars
+        # then stay those of earlier versions.
         self.scalar_head = Linear(width, numbers, key=jax.random.fold_in(head, 1)) if numbers else None
         self.size, self.algebra, self.width, self.depth = size, algebra, width, depth
         self.rates, self.fixed = (float(rates[0]), float(rates[1])), fixed
@@ -108,9 +112,9 @@ class AbstractFlatGradient(AbstractLearnedOptimizer):
         size = sum(x.size for x in jax.tree.leaves(params))
         if size != self.size:
             raise ValueError(
-                f"This optimizer is built for {self.size} parameters, got {size}. A {type(self).__name__} "
-                "serves one problem size; CoordinatewiseLSTM serves all, and together with PerNeuronLSTM it "
-                "teleports on all."
+                f"This {type(self).__name__} is built for {self.size} parameters, got {size}: build one with "
+                f"size={size}, or use CoordinatewiseLSTM, which serves any size, with PerNeuronLSTM to "
+                "teleport."
             )
         return self.core.zero_state()
 
@@ -171,9 +175,9 @@ class FlatGradientLSTM(AbstractFlatGradient):
 
     **Arguments:** `size` is the number of parameters of the problem, `width` and `depth` are the LSTM's (100
     and 2), and `key` draws its weights. A step size lies between the two `rates`, low
-    (high / low)^sigmoid(z), a momentum between 0 and 1. `max_norm` bounds the norm of the coordinates, reach
-    tanh(||z|| / max_norm); with `fixed` the norm is exactly `max_norm`. Raises ValueError for invalid names
-    and numbers.
+    (high / low)^sigmoid(z), a momentum between 0 and 1. `max_norm` bounds the norm of the coordinates:
+    max_norm tanh(||z|| / max_norm); with `fixed` the norm is exactly `max_norm`. Raises ValueError for
+    invalid names and numbers.
 
     >>> import jax
     >>> network = FlatGradientLSTM(2, algebra=1, inputs=("iterate",), key=jax.random.key(0))

@@ -34,6 +34,7 @@ def within(z: Float[Array, " n"], max_norm: float) -> Float[Array, " n"]:
     >>> print(within(jnp.array([30.0, 40.0]), 1.0).round(3))
     [0.6 0.8]
     """
+    # Scaling the whole vector, unlike tanh of each entry, keeps its direction.
     ratio = safe_norm(z) / max_norm
     small = ratio < 1e-3
     # tanh(r) / r, by its series where the quotient would lose precision.
@@ -66,23 +67,22 @@ def check_heads(
     """
     unknown = set(emits) - set(known)
     if unknown:
-        raise ValueError(f"Cannot emit {sorted(unknown)}; choose from {', '.join(known)}.")
+        raise ValueError(f"`emits` can be any of {', '.join(known)}, got {sorted(unknown)}.")
     if len(rates) != 2 or not 0 < rates[0] < rates[1]:
-        raise ValueError(f"`rates` are the bounds of the step size, 0 < low < high, got {tuple(rates)}.")
+        raise ValueError(f"`rates` must be bounds of the step size, 0 < low < high, got {tuple(rates)}.")
     if max_norm is not None and not max_norm > 0:
-        raise ValueError(
-            f"`max_norm` bounds the norm of the coordinates and must be positive, got {max_norm}."
-        )
+        raise ValueError(f"`max_norm` must be positive, or None for no bound, got {max_norm}.")
     if fixed and max_norm is None:
-        raise ValueError("fixed=True makes all elements of one size: pass it as max_norm=...")
+        raise ValueError("fixed=True needs the norm of the coordinates: pass it as max_norm=...")
     if "update" in emits and "step_size" in emits:
-        raise ValueError("The step is an update or a step size times the gradient: emit only one of them.")
+        raise ValueError("`emits` has both update and step_size, each a whole step: choose one of them.")
     return tuple(name for name in known if name in emits)
 
 
 def coordinates(z: Float[Array, " n"], max_norm: float | None, fixed: bool) -> Float[Array, " n"]:
-    """Coordinates of a group element from a head's outputs: free, of norm below `max_norm`, or exactly
-    `max_norm`.
+    """Computes coordinates of a group element from a head's outputs.
+
+    Without `max_norm` they are the outputs; otherwise their norm is below `max_norm`, or with `fixed` equal.
 
     >>> import jax.numpy as jnp
     >>> print(coordinates(jnp.array([3.0, 4.0]), 10.0, True))

@@ -39,7 +39,7 @@ class Joint(AbstractLearnedOptimizer):
 
     def __check_init__(self):
         if not self.networks:
-            raise ValueError("Joint joins networks, and got none.")
+            raise ValueError("Joint needs at least one network, got none: pass a tuple of networks.")
 
     @property
     def wants(self) -> tuple[Want, ...]:
@@ -47,6 +47,7 @@ class Joint(AbstractLearnedOptimizer):
 
     @property
     def algebra_bound(self) -> float | None:
+        # At most one network emits coordinates, since two that emit the same output are an error.
         bounds = [network.algebra_bound for network in self.networks]
         return next((bound for bound in bounds if bound is not None), None)
 
@@ -59,6 +60,7 @@ class Joint(AbstractLearnedOptimizer):
     def propose(
         self, observation: Observation, memory: tuple[PyTree, ...]
     ) -> tuple[Proposal, tuple[PyTree, ...]]:
+        # All networks see the observation from before the step: none sees what another one proposes.
         found, after = Proposal(), []
         for network, state in zip(self.networks, memory, strict=True):
             proposal, state = network.propose(observation, state)
@@ -66,7 +68,9 @@ class Joint(AbstractLearnedOptimizer):
             given = {name: value for name, value in proposal._asdict().items() if value is not None}
             twice = [name for name in given if getattr(found, name) is not None]
             if twice:
-                raise ValueError(f"Two of the networks joined here emit {' and '.join(twice)}.")
+                raise ValueError(
+                    f"Two networks of this Joint emit {' and '.join(twice)}: build one of them without it."
+                )
             found = found._replace(**given)
         return found, tuple(after)
 
@@ -92,16 +96,26 @@ def each_network(*transforms: optax.GradientTransformation) -> optax.GradientTra
     Section 5.2 of arXiv:2504.15399 trains one of two networks at the rate 1e-4, the other at 1e-3. On first
     use, raises ValueError unless there are as many transformations as networks.
 
-    >>> outer = each_network(optax.adam(1e-4), optax.adam(1e-3))  # for `meta_train`
+    >>> import jax, symmetrax as sx
+    >>> first = sx.learned.FlatGradientLSTM(2, width=3, depth=1, key=jax.random.key(0))
+    >>> second = sx.learned.FlatGradientLSTM(2, emits=(), algebra=1, width=3, depth=1, key=jax.random.key(1))
+    >>> outer, both = each_network(optax.sgd(0.1), optax.sgd(0.2)), Joint((first, second))
+    >>> updates, _ = outer.update(both, outer.init(both), both)
+    >>> [round(float((u.core.cells[0].bias / n.core.cells[0].bias)[0]), 3)
+    ...  for u, n in zip(updates.networks, both.networks)]
+    [-0.1, -0.2]
     """
 
     def parts(network: Any) -> tuple[Any, ...]:
         if not isinstance(network, Joint):
-            raise ValueError(f"each_network trains the networks of a Joint, got {type(network).__name__}.")
+            raise ValueError(
+                f"each_network trains the networks of a Joint, got {type(network).__name__}: pass its "
+                "optimizer directly."
+            )
         if len(network.networks) != len(transforms):
             raise ValueError(
-                f"each_network needs one transformation for each network: it has {len(transforms)}, and the "
-                f"Joint joins {len(network.networks)}."
+                f"each_network needs one transformation for each network, got {len(transforms)} for a Joint "
+                f"of {len(network.networks)}."
             )
         return network.networks
 
@@ -115,6 +129,7 @@ def each_network(*transforms: optax.GradientTransformation) -> optax.GradientTra
                 transforms, parts(updates), state, parts(params), strict=True
             )
         ]
+        # `tree_at` keeps everything else of the Joint, so that the updates have the structure of the network.
         stepped, after = zip(*found, strict=True)
         return eqx.tree_at(lambda tree: tree.networks, updates, stepped), after
 

@@ -75,8 +75,8 @@ class LayerPairLSTM(AbstractLearnedOptimizer):
         sizes = tuple(sizes)
         if len(sizes) < 3 or min(*sizes, width, depth) < 1:
             raise ValueError(
-                "LayerPairLSTM needs inputs, at least one hidden layer and outputs, and a width and depth of "
-                f"at least 1, got sizes={sizes}, width={width}, depth={depth}."
+                "LayerPairLSTM needs sizes (inputs, at least one hidden layer, outputs) and width and depth "
+                f"of at least 1, got sizes={sizes}, width={width}, depth={depth}."
             )
         if group not in get_args(Acting):
             raise ValueError(f"`group` must be one of {', '.join(get_args(Acting))}, got {group!r}.")
@@ -84,9 +84,10 @@ class LayerPairLSTM(AbstractLearnedOptimizer):
         writes = [n * n if group == "general" else n for n in sizes[1:-1]]
         if shared and (len(set(reads)) > 1 or len(set(writes)) > 1):
             raise ValueError(
-                f"shared=True runs one LSTM on all pairs of matrices, which must have equal shapes: with "
-                f"sizes={sizes} they have {reads} entries. Use shared=False, or PerNeuronLSTM."
+                f"shared=True needs pairs of matrices of equal shapes, but with sizes={sizes} they have "
+                f"{reads} entries: use shared=False, or PerNeuronLSTM."
             )
+        # No "update": a network that serves pairs of matrices has nothing to say about each of their entries.
         self.emits = check_heads(emits, ("step_size", "momentum"), rates, max_norm, fixed)
         self.sizes, self.shared, self.group, self.fixed = sizes, shared, group, fixed
         self.rates, self.width, self.depth = (float(rates[0]), float(rates[1])), width, depth
@@ -108,7 +109,8 @@ class LayerPairLSTM(AbstractLearnedOptimizer):
         return self.max_norm
 
     def vector_products(self) -> list[Any]:
-        if self.shared:  # each matrix multiplies one vector per pair, so several per step
+        # Shared matrices multiply a vector for each pair, but a slot of `_products` holds one for each step.
+        if self.shared:
             return []
         cores = [matrix for core in self.cores for matrix in core.vector_products()]
         return [*cores, *(head.weight for head in self.heads)]
@@ -127,6 +129,7 @@ class LayerPairLSTM(AbstractLearnedOptimizer):
         flattened = [cut(flat(matrix)[0]) for matrix in self._matrices(observation.gradient)]
         elements, numbers, after = [], [], []
         for i, (pair, state) in enumerate(zip(pairwise(flattened), memory, strict=True)):
+            # Adjacent pairs share a matrix: each hidden layer sees the gradients on both of its sides.
             j = 0 if self.shared else i
             hidden, state = self.cores[j](jnp.concatenate(pair), state)
             out = self.heads[j](hidden)
@@ -134,8 +137,8 @@ class LayerPairLSTM(AbstractLearnedOptimizer):
             elements.append(coordinates(out[:split], self.max_norm, self.fixed))
             numbers.append(out[split:])
             after.append(state)
-        said = scalars(self.emits, sum(numbers[1:], start=numbers[0]) / len(numbers), self.rates)
-        return Proposal(algebra=jnp.concatenate(elements), **said), tuple(after)
+        named = scalars(self.emits, sum(numbers[1:], start=numbers[0]) / len(numbers), self.rates)
+        return Proposal(algebra=jnp.concatenate(elements), **named), tuple(after)
 
     def _matrices(self, tree: PyTree) -> list[Float[Array, "out in"]]:
         names = [f"w{layer}" for layer in range(1, len(self.sizes))]
@@ -144,7 +147,7 @@ class LayerPairLSTM(AbstractLearnedOptimizer):
         if found != dict(zip(names, shapes, strict=True)):
             raise ValueError(
                 f"This LayerPairLSTM is built for matrices {dict(zip(names, shapes, strict=True))}, got "
-                f"{jax.tree.map(jnp.shape, tree)}. PerNeuronLSTM serves networks of every size."
+                f"{jax.tree.map(jnp.shape, tree)}: pass their sizes, or use PerNeuronLSTM for any network."
             )
         return [tree[name] for name in names]
 

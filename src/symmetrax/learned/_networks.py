@@ -25,19 +25,28 @@ LSTMState = tuple[tuple[Float[Array, "width *b"], Float[Array, "width *b"]], ...
 
 
 class LSTMCell(eqx.Module):
-    """One LSTM layer: gates in the order input, forget, cell, output; init uniform(+-1/sqrt(width))."""
+    """One LSTM layer: gates in the order input, forget, cell, output; init uniform(+-1/sqrt(width)).
+
+    >>> import jax, jax.numpy as jnp
+    >>> cell = LSTMCell(2, 20, key=jax.random.key(0))
+    >>> h, c = cell(jnp.ones(2), (jnp.zeros(20), jnp.zeros(20)))
+    >>> h.shape, c.shape
+    ((20,), (20,))
+    """
 
     weight_ih: Float[Array, "gates inputs"]
     weight_hh: Float[Array, "gates width"]
     bias: Float[Array, " gates"]
 
     def __init__(self, inputs: int, width: int, *, key: Key[Array, ""]):
+        # Draw the input weights, the recurrent weights and the bias side by side: see `_uniform`.
         drawn = _uniform(key, 4 * width, inputs + width + 1, width)
         self.weight_ih, self.weight_hh, self.bias = jnp.split(drawn, [inputs, inputs + width], axis=1)
         self.bias = self.bias[:, 0]
 
     def __call__(self, x, state):
         h, c = state
+        # Two products, not one with [x; h]: concatenating would copy both at every step.
         gates = product(self.weight_ih, x) + product(self.weight_hh, h)
         gates = checkpoint_name(gates + _column(self.bias, h), GATES)
         return _gated(gates, c)
@@ -95,6 +104,7 @@ class LSTM(eqx.Module):
         self, x: Float[Array, "inputs *b"], state: LSTMState
     ) -> tuple[Float[Array, "width *b"], LSTMState]:
         after = []
+        # The hidden state of a layer is the input of the next one, within the same step.
         for cell, (h, c) in zip(self.cells, state, strict=True):
             x, c = cell(x, (h, c))
             after.append((x, c))
@@ -102,7 +112,12 @@ class LSTM(eqx.Module):
 
 
 class GRUCell(eqx.Module):
-    """One GRU layer: gates in the order reset, update, new; init uniform(+-1/sqrt(width))."""
+    """One GRU layer: gates in the order reset, update, new; init uniform(+-1/sqrt(width)).
+
+    >>> import jax, jax.numpy as jnp
+    >>> GRUCell(2, 20, key=jax.random.key(0))(jnp.ones(2), jnp.zeros(20)).shape
+    (20,)
+    """
 
     weight_ih: Float[Array, "gates inputs"]
     weight_hh: Float[Array, "gates width"]
@@ -115,11 +130,12 @@ class GRUCell(eqx.Module):
         self.bias, self.bias_new = drawn[:, -2], drawn[2 * width :, -1]
 
     def __call__(self, x, h):
-        seen = product(self.weight_ih, x)
-        seen = checkpoint_name(seen + _column(self.bias, h), GATES)
-        r, z, n = jnp.split(seen, 3)
+        inputs = product(self.weight_ih, x)
+        inputs = checkpoint_name(inputs + _column(self.bias, h), GATES)
+        r, z, n = jnp.split(inputs, 3)
         kept_r, kept_z, kept_n = jnp.split(checkpoint_name(product(self.weight_hh, h), GATES), 3)
         r, z = jax.nn.sigmoid(r + kept_r), jax.nn.sigmoid(z + kept_z)
+        # The reset gate multiplies the product and its bias, as in cuDNN, not the state before the product.
         n = jnp.tanh(n + r * (kept_n + _column(self.bias_new, h)))
         return n + z * (h - n)
 
@@ -195,7 +211,12 @@ Core = LSTM | GRU | MLP
 
 
 class Linear(eqx.Module):
-    """A linear head, initialized like the cells."""
+    """A linear head, initialized like the cells.
+
+    >>> import jax, jax.numpy as jnp
+    >>> Linear(20, 3, key=jax.random.key(0))(jnp.ones((20, 7))).shape
+    (3, 7)
+    """
 
     weight: Float[Array, "outputs width"]
     bias: Float[Array, " outputs"]
@@ -213,6 +234,11 @@ def side_by_side(heads: Sequence[Linear], x: Float[Array, "width *b"]) -> Float[
 
     It uses a single product, because the derivative of a single row would be recomputed in every gate's.
     Deferred matrices are the exception: their gradients are not computed here.
+
+    >>> import jax, jax.numpy as jnp
+    >>> heads = [Linear(20, 3, key=jax.random.key(0)), Linear(20, 1, key=jax.random.key(1))]
+    >>> side_by_side(heads, jnp.ones(20)).shape
+    (4,)
     """
     if any(isinstance(head.weight, Deferred) for head in heads):
         return jnp.concatenate([head(x) for head in heads])

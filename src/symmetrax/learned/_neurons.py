@@ -20,7 +20,8 @@ from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.symmetry._network import NetworkSymmetry
 from symmetrax.symmetry._walk import Binding
 
-#: Features of each unit, in order. Norms are compared through the logarithms of their ratios.
+#: Features of each unit, in order. Norms are compared through the logarithms of their ratios: a ratio does
+#: not depend on the scale of loss or parameters, and its logarithm treats growth and decay alike.
 FEATURES = (
     "incoming weights / layer",
     "outgoing weights / layer",
@@ -87,6 +88,7 @@ class PerNeuronLSTM(AbstractLearnedOptimizer):
             )
         core, head = jax.random.split(key)
         self.core = LSTM(len(FEATURES), width, depth, key=core)
+        # A head of zeros proposes the identity: an untrained network doesn't teleport.
         self.head = jax.tree.map(jnp.zeros_like, Linear(width, 1, key=head))
         self.width, self.depth, self.bound = width, depth, float(bound)
 
@@ -100,6 +102,7 @@ class PerNeuronLSTM(AbstractLearnedOptimizer):
 
     def propose(self, observation: Observation, memory: LSTMState) -> tuple[Proposal, LSTMState]:
         symmetry, groups = _scalings(observation.symmetry)
+        # The sums below are over whole rows and columns, which a mesh may have sharded.
         params, gradient = jax.tree.map(gathered, (observation.params, observation.gradient))
         features = unit_features(symmetry, params, gradient)
         hidden, memory = self.core(features, memory)
@@ -134,8 +137,8 @@ def _scalings(symmetry: Any) -> tuple[NetworkSymmetry, dict[str, PositiveDiagona
     else:
         found = "none" if symmetry is None else f"a {type(symmetry).__name__}"
     raise ValueError(
-        "A PerNeuronLSTM scales hidden units, so it needs a NetworkSymmetry with a PositiveDiagonal space, "
-        f"got {found}. Pass one to transform(), for instance mlp_symmetry(params); it is exact for ReLU."
+        "PerNeuronLSTM scales hidden units and needs a NetworkSymmetry with a PositiveDiagonal space, got "
+        f"{found}: pass one to transform(), for example mlp_symmetry(params), which is exact for ReLU."
     )
 
 
@@ -143,9 +146,9 @@ class UnitSums(NamedTuple):
     """Sums over the entries attached to each unit of a space: arrays of shape (*per, size).
 
     A unit's incoming entries are those its scale s multiplies, its outgoing entries those it divides; an
-    array touched by two spaces counts for both. `slope` is the derivative, at s = 1, of the squared gradient
-    norm with respect to log s. An entry that scales as s^p has a gradient that scales as s^-p, so the slope
-    is the sum of -2 p g^2. `steep` is the sum of 2 |p| g^2.
+    array on which two spaces act counts for both. `slope` is the derivative, at s = 1, of the squared
+    gradient norm with respect to log s. An entry that scales as s^p has a gradient that scales as s^-p, so
+    the slope is the sum of -2 p g^2. `steep` is the sum of 2 |p| g^2.
 
     >>> UnitSums._fields[:3]
     ('weights_in', 'weights_out', 'gradients_in')
@@ -181,6 +184,8 @@ def unit_sums(symmetry: NetworkSymmetry, params: PyTree, gradient: PyTree) -> di
     both = zip(_blocks(symmetry, params), _blocks(symmetry, gradient), strict=True)
     for (weight, bindings), (slope, _) in both:
         for binding in (binding for binding in bindings if binding.entry.name in groups):
+            # An entry that scales with s^p has a gradient that scales with s^-p: the derivative of ||g||^2 by
+            # log s is known from ||g||^2 alone.
             power = binding.exponent
             squares, steep, products = (
                 _by_unit(x, binding) for x in (weight * weight, slope * slope, weight * slope)
@@ -217,6 +222,7 @@ def unit_features(
     """
     sums = unit_sums(symmetry, _scaled(symmetry.shifted(params)), _scaled(gradient))
     units = sum(one.steep.size for one in sums.values())
+    # Relative to the mean over all units, not of each layer, so that layers can be compared.
     steep = jnp.sum(jnp.stack([jnp.sum(one.steep) for one in sums.values()])) / units
     return jnp.concatenate([_layer(one, steep) for one in sums.values()], axis=1)
 
@@ -237,8 +243,10 @@ def _layer(sums: UnitSums, steep: Float[Array, ""]) -> Float[Array, "features un
             (s.products_out, s.weights_out, s.gradients_out),
         )
     ]
+    # `own` compares a unit's outgoing and incoming gradient; `shared` is small for units that hardly matter.
     own = s.slope / (s.steep + _TINY)
     shared = s.slope / jnp.sqrt(s.slope**2 + steep**2 + _TINY**2)
+    # Means over the layer are equal for all of its units, and let each of them know what the others are like.
     pooled = [jnp.mean(x) for x in (weights, gradients, own)]
     rows = [*to_layer, weights, gradients, layer, *cosines, own, shared, *pooled]
     return jnp.stack([jnp.broadcast_to(row, own.shape) for row in rows])
@@ -257,7 +265,7 @@ def _scaled(tree: PyTree) -> PyTree:
 
 
 def _blocks(symmetry: NetworkSymmetry, tree: PyTree) -> Iterator[tuple[Array, tuple[Binding, ...]]]:
-    """Iterates over the blocks of all arrays with a spec, with the spaces that touch them."""
+    """Iterates over the blocks of all arrays with a spec, with the spaces that act on them."""
     blocks: list[tuple[Array, tuple[Binding, ...]]] = []
 
     def collect(x: Array, bindings: tuple[Binding, ...]) -> Array:

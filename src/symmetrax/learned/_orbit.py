@@ -1,4 +1,4 @@
-"""A learned optimizer that looks along the orbit, with scale-free features and steps."""
+"""A learned optimizer that sees the loss along the orbit, with scale-free features and steps."""
 
 import math
 from collections.abc import Sequence
@@ -116,14 +116,14 @@ class OrbitLSTM(AbstractLearnedOptimizer):
         check_key(key)
         unknown = set(sees) - set(SEES)
         if unknown:
-            raise ValueError(f"Cannot see {sorted(unknown)}; choose from {', '.join(SEES)}.")
+            raise ValueError(f"`sees` can be any of {', '.join(SEES)}, got {sorted(unknown)}.")
         check_heads((), (), rates, max_norm, False)
         self.sees = tuple(name for name in SEES if name in sees)
         self.orbit = (algebra if orbit is None else orbit) if self.sees else 0
         if min(size, width, depth) < 1 or algebra < 0 or (self.sees and self.orbit < 1):
             raise ValueError(
                 "OrbitLSTM needs size, width and depth of at least 1, and with `sees` the number of algebra "
-                f"coordinates, as algebra=... or orbit=...; got size={size}, width={width}, depth={depth}, "
+                f"coordinates as algebra=... or orbit=..., got size={size}, width={width}, depth={depth}, "
                 f"algebra={algebra}, orbit={orbit}, sees={self.sees}."
             )
         core, head, algebra_head = jax.random.split(key, 3)
@@ -132,11 +132,12 @@ class OrbitLSTM(AbstractLearnedOptimizer):
         self.head = Linear(width, size + 1, key=head)
         self.algebra_head = Linear(width, algebra + gated, key=algebra_head) if algebra else None
         self.size, self.algebra, self.gated = size, algebra, gated
+        # A peak needs the slope in each of the coordinates that the head emits.
         unseen = "slopes" not in self.sees or (algebra and self.orbit != algebra)
         if centre not in get_args(Centre) or (centre == "peak" and unseen):
             raise ValueError(
                 '`centre` must be "identity", or "peak" where the network sees "slopes" along each of its '
-                f"algebra coordinates; got {centre!r} with sees={self.sees}, algebra={algebra}, "
+                f"algebra coordinates, got {centre!r} with sees={self.sees}, algebra={algebra}, "
                 f"orbit={self.orbit}."
             )
         self.centre: Centre = centre
@@ -164,8 +165,7 @@ class OrbitLSTM(AbstractLearnedOptimizer):
         size = sum(x.size for x in jax.tree.leaves(params))
         if size != self.size:
             raise ValueError(
-                f"This optimizer is built for {self.size} parameters, got {size}: an OrbitLSTM serves one "
-                "problem size."
+                f"This OrbitLSTM is built for {self.size} parameters, got {size}: build one with size={size}."
             )
         zero = jnp.zeros(())
         return OrbitMemory(self.core.zero_state(), jnp.array(False), zero, zero, zero)
@@ -173,12 +173,14 @@ class OrbitLSTM(AbstractLearnedOptimizer):
     def propose(self, observation: Observation, memory: OrbitMemory) -> tuple[Proposal, OrbitMemory]:
         if observation.value is None:
             raise ValueError(
-                "OrbitLSTM steps in units of the loss: pass value=..., the loss at params, to `update`."
+                "OrbitLSTM needs the loss, the unit of its steps: pass value=..., the loss at params, to "
+                "`update`."
             )
         gradient, unravel = flat(observation.gradient)
         previous, _ = flat(observation.previous)
         known = jnp.isfinite(observation.value)
         excess = jnp.maximum(jnp.where(known, observation.value, 0.0) - self.least, 0.0)
+        # Directions and logarithms of ratios: nothing that the network sees depends on a scale.
         g, norm = _direction(gradient)
         u, length = _direction(previous)
         loss, log_norm = _log(excess), norm.log(_TINY)
@@ -200,14 +202,18 @@ class OrbitLSTM(AbstractLearnedOptimizer):
             jnp.tanh(jnp.stack(scalars) / 5),
             *(_along(observation, name) for name in self.sees),
         ]
+        # tanh(x / 5) above is nearly linear over the usual range of these logarithms, and bounded beyond it.
         hidden, core = self.core(jnp.concatenate(features), memory.core)
         out = self.head(hidden)
 
+        # A function of the gradient, because with order="step-first" a teleport moves the point in between.
         def step(gradient: PyTree) -> PyTree:
             g, norm = _direction(flat(gradient)[0])
             direction, _ = _direction(g + out[1:])
+            # Divided in turn: the product of the two parts of the norm can overflow.
             unit = jnp.where(norm.some, excess / norm.unit / norm.part, 0.0)
             step = -between(out[0], *self.rates) * unit * direction
+            # Without a finite loss there is no unit: NaN makes the caller reject the step.
             return unravel(jnp.where(known, step, jnp.nan))
 
         proposal = Proposal(update=step)

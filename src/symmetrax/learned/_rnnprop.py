@@ -84,7 +84,7 @@ class RNNProp(AbstractLearnedOptimizer):
                 f"width={width}, depth={depth}, scale={scale}."
             )
         if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
-            raise ValueError(f"RNNProp needs 0 <= beta < 1, got beta1={beta1}, beta2={beta2}.")
+            raise ValueError(f"RNNProp needs beta1 and beta2 in [0, 1), got beta1={beta1}, beta2={beta2}.")
         dense, core, head = jax.random.split(key, 3)
         self.dense = Linear(2, width, key=dense)
         self.core = LSTM(width, width, depth, key=core)
@@ -100,6 +100,7 @@ class RNNProp(AbstractLearnedOptimizer):
         gradient, unravel = flat(observation.gradient)
         features, count, first, second = self._features(gradient, memory)
         hidden, core = self.core(jax.nn.elu(self.dense(features)), memory.core)
+        # As published; bounded steps also keep the rollouts of an untrained network finite.
         update = self.scale * jnp.tanh(self.head(hidden)[0])
         return Proposal(unravel(update)), RNNPropMemory(count, first, second, core)
 
@@ -112,7 +113,7 @@ class RNNProp(AbstractLearnedOptimizer):
         second = self.beta2 * memory.second + (1 - self.beta2) * jnp.square(gradient)
         steps = count.astype(gradient.dtype)
         bias1, bias2 = (1 - jnp.asarray(beta, gradient.dtype) ** steps for beta in (self.beta1, self.beta2))
-        # Coordinates that never received a gradient: the square root has an infinite derivative at zero.
+        # Coordinates that never had a gradient: the square root has an infinite derivative at zero.
         none = second == 0
         root = jnp.where(none, 0.0, jnp.sqrt(jnp.where(none, 1.0, second / bias2)))
         return jnp.stack([first / bias1, gradient]) / (root + EPSILON)[None], count, first, second

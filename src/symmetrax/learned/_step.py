@@ -26,6 +26,7 @@ FEATURES = (
     "cosine of gradient and last step",
     "cosine of gradient and params",
 )
+#: Outputs that the network can emit.
 EMITS = ("step_size", "momentum")
 
 # Norms below this count as zero.
@@ -103,7 +104,7 @@ class StepLSTM(AbstractLearnedOptimizer):
         check_key(key)
         self.emits = check_heads(emits, EMITS, rates, None, False)
         if "step_size" not in self.emits:
-            raise ValueError(f"A StepLSTM emits a step size: `emits` must name it, got {tuple(emits)}.")
+            raise ValueError(f"`emits` of a StepLSTM must contain step_size, got {tuple(emits)}.")
         if min(width, depth) < 1:
             raise ValueError(
                 f"StepLSTM needs width and depth of at least 1, got width={width}, depth={depth}."
@@ -122,6 +123,7 @@ class StepLSTM(AbstractLearnedOptimizer):
         features, memory = step_features(observation, memory)
         hidden, core = self.core(features, memory.core)
         proposal = scalars(self.emits, self.head(hidden), self.rates)
+        # exp(-2 log ||g||) = 1 / ||g||^2, from the logarithm that is kept for the features.
         if not self.absolute:
             proposal["step_size"] = proposal["step_size"] * jnp.exp(-2 * memory.first_gradient)
         return Proposal(**proposal), memory._replace(core=core)
@@ -159,6 +161,7 @@ def step_features(
     """
     g, w, u = (Length.of(tree) for tree in (observation.gradient, observation.params, observation.previous))
     gradient, params, step = (length.log(_TINY) for length in (g, w, u))
+    # The first gradient may be zero, for instance at a saddle: count from the first one that has a direction.
     known = memory.started
     now = known | (gradient > _ZERO)
     memory = memory._replace(
@@ -166,6 +169,7 @@ def step_features(
         first_gradient=jnp.where(known, memory.first_gradient, jnp.where(now, gradient, 0.0)),
         first_params=jnp.where(known, memory.first_params, params),
     )
+    # At the first step there is no last one: the ratios are 1, and their logarithms 0.
     last = [jnp.where(known, old, new) for old, new in ((memory.gradient, gradient), (memory.params, params))]
     features = jnp.stack(
         [
@@ -183,6 +187,7 @@ def step_features(
 
 def _cosine(*both: tuple[PyTree, Length, Float[Array, ""]]) -> Float[Array, ""]:
     """Computes the cosine of two trees from their known lengths and the logarithms of those."""
+    # Entries are divided by the largest before they are multiplied, so that no product overflows.
     (x, x_length, x_log), (y, y_length, y_log) = both
     products = jax.tree.map(lambda x, y: jnp.sum((x / x_length.unit) * (y / y_length.unit)), x, y)
     share = jnp.exp(jnp.log(x_length.unit) - x_log + jnp.log(y_length.unit) - y_log)

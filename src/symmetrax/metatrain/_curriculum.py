@@ -1,4 +1,4 @@
-"""A curriculum over horizons: short runs first, longer ones while they help."""
+"""A curriculum over horizons: short rollouts first, longer ones as long as they help."""
 
 import functools
 import itertools
@@ -71,12 +71,12 @@ def curriculum_train(
     progress: Callable[[int, Progress], None] | None = None,
     identity: str = "",
 ) -> CurriculumTrained:
-    """Meta-trains on runs of growing length: each of `horizons` is a stage of `meta_train`.
+    """Meta-trains on rollouts of growing length: each of `horizons` is a stage of `meta_train`.
 
     A stage trains `make_estimator(steps)` from the best networks so far, with a fresh outer state. After each
-    `chunk` runs the networks are validated on the horizon of the *next* stage, by `validate(network, steps)`
-    (the last stage on its own). The stage ends after `patience` validations without improvement, or after
-    `outer_steps` runs. A seed keeps its stage's best network only if it beats, on the next horizon, the
+    `chunk` outer steps the networks are validated on the horizon of the *next* stage, by `validate(network,
+    steps)` (the last stage on its own). The stage ends after `patience` validations without improvement, or
+    after `outer_steps`. A seed keeps its stage's best network only if it beats, on the next horizon, the
     network that it started from. The curriculum ends after a stage that improves no seed. Source: Chen et
     al., Training stronger baselines for learning to optimize, 2020 (arXiv:2010.09089): windows of 20 steps,
     and patience 3.
@@ -103,9 +103,10 @@ def curriculum_train(
     """
     check_key(key)
     if not horizons or any(later <= earlier for earlier, later in itertools.pairwise(horizons)):
-        raise ValueError(f"A curriculum needs horizons, each longer than the one before, got {horizons}.")
+        raise ValueError(f"`horizons` must be numbers of steps, each larger than the last, got {horizons}.")
     folder = None if checkpoints is None else pathlib.Path(checkpoints)
-    # Equal horizons share one function, and therefore one compiled program.
+    # A horizon is validated in two stages (at the end of one, at the start of the next): the same function
+    # object means that its program is compiled once.
     checks = {steps: _on(validate, steps) for steps in horizons}
     networks, stages = None, []
     for index, (steps, validated_on) in enumerate(zip(horizons, [*horizons[1:], horizons[-1]], strict=True)):
@@ -126,8 +127,10 @@ def curriculum_train(
             networks=networks,
             identity=identity,
         )
-        reached = np.min(np.where(np.isfinite(trained.validation), trained.validation, np.inf), axis=1)
-        improved = reached < before
+        # `trained` are the best networks of the stage, which may be worse on the next horizon than the ones
+        # that it started from: longer training on short rollouts can hurt there.
+        lowest = np.min(np.where(np.isfinite(trained.validation), trained.validation, np.inf), axis=1)
+        improved = lowest < before
         stages.append(Stage(steps, validated_on, before, trained, improved))
         if networks is None:
             networks = trained.networks

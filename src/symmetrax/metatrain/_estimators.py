@@ -1,4 +1,4 @@
-"""Meta-gradient estimators: gradients of a trajectory's loss with respect to the optimizer's weights."""
+"""Meta-gradient estimators: gradients of a rollout's loss with respect to the optimizer's weights."""
 
 from abc import abstractmethod
 from typing import Any, Literal, get_args
@@ -14,13 +14,14 @@ from symmetrax.tasks._base import AbstractTaskFamily
 
 
 def loss_weights(truncation: int, ratio: float | Float[Array, ""] = 1.0) -> Float[Array, " truncation"]:
-    """Weights w_t of the losses in a window, proportional to ratio^(unroll - 1 - t), with sum 1.
+    """Weights w_t of the losses in a window, proportional to ratio^(truncation - 1 - t), with sum 1.
 
     `ratio` 1 weighs all steps equally; below 1 the last steps count most. 0 keeps only the last step.
 
     >>> print(loss_weights(3, 0.5))
     [0.14285715 0.2857143  0.5714286 ]
     """
+    # 0^0 = 1 in JAX, so that ratio 0 keeps the last step.
     powers = jnp.asarray(ratio, float) ** jnp.arange(truncation - 1, -1, -1)
     return powers / jnp.sum(powers)
 
@@ -28,7 +29,8 @@ def loss_weights(truncation: int, ratio: float | Float[Array, ""] = 1.0) -> Floa
 #: Whether a meta-loss averages the losses of the tasks or their logarithms.
 Measure = Literal["loss", "log"]
 
-# Losses are clamped to this value before their logarithm is taken.
+# Losses are clamped to this value before their logarithm is taken: a task that is solved exactly would
+# otherwise have an infinite meta-loss.
 LEAST_LOSS = 1e-30
 
 
@@ -46,7 +48,9 @@ def measured(losses: Float[Array, "steps *tasks"], measure: Measure) -> Float[Ar
 def check_measure(measure: str) -> None:
     """Raises ValueError for an unknown measure.
 
-    >>> check_measure("loss")
+    >>> check_measure("mean")
+    Traceback (most recent call last):
+    ValueError: `measure` must be one of loss, log, got 'mean'.
     """
     if measure not in get_args(Measure):
         raise ValueError(f"`measure` must be one of {', '.join(get_args(Measure))}, got {measure!r}.")
@@ -56,7 +60,7 @@ class AbstractMetaGradient(eqx.Module):
     """Base class of meta-gradient estimators, which work window by window.
 
     `init` draws fresh tasks; each `step` advances them by one window and returns the window's meta-loss, an
-    estimate of its gradient with respect to the network, and the carry for the next window. A run has
+    estimate of its gradient with respect to the network, and the carry for the next window. A rollout has
     `windows` windows of `truncation` steps, `steps` in all, on `tasks` tasks of `family`, which are optimized
     by `make_transform(network, task)`. Raises ValueError if `truncation` does not divide `steps`.
 
@@ -76,14 +80,14 @@ class AbstractMetaGradient(eqx.Module):
     def __check_init__(self):
         if min(self.steps, self.truncation, self.tasks) < 1 or self.steps % self.truncation:
             raise ValueError(
-                f"{type(self).__name__} cuts `steps` into windows of `truncation`: all must be at least 1, "
-                f"and `truncation` must divide `steps`, got steps={self.steps}, "
-                f"truncation={self.truncation}, tasks={self.tasks}."
+                f"{type(self).__name__} needs `steps`, `truncation` and `tasks` of at least 1, and a "
+                f"`truncation` that divides `steps`, got steps={self.steps}, truncation={self.truncation}, "
+                f"tasks={self.tasks}."
             )
 
     @property
     def windows(self) -> int:
-        """The number of windows in a run."""
+        """The number of windows in a rollout."""
         return self.steps // self.truncation
 
     @abstractmethod
@@ -135,8 +139,9 @@ class TruncatedBPTT(AbstractMetaGradient):
     def step(
         self, network: PyTree, carry: Rollouts, key: Key[Array, ""], shape: Any
     ) -> tuple[Float[Array, ""], PyTree, Rollouts]:
-        del key  # every random draw of a run follows from the key of `init`
+        del key  # every random draw of a rollout follows from the key of `init`
 
+        # For wide networks the gradients of large matrices are not accumulated step by step: see `_products`.
         batch = carry.carry.value.shape
         places = deferrable(network, batch)
         slots = empty_slots(network, places, self.truncation, batch)
@@ -163,6 +168,7 @@ class TruncatedBPTT(AbstractMetaGradient):
                 losses = losses + self.distance * self._distances(trace.params, carry.drawn, shape)
             return jnp.sum(loss_weights(self.truncation, self.ratio) * losses), after
 
+        # The state after the window is an auxiliary output: derivatives end here, at the truncation.
         (loss, after), (gradient, found) = eqx.filter_value_and_grad(meta_loss, has_aux=True)(
             (network, slots)
         )
@@ -175,7 +181,9 @@ class TruncatedBPTT(AbstractMetaGradient):
             task = self.family.task(drawn, shape)
             optimum = task.optimum()
             if optimum is None:
-                raise ValueError(f"{type(task).__name__} does not know its optimum: use distance=None.")
+                raise ValueError(
+                    f"{type(task).__name__} has no optimum() to measure distances from: use distance=None."
+                )
             apart = jax.tree.map(lambda x, y: jnp.square(x - y).reshape(self.truncation, -1), points, optimum)
             return sum((jnp.sum(x, axis=1) for x in jax.tree.leaves(apart)), start=jnp.zeros(self.truncation))
 

@@ -33,22 +33,22 @@ class Particles(NamedTuple):
 
 
 class PES(AbstractMetaGradient):
-    """Persistent evolution strategies: meta-gradients without backpropagation, unbiased over whole runs.
+    """Persistent evolution strategies: meta-gradients without backpropagation, unbiased over whole rollouts.
 
     In every window each of `pairs` pairs draws a perturbation e ~ N(0, sigma^2 I) of the network's weights
-    and runs two networks, network + e and network - e, through `truncation` more steps on its own `tasks`
+    and takes two networks, network + e and network - e, through `truncation` more steps on its own `tasks`
     tasks. With L+ and L- their meta-losses and s the sum of the pair's perturbations in all windows so far,
     the estimate is
 
         gradient = mean over pairs of s (L+ - L-) / (2 sigma^2).
 
-    Summed over the windows of a run, its expectation is the gradient of the whole run's meta-loss, smoothed
-    by sigma: windows are short, but there is no truncation bias. Backpropagation through long runs explodes
-    if the dynamics are chaotic. This estimator does not, but its variance grows with the number of weights
-    and of windows. With `persistent=False` s is only the last perturbation: truncated evolution strategies,
-    with the bias of truncated backpropagation. If one of a pair's losses is not finite, the pair contributes
-    nothing to that window. Source: Vicol, Metz, Sohl-Dickstein 2021, Unbiased gradient estimation in unrolled
-    computation graphs with persistent evolution strategies (arXiv:2112.13835).
+    Summed over the windows of a rollout, its expectation is the gradient of the whole rollout's meta-loss,
+    smoothed by sigma: windows are short, but there is no truncation bias. Backpropagation through long
+    rollouts explodes if the dynamics are chaotic. This estimator does not, but its variance grows with the
+    number of weights and of windows. With `persistent=False` s is only the last perturbation: truncated
+    evolution strategies, with the bias of truncated backpropagation. If one of a pair's losses is not finite,
+    the pair contributes nothing to that window. Source: Vicol, Metz, Sohl-Dickstein 2021, Unbiased gradient
+    estimation in unrolled computation graphs with persistent evolution strategies (arXiv:2112.13835).
 
     **Arguments:** as for every estimator, where `tasks` counts the tasks of each pair; `ratio` and `measure`
     are as in `TruncatedBPTT`. Raises ValueError for fewer than one pair, or sigma <= 0.
@@ -79,6 +79,8 @@ class PES(AbstractMetaGradient):
         def begin(key):
             return begin_many(self.make_transform, network, self.family, shape, self.tasks, key)
 
+        # Both members of a pair start on the same tasks, so that the difference of their losses is due to the
+        # perturbation alone.
         rollouts = jax.vmap(begin)(jax.random.split(key, self.pairs))
         both = jax.vmap(lambda _: rollouts)(jnp.arange(2))
         sums = jax.tree.map(lambda x: jnp.zeros((self.pairs, *x.shape), x.dtype), network)
@@ -87,6 +89,7 @@ class PES(AbstractMetaGradient):
     def step(
         self, network: PyTree, carry: Particles, key: Key[Array, ""], shape: Any
     ) -> tuple[Float[Array, ""], PyTree, Particles]:
+        # The key is that of the rollout; the count makes it a new perturbation in every window.
         drawn = self._perturbations(network, jax.random.fold_in(key, carry.windows))
         sums = jax.tree.map(jnp.add, carry.sums, drawn) if self.persistent else drawn
 
@@ -102,8 +105,11 @@ class PES(AbstractMetaGradient):
         losses, rollouts = jax.vmap(pairs, in_axes=(0, None, 0))(
             jnp.array([1.0, -1.0]), drawn, carry.rollouts
         )
+        # A pair with a single finite loss says nothing about the slope, so neither of the two is used.
         counted = jnp.all(jnp.isfinite(losses), axis=0)
         gap = jnp.where(counted, losses[0] - losses[1], 0.0) / (2 * self.sigma**2 * self.pairs)
+        # The sum of perturbations, not the last one, credits a perturbation with its effect on later windows:
+        # this removes the bias of truncation.
         gradient = jax.tree.map(lambda s: jnp.tensordot(gap.astype(s.dtype), s, 1), sums)
         loss = jnp.sum(jnp.where(counted, losses, 0.0)) / (2 * jnp.sum(counted))
         return loss, gradient, Particles(rollouts, sums, carry.windows + 1)

@@ -1,4 +1,4 @@
-"""Random horizons, so that an optimizer does not learn by heart where a run ends."""
+"""Random horizons, so that an optimizer does not learn by heart where a rollout ends."""
 
 from typing import Any, NamedTuple
 
@@ -26,11 +26,11 @@ class Underway(NamedTuple):
 class RandomHorizon(AbstractMetaGradient):
     """Wraps `estimator` so that tasks end after a random number of windows and fresh ones begin.
 
-    Whenever tasks begin, a horizon is drawn uniformly from `shortest` to `estimator.windows` windows; a run
-    still has `estimator.windows` windows. The network therefore sees a mix of early steps and long runs, and
-    the outer optimizer steps at different ages of the tasks.
+    Whenever tasks begin, a horizon is drawn uniformly from `shortest` to `estimator.windows` windows. The
+    number of windows in an outer step does not change. The network therefore sees a mix of early steps and
+    long rollouts, and the outer optimizer steps at different ages of the tasks.
 
-    Raises ValueError if `shortest` is not between 1 and the number of windows in a run.
+    Raises ValueError if `shortest` is not between 1 and the number of windows in a rollout.
 
     >>> import jax, symmetrax as sx
     >>> family = sx.tasks.make_family("booth")
@@ -45,8 +45,8 @@ class RandomHorizon(AbstractMetaGradient):
     def __init__(self, estimator: AbstractMetaGradient, *, shortest: int = 1):
         if not 1 <= shortest <= estimator.windows:
             raise ValueError(
-                f"`shortest` counts windows, of which a run has {estimator.windows}: it must be from 1 to "
-                f"{estimator.windows}, got {shortest}."
+                f"`shortest` must be from 1 to {estimator.windows}, the number of windows in a rollout, got "
+                f"{shortest}."
             )
         self.family, self.make_transform = estimator.family, estimator.make_transform
         self.steps, self.truncation, self.tasks = estimator.steps, estimator.truncation, estimator.tasks
@@ -58,6 +58,8 @@ class RandomHorizon(AbstractMetaGradient):
     def step(
         self, network: PyTree, carry: Underway, key: Key[Array, ""], shape: Any
     ) -> tuple[Float[Array, ""], PyTree, Underway]:
+        # Fresh tasks are drawn in every window and mostly discarded: a draw is cheap compared with a window,
+        # and under `vmap` a condition would compute both branches anyway.
         fresh = self._fresh(network, key, carry.windows, shape)
         now, left = select(carry.left == 0, fresh, (carry.carry, carry.left))
         loss, gradient, after = self.estimator.step(network, now, key, shape)

@@ -33,7 +33,7 @@ from symmetrax.metatrain._devices import place, spread
 from symmetrax.metatrain._estimators import AbstractMetaGradient
 from symmetrax.metatrain._stopping import EarlyStopping, better, improved, validations
 
-CHECKPOINT_FORMAT = 4
+CHECKPOINT_FORMAT = 5
 
 # Gradients of these norms are fed to the outer optimizer to fingerprint it.
 PROBES = (0.1, 0.7, 3.0, 30.0)
@@ -45,12 +45,12 @@ ENOUGH_WINDOWS = 10
 class MetaTrained(NamedTuple):
     """The result of meta-training. The first axis of every array is the seed.
 
-    `networks` is the trained network, all seeds stacked; `losses` the mean meta-loss of every run, shape
-    (seeds, runs); `skipped` the number of windows skipped because their meta-gradient was not finite. With
-    early stopping `networks` are the best ones, `losses` has the runs that were completed, and `validation`
-    one value per chunk of runs; without early stopping, `validation` has no columns. `diverged` marks the
-    seeds without a single finite meta-gradient in the last chunk of runs: their networks are the last ones
-    that were trained.
+    `networks` is the trained network, all seeds stacked; `losses` the mean meta-loss of every outer step, of
+    shape (seeds, outer_steps); `skipped` the number of windows skipped because their meta-gradient was not
+    finite. With early stopping `networks` are the best ones, `losses` has the outer steps that were
+    completed, and `validation` one value per chunk; without early stopping, `validation` has no columns.
+    `diverged` marks the seeds without a single finite meta-gradient in the last chunk: their networks are the
+    last ones that were trained.
 
     >>> MetaTrained._fields
     ('networks', 'losses', 'skipped', 'validation', 'diverged')
@@ -109,12 +109,13 @@ def meta_train(
 ) -> MetaTrained:
     """Trains networks to optimize: algorithm 1 of arXiv:2504.15399, for several meta-seeds at once.
 
-    Each of `outer_steps` runs draws `estimator.tasks` fresh tasks, unrolls them in `estimator.windows`
-    windows and updates the network with `optimizer` (any optax transformation) after each window. A window
+    Each of `outer_steps` outer steps draws `estimator.tasks` fresh tasks, optimizes them in
+    `estimator.windows` windows and updates the network with `optimizer` (any optax transformation) after each
+    window. A window
     whose meta-gradient or step is not finite is skipped and counted. If all windows of a chunk (with ten or
     more) are skipped for every seed, training has diverged: it stops, saves and returns the last valid
-    networks, and emits a RuntimeWarning. Runs are compiled in chunks of `chunk`. Seeds are spread over the
-    available devices, and mapped (vmapped on accelerators) on each. The tasks of a chunk share one of
+    networks, and emits a RuntimeWarning. Outer steps are compiled in chunks of `chunk`. Seeds are spread over
+    the available devices, and mapped (vmapped on accelerators) on each. The tasks of a chunk share one of
     `estimator.family.shapes`; all shapes are used once, in random order, before any is repeated.
 
     Seed i uses `fold_in(key, i)`, so you can add seeds without changing the first ones, and arms trained from
@@ -146,60 +147,33 @@ def meta_train(
         _check_stacked(networks, seeds)
     path = None if checkpoint is None else pathlib.Path(checkpoint)
     if path is not None:
+        # Now, not when the first chunk is done: an hour of training is a high cost for a wrong path.
         check_writable(path)
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(seeds))
-    start = _initial(make_network, optimizer, keys, networks)
-    rounds = 0 if stopping is None else -(-outer_steps // chunk)
-    state = _State(
-        *start,
-        losses=np.full((seeds, outer_steps), np.nan, np.float32),
-        done=np.asarray(0),
-        best=() if stopping is None else start[0],
-        validation=np.full((seeds, rounds), np.nan, np.float32),
-        diverged=np.zeros(seeds, bool),
-    )
-    call, first_steps = {}, None
+    state = _begin(make_network, optimizer, keys, networks, outer_steps, chunk, stopping)
+    file = None
     if path is not None:
-        patience = 0 if stopping is None else stopping.patience
-        counts = {"runs": outer_steps, "seeds": seeds, "chunk": chunk, "patience": patience}
-        call = {**counts, "identity": identity, "precision": jnp.result_type(float).name}
-        call |= _digests(estimator, networks, key)
-        first_steps = np.asarray(_first_steps(optimizer, state.networks))
+        call = _call(estimator, networks, key, outer_steps, seeds, chunk, stopping, identity)
+        file = _Checkpoint(path, call, np.asarray(_first_steps(optimizer, state.networks)))
         if path.exists():
-            state = _resume(path, state, call, first_steps, outer_steps, chunk)
-    now, outer, skipped, best = place((state.networks, state.outer, state.skipped, state.best))
-    state = state._replace(networks=now, outer=outer, skipped=skipped, best=best)
+            state = file.read(state)
+    state = _placed(state)
+    # A resumed training is measured from where it resumes, so that its rate is that of this process.
     began, first = time.perf_counter(), int(state.done)
     saved = began
     for done in range(first, outer_steps, chunk):
-        if np.all(state.diverged):
-            break
-        if stopping is not None and stopping.exhausted(state.validation[:, : done // chunk]):
+        # Also before the first chunk: the checkpoint may be that of a training that has ended early.
+        if _is_over(state, stopping, done // chunk):
             break
         count = min(chunk, outer_steps - done)
         shape = _shape(estimator.family.shapes, key, done // chunk)
-        trained = _train(estimator, optimizer, state[:3], keys, jnp.asarray(done), count, shape)
-        now, outer, skipped, losses = jax.block_until_ready(trained)
-        windows = count * estimator.windows
-        diverged = (np.asarray(skipped - state.skipped) == windows) & (windows >= ENOUGH_WINDOWS)
-        history = state.losses.copy()
-        history[:, done : done + count] = losses
-        state = state._replace(
-            networks=now,
-            outer=outer,
-            skipped=skipped,
-            losses=history,
-            done=np.asarray(done + count),
-            diverged=diverged,
-        )
-        over = done + count == outer_steps or bool(np.all(diverged))
+        state, losses = _trained(estimator, optimizer, state, keys, done, count, shape)
         if stopping is not None:
             state = _validated(stopping, state, done // chunk)
-            over = over or stopping.exhausted(state.validation[:, : done // chunk + 1])
-        if path is not None and (over or time.perf_counter() - saved >= save_every):
+        over = done + count == outer_steps or _is_over(state, stopping, done // chunk + 1)
+        if file is not None and (over or time.perf_counter() - saved >= save_every):
             saved = time.perf_counter()
-            arrays = named_arrays({**state._asdict(), "first_steps": first_steps})
-            save_arrays(path, arrays, {"format": CHECKPOINT_FORMAT, "call": call})
+            file.write(state)
         if progress is not None:
             rate = seeds * estimator.tasks * (done + count - first) / (time.perf_counter() - began)
             progress(Progress(done + count, outer_steps, float(np.mean(losses)), rate))
@@ -211,11 +185,77 @@ def meta_train(
     return MetaTrained(networks, state.losses[:, :made], skipped, curve, np.asarray(state.diverged))
 
 
-def _divergence(made: int, outer_steps: int, path: pathlib.Path | None) -> str:
-    where = "" if path is None else f", which are in {path}"
+def _begin(
+    make_network: Callable[[Key[Array, ""]], PyTree],
+    optimizer: optax.GradientTransformation,
+    keys: Key[Array, " seeds"],
+    networks: PyTree,
+    outer_steps: int,
+    chunk: int,
+    stopping: EarlyStopping | None,
+) -> _State:
+    """Returns the state before the first outer step."""
+    start = _initial(make_network, optimizer, keys, networks)
+    seeds, rounds = len(keys), 0 if stopping is None else -(-outer_steps // chunk)
+    return _State(
+        *start,
+        losses=np.full((seeds, outer_steps), np.nan, np.float32),
+        done=np.asarray(0),
+        best=() if stopping is None else start[0],
+        validation=np.full((seeds, rounds), np.nan, np.float32),
+        diverged=np.zeros(seeds, bool),
+    )
+
+
+def _placed(state: _State) -> _State:
+    """Puts the arrays of the compiled programs on the devices that will use them."""
+    now, outer, skipped, best = place((state.networks, state.outer, state.skipped, state.best))
+    return state._replace(networks=now, outer=outer, skipped=skipped, best=best)
+
+
+def _is_over(state: _State, stopping: EarlyStopping | None, rounds: int) -> bool:
+    """Returns whether training ends before `outer_steps`: diverged, or out of patience after `rounds`."""
+    exhausted = stopping is not None and stopping.exhausted(state.validation[:, :rounds])
+    return exhausted or bool(np.all(state.diverged))
+
+
+def _trained(
+    estimator: AbstractMetaGradient,
+    optimizer: optax.GradientTransformation,
+    state: _State,
+    keys: Key[Array, " seeds"],
+    done: int,
+    count: int,
+    shape: Hashable,
+) -> tuple[_State, Float[Array, "seeds count"]]:
+    """Returns the state after `count` more outer steps, and their meta-losses."""
+    # `done` is an array, so that all chunks of the same length share a compiled program.
+    trained = _train(estimator, optimizer, state[:3], keys, jnp.asarray(done), count, shape)
+    now, outer, skipped, losses = jax.block_until_ready(trained)
+    windows = count * estimator.windows
+    # A single window without a finite meta-gradient is bad luck; a whole chunk of them is divergence.
+    diverged = (np.asarray(skipped - state.skipped) == windows) & (windows >= ENOUGH_WINDOWS)
+    # A copy, because the states before it, which a caller may hold, share the array.
+    history = state.losses.copy()
+    history[:, done : done + count] = losses
     return (
-        "Meta-training diverged: no window of its last chunk of runs had a finite meta-gradient, for any "
-        f"seed. It stops after {made} of {outer_steps} outer steps with the networks from before{where}. "
+        state._replace(
+            networks=now,
+            outer=outer,
+            skipped=skipped,
+            losses=history,
+            done=np.asarray(done + count),
+            diverged=diverged,
+        ),
+        losses,
+    )
+
+
+def _divergence(made: int, outer_steps: int, path: pathlib.Path | None) -> str:
+    where = "" if path is None else f", saved in {path}"
+    return (
+        "Meta-training diverged: no window of its last chunk had a finite meta-gradient, for any seed. It "
+        f"stops after {made} of {outer_steps} outer steps with the last valid networks{where}. "
         "Lower the learning rate, clip the meta-gradients, shorten the horizon, or guard the teleports."
     )
 
@@ -239,14 +279,16 @@ def _initial(make_network, optimizer, keys, networks) -> tuple[PyTree, PyTree, I
 
 @compiled
 def _train(estimator, optimizer, state, keys, done, count, shape):
-    """Trains every seed for `count` runs, starting from run number `done`."""
+    """Trains every seed for `count` outer steps, of which the first has the number `done`."""
 
-    def window(run_key):
+    def window(rollout_key):
         def body(carry, _):
             network, outer, skipped, rollouts = carry
-            loss, gradient, rollouts = estimator.step(network, rollouts, run_key, shape)
+            loss, gradient, rollouts = estimator.step(network, rollouts, rollout_key, shape)
             updates, after = optimizer.update(gradient, outer, network)
             stepped = optax.apply_updates(network, updates)
+            # The step is checked, too: a large but finite gradient can overflow the weights, and no later
+            # window could bring them back.
             finite = jnp.isfinite(loss) & all_finite(gradient) & all_finite(stepped)
             network = select(finite, stepped, network)
             outer = select(finite, after, outer)
@@ -254,16 +296,17 @@ def _train(estimator, optimizer, state, keys, done, count, shape):
 
         return body
 
-    def run(carry, index, key):
-        run_key = jax.random.fold_in(key, 1 + index)
-        rollouts = estimator.init(carry[0], run_key, shape)
-        body = window(run_key)
+    def outer_step(carry, index, key):
+        # 0 draws the initial network. By number, so that the chunks and a resume do not change the tasks.
+        rollout_key = jax.random.fold_in(key, 1 + index)
+        rollouts = estimator.init(carry[0], rollout_key, shape)
+        body = window(rollout_key)
         (*carry, _), losses = jax.lax.scan(body, (*carry, rollouts), None, length=estimator.windows)
         return tuple(carry), jnp.mean(losses)
 
     def seed(inputs):
         state, key = inputs
-        return jax.lax.scan(lambda c, i: run(c, i, key), state, done + jnp.arange(count))
+        return jax.lax.scan(lambda c, i: outer_step(c, i, key), state, done + jnp.arange(count))
 
     (networks, outer, skipped), losses = spread(seed, (state, keys))
     return networks, outer, skipped, losses
@@ -271,6 +314,7 @@ def _train(estimator, optimizer, state, keys, done, count, shape):
 
 def _shape(shapes: tuple[Hashable, ...], key: Key[Array, ""], index: int) -> Hashable:
     """Returns the shape of chunk `index`: each cycle goes through all shapes in a random order."""
+    # On the host, because a shape selects a compiled program; from the key, because a resume must agree.
     cycle, place = divmod(index, len(shapes))
     entropy = [int(x) for x in np.asarray(jax.random.key_data(key)).ravel()]
     return shapes[np.random.default_rng([*entropy, cycle]).permutation(len(shapes))[place]]
@@ -281,8 +325,8 @@ def _check_stacked(networks: PyTree, seeds: int) -> None:
         shape = np.shape(leaf)
         if shape[:1] != (seeds,):
             raise ValueError(
-                f"`networks` must be {seeds} networks, one for each of `seeds`, stacked along the first axis "
-                f"as in MetaTrained.networks, but one of their arrays has shape {shape}."
+                f"`networks` must be {seeds} networks, one for each seed, stacked along the first axis as in "
+                f"MetaTrained.networks, but one of their arrays has shape {shape}."
             )
 
 
@@ -293,6 +337,8 @@ def _first_steps(optimizer: Any, networks: PyTree) -> Float[Array, "arrays entri
     Compared to a few digits, it distinguishes other initializations, learning rates and optimizers, but
     tolerates the rounding differences of another processor.
     """
+    # A generic direction, neither random nor constant: optimizers that act on signs or on norms of whole
+    # arrays take different steps along it.
     network = jax.tree.map(lambda x: x[0], networks)
     wave = jax.tree.map(lambda x: jnp.sin(1.0 + jnp.arange(x.size).reshape(x.shape)), network)
     length = safe_norm(wave)
@@ -324,6 +370,7 @@ def _digests(estimator: Any, networks: PyTree, key: Key[Array, ""]) -> dict[str,
 
 def _digest(tree: PyTree) -> str:
     """Hashes a tree: its structure with static fields, its arrays, and the names of functions."""
+    # A typed key has no bytes of its own: hash its data, and its dtype for the implementation.
     leaves, structure = jax.tree.flatten(tree)
     digest = hashlib.sha256(_without_addresses(structure).encode())
     for leaf in leaves:
@@ -337,49 +384,90 @@ def _digest(tree: PyTree) -> str:
 
 
 def _without_addresses(value: Any) -> str:
+    # Functions print their address in memory, which differs from process to process.
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
-def _resume(
-    path: pathlib.Path,
-    like: _State,
-    call: dict[str, Any],
-    first_steps: Float[np.ndarray, "arrays entries"],
+def _call(
+    estimator: AbstractMetaGradient,
+    networks: PyTree,
+    key: Key[Array, ""],
     outer_steps: int,
+    seeds: int,
     chunk: int,
-) -> _State:
-    """Loads the state from a checkpoint. Raises ValueError if it is damaged or belongs to another call."""
-    another = (
-        f"{path} holds the state of another meta-training ({{}}). Delete it, or write this one elsewhere."
-    )
-    with open_arrays(path, "meta-training checkpoint") as file:
-        card = file.card if isinstance(file.card, dict) else {}
+    stopping: EarlyStopping | None,
+    identity: str,
+) -> dict[str, Any]:
+    """Returns everything that distinguishes a call of `meta_train`, for the card of its checkpoint."""
+    patience = 0 if stopping is None else stopping.patience
+    counts = {"outer_steps": outer_steps, "seeds": seeds, "chunk": chunk, "patience": patience}
+    rest = {"identity": identity, "precision": jnp.result_type(float).name}
+    return counts | rest | _digests(estimator, networks, key)
+
+
+class _Checkpoint(NamedTuple):
+    """The file of a meta-training, with what identifies the call that it belongs to.
+
+    Functions have no identity that outlives a process, so the outer optimizer and the initialization are
+    recognized by what they do: `first_steps`.
+    """
+
+    path: pathlib.Path
+    call: dict[str, Any]
+    first_steps: Float[np.ndarray, "arrays entries"]
+
+    def write(self, state: _State) -> None:
+        """Writes the state, in one step that replaces the previous one."""
+        arrays = named_arrays({**state._asdict(), "first_steps": self.first_steps})
+        save_arrays(self.path, arrays, {"format": CHECKPOINT_FORMAT, "call": self.call})
+
+    def read(self, like: _State) -> _State:
+        """Loads the state. Raises ValueError if the file is damaged or belongs to another call."""
+        with open_arrays(self.path, "meta-training checkpoint") as file:
+            # The card before the arrays: it says best why the arrays of another call do not fit.
+            self._check_call(file.card)
+            expected = layout_of({**like._asdict(), "first_steps": self.first_steps})
+            check_layout(file.layout, expected, str(self.path))
+            arrays = file.read()
+        # To a few digits, because another processor rounds differently.
+        before, rounding = arrays["first_steps"], 1e-3
+        size = rounding * np.nan_to_num(np.abs(before[:, :1]), posinf=0.0)
+        if not np.all(np.isclose(self.first_steps, before, rounding, size, equal_nan=True)):
+            raise ValueError(self._another("first networks or outer optimizer"))
+        weights = {name: x for name, x in arrays.items() if name.startswith(("networks.", "best."))}
+        check_finite_arrays(weights, str(self.path))
+        state = restore(like, arrays)
+        outer_steps, chunk = self.call["outer_steps"], self.call["chunk"]
+        if not (0 <= state.done <= outer_steps and (state.done % chunk == 0 or state.done == outer_steps)):
+            raise ValueError(
+                f"{self.path} says that {state.done} of {outer_steps} outer steps are done, which chunks of "
+                f"{chunk} cannot end at: delete it to train from the start."
+            )
+        return state
+
+    def _check_call(self, card: Any) -> None:
+        """Raises ValueError if the file was written by another call, naming what differs."""
+        card = card if isinstance(card, dict) else {}
         if card.get("format") != CHECKPOINT_FORMAT:
             raise ValueError(
-                f"{path} is a checkpoint of format {card.get('format')!r}; this version reads "
-                f"{CHECKPOINT_FORMAT}."
+                f"{self.path} is a checkpoint of format {card.get('format')!r}, but this version reads "
+                f"format {CHECKPOINT_FORMAT}: delete it to train from the start."
             )
         there = card.get("call")
         recorded = there if isinstance(there, dict) else {}
         different = [
-            _ASPECTS.get(name, f"number of {name}") for name in call if recorded.get(name) != call[name]
+            _ASPECTS.get(name, f"number of {name}")
+            for name in self.call
+            if recorded.get(name) != self.call[name]
         ]
         if different:
-            raise ValueError(another.format(f"another {', '.join(different)}"))
-        check_layout(file.layout, layout_of({**like._asdict(), "first_steps": first_steps}), str(path))
-        arrays = file.read()
-    before, rounding = arrays["first_steps"], 1e-3
-    size = rounding * np.nan_to_num(np.abs(before[:, :1]), posinf=0.0)
-    if not np.all(np.isclose(first_steps, before, rounding, size, equal_nan=True)):
-        raise ValueError(another.format("other first networks, or another outer optimizer"))
-    weights = {name: x for name, x in arrays.items() if name.startswith(("networks.", "best."))}
-    check_finite_arrays(weights, str(path))
-    state = restore(like, arrays)
-    if not (0 <= state.done <= outer_steps and (state.done % chunk == 0 or state.done == outer_steps)):
-        raise ValueError(
-            f"{path} says that {state.done} of {outer_steps} outer steps are done, in chunks of {chunk}."
+            raise ValueError(self._another(", ".join(different)))
+
+    def _another(self, difference: str) -> str:
+        return (
+            f"{self.path} holds the state of another meta-training, with a different {difference}: delete "
+            "it, or pass another path as `checkpoint`."
         )
-    return state
 
 
 # Names, in error messages, of the parts of a call that are not counts.
@@ -387,9 +475,9 @@ _ASPECTS = {
     "outer_steps": "number of outer steps",
     "patience": "patience",
     "precision": "precision",
-    "chunk": "number of runs in a chunk",
+    "chunk": "number of outer steps in a chunk",
     "identity": "`identity`",
-    "estimator": "estimator: family, rule, steps, ...",
-    "networks": "networks to go on from",
+    "estimator": "estimator (family, rule, steps, ...)",
+    "networks": "`networks` to continue from",
     "key": "key",
 }

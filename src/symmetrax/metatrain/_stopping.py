@@ -1,4 +1,4 @@
-"""Early stopping: train until more runs no longer help, and return the best weights."""
+"""Early stopping: train until more outer steps no longer help, and return the best weights."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,7 +16,7 @@ class EarlyStopping:
     """Stops after `patience` validations in a row without improvement; the best weights are returned.
 
     `validate` maps a network to a number, lower is better, for instance the median loss on held-out tasks. It
-    is compiled, and called for every seed after each chunk of runs. Use a fixed key, so that the curve
+    is compiled, and called for every seed after each chunk of outer steps. Use a fixed key, so that the curve
     reflects the network and not the sampling. A number that is not finite never counts as an improvement.
     Training continues until every seed has run out of patience; each seed returns its own best weights.
 
@@ -46,6 +46,7 @@ class EarlyStopping:
         if self.patience < 1:
             raise ValueError(f"EarlyStopping needs a patience of at least 1, got patience={self.patience}.")
 
+    # Seeds train together, in one program: none of them can stop before the others.
     def exhausted(self, curve: Float[np.ndarray, "seeds rounds"]) -> bool:
         """Whether every seed has gone `patience` rounds without improvement."""
         return bool(np.all(waited(curve) >= self.patience))
@@ -57,6 +58,7 @@ def waited(curve: Float[np.ndarray, "seeds rounds"]) -> Int[np.ndarray, " seeds"
     >>> waited(np.array([[3.0, 2.0, 2.0, 5.0], [3.0, 2.0, 1.0, 0.0], [np.nan] * 4])).tolist()
     [2, 0, 4]
     """
+    # `argmin` returns the first of equal values: an equal value is no improvement.
     rounds = curve.shape[1]
     if rounds == 0:
         return np.zeros(len(curve), int)
@@ -66,17 +68,31 @@ def waited(curve: Float[np.ndarray, "seeds rounds"]) -> Int[np.ndarray, " seeds"
 
 
 def improved(curve: Float[np.ndarray, "seeds rounds"]) -> Bool[np.ndarray, " seeds"]:
-    """Which seeds improved on their best value in the last round."""
+    """Whether each seed improved on its best value in the last round.
+
+    >>> improved(np.array([[3.0, 2.0], [3.0, 3.0]])).tolist()
+    [True, False]
+    """
     return waited(curve) == 0
 
 
 @compiled
 def validations(validate: Callable, networks: PyTree) -> Float[Array, " seeds"]:
-    """Evaluates `validate` on every seed's network, in one program."""
+    """Evaluates `validate` on every seed's network, in one program.
+
+    >>> import jax.numpy as jnp
+    >>> print(validations(lambda network: network["w"].sum(), {"w": jnp.ones((2, 3))}))
+    [3. 3.]
+    """
     return eqx.filter_vmap(validate)(networks)
 
 
 @compiled
 def better(is_better: Bool[Array, " seeds"], networks: PyTree, best: PyTree) -> PyTree:
-    """Selects, for each seed, the new network if it is better, otherwise the best one so far."""
+    """Selects, for each seed, the new network if it is better, otherwise the best one so far.
+
+    >>> import jax.numpy as jnp
+    >>> print(better(jnp.array([True, False]), jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0])))
+    [1. 4.]
+    """
     return eqx.filter_vmap(select)(is_better, networks, best)

@@ -1,4 +1,4 @@
-"""Objectives on the orbit: scalar functions of a point, where larger is better."""
+"""Objectives on an orbit: scalar functions of a point, where larger is better."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -32,9 +32,9 @@ class AbstractObjective(eqx.Module):
     @property
     @abstractmethod
     def cost(self) -> float:
-        """Cost of one evaluation, in gradients of the loss, known before anything runs.
+        """Cost of one evaluation in gradients of the loss, known before anything is computed.
 
-        A plain evaluation of the loss counts 1/3, a Hessian-vector product 2.
+        An evaluation of the loss counts 1/3, a Hessian-vector product 2.
         """
 
     @abstractmethod
@@ -111,6 +111,8 @@ class GradientNorm(AbstractGradientObjective):
     def measure(self, gradient: PyTree) -> Float[Array, ""]:
         if self.metric == "squared":
             return squared_norm(gradient)
+        # Each of these is the dual of the norm that bounds the optimizer's step, so it is the largest
+        # decrease that a step of length 1 can promise to first order.
         size = _magnitude if self.metric == "l1" else _spectral_dual
         return total([jnp.sum(size(widened(x))) for x in jax.tree.leaves(gradient)])
 
@@ -149,6 +151,7 @@ class LookaheadLoss(AbstractObjective):
         return self.steps + 1 / 3
 
     def __call__(self, value_fn: Callable, params: PyTree) -> Float[Array, ""]:
+        # Line searches and `teleported` need the loss itself; other optimizers ignore these arguments.
         stepper = optax.with_extra_args_support(self.optimizer)
 
         def step(carry, _):
@@ -158,6 +161,8 @@ class LookaheadLoss(AbstractObjective):
             def propose(gradient):
                 return stepper.update(gradient, state, w, value=value, grad=gradient, value_fn=value_fn)
 
+            # Adam divides by sqrt(v), whose derivative at v = 0 is infinite: take the value from the exact
+            # gradient, but the derivative from one that is nowhere zero.
             exact, nearby = propose(gradient), propose(jax.tree.map(_off_zero, gradient))
             updates, state = jax.tree.map(_with_derivative_of, exact, nearby)
             return (optax.apply_updates(w, updates), state), None
@@ -167,7 +172,13 @@ class LookaheadLoss(AbstractObjective):
 
 
 class Negated(AbstractObjective):
-    """The negative of another objective; created by `negate`."""
+    """The negative of another objective; created by `negate`.
+
+    >>> import jax.numpy as jnp, symmetrax as sx
+    >>> flat = Negated(sx.objectives.GuaranteedDecrease())
+    >>> flat.cost, float(flat(lambda x: jnp.sum(x**2) / 2, jnp.array([3.0])))
+    (3.0, -9.0)
+    """
 
     objective: Objective
 
@@ -180,7 +191,14 @@ class Negated(AbstractObjective):
 
 
 class NegatedGradient(AbstractGradientObjective):
-    """The negative of another objective of the gradient alone; created by `negate`."""
+    """The negative of another objective of the gradient alone; created by `negate`.
+
+    Unlike `Negated` it has a `measure`, so that a search still needs a single gradient for a whole orbit.
+
+    >>> import jax.numpy as jnp, symmetrax as sx
+    >>> float(NegatedGradient(sx.objectives.GradientNorm()).measure(jnp.array([3.0, 4.0])))
+    -25.0
+    """
 
     objective: AbstractGradientObjective
 
@@ -233,6 +251,8 @@ def orbit_derivative(
     (1,)
     """
     gradient = jax.grad(value_fn)(params)
+    # Contract with H g before differentiating the action: one vector-Jacobian product then serves all algebra
+    # coordinates, where the obvious derivative of the norm along the orbit would take one pass for each.
     _, curved = jax.jvp(jax.grad(value_fn), (params,), (conjugate(gradient),))
     _, transposed = jax.vjp(lambda xi: symmetry.act(symmetry.exp(xi), params, batch), symmetry.zero())
     (derivative,) = transposed(jax.tree.map(lambda x: 2 * x, curved))
@@ -267,6 +287,7 @@ class OrbitDerivatives(NamedTuple):
         >>> print(OrbitDerivatives(jnp.array([2.0]), jnp.array([-4.0])).peak * 8 / jnp.pi)
         [2.]
         """
+        # J' / J and J'' / J have the same signs and ratio as J' and J'', and arctan2 needs only those.
         first, second = self.relative
         flat = (first == 0) & (second == 0)
         return 0.5 * jnp.arctan2(jnp.where(flat, 0.0, 2 * first), jnp.where(flat, 1.0, -second))
@@ -316,6 +337,7 @@ def _magnitude(x: Array) -> Float[Array, "..."]:
 
 def _off_zero(x: Array) -> Array:
     """Replaces zeros in `x` by a tiny number whose square is not zero, so that its root is differentiable."""
+    # tiny ** 0.5 would do in exact arithmetic; the decay rates of Adam make the square smaller still.
     return x + jnp.where(x == 0, jnp.finfo(x.dtype).tiny ** 0.4, 0).astype(x.dtype)
 
 

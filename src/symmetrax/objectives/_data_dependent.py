@@ -49,11 +49,14 @@ class FeatureGradientNorm(AbstractOrbitObjective):
         self, symmetry: AbstractLieSymmetry, params: PyTree, batch: PyTree
     ) -> Callable[[Array], Float[Array, ""]]:
         if not isinstance(symmetry, ActivationGL) or symmetry.form != "output":
+            form = f"(form={symmetry.form!r})" if isinstance(symmetry, ActivationGL) else ""
             raise ValueError(
-                "FeatureGradientNorm belongs to ActivationGL(form='output'); use GradientNorm() for "
-                f"{type(symmetry).__name__}."
+                "FeatureGradientNorm needs the symmetry ActivationGL(form='output'), got "
+                f"{type(symmetry).__name__}{form}: use GradientNorm() instead."
             )
         layers, x = symmetry.opened(params, batch)
+        # Everything of the inputs' width is computed here, once per orbit. `with_one` adds the constant input
+        # of a bias, where the layers have one.
         inputs = with_one(x, layers[0])
         signal, similarity = inputs @ layers[0].T, inputs @ inputs.T
 
@@ -66,6 +69,8 @@ class FeatureGradientNorm(AbstractOrbitObjective):
         def value(xi: Array) -> Float[Array, ""]:
             element = symmetry.exp(xi)
             moved = symmetry.refitted(element, signal, layers[1:])
+            # The first matrix W acts only through its outputs X W', so differentiate by those: for the
+            # gradient D'X, ||D'X||^2 = sum(D * (X X') D) needs X X' but not X.
             by_signal, by_layers = jax.grad(loss, argnums=(0, 1))(signal @ element[0][0].T, moved)
             return jnp.sum(by_signal * (similarity @ by_signal)) + squared_norm(by_layers)
 

@@ -1,4 +1,4 @@
-"""Objectives of the landscape around a point: curvature and sharpness of the loss, curvature of the orbit."""
+"""Objectives that describe the surroundings of a point: curvature and sharpness of the loss and the orbit."""
 
 from collections.abc import Callable
 
@@ -46,7 +46,8 @@ class GuaranteedDecrease(AbstractObjective):
 
     def __call__(self, value_fn: Callable, params: PyTree) -> Float[Array, ""]:
         gradient = conjugate(jax.grad(value_fn)(params))
-        # In units of the norm, which cancel: ||g||^4 would overflow single precision.
+        # In units of the norm, which cancel: ||g||^4 would overflow single precision. The unit is held
+        # constant in derivatives, because a derivative with respect to a unit that cancels is zero.
         norm = jax.lax.stop_gradient(safe_norm(gradient))
         norm = jnp.where(norm == 0, 1.0, norm)
         direction = times(1 / norm, gradient)
@@ -86,7 +87,7 @@ class Sharpness(AbstractObjective):
         if self.directions < 1:
             raise ValueError(f"Sharpness needs at least one direction, got directions={self.directions}.")
         if len(self.radii) < 1:
-            raise ValueError("Sharpness needs at least one radius, got none.")
+            raise ValueError("Sharpness needs at least one radius, got none: pass for example radii=(0.1,).")
 
     @property
     def cost(self) -> float:
@@ -96,6 +97,7 @@ class Sharpness(AbstractObjective):
         radii = jnp.asarray(self.radii)
         signed = jnp.concatenate([radii, -radii])
 
+        # Without the checkpoint a derivative would store the activations of every direction.
         @jax.checkpoint
         def around(key):
             drawn = optax.tree.random_like(key, params)
@@ -143,38 +145,61 @@ class Curvature(AbstractObjective):
 
     def __call__(self, value_fn: Callable, params: PyTree) -> Float[Array, ""]:
         def along(key):
-            curve = orbit_germ(self.symmetry, unit_direction(self.symmetry, key), params, self.batch)
+            curve = one_parameter_curve(self.symmetry, unit_direction(self.symmetry, key), params, self.batch)
             return curvature(curve, jnp.zeros(()))
 
         return jnp.mean(jax.vmap(along)(jax.random.split(self.key, self.curves)))
 
 
 def unit_direction(symmetry: AbstractLieSymmetry, key: Key[Array, ""]) -> Float[Array, "..."]:
-    """A random direction of length 1 in the algebra."""
+    """A random direction of length 1 in the algebra.
+
+    >>> import jax, symmetrax as sx
+    >>> direction = unit_direction(sx.tasks.booth().symmetry(), jax.random.key(0))
+    >>> direction.shape, round(abs(float(direction[0])), 5)
+    ((1,), 1.0)
+    """
     drawn = jax.random.normal(key, symmetry.algebra)
     return drawn / safe_norm(drawn)
 
 
-def orbit_germ(
+def one_parameter_curve(
     symmetry: AbstractLieSymmetry, direction: Float[Array, "..."], params: PyTree, batch: PyTree
 ) -> Callable[[Array], PyTree]:
-    """The curve t -> exp(t direction) . params, accurate up to its first three derivatives at t = 0."""
+    """The curve t -> exp(t direction) . params, accurate up to its first three derivatives at t = 0.
+
+    >>> import jax, jax.numpy as jnp, symmetrax as sx
+    >>> circle = sx.symmetry.Pullback(sx.symmetry.Affine(jnp.eye(2), jnp.zeros(2)))
+    >>> curve = one_parameter_curve(circle, jnp.ones(1), jnp.array([4.0, 0.0]), None)
+    >>> print(abs(jax.jvp(curve, (0.0,), (1.0,))[1]))
+    [0. 4.]
+    """
+    # `jet`, not `exp`: nested derivatives of a matrix exponential are expensive, and no more than three are
+    # needed.
     return lambda t: symmetry.act(symmetry.jet(direction, t), params, batch)
 
 
 def curvature(curve: Callable[[Array], PyTree], t: Float[Array, ""]) -> Float[Array, ""]:
-    """The curvature of a curve of parameters at t, by forward mode; 0 where the curve does not move."""
+    """The curvature of a curve of parameters at t, by forward mode; 0 where the curve does not move.
+
+    >>> import jax.numpy as jnp
+    >>> circle = lambda t: jnp.array([2 * jnp.cos(t), 2 * jnp.sin(t)])
+    >>> round(float(curvature(circle, jnp.array(0.3))), 5)
+    0.5
+    """
 
     def velocity(t):
         return jax.jvp(curve, (t,), (jnp.ones_like(t),))[1]
 
     v, a = jax.jvp(velocity, (t,), (jnp.ones_like(t),))
     speed = safe_norm(v)
-    still = speed == 0
-    speed = jnp.where(still, 1.0, speed)
+    # A speed of 1 in place of 0 keeps the derivative finite where the curve is constant.
+    constant = speed == 0
+    speed = jnp.where(constant, 1.0, speed)
     along = times(1 / speed, v)
+    # Remove the acceleration along the curve before taking the norm; subtracting squares would cancel.
     across = shift(a, -pairing(along, a), along)
-    return jnp.where(still, 0.0, safe_norm(across) / jnp.square(speed))
+    return jnp.where(constant, 0.0, safe_norm(across) / jnp.square(speed))
 
 
 class NegativeParameterNorm(AbstractObjective):

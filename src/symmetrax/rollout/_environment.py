@@ -18,7 +18,11 @@ from symmetrax.tasks._base import AbstractTask
 
 
 class _Given(AbstractLearnedOptimizer):
-    """A network that proposes what it is given."""
+    """A network that ignores its inputs and returns a given proposal.
+
+    It lets `Environment` process actions with the code that processes the proposals of a network, so that
+    both take the same steps bit for bit.
+    """
 
     kind: ClassVar[str] = "given"
     proposal: Proposal
@@ -41,7 +45,7 @@ class _Given(AbstractLearnedOptimizer):
         return {}
 
     def contract(self) -> dict[str, Any]:
-        return {"version": 1, "reads": [], "emits": ["what it was given"]}
+        return {"version": 1, "reads": [], "emits": ["the given proposal"]}
 
 
 class Environment(eqx.Module):
@@ -70,10 +74,12 @@ class Environment(eqx.Module):
     def reset(self, key: Key[Array, ""]) -> Carry:
         """Returns the random start of the task, as `unroll` draws it from the same key."""
         check_key(key)
+        # The proposal of the stand-in does not matter: an optimizer\'s `init` proposes nothing.
         return begin(self._transform(Proposal()), self.task, key)
 
     def observe(self, state: Carry, wants: tuple[Want, ...] = ()) -> Observation:
         """Returns a network's observation of a state; `wants` lists the expensive parts (`network.wants`)."""
+        # The second half of the split: the key that `step` passes to the optimizer.
         key = jax.random.split(jax.random.fold_in(state.key, state.count))[1]
 
         def value_fn(params: PyTree) -> Float[Array, ""]:

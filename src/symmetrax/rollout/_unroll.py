@@ -3,7 +3,8 @@
 The order of evaluation: `begin` draws the starting point and evaluates the loss and its gradient there. A
 step passes them to the optimizer's `update`, applies it, draws the next batch, and evaluates at the *new*
 point, so that every update and teleport in a window affects a loss in that window: after T steps a trace
-holds f(x_1) ... f(x_T).
+holds f(x_1) ... f(x_T). Each step evaluates one gradient, because the gradient at the new point is also the
+one that the next step needs.
 """
 
 from collections.abc import Callable
@@ -25,7 +26,8 @@ from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
 WATCHED = ("algebra", "loss_change", "outcome", "previous", "step_size", "momentum")
 
 
-#: The checkpoint policy of `remat`: the values that are not recomputed.
+#: The checkpoint policy of `remat`: the values that are not recomputed. Elementwise functions are cheaper to
+#: repeat than to read from memory, matrix products are not.
 KEEP = jax.checkpoint_policies.save_only_these_names(GATES)
 
 
@@ -46,10 +48,10 @@ class Carry(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """A record of a run, with one array per quantity and the step as its first axis.
+    """A record of a rollout, with one array per quantity and the step as its first axis.
 
-    `loss` and `gradient_norm` are measured at the points reached. `watched` holds the requested fields of the
-    optimizer's state, and `params` the points, if you requested them (else None).
+    `loss` and `gradient_norm` are measured at the point after each step. `watched` holds the requested fields
+    of the optimizer's state, and `params` the points, if you requested them (else None).
 
     >>> Trace._fields
     ('loss', 'gradient_norm', 'watched', 'params')
@@ -80,16 +82,19 @@ def begin(transform: optax.GradientTransformation, task: AbstractTask, key: Key[
 
 
 def step(transform: optax.GradientTransformation, task: AbstractTask, carry: Carry) -> Carry:
-    """Makes one update and evaluates the task at the point reached.
+    """Makes one update and evaluates the task at the new point.
 
     >>> import jax, optax, symmetrax as sx
     >>> task = sx.tasks.booth(start=[5.0, -5.0])
     >>> step(optax.sgd(0.1), task, begin(optax.sgd(0.1), task, jax.random.key(0))).count.item()
     1
     """
+    # Folding in the count, not splitting the carried key: step t draws the same batch whether or not the
+    # rollout was cut into windows.
     fresh, own = jax.random.split(jax.random.fold_in(carry.key, carry.count))
     after = task.batch(fresh)
-    # Equal arrays, but these are constant in the loop: computations that depend only on them are hoisted.
+    # If all steps share a batch, the two are equal, but the carried one is a variable of the loop. A task's
+    # own array is constant there, so the compiler computes only once what depends on nothing else.
     now = after if task.same_batch else carry.batch
     data = {"batch": now, "key": own}
     value_fn = bound(lambda params: task.loss(params, now), data)
@@ -111,7 +116,7 @@ def advance(
     remat: bool = False,
     axis: int | None = None,
 ) -> tuple[Carry, Trace]:
-    """Runs `steps` steps in one `lax.scan`; the trace records the point that each of them reached.
+    """Runs `steps` steps in one `lax.scan`; the trace records the point after each of them.
 
     `remat` recomputes each step in the backward pass, except for the results of its matrix products, instead
     of storing it: this saves memory and is often faster. `axis` is the axis of tasks in `carry`, if there is
@@ -133,9 +138,17 @@ def advance(
 
 
 def observe(carry: Carry, watch: tuple[str, ...], points: bool, axis: int | None) -> Trace:
-    """Returns the entry of a trace for the current step."""
+    """Returns the entry of a trace for the current step.
+
+    >>> import jax, optax, symmetrax as sx
+    >>> carry = begin(optax.sgd(0.1), sx.tasks.booth(start=[5.0, -5.0]), jax.random.key(0))
+    >>> entry = observe(carry, watch=(), points=True, axis=None)
+    >>> float(entry.loss), entry.params.tolist()
+    (144.0, [5.0, -5.0])
+    """
     norm = safe_norm if axis is None else jax.vmap(safe_norm, in_axes=axis)
     watched = {name: _outermost(carry.state, name) for name in watch}
+    # `watch` lists fields of many optimizers; each has some of them.
     watched = {name: value for name, value in watched.items() if value is not None}
     return Trace(carry.value, norm(carry.gradient), watched, carry.params if points else None)
 
@@ -151,7 +164,7 @@ def _from_start(
 ) -> Trace:
     """Returns the trace of `steps` steps, preceded by the start."""
     if steps < 1:
-        raise ValueError(f"An unroll needs at least one step, got steps={steps}.")
+        raise ValueError(f"A rollout needs at least one step, got steps={steps}.")
     first = observe(carry, watch, points, axis)
     _, trace = advance(one_step, carry, steps, watch=watch, points=points, axis=axis)
     return jax.tree.map(lambda start, rest: jnp.concatenate([start[None], rest]), first, trace)
@@ -215,7 +228,15 @@ def begin_many(
     tasks: int,
     key: Key[Array, ""],
 ) -> Rollouts:
-    """Draws `tasks` random tasks and starts them; a single task has no task axis."""
+    """Draws `tasks` random tasks and starts them; a single task has no task axis.
+
+    >>> import jax, optax, symmetrax as sx
+    >>> family = sx.tasks.make_family("ellipse-random")
+    >>> descent = lambda rate, task: optax.sgd(rate)
+    >>> started = begin_many(descent, 0.1, family, None, tasks=7, key=jax.random.key(0))
+    >>> started.carry.value.shape, started.carry.params.shape
+    ((7,), (2, 7))
+    """
 
     def one(key):
         draw, start = jax.random.split(key)
@@ -227,7 +248,15 @@ def begin_many(
 
 
 def draw_many(family: AbstractTaskFamily, tasks: int, key: Key[Array, ""]) -> PyTree:
-    """Returns the arrays of the tasks that `begin_many` draws from the same key."""
+    """Returns the arrays of the tasks that `begin_many` draws from the same key.
+
+    >>> import jax, optax, symmetrax as sx
+    >>> family, key = sx.tasks.make_family("ellipse-random"), jax.random.key(0)
+    >>> started = begin_many(lambda rate, task: optax.sgd(rate), 0.1, family, None, tasks=7, key=key)
+    >>> equal = jax.tree.map(lambda x, y: bool((x == y).all()), draw_many(family, 7, key), started.drawn)
+    >>> all(jax.tree.leaves(equal))
+    True
+    """
     return _for_tasks(lambda key: family.draw(jax.random.split(key)[0]), tasks, key)
 
 
@@ -249,6 +278,14 @@ def advance_many(
 
     With `along`, whose first axis is the step and whose last is the task, the transform of step t is
     `make_transform((network, along[t]), task)`.
+
+    >>> import jax, optax, symmetrax as sx
+    >>> family = sx.tasks.make_family("ellipse-random")
+    >>> descent = lambda rate, task: optax.sgd(rate)
+    >>> started = begin_many(descent, 0.1, family, None, tasks=7, key=jax.random.key(0))
+    >>> after, trace = advance_many(descent, 0.1, family, None, started, steps=3)
+    >>> trace.loss.shape, after.carry.count.tolist()
+    ((3, 7), [3, 3, 3, 3, 3, 3, 3])
     """
     one_step, axis = _each(make_transform, network, family, shape, rollouts)
     carry, trace = advance(one_step, rollouts.carry, steps, axis=axis, **options)
@@ -260,6 +297,7 @@ def _each(
 ) -> tuple[Callable[..., Carry], int | None]:
     """Returns a function for one step of every task, and the axis of tasks."""
 
+    # Tasks are rebuilt from their arrays inside `vmap`, because a task itself need not be a pytree of arrays.
     def one_step(drawn, carry, *entry):
         task = family.task(drawn, shape)
         return step(make_transform((network, *entry) if entry else network, task), task, carry)
@@ -297,7 +335,7 @@ def unroll_many(
     """
     check_key(key)
     if tasks < 1:
-        raise ValueError(f"`unroll_many` needs at least one task, got tasks={tasks}.")
+        raise ValueError(f"unroll_many needs at least one task, got tasks={tasks}.")
     shape = family.shapes[0] if shape is None else shape
     return _unroll_many(make_transform, network, family, key, steps, tasks, shape, watch, points)
 

@@ -1,4 +1,4 @@
-"""Schedules: the steps before which an optimizer teleports."""
+"""Schedules: the steps at which an optimizer teleports."""
 
 from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ class Plateau(eqx.Module):
 
     def __check_init__(self):
         if isinstance(self.patience, int) and self.patience < 1:
-            raise ValueError(f"Plateau waits for at least one step, got patience={self.patience}.")
+            raise ValueError(f"Plateau needs a patience of at least one step, got patience={self.patience}.")
 
 
 #: Steps at which to teleport: their numbers (from 0), a function of the step count, one boolean per step (an
@@ -37,11 +37,16 @@ Schedule = Iterable[Any] | Callable[[Array], Any] | Array | np.ndarray | Plateau
 
 #: Iterables that are not collections of step numbers, or are handled as a whole.
 NO_STEPS = (str, bytes, Mapping, jax.Array, np.ndarray)
+#: The largest number that the step count of an optimizer, an int32, can hold.
 MOST_STEPS = np.iinfo(np.int32).max
 
 
 class Progress(NamedTuple):
-    """The memory of a `Plateau`: the smallest loss so far and the number of steps since it decreased."""
+    """The memory of a `Plateau`: the smallest loss so far and the number of steps since it decreased.
+
+    >>> Progress._fields
+    ('best', 'waited')
+    """
 
     best: Float[Array, ""]
     waited: Int[Array, ""]
@@ -72,12 +77,17 @@ def due(schedule: Schedule, count: Int[Array, ""], progress: Progress | None = N
     schedule = settled(schedule)
     if isinstance(schedule, Plateau):
         if progress is None:
-            raise ValueError("A Plateau needs the losses so far: use it as the schedule of `teleported`.")
+            raise ValueError(
+                "A Plateau needs the losses of earlier steps, got none: use it as the `schedule` of "
+                "`teleported`."
+            )
         return progress.waited >= schedule.patience
     if schedule is None:
         return jnp.array(True)
     if callable(schedule):
         return jnp.asarray(schedule(count), bool)
+    # Compared with all positions instead of indexed: steps beyond the end then don't teleport, where an index
+    # would be clipped to the last entry.
     if isinstance(schedule, jax.Array | np.ndarray) and schedule.dtype == bool:
         return jnp.any(jnp.asarray(schedule) & (jnp.arange(len(schedule)) == count))
     return jnp.any(jnp.asarray(schedule, int) == count)
@@ -111,14 +121,18 @@ def settled(schedule: Any) -> Schedule:
             f"every_n_steps({schedule}) to teleport every {schedule} steps, or {{{schedule}}} to teleport "
             f"before step {schedule} alone."
         )
+    # An iterator can be read only once, but the schedule is needed at every step, and for the error message.
     read = schedule
     if isinstance(schedule, Iterable) and not isinstance(schedule, NO_STEPS):
         read = tuple(schedule)
         if all(_is_whole(entry) and 0 <= entry <= MOST_STEPS for entry in read):
             return tuple(int(entry) for entry in read)
+        # A set of booleans has lost their order.
         if all(_is_flag(entry) for entry in read) and not isinstance(schedule, Set):
             return jnp.stack([jnp.asarray(entry) for entry in read])
     elif isinstance(schedule, jax.Array | np.ndarray) and schedule.ndim == 1:
+        # A traced array is accepted by its dtype alone, since its values are unknown; any other array of step
+        # numbers is checked entry by entry, like a list.
         whole = jnp.issubdtype(schedule.dtype, jnp.integer)
         if schedule.dtype == bool or (whole and isinstance(schedule, Tracer)):
             return schedule
@@ -132,6 +146,7 @@ def settled(schedule: Any) -> Schedule:
 
 
 def _is_whole(number: Any) -> bool:
+    # A bool is an int in Python, but True is not the number of a step.
     return isinstance(number, int | np.integer) and not isinstance(number, bool)
 
 
@@ -140,12 +155,24 @@ def _is_flag(entry: Any) -> bool:
 
 
 def beginning() -> Progress:
-    """The progress before the first loss."""
+    """The progress before the first loss.
+
+    >>> float(beginning().best), int(beginning().waited)
+    (inf, 0)
+    """
     return Progress(jnp.array(jnp.inf, float), jnp.zeros((), int))
 
 
 def watched(schedule: Plateau, progress: Progress, value: Float[Array, ""]) -> Progress:
-    """Returns the progress after one more loss; a non-finite loss does not count as an improvement."""
+    """Returns the progress after one more loss; a non-finite loss does not count as an improvement.
+
+    >>> import functools
+    >>> after = functools.partial(watched, Plateau())
+    >>> progress = functools.reduce(after, jnp.array([3.0, 2.0, jnp.nan, 2.0]), beginning())
+    >>> float(progress.best), int(progress.waited)
+    (2.0, 2)
+    """
+    # The best loss is infinite before the first one, and inf - rtol * inf would be NaN.
     fell = value < progress.best - schedule.rtol * jnp.abs(
         jnp.where(jnp.isinf(progress.best), 0, progress.best)
     )

@@ -54,10 +54,10 @@ class ClosedForm(AbstractSearch):
         energies = orbit.energies
         if energies is None:
             raise ValueError(
-                "ClosedForm knows squared norms on the orbit of a NetworkSymmetry: the objective must be "
-                "GradientNorm(), NegativeParameterNorm() or `negate` of one, and the symmetry a "
-                "NetworkSymmetry (for NegativeParameterNorm() without offsets in its specs). Use "
-                f"Ascent() for {orbit.objective} and {type(orbit.symmetry).__name__}."
+                "ClosedForm needs a NetworkSymmetry, without offsets in its specs for "
+                "NegativeParameterNorm(), and as objective GradientNorm(), NegativeParameterNorm() or "
+                f"`negate` of either, got {type(orbit.symmetry).__name__} and {orbit.objective}: use "
+                "Ascent()."
             )
         symmetry, largest = energies.symmetry, orbit.sign > 0
 
@@ -68,6 +68,7 @@ class ClosedForm(AbstractSearch):
             return symmetry.join(parts).astype(coordinates.dtype)
 
         start = orbit.zero()
+        # Without a common array the optimum of a space does not depend on the others: one sweep is exact.
         if not energies.coupled:
             return sweep(0, start)
         return jax.lax.fori_loop(0, self.sweeps, sweep, start)
@@ -78,15 +79,21 @@ class ClosedForm(AbstractSearch):
     def _best(self, energies: Energies, space: str, parts: dict[str, Array], largest: bool) -> Array:
         group = energies.symmetry.spaces[space]
         if not isinstance(group, (GeneralLinear, *SCALINGS)):
-            raise ValueError(f"There is no closed form for the group {group} of {space!r}: use Ascent().")
+            raise ValueError(
+                f"ClosedForm needs scalings or general linear groups, got {group} for the space {space!r}: "
+                "use Ascent()."
+            )
         shares = [
             (exponent, _placed(square, binding, group.lengths))
             for binding, exponent, square in energies.share(space, parts)
         ]
         if isinstance(group, GeneralLinear):
             up, down = (_total(shares, sign, group.algebra) for sign in (1, -1))
+            # The norm is convex in N, so it is largest where all eigenvalues of N are exp(+-2 bound); among
+            # those, where N is large on the eigenvectors of P - Q with positive eigenvalues.
             if largest:
                 return self.bound * matrix_sign(up - down)
+            # The norm depends on g only through N = g'g, so half of log N is the logarithm of one such g.
             return group.bounded(_log_mean(up, down, self.ridge) / 2, self.bound)
         shape = (*group.lengths, 1 if isinstance(group, ScaledRotation) else group.size)
         logs = self._largest(shares, shape) if largest else self._least(shares, shape)
@@ -95,7 +102,8 @@ class ClosedForm(AbstractSearch):
         return logs
 
     def _largest(self, shares: list[tuple[float, Array]], shape: tuple[int, ...]) -> Array:
-        """An end of the box; a unit without energy stays where it is."""
+        """An end of the box; a unit without energy stays at the identity."""
+        # The norm is convex in t, so its maximum over an interval is at one of the ends.
         up, down = (self._norm(shares, side * self._ends(shares, shape)) for side in (1, -1))
         ends = self._ends(shares, shape)
         return jnp.where((up == 0) & (down == 0), 0.0, jnp.where(up >= down, ends, -ends))
@@ -113,7 +121,7 @@ class ClosedForm(AbstractSearch):
         if all(abs(exponent) == 1 for exponent, _ in shares):
             up, down = (_total(shares, sign, shape) for sign in (1, -1))
             both = (up > 0) & (down > 0)
-            # If one side is zero, the norm decreases without end towards the other: go to the end of the box.
+            # If one side is zero, there is no minimum: the norm decreases all the way to the end of the box.
             there = (jnp.log(jnp.where(both, down, 1.0)) - jnp.log(jnp.where(both, up, 1.0))) / 4
             return jnp.where(both, jnp.clip(there, -ends, ends), ends * (jnp.sign(down) - jnp.sign(up)))
 
@@ -126,6 +134,7 @@ class ClosedForm(AbstractSearch):
             rising = slope(middle, constants) > 0
             return jnp.where(rising, low, middle), jnp.where(rising, middle, high)
 
+        # Bisection is a sequence of comparisons, whose derivative would be zero: don't differentiate it.
         constants = [(exponent, jax.lax.stop_gradient(square)) for exponent, square in shares]
         low, high = jax.lax.fori_loop(0, 60, halve, (-ends, ends))
         middle = (low + high) / 2
@@ -144,6 +153,7 @@ def has_closed_form(symmetry: AbstractLieSymmetry, objective: Objective) -> bool
     """
     if not isinstance(symmetry, NetworkSymmetry) or reducible(symmetry, objective) is None:
         return False
+    # Two axes of one array in the same space give terms of degree four in g, for which nothing is derived.
     known = (GeneralLinear, *SCALINGS)
     stretching = {name for name, group in symmetry.spaces.items() if stretches(group)}
     return all(isinstance(symmetry.spaces[name], known) for name in stretching) and not any(
@@ -177,6 +187,8 @@ def matrix_sign(matrix: Float[Array, "... n n"]) -> Float[Array, "... n n"]:
     square = jnp.sum(matrix**2, axis=(-1, -2), keepdims=True)
     x = matrix / jnp.sqrt(jnp.where(square == 0, 1.0, square))
 
+    # The quintic of Muon (section 2 of arXiv:2502.16982) enlarges small eigenvalues quickly but does not
+    # converge; the cubic of Newton and Schulz converges to +-1 but would need many steps to get there.
     def grow(_, x):
         """x (a + b x^2 + c x^4): scales small eigenvalues by 3.4, keeps those near 1 between .6 and 1.3."""
         xx = product(x, x)
@@ -200,8 +212,11 @@ def _log_mean(up: Array, down: Array, ridge: float) -> Array:
         mean = jnp.where(mean > 0, mean, other)
         return matrix + jnp.where(mean > 0, ridge * mean, 1.0) * eye
 
+    # A direction in which one matrix vanishes has no minimum; the ridge puts one at a finite distance.
     p, q = regular(up, *means), regular(down, *means[::-1])
     scales = [jnp.sqrt(jnp.sum(m**2, axis=(-1, -2), keepdims=True)) for m in (p, q)]
+    # The iteration needs norms of at most 1. Dividing P by a and Q by b multiplies the mean by sqrt(a / b),
+    # which `shift` takes back.
     mean, _ = _mean_and_inverse(q / scales[1], p / scales[0])
     shift = jnp.log(scales[1] / scales[0]) / 2
     return _logarithm(mean) + shift * eye
@@ -213,6 +228,7 @@ def _mean_and_inverse(y: Array, z: Array, steps: int = 45) -> tuple[Array, Array
     eye = jnp.broadcast_to(jnp.eye(y.shape[-1], dtype=y.dtype), y.shape)
 
     def step(_, pair):
+        # The products are symmetric in exact arithmetic; unless they are made so, rounding errors grow.
         y, z = pair
         middle = 1.5 * eye - 0.5 * product(z, y)
         return _symmetric(product(y, middle)), _symmetric(product(middle, z))
@@ -230,6 +246,7 @@ def _logarithm(matrix: Array, roots: int = 7, terms: int = 18) -> Array:
         found, _ = _mean_and_inverse(x / size, eye)
         return found * jnp.sqrt(size)
 
+    # Normalizing before every root lets `_mean_and_inverse` converge, whatever the condition number.
     rest = jax.lax.fori_loop(0, roots, root, matrix / scale) - eye
     series = eye / terms
     for k in range(terms - 1, 0, -1):
@@ -242,6 +259,7 @@ def _symmetric(a: Array) -> Array:
 
 
 def _total(shares: list[tuple[float, Array]], sign: int, shape: tuple[int, ...]) -> Array:
+    """Sums the squares or Gram matrices of the blocks whose exponent has this sign."""
     there = (square for exponent, square in shares if exponent * sign > 0)
     return sum(there, start=jnp.zeros(shape, _kind(shares)))
 

@@ -1,4 +1,4 @@
-"""A step along one random curve of the orbit, in the direction of higher or lower curvature."""
+"""A step along a random curve in the orbit, towards higher or lower curvature."""
 
 import equinox as eqx
 import jax
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from symmetrax._keys import check_key
-from symmetrax.objectives._landscape import curvature, orbit_germ, unit_direction
+from symmetrax.objectives._landscape import curvature, one_parameter_curve, unit_direction
 from symmetrax.search._orbit import Orbit
 from symmetrax.search._searches import AbstractSearch
 from symmetrax.symmetry._base import AbstractLieSymmetry
@@ -38,13 +38,15 @@ class CurvatureStep(AbstractSearch):
 
     def __call__(self, orbit: Orbit) -> Float[Array, "..."]:
         zero = orbit.zero()
+        # Without the count, every teleport of an optimizer would go along the same curve.
         direction = unit_direction(orbit.symmetry, jax.random.fold_in(self.key, orbit.count)).astype(
             zero.dtype
         )
-        curve = orbit_germ(orbit.symmetry, direction, orbit.params, orbit.batch)
+        curve = one_parameter_curve(orbit.symmetry, direction, orbit.params, orbit.batch)
         start = jnp.zeros((), zero.dtype)
         _, slope = jax.jvp(lambda t: curvature(curve, t), (start,), (jnp.ones_like(start),))
         rate, bound = jnp.asarray(self.rate, zero.dtype), jnp.asarray(self.bound, zero.dtype)
+        # The curvature is a ratio of norms and its slope has no natural scale, so the step needs a bound.
         step = (rate * (-slope if self.down else slope)).astype(zero.dtype)
         return jnp.clip(step, -bound, bound) * direction
 

@@ -21,11 +21,12 @@ from symmetrax.symmetry._walk import Binding
 
 Kind = Literal["squares", "gram", "whole"]
 
-#: Groups whose first coordinates are logarithms of scales and that change squares in no other way.
+#: Groups that multiply the square at each index by the square of a scale, and change squares in no other way.
+#: Their first algebra coordinates are the logarithms of the scales.
 SCALINGS = (PositiveDiagonal, NonzeroDiagonal, ScaledRotation)
 
 
-class Block(eqx.Module):
+class _Block(eqx.Module):
     """A block of an array, reduced to sums of squares.
 
     "squares": squares, summed over the axes that no group element stretches. "gram": the Gram matrices of the
@@ -55,15 +56,16 @@ class Energies(eqx.Module):
     symmetry: NetworkSymmetry
     scale: Float[Array, ""]
     constant: Float[Array, ""]
-    blocks: tuple[Block, ...]
+    blocks: tuple[_Block, ...]
     dual: bool = eqx.field(static=True)
 
     @classmethod
     def of(cls, symmetry: NetworkSymmetry, tree: PyTree, *, dual: bool) -> "Energies":
         """Reduces a tree: a gradient (`dual=True`), or parameters."""
         numbers = eqx.filter(tree, eqx.is_inexact_array)
+        # The squares of small gradients would underflow in single precision.
         scale = magnitude(numbers)
-        blocks: list[Block] = []
+        blocks: list[_Block] = []
         constants: list[Array] = []
 
         def collect(x: Array, bindings: tuple[Binding, ...]) -> Array:
@@ -72,10 +74,11 @@ class Energies(eqx.Module):
                 blocks.append(_reduce(symmetry, x, stretching))
             else:
                 constants.append(squared_norm(x))
+            # Whatever `visit` does not pass to this function keeps its value, and is counted below.
             return jnp.zeros_like(x)
 
-        untouched = symmetry.visit(scaled(numbers, scale), collect)
-        return cls(symmetry, scale, total([squared_norm(untouched), *constants]), tuple(blocks), dual)
+        unvisited = symmetry.visit(scaled(numbers, scale), collect)
+        return cls(symmetry, scale, total([squared_norm(unvisited), *constants]), tuple(blocks), dual)
 
     @property
     def spaces(self) -> tuple[str, ...]:
@@ -88,15 +91,17 @@ class Energies(eqx.Module):
         return any(len(block.bindings) > 1 for block in self.blocks)
 
     def __call__(self, coordinates: Float[Array, " k"]) -> Float[Array, ""]:
+        # Twice by the scale, because its square alone can underflow.
         return self.relative(coordinates) * self.scale * self.scale
 
     def relative(self, coordinates: Float[Array, " k"]) -> Float[Array, ""]:
-        """The squared norm in units of `scale`^2, finite wherever the norm itself is finite."""
+        """The squared norm in units of `scale`^2, which is finite wherever the norm is finite."""
         parts, terms = self.symmetry.split(coordinates), [self.constant]
         for block in self.blocks:
             if block.kind == "gram":
                 (binding,) = block.bindings
                 matrix = self._matrix(binding, parts[binding.entry.name])
+                # ||g G||^2 = tr(g Gram g'), at the size of the group, not of the gradient.
                 moved = jnp.matmul(matrix, block.array, precision="highest")
                 terms.append(jnp.sum(moved * matrix))
             else:
@@ -105,7 +110,7 @@ class Energies(eqx.Module):
         return total(terms)
 
     def share(self, space: str, parts: dict[str, Array]) -> Iterator[tuple[Binding, float, Array]]:
-        """Yields the touch, exponent, and squares or Gram matrices of each array that `space` acts on.
+        """Yields the binding, exponent, and squares or Gram matrices of each array that `space` acts on.
 
         The other spaces are at `parts`. A scaling s = exp(t) contributes
         sum(squares * exp(2 * exponent * t)), with squares of shape (*per, size); a matrix g contributes
@@ -115,8 +120,8 @@ class Energies(eqx.Module):
             mine = [binding for binding in block.bindings if binding.entry.name == space]
             if len(mine) > 1:
                 raise ValueError(
-                    f"An array touches the space {space!r} on {len(mine)} axes: there is no closed form for "
-                    "that. Use Ascent()."
+                    f"ClosedForm needs every array to have at most one axis in the space {space!r}, got one "
+                    f"with {len(mine)}: use Ascent()."
                 )
             for binding in mine:
                 others = tuple(other for other in block.bindings if other is not binding)
@@ -131,12 +136,13 @@ class Energies(eqx.Module):
         return -binding.exponent if self.dual else binding.exponent
 
     def _matrix(self, binding: Binding, part: Array) -> Array:
-        """Returns the matrix that a general linear element multiplies by at this touch."""
+        """Returns the matrix by which a general linear element multiplies this axis."""
         group = self.symmetry.spaces[binding.entry.name]
         element = group.exp(part if binding.entry.index is None else part[binding.taken])
+        # The second part of an element is g^-T, so neither case needs an inverse.
         return element[0] if self._exponent(binding) > 0 else element[1]
 
-    def _moved(self, block: Block, bindings: tuple[Binding, ...], parts: dict[str, Array]) -> Array:
+    def _moved(self, block: _Block, bindings: tuple[Binding, ...], parts: dict[str, Array]) -> Array:
         array = block.array
         for binding in bindings:
             group, part = self.symmetry.spaces[binding.entry.name], parts[binding.entry.name]
@@ -160,19 +166,20 @@ def stretches(group: AbstractGroup) -> bool:
     return not group.compact
 
 
-def _reduce(symmetry: NetworkSymmetry, x: Array, bindings: tuple[Binding, ...]) -> Block:
+def _reduce(symmetry: NetworkSymmetry, x: Array, bindings: tuple[Binding, ...]) -> _Block:
     groups = [symmetry.spaces[binding.entry.name] for binding in bindings]
     if all(isinstance(group, SCALINGS) for group in groups):
         kept = {axis for binding in bindings for axis in (*binding.indices, binding.axis)}
+        # A scaled rotation scales both entries of each pair alike, so its own axis is summed as well.
         kept -= {
             t.axis for t, group in zip(bindings, groups, strict=True) if isinstance(group, ScaledRotation)
         }
         free = tuple(axis for axis in range(x.ndim) if axis not in kept)
-        return Block("squares", replicated(jnp.sum(squares(x), axis=free, keepdims=True)), bindings)
+        return _Block("squares", replicated(jnp.sum(squares(x), axis=free, keepdims=True)), bindings)
     x = replicated(x)
     if len(bindings) == 1 and isinstance(groups[0], GeneralLinear):
-        return Block("gram", _gram(x, bindings[0]), bindings)
-    return Block("whole", x, bindings)
+        return _Block("gram", _gram(x, bindings[0]), bindings)
+    return _Block("whole", x, bindings)
 
 
 def _unfold(kind: Kind, group: AbstractGroup, array: Array, binding: Binding) -> Array:
@@ -193,7 +200,8 @@ def _gram(x: Array, binding: Binding) -> Array:
     axes = (*binding.indices, binding.axis)
     front = jnp.moveaxis(widened(x), axes, range(len(axes)))
     flat = front.reshape(*front.shape[: len(axes)], -1)
-    if jnp.iscomplexobj(flat):  # a real matrix multiplies both parts
+    # A real matrix multiplies the real and the imaginary part.
+    if jnp.iscomplexobj(flat):
         flat = jnp.concatenate([flat.real, flat.imag], axis=-1)
     return jnp.einsum("...ir,...jr->...ij", flat, flat, precision="highest")
 
@@ -205,6 +213,8 @@ def _logs(group: AbstractGroup, part: Array) -> Array:
 
 def _along(logs: Array, binding: Binding, ndim: int) -> Array:
     """Broadcasts `logs`, whose axes are the axes of `binding`, to an array with `ndim` axes."""
+    # `binding.indices` are the axes that number copies of the group; they come first in `logs`, but anywhere
+    # in the array.
     axes = (*binding.indices, binding.axis)
     order = sorted(range(len(axes)), key=axes.__getitem__)
     shape = [1] * ndim

@@ -33,7 +33,7 @@ NOISE = 100
 
 
 class NullSpace(AbstractPointSearch):
-    """A larger gradient at the same outputs on a batch: weights move where a layer's inputs are zero.
+    """Increases the gradient at the same outputs on a batch: weights move in the null space of their inputs.
 
     With R (n x d) the inputs of a layer with weights W (out x d), and V the right singular vectors of R, each
     step is
@@ -56,7 +56,7 @@ class NullSpace(AbstractPointSearch):
     which depends on the scale of the loss. The total jump is at most `max_norm` long. All numbers except
     `steps` may be arrays.
 
-    **Returns** an `SearchResult` at the visited point with the largest gradient. `residual` is the largest
+    **Returns** a `SearchResult` at the visited point with the largest gradient. `residual` is the largest
     relative change of a layer's outputs, ||R (W' - W0')|| / ||R W0'||; `converged` is whether the gradient
     increased. If it did not, for example because there is no null space, the parameters are returned
     unchanged. Derivatives treat the jump as a constant. **Raises** ValueError for a path that is not a leaf,
@@ -86,7 +86,7 @@ class NullSpace(AbstractPointSearch):
             if isinstance(value, int | float) and not value > 0:
                 raise ValueError(f"NullSpace needs {name} > 0, got {name}={value}.")
         if isinstance(self.energy, int | float) and self.energy > 1:
-            raise ValueError(f"`energy` is a part of the whole, at most 1, got {self.energy}.")
+            raise ValueError(f"NullSpace needs a fraction as energy, at most 1, got {self.energy}.")
         _check_layout(self.layout)
 
     def evaluations(self) -> int:
@@ -121,10 +121,13 @@ class NullSpace(AbstractPointSearch):
             w = at(jump)
             gradient = slope(w)
             best = keep(jump, gradient, *best)
+            # H g, the derivative of ||g||^2 / 2, by one forward derivative of the gradient.
             curved = conjugate(jax.jvp(slope, (w,), (conjugate(gradient),))[1])
             curved = dict(zip(names, jax.tree.leaves(curved), strict=True))
             derivative = {n: self._unfold(curved[n], x.weights.shape[1]) for n, x in layers.items()}
             free = {n: x.project(derivative[n]) for n, x in layers.items()}
+            # Where no direction is free, the projection leaves rounding errors. With `normalize` they would
+            # be scaled up to a full step in a random direction.
             length, noise = safe_norm(free), NOISE * _eps(free) * safe_norm(derivative)
             rate, most = (jnp.asarray(x, length.dtype) for x in (self.rate, self.max_norm))
             rate = rate * size / jnp.where(length > 0, length, 1.0) if self.normalize else rate
@@ -133,12 +136,16 @@ class NullSpace(AbstractPointSearch):
             cap = jnp.where(far > most, most / jnp.where(far > 0, far, 1.0), 1.0)
             return (times(cap, jump), *best), best[1]
 
-        still = jax.tree.map(jnp.zeros_like, weights)
-        first = (still, still, jnp.array(-jnp.inf, size.dtype))
+        # The state is the jump from the start, not the point: small steps are not rounded off, and what is
+        # not moved stays equal bit for bit.
+        no_jump = jax.tree.map(jnp.zeros_like, weights)
+        first = (no_jump, no_jump, jnp.array(-jnp.inf, size.dtype))
         (jump, *best), largest = jax.lax.scan(climb, first, None, length=self.steps)
         jump, square = keep(jump, slope(at(jump)), *best)
-        rose = square > largest[0] * (1 + NOISE * _eps(jump))  # False for NaN and -inf, from a bad start
-        jump = select(rose, jump, still)
+        # `largest[0]` belongs to the start. The comparison is False for NaN and -inf, from a start without a
+        # finite gradient.
+        rose = square > largest[0] * (1 + NOISE * _eps(jump))
+        jump = select(rose, jump, no_jump)
         changes = [relative(x.outputs(jump[n]), x.outputs(x.weights)) for n, x in layers.items()]
         residual = jnp.where(rose, jnp.max(jnp.stack(changes)), 0.0)
         arrival = arrive(numbers, select(rose, at(jump), start), residual, self.evaluations(), rose)
@@ -148,21 +155,24 @@ class NullSpace(AbstractPointSearch):
         """Returns the weights and spans of the named layers, after checking that they fit."""
         leaves = dict(zip(leaf_names(params), jax.tree.leaves(params), strict=True))
         if not inputs:
-            raise ValueError(f"`inputs` named no layer; the leaves are {', '.join(leaves)}.")
+            raise ValueError(
+                f"`inputs` must return the inputs of at least one layer, got none; the leaves are "
+                f"{', '.join(leaves)}."
+            )
         layers = {}
         for name, rows in inputs.items():
             name = known_name(name, leaves)
             if name not in leaves:
                 near = get_close_matches(name, leaves, n=1, cutoff=0.0)
-                raise ValueError(f"`inputs` names {name!r}, which is no leaf; did you mean {near[0]!r}?")
+                raise ValueError(f"`inputs` names {name!r}, which is not a leaf; did you mean {near[0]!r}?")
             shape, width = leaves[name].shape, rows.shape[-1] if rows.ndim else 1
             fits = {layout: _widths(shape, layout) for layout in get_args(Layout)}
             if width not in fits[self.layout]:
                 wants = " or ".join(map(str, fits[self.layout])) or "two axes or more"
                 hint = "".join(f" It would fit layout={other!r}." for other in fits if width in fits[other])
                 raise ValueError(
-                    f"The inputs of {name!r} have shape {rows.shape}, so width {width}, but the leaf of "
-                    f"shape {shape} needs {wants} in the layout {self.layout!r}.{hint}"
+                    f"The inputs of {name!r} have width {width} (shape {rows.shape}), but in the layout "
+                    f"{self.layout!r} a leaf of shape {shape} needs {wants}.{hint}"
                 )
             layers[name] = _layer(self._unfold(leaves[name], width), rows.reshape(-1, width), self.energy)
         return layers
@@ -203,6 +213,8 @@ def patches(
             f"and channels included, got shape {x.shape}."
         )
     x = x if layout == "out in" else jnp.moveaxis(x, -1, 1)
+    # Patches are computed as a convolution with an identity kernel, which at an accelerator's default
+    # precision would round the inputs.
     found = jax.lax.conv_general_dilated_patches(
         x,
         tuple(kernel_shape),
@@ -211,6 +223,8 @@ def patches(
         rhs_dilation=dilation,
         precision=jax.lax.Precision.HIGHEST,
     )
+    # The channels are the slow axis of a patch, as in a kernel (out, channels, 3, 3); (3, 3, channels, out)
+    # has them fast.
     rows = jnp.moveaxis(found, 1, -1).reshape(-1, x.shape[1], math.prod(kernel_shape))
     return (rows if layout == "out in" else rows.swapaxes(1, 2)).reshape(len(rows), -1)
 
@@ -221,14 +235,15 @@ class _Layer(NamedTuple):
     weights: Array
     inputs: Array
     basis: Array
-    room: Array
+    has_null_space: Array
 
     def project(self, derivative: Array) -> Array:
         """Projects a derivative (out, d) onto directions that no input excites; zero if there are none."""
         free = derivative.astype(self.basis.dtype)
-        for _ in range(2):  # the first pass leaves rounding errors relative to the size of what it removed
+        # The first pass leaves rounding errors relative to the size of what it removed.
+        for _ in range(2):
             free = free - _product(_product(free, self.basis.T), self.basis.conj())
-        return jnp.where(self.room, free, 0.0)
+        return jnp.where(self.has_null_space, free, 0.0)
 
     def outputs(self, weights: Array) -> Array:
         """The layer's outputs (n, out)."""
@@ -237,14 +252,18 @@ class _Layer(NamedTuple):
 
 def _layer(weights: Array, rows: Array, energy: Array | float) -> _Layer:
     """Returns the layer with the leading right singular vectors up to `energy` as basis, the others zero."""
-    if jnp.iscomplexobj(rows) and not jnp.iscomplexobj(weights):  # a real weight multiplies both parts
+    # A real weight multiplies the real and the imaginary part of a complex input.
+    if jnp.iscomplexobj(rows) and not jnp.iscomplexobj(weights):
         rows = jnp.concatenate([rows.real, rows.imag])
     rows = rows.astype(widened(weights).dtype)
     n, d = rows.shape
+    # With more samples than inputs, reduce to the (d, d) factor R of a QR decomposition, which has the same
+    # right singular vectors.
     _, values, basis = jnp.linalg.svd(jnp.linalg.qr(rows, mode="r") if n > d else rows, full_matrices=False)
     rank = values > jnp.finfo(rows.dtype).eps * max(n, d) * values[0]
     squares = jnp.square(values)
     before = jnp.cumsum(squares) - squares
+    # A boolean mask instead of slicing keeps shapes static: the rank depends on the data.
     held = rank & ((jnp.asarray(energy) >= 1) | (before < energy * jnp.sum(squares)))
     return _Layer(weights, rows, jnp.where(held[:, None], basis, 0.0), jnp.sum(held) < d)
 

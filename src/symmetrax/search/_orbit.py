@@ -29,10 +29,10 @@ class Orbit:
 
     If one gradient determines the gradients on the whole orbit (an exact linear symmetry, an objective of the
     gradient alone), it is computed once, or not at all if you pass `gradient`. Squared norms are further
-    reduced to row and column sums, so that a search costs next to nothing. Otherwise every value is measured
-    at its point. `count` numbers the teleports of an optimizer, for searches that draw at random. Everything
-    that an orbit caches is computed at construction, so a search may evaluate it anywhere, inside or outside
-    of loops, conditions and derivatives.
+    reduced to row and column sums, so that the cost of a search is negligible. Otherwise every value is
+    measured at its point. `count` numbers the teleports of an optimizer, for searches that draw at random.
+    Everything that an orbit caches is computed at construction, so a search may evaluate it anywhere, inside
+    or outside of loops, conditions and derivatives.
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> task = sx.tasks.booth()
@@ -56,6 +56,8 @@ class Orbit:
         self._measure = None
         if symmetry.linear and isinstance(objective, AbstractGradientObjective):
             self._measure = objective.measure
+        # A linear action transforms gradients without evaluating the loss again, and an objective of the
+        # gradient alone needs nothing else.
         #: The gradient at `params`, if it was given or computed.
         self.known_gradient = gradient
         if self._measure is not None:
@@ -80,12 +82,13 @@ class Orbit:
             return self._measure(
                 self.symmetry.transport_gradient(element, self.params, self.known_gradient, self.batch)
             )
+        # An element in a higher precision would promote half-precision parameters, and so the whole loss.
         there = self.symmetry.act(element, self.params, self.batch)
         there = jax.tree.map(lambda v, w: v.astype(w.dtype) if hasattr(w, "dtype") else v, there, self.params)
         return self.objective(self.value_fn, there)
 
     def relative(self, coordinates: Float[Array, "..."]) -> Float[Array, ""]:
-        """The objective up to a positive factor, for searches that only compare: finite where possible."""
+        """The objective up to a positive factor, finite where possible, for searches that compare."""
         if self.energies is not None:
             return self.sign * self.energies.relative(coordinates)
         return self(coordinates)
@@ -114,13 +117,13 @@ class Orbit:
 def evaluations_needed(
     symmetry: AbstractLieSymmetry, objective: Objective, evaluations: float | int, known: bool
 ) -> float:
-    """Gradients of the loss that a search costs, known before it runs; `known` if one is given at the point.
+    """Gradients of the loss that a search costs, known in advance; `known` if you have one at the point.
 
     >>> import symmetrax as sx
     >>> evaluations_needed(sx.tasks.booth().symmetry(), sx.objectives.GradientNorm(), 30, known=False)
     30.0
     """
-    if squared_quantity(objective) == "params" and isinstance(symmetry, NetworkSymmetry):
+    if _squared_quantity(objective) == "params" and isinstance(symmetry, NetworkSymmetry):
         return 0.0
     if symmetry.linear and isinstance(objective, AbstractGradientObjective):
         return 0.0 if known or not evaluations else 1.0
@@ -128,17 +131,23 @@ def evaluations_needed(
 
 
 def reducible(symmetry: AbstractLieSymmetry, objective: Objective) -> str | None:
-    """Returns the `squared_quantity` if `Energies` can evaluate it along the orbits of this symmetry.
+    """Returns "gradient" or "params" if the objective is plus or minus its squared norm, else None.
 
-    Gradients move linearly, and so do parameters, unless specs have offsets.
+    It is None, too, if `Energies` cannot evaluate the norm along the orbits of this symmetry: gradients move
+    linearly, but parameters only if the specs have no offsets.
+
+    >>> import jax.numpy as jnp, symmetrax as sx
+    >>> params = {"w1": jnp.ones((3, 2)), "w2": jnp.ones((1, 3))}
+    >>> reducible(sx.models.mlp_symmetry(params), sx.objectives.GradientNorm())
+    'gradient'
     """
-    quantity = squared_quantity(objective)
+    quantity = _squared_quantity(objective)
     if not isinstance(symmetry, NetworkSymmetry) or (quantity == "params" and symmetry.has_offsets):
         return None
     return quantity
 
 
-def squared_quantity(objective: Objective) -> str | None:
+def _squared_quantity(objective: Objective) -> str | None:
     """Returns "gradient" or "params" if the objective is plus or minus its squared norm, else None."""
     inner = objective.objective if isinstance(objective, Negated | NegatedGradient) else objective
     if isinstance(inner, GradientNorm) and inner.metric == "squared":

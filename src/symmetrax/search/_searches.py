@@ -75,6 +75,8 @@ class Ascent(AbstractSearch):
 
         def climb_or_halve(state, _):
             xi, value, slope, rate = state
+            # The slope at an accepted point comes with its value, so a step costs one derivative, as without
+            # `monotone`, and one more is needed at the start.
             there = ahead(xi, rate, slope)
             found, turned = jax.value_and_grad(objective)(there)
             rose = (found > value) & jnp.all(jnp.isfinite(turned))
@@ -122,7 +124,8 @@ class Random(AbstractSearch):
             drawn = scale * jax.random.normal(key, zero.shape, zero.dtype)
             return orbit.symmetry.bounded(drawn, bound)
 
-        return draw(keys[0]) if self.samples == 1 else best(orbit, jax.vmap(draw)(keys))
+        # A single sample needs no comparison, and so no evaluation.
+        return draw(keys[0]) if self.samples == 1 else _best(orbit, jax.vmap(draw)(keys))
 
     def evaluations(self, symmetry) -> int:
         return self.samples if self.samples > 1 else 0
@@ -142,11 +145,14 @@ class Grid(AbstractSearch):
     def __call__(self, orbit):
         zero = orbit.zero()
         if zero.size > 3:
-            raise ValueError(f"A grid over {zero.size} algebra coordinates has no end; use Ascent or Random.")
+            raise ValueError(
+                f"Grid needs at most 3 algebra coordinates, got {zero.size}, which is too large for a grid: "
+                "use Ascent or Random."
+            )
         bound = jnp.asarray(self.bound, zero.dtype)
         ticks = [bound * jnp.linspace(-1.0, 1.0, self.points, dtype=zero.dtype)] * zero.size
         nodes = jnp.stack([axis.ravel() for axis in jnp.meshgrid(*ticks)], axis=-1)
-        return best(orbit, nodes.reshape(-1, *zero.shape))
+        return _best(orbit, nodes.reshape(-1, *zero.shape))
 
     def evaluations(self, symmetry) -> int:
         return self.points ** symmetry.zero().size
@@ -169,13 +175,14 @@ class GoldenSection(AbstractSearch):
         symmetry = orbit.symmetry
         if symmetry.algebra != (1,):
             raise ValueError(
-                "GoldenSection goes around a circle: it needs one algebra coordinate, got shape "
-                f"{symmetry.algebra}. Use Ascent for larger groups."
+                f"GoldenSection needs one algebra coordinate, an angle, got shape {symmetry.algebra}: use "
+                "Ascent for larger groups."
             )
 
         def value(angle):
             return _comparable(orbit.relative(angle[None]))
 
+        # The scan finds the right peak, golden section its top: the best angle's neighbors enclose a maximum.
         width = 2 * jnp.pi / self.points
         angles = jnp.arange(self.points, dtype=orbit.zero().dtype) * width - jnp.pi
         values = jax.lax.map(value, angles)
@@ -212,7 +219,7 @@ class Oracle(AbstractSearch):
         # The top eigenvector points along half the angle of (S11 - S22, 2 S12).
         steep = 0.5 * jnp.arctan2(2 * jnp.sum(row * other), jnp.sum(row * row) - jnp.sum(other * other))
         angle = steep - jnp.arctan2(u[1], u[0])
-        # The eigenvector is defined up to sign; go to the nearer end.
+        # The eigenvector is defined up to sign: choose the smaller angle.
         return (angle - jnp.pi * jnp.round(angle / jnp.pi))[None].astype(orbit.zero().dtype)
 
     def evaluations(self, symmetry) -> int:
@@ -224,9 +231,9 @@ class SinusoidPeak(AbstractSearch):
 
     For rotations of the plane: the algebra must have one coordinate, an angle t in radians. On the orbit of a
     quadratic the squared gradient norm is J(t) = c + d cos(2 (t - t*)), so two derivatives determine its
-    maximizer t* exactly. On other orbits the angle is a heuristic, far cheaper than a scan. With a guard that
-    shortens long jumps, followed by Polyak's step, it solves most of the random Rosenbrock-like functions of
-    the benchmark in a dozen steps.
+    maximizer t* exactly. On other orbits the angle is a heuristic, much cheaper than a scan. With a guard
+    that shortens long jumps, followed by Polyak's step, it solves most of the random Rosenbrock-like
+    functions of the benchmark in a dozen steps.
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> task, x = sx.tasks.booth(), jnp.array([5.0, -5.0])
@@ -239,8 +246,8 @@ class SinusoidPeak(AbstractSearch):
         zero = orbit.zero()
         if zero.shape != (1,):
             raise ValueError(
-                f"SinusoidPeak looks for an angle: it needs one algebra coordinate, got shape {zero.shape}. "
-                "Use Ascent for larger groups."
+                f"SinusoidPeak needs one algebra coordinate, an angle, got shape {zero.shape}: use Ascent "
+                "for larger groups."
             )
         return slopes(orbit.relative, zero).peak.astype(zero.dtype)
 
@@ -248,8 +255,9 @@ class SinusoidPeak(AbstractSearch):
         return 4
 
 
-def best(orbit: Orbit, candidates: Float[Array, "n ..."]) -> Float[Array, "..."]:
+def _best(orbit: Orbit, candidates: Float[Array, "n ..."]) -> Float[Array, "..."]:
     """Returns the candidate with the largest objective, or the identity if no candidate has a finite one."""
+    # One candidate at a time: `vmap` would hold the activations of the network for all of them.
     values = jax.lax.map(lambda xi: _comparable(orbit.relative(xi)), candidates)
     return jnp.where(jnp.any(jnp.isfinite(values)), candidates[jnp.argmax(values)], 0.0)
 
@@ -265,6 +273,7 @@ def _has_closed_form(symmetry: Any) -> bool:
 
 def _golden(value: Callable, low: Array, high: Array, steps: int) -> Array:
     """Maximizes a function of one variable with a single peak between `low` and `high`."""
+    # With this ratio, one inner point of an interval is an inner point of the next: one evaluation per step.
     ratio = (5**0.5 - 1) / 2
 
     def shrink(state, _):

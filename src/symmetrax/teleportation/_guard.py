@@ -1,4 +1,4 @@
-"""Guards: conditions under which a teleport is refused."""
+"""Guards: conditions under which a teleport is rejected."""
 
 import math
 
@@ -9,13 +9,13 @@ from jaxtyping import Array, Float, Int, PyTree
 from symmetrax._tree import all_finite, safe_norm, widened
 from symmetrax.teleportation._rounding import LOOSE, MOST
 
-#: Why a teleport was refused, by code; code 0 means that it was accepted.
+#: Why a teleport was rejected, by code; code 0 means that it was accepted.
 OUTCOMES = (
     "accepted",
     "not finite: the point or the loss after the jump is infinite or NaN",
     "too long: the jump is longer than the guard's bound",
-    "not invariant: the loss moved by more than the guard's tolerance",
-    "no step: what the optimizer was shown, or the step that came of it, is infinite or NaN",
+    "not invariant: the loss changed by more than the guard's tolerance",
+    "no step: the optimizer's input, or the step that it proposed, is infinite or NaN",
 )
 
 #: The code for an optimizer that did not step at all.
@@ -26,9 +26,9 @@ NOT_MEASURED = -1.0
 
 
 class Guard(eqx.Module):
-    """Conditions under which a teleport is refused, so that the parameters stay where they are.
+    """Conditions under which a teleport is rejected, so that the parameters stay unchanged.
 
-    A jump from w to v is refused if v or its loss is not finite, if the jump is too long, or if
+    A jump from w to v is rejected if v or its loss is not finite, if the jump is too long, or if
     |loss(v) - loss(w)| > `tolerance` * max(|loss(w)|, `floor`). The default tolerance is 1e-3 for nonlinear
     actions and the expected rounding error for linear ones, since an exact linear symmetry changes the loss
     by no more than that. The rounding error depends on the precision in which the loss is computed (float32
@@ -40,7 +40,7 @@ class Guard(eqx.Module):
     where u is the preceding optimizer step, if any. `jump` is a length in the units of the parameters; its
     default of 3 was measured to turn the badly conditioned benchmark from a loss into a win. `relative` is
     dimensionless, for when lengths are not known beforehand. With `shorten`, a jump that is too long is
-    shortened along the group instead of refused: its coordinates are halved, at most eight times, until it
+    shortened along the group instead of rejected: its coordinates are halved, at most eight times, until it
     is short enough. The numbers may be arrays, so that sweeping over them triggers no recompilation.
 
     >>> guard = Guard(jump=jnp.inf, relative=0.5)
@@ -75,13 +75,14 @@ class Guard(eqx.Module):
         longest: Float[Array, ""] | None = None,
         rounding: Float[Array, ""] | None = None,
     ) -> tuple[Float[Array, ""], Int[Array, ""]]:
-        """Returns the relative defect of the loss and a code of `OUTCOMES` for a jump from `here` to `there`.
+        """Returns the relative change of the loss and a code of `OUTCOMES` for a jump from `here` to `there`.
 
         `here` and `there` are losses. `longest` is the result of `longest` at the starting point, by default
         `jump`. `rounding` is the change of the loss that rounding can explain, and serves as the bound if the
         guard has no tolerance of its own; by default that bound is a relative change of 1e-3.
         """
         here, there = widened(here), widened(there)
+        # Without the floor, a loss near zero would make every rounding error a large relative change.
         size = jnp.maximum(jnp.abs(here), jnp.asarray(self.floor, here.dtype))
         loss_change = jnp.abs(there - here) / size
         finite = all_finite(displacement) & jnp.isfinite(there)
@@ -90,5 +91,6 @@ class Guard(eqx.Module):
             most = jnp.asarray(self.tolerance, loss_change.dtype)
         else:
             most = LOOSE if rounding is None else jnp.minimum(rounding.astype(loss_change.dtype) / size, MOST)
+        # Negated, so that NaN is a change. `select` returns the code of the first condition that holds.
         moved = ~(loss_change <= most)
         return loss_change, jnp.select([~finite, long, moved], [1, 2, 3], 0).astype(int)

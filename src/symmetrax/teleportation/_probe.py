@@ -1,4 +1,4 @@
-"""A probe that estimates, before you teleport, how much an orbit has to offer."""
+"""A probe that measures, before you teleport, how much an objective varies on an orbit."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -85,7 +85,7 @@ def teleport_gain(
     """
     check_key(key)
     if samples < 2:
-        raise ValueError(f"teleport_gain compares elements: it needs at least two samples, got {samples}.")
+        raise ValueError(f"teleport_gain needs at least two samples to compare, got samples={samples}.")
     check_search(symmetry, None)
     numbers, rest = eqx.partition(params, eqx.is_inexact_array)
     check_finite(numbers, "probe the orbit of")
@@ -94,6 +94,7 @@ def teleport_gain(
     def whole(w: PyTree, batch: PyTree) -> Float[Array, ""]:
         return explained(loss, eqx.combine(w, rest), batch)
 
+    # Arrays in the closure of the loss become arguments: a new lambda for every batch then compiles once.
     apply, constants = opened(whole, numbers, batch)
 
     def probed(constants: list, numbers: PyTree, key: Array, batch: PyTree) -> Gain:
@@ -117,6 +118,7 @@ def _probed(value_fn, numbers, symmetry, key, batch, objective, samples, bound, 
         known = orbit.known_gradient
         return orbit(xi), _accepted(chosen, symmetry, xi, numbers, batch, value_fn, here, known)
 
+    # One element at a time: `vmap` would hold the activations of the network for all samples.
     values, accepted = jax.lax.map(at, drawn)
     kept = jnp.where(accepted & jnp.isfinite(values), values, jnp.nan)
     return Gain(
@@ -134,6 +136,8 @@ def _accepted(guard: Guard | None, symmetry, xi, params, batch, value_fn, here, 
     """Returns whether a guard would accept a jump by the element exp(xi)."""
     if guard is None:
         return jnp.array(True)
+    # The symmetry computes the displacement itself: a difference of two points would be mostly rounding error
+    # where the jump is small.
     displacement = symmetry.displacement(symmetry.exp(xi), params, batch)
     there = value_fn(optax.tree.add(params, displacement))
     most = rounding(value_fn, params, displacement, here, gradient, linear=symmetry.linear)

@@ -24,7 +24,8 @@ SUMS, LAST, DEVIATIONS = 32, 4, 8
 # one percent.
 UNKNOWN = 80
 
-#: The largest tolerance for rounding, relative to the loss: in half precision, rounding may reach the loss.
+#: The largest tolerance for rounding, relative to the loss: in half precision, rounding can be as large as
+#: the loss itself.
 MOST = 0.1
 
 #: Machine precision of float32 products on accelerators, by default.
@@ -67,7 +68,7 @@ def rounding(
 
 
 def coarsest(value_fn: Callable[[PyTree], Array], params: PyTree) -> float:
-    """The coarsest machine precision of the floats through which `params` reach `value_fn(params)`.
+    """The coarsest machine precision of the floats through which `params` enter `value_fn(params)`.
 
     >>> coarsest(lambda w: jnp.sum(w.astype(jnp.bfloat16)), jnp.ones(3)) == float(jnp.finfo(jnp.bfloat16).eps)
     True
@@ -76,17 +77,19 @@ def coarsest(value_fn: Callable[[PyTree], Array], params: PyTree) -> float:
     return max(_precisions(program, set(program.invars)), default=0.0)
 
 
-def _precisions(program: Jaxpr, reached: set[Any]) -> set[float]:
-    """The precisions of all floats in a program that depend on the variables `reached`."""
-    found = {_eps(variable) for variable in reached}
+def _precisions(program: Jaxpr, dependent: set[Any]) -> set[float]:
+    """The precisions of all floats in a program that depend on the variables `dependent`."""
+    # Only what depends on the parameters: a mask or an index in half precision moves no loss.
+    found = {_eps(variable) for variable in dependent}
     for equation in program.eqns:
-        inputs = [x for x in equation.invars if not isinstance(x, Literal) and x in reached]
+        inputs = [x for x in equation.invars if not isinstance(x, Literal) and x in dependent]
         if not inputs:
             continue
-        reached |= set(equation.outvars)
+        dependent |= set(equation.outvars)
         found |= {_eps(variable) for variable in equation.outvars}
         if equation.primitive.name in ("dot_general", "conv_general_dilated"):
             found.add(_product_eps(equation))
+        # Conservative: all inputs of an inner program count as dependent, not only those that are.
         for inner in programs_in(equation):
             found |= _precisions(inner, set(inner.invars))
     return found

@@ -1,4 +1,4 @@
-"""Transport of an optimizer's state when the parameters jump."""
+"""Transport of an optimizer's state with the parameters, when these jump."""
 
 import functools
 import types
@@ -67,7 +67,7 @@ UNMOVABLE = (
     (
         "adadelta",
         {"scale_by_adadelta"},
-        "its steps are as long as its epsilon says, whatever the coordinates",
+        "its epsilon sets the length of its steps, in any coordinates",
     ),
     ("lars", {"scale_by_trust_ratio", "trace"}, "its `trace` averages steps, divided by norms of gradients"),
 )
@@ -113,6 +113,7 @@ def carry(
     [[0.5]] [[2.]]
     """
     moves = _moves(symmetry, element, params, batch)
+    # The types of a state are not enough: several optimizers keep other quantities in a state of Adam's type.
     made_by = set() if inner is None else makers(inner)
     check_movable(made_by)
     borrowed = [fields for name, fields in BORROWED.items() if _is_made_by(name, made_by)]
@@ -120,7 +121,12 @@ def carry(
 
 
 def check_movable(made_by: set[str]) -> None:
-    """Raises ValueError if an optimizer's state cannot be moved, judged by the functions that made it."""
+    """Raises ValueError if an optimizer's state cannot be moved, judged by the functions that made it.
+
+    >>> check_movable(makers(optax.lars(0.1)))
+    Traceback (most recent call last):
+    ValueError: transport='carry' cannot move the state of lars: its `trace` averages steps, ...
+    """
     for name, parts, reason in UNMOVABLE:
         if name in made_by or parts <= made_by:
             raise ValueError(
@@ -137,6 +143,7 @@ def makers(optimizer: optax.GradientTransformation) -> set[str]:
     True
     """
     found: set[str] = set()
+    # By identity, and keeping the object, so that no other can get its id: closures can be cyclic.
     seen: dict[int, Any] = {}
     left: list[Any] = [optimizer]
     while left:
@@ -162,6 +169,7 @@ def makers(optimizer: optax.GradientTransformation) -> set[str]:
 
 
 def _is_filled(cell: types.CellType) -> bool:
+    # An empty cell, of a name that is assigned later, raises instead of returning None.
     try:
         return cell.cell_contents is not None
     except ValueError:
@@ -202,6 +210,8 @@ def _moves(
         lambda tree: _exact(symmetry, "squared updates").transport_squared_tangent(element, tree)
     )
 
+    # ADOPT averages g / sqrt(v): the gradient transforms by one factor and the root of v by another, which is
+    # what `squares` does to ones.
     def normalized(tree: PyTree) -> PyTree:
         lengths = squares(jax.tree.map(jnp.ones_like, tree))
         return jax.tree.map(lambda g, s: (g / jnp.sqrt(s)).astype(g.dtype), gradients(tree), lengths)
@@ -225,6 +235,12 @@ def groups_carried(
     """Returns the groups known to `find_symmetries` along which `carry` can move this state.
 
     Raises ValueError, as `carry` does, if there are none.
+
+    >>> import jax.numpy as jnp, optax
+    >>> params = {"w": jnp.ones((2, 2))}
+    >>> adam, sgd = optax.adam(0.1), optax.sgd(0.1, momentum=0.9)
+    >>> [GeneralLinear in groups_carried(o.init(params), params, o) for o in (adam, sgd)]
+    [False, True]
     """
     arrays = eqx.filter(params, eqx.is_inexact_array)
     named = zip(leaf_names(arrays), jax.tree.leaves(arrays), strict=True)
@@ -241,6 +257,8 @@ def groups_carried(
 
     if not axes:
         return GROUPS
+    # A state that scalings cannot move is moved by no group, so this error is not caught. Matrices mix
+    # entries, which squares entry by entry do not survive.
     moved(PositiveDiagonal)
     try:
         moved(GeneralLinear)
@@ -291,6 +309,7 @@ def _carried(
             if kind is None:
                 parts[field] = _carried(inside, start, moves, borrowed, path)
             elif start is not None and (type(state).__name__, field) in SUMS:
+                # Only the accumulated part transforms; the initial constant is the same in all coordinates.
                 grown = moves[kind](optax.tree.sub(inside, start))
                 parts[field] = jax.tree.map(lambda x, x0: jnp.maximum(x + x0, 0), grown, start)
             else:
@@ -311,9 +330,8 @@ def _carried(
     if _is_kept(state):
         return state
     raise ValueError(
-        f"transport='carry' does not know what {where} is, so it cannot move it with the parameters. It "
-        f"knows averages of gradients ({', '.join(GRADIENTS)}) and of squares ({', '.join(SQUARES)}). Use "
-        "transport='keep' or 'reset'."
+        f"transport='carry' cannot move the unknown state {where}: it moves averages of gradients "
+        f"({', '.join(GRADIENTS)}) and of squares ({', '.join(SQUARES)}). Use transport='keep' or 'reset'."
     )
 
 
@@ -324,8 +342,8 @@ def _check_chain(chain: tuple | list) -> None:
         kinds = [kind.__name__ for kind in _kinds(stage)]
         if divided and kinds:
             raise ValueError(
-                f"transport='carry' cannot move {kinds[0]}: it stands behind {divided} in a chain, so that "
-                "it holds averages of steps, not of gradients. Use transport='keep' or 'reset'."
+                f"transport='carry' cannot move {kinds[0]}: it follows {divided} in a chain, so it averages "
+                "steps, not gradients. Use transport='keep' or 'reset'."
             )
         divided = divided or next((kind for kind in kinds if kind not in LINEAR), None)
 
@@ -359,7 +377,7 @@ def _is_hidden(part: Any) -> bool:
 def _exact(symmetry: AbstractLieSymmetry, what: str) -> NetworkSymmetry | LogitShift:
     if not isinstance(symmetry, NetworkSymmetry | LogitShift):
         raise ValueError(
-            f"transport='carry' cannot move {what} under {type(symmetry).__name__}, which mixes entries: use "
-            "transport='keep' or 'reset' with optimizers that accumulate them."
+            f"transport='carry' cannot move {what} under {type(symmetry).__name__}, which mixes entries. Use "
+            "transport='keep' or 'reset'."
         )
     return symmetry
