@@ -36,9 +36,8 @@ def ask(questions: Iterable[Question], evidence: Evidence, certify: Certifier) -
             if answer.look is not None:
                 evidence.looked.append(answer.look)
             for options in answer.candidates:
-                _certify(
-                    [x for x in options if isinstance(x.group, evidence.scope.groups)], evidence, certify
-                )
+                wanted = [one for one in options if isinstance(one.group, evidence.scope.groups)]
+                _certify(wanted, evidence, certify)
 
 
 def _certify(options: Sequence[Candidate], evidence: Evidence, certify: Certifier) -> None:
@@ -74,10 +73,9 @@ def _keep(candidate: Candidate, found: Found, evidence: Evidence) -> None:
         # If a refinement fails, the space that it would have split holds anyway: there is nothing to report.
         if found.certificate.holds:
             evidence.refined.append((candidate, found))
-    elif isinstance(candidate, Space):
-        if found.certificate.holds:
-            evidence.holding.append((candidate, found))
-        elif found.certificate.outcome == "wrong":
-            evidence.rejected.append(found)
-        elif not follows(candidate, evidence.nearly):
-            evidence.approximate.append((candidate, found))
+    elif found.certificate.holds:
+        evidence.holding.append((candidate, found))
+    elif found.certificate.outcome == "wrong":
+        evidence.rejected.append(found)
+    elif not follows(candidate, evidence.nearly):
+        evidence.approximate.append((candidate, found))
