@@ -41,7 +41,7 @@ def named(name: str, what: str) -> Any:
     # An installed script has its own folder on the path, unlike `python -m`, which has the working directory.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    # Not pkgutil.resolve_name: it cannot tell an attribute that is missing from one that the import asked for.
+    # Not pkgutil.resolve_name: its AttributeError may come from the module as well as from the name.
     with blamed(f"The module {module_name}"):
         try:
             module = importlib.import_module(module_name)
