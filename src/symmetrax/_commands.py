@@ -86,7 +86,7 @@ def _claims(json: bool = False) -> None:
     else:
         Reporter().print(claims_table(rows))
     if any(row["outcome"] == "failed" for row in rows):
-        raise SystemExit(1)
+        raise SystemExit(1)  # for scripts: the table has been printed already
 
 
 def _discover(
@@ -137,7 +137,7 @@ def _bench(json: bool = False, quick: bool = False) -> None:
         json: Print a JSON list instead of a table.
         quick: Fewer repetitions.
     """
-    import runpy
+    import runpy  # not at the top: everything that this module imports delays `--help`
 
     import symmetrax
 

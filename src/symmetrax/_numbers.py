@@ -84,6 +84,7 @@ class Held(NamedTuple):
         """
         if value_fn is None:
             return None
+        # In the caller's precisions, so that the optimizer minimizes the loss that training sees.
         return lambda tree: jnp.asarray(value_fn(eqx.combine(self.outside(tree), self.rest)), self.dtype)
 
     def gradient(self, updates: PyTree) -> PyTree:
@@ -161,6 +162,7 @@ def check_whole(params: PyTree) -> None:
     ValueError: An optimizer that teleports sees only part of the parameters: 1 of them are masked. ...
     """
     is_hidden = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
+    # optax.masked puts an empty MaskedNode in the place of a leaf, which jax.tree would skip.
     hidden = sum(map(is_hidden, jax.tree.leaves(params, is_leaf=is_hidden)))
     if hidden:
         raise ValueError(
@@ -232,6 +234,7 @@ def flat(tree: PyTree) -> tuple[Float[Array, " n"], Callable[[Array], PyTree]]:
     [1. 1. 1. 1. 0.] {'a': (2, 2), 'b': (1,)}
     """
     leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, tree))
+    # Sizes are known without tracing, so the ends are constants of the program.
     ends = np.cumsum([x.size for x in leaves])[:-1].tolist()
     vector = jnp.concatenate([jnp.ravel(gathered(x)) for x in leaves]) if leaves else jnp.zeros(0)
 

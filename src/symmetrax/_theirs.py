@@ -38,8 +38,10 @@ def named(name: str, what: str) -> Any:
             f"Name a {what} by its module, as in an import, not by a file or from within a package: got "
             f"{name!r}, expected one such as '{dotted or 'my.models'}:{attribute}'."
         )
+    # An installed script has its own folder on the path, unlike `python -m`, which has the working directory.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+    # Not pkgutil.resolve_name: its AttributeError may come from the module as well as from the name.
     with blamed(f"The module {module_name}"):
         try:
             module = importlib.import_module(module_name)
@@ -68,7 +70,7 @@ def blamed(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # a script without a main guard may end with sys.exit()
         place = _place(error)
         if place is None and isinstance(error, ValueError | OSError):
             raise
