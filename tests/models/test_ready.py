@@ -109,7 +109,7 @@ def test_layers_of_a_dict_without_an_order_are_an_error():
     assert sx.models.mlp_symmetry(square, ["first", "second", "third"]).specs["third"] == "_ hidden2*"
     with pytest.raises(ValueError, match="follow one another in no order"):
         sx.models.mlp_symmetry(shapes(a=(4, 3), b=(2, 5)))
-    with pytest.raises(ValueError, match=r"biases of .* cannot be told"):
+    with pytest.raises(ValueError, match=r"biases of .* cannot be inferred"):
         sx.models.mlp_symmetry(shapes(a=(4, 3), b=(4, 4), x=(4,), y=(4,)), ["a", "b"])
 
 

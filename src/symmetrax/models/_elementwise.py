@@ -16,6 +16,8 @@ MakeGroup = Callable[[int], AbstractGroup]
 #: The prefix of the names of an activation's own parameters.
 OWN = "activation."
 
+# Points on both sides of 1, and scales far from it, so that a function that is homogeneous only near zero, or
+# only for large arguments, does not pass.
 _POINTS = np.array([0.02, 0.3, 1.0, 2.5, 7.0], np.float32)
 _SCALES = np.array([0.25, 3.0, 40.0], np.float32)
 _DEGREES = (1, 2, 3, 0.5)
@@ -27,6 +29,11 @@ def chosen_group(params: PyTree, group: MakeGroup | None, degree: float | int) -
     Raises ValueError, explaining the options, if the activation has neither scalings nor signs, or not the
     group asked for; and, unless you name a `group`, if the activation cannot be called on a number or was
     filtered out of the model.
+
+    >>> import equinox as eqx
+    >>> model = eqx.nn.MLP(3, 2, width_size=5, depth=1, activation=jnp.tanh, key=jax.random.key(0))
+    >>> chosen_group(model, None, 1).__name__
+    'SignDiagonal'
     """
     activation = getattr(params, "activation", None)
     known = None if activation is None else _symmetries(activation)
@@ -34,12 +41,13 @@ def chosen_group(params: PyTree, group: MakeGroup | None, degree: float | int) -
         if group is None and activation is None and hasattr(params, "activation"):
             raise ValueError(
                 "The `activation` of these parameters is None: filtering leaves only the arrays of a model. "
-                f"Pass the whole model, whose activation tells its symmetry. Or: {_ADVICE}"
+                "Pass the whole model, so that the symmetry can be inferred from its activation. Or: "
+                f"{_ADVICE}"
             )
         if group is None and activation is not None:
             raise ValueError(
-                f"The activation {_title(activation)} cannot be called on a number here, and does not tell "
-                f"its symmetry. {_ADVICE}"
+                f"The activation {_title(activation)} cannot be called on a number here, so its symmetry is "
+                f"unknown. {_ADVICE}"
             )
         return PositiveDiagonal if group is None else group
     odd, degrees = known
@@ -60,8 +68,8 @@ def chosen_group(params: PyTree, group: MakeGroup | None, degree: float | int) -
 
 
 _ADVICE = (
-    "Pass group=Permutation, which units of any activation have; group=PositiveDiagonal for a positively "
-    "homogeneous one (ReLU; degree=2 for its square), group=SignDiagonal for an odd one (tanh)."
+    "Pass group=Permutation, which is valid for any activation; group=PositiveDiagonal for a positively "
+    "homogeneous one (ReLU; degree=2 for its square); or group=SignDiagonal for an odd one (tanh)."
 )
 
 
@@ -72,7 +80,7 @@ def _title(activation: Any) -> str:
 def _symmetries(activation: Any) -> tuple[bool, tuple[float | int, ...]] | None:
     """Whether an activation is odd, and its degrees of homogeneity; None if it cannot be evaluated."""
     try:
-        with jax.ensure_compile_time_eval():
+        with jax.ensure_compile_time_eval():  # the values decide on the group, also under `jax.jit`
             here, turned = (_values(activation, sign * _POINTS) for sign in (1, -1))
             scaled = [
                 (float(s), _values(activation, np.concatenate([s * _POINTS, -s * _POINTS]))) for s in _SCALES
@@ -95,10 +103,16 @@ def _close(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def check_unowned(group: MakeGroup, names: Iterable[str]) -> None:
-    """Raises ValueError if `group` permutes units whose activation has parameters for each unit."""
+    """Raises ValueError if `group` permutes units whose activation has parameters for each unit.
+
+    >>> check_unowned(PositiveDiagonal, ["weight", "activation.slope"])  # scalings leave a slope unchanged
+    >>> check_unowned(Permutation, ["weight", "activation.slope"])
+    Traceback (most recent call last):
+    ValueError: The activation has parameters for each unit (activation.slope)...
+    """
     own = [name for name in names if name.startswith(OWN)]
     if own and group is Permutation:
         raise ValueError(
-            f"The activation has parameters for each unit ({', '.join(own)}), which move with a permutation "
-            "of units: write the specs of a NetworkSymmetry that has them."
+            f"The activation has parameters for each unit ({', '.join(own)}), which a permutation of units "
+            "must permute as well: construct a NetworkSymmetry whose specs include them."
         )

@@ -18,6 +18,11 @@ def layer_order(params: PyTree, arrays: Mapping[str, Any], matrices: list[str], 
     The order of a dict is not, since JAX sorts its keys: there it is the order of the numbers in names that
     are otherwise equal, or else the only order in which the shapes of consecutive layers match. Raises
     ValueError if there is no such order, or more than one.
+
+    >>> import jax.numpy as jnp
+    >>> params = {"first": jnp.ones((5, 3)), "last": jnp.ones((2, 4)), "middle": jnp.ones((4, 5))}
+    >>> layer_order(params, params, ["first", "last", "middle"], "out in")
+    ['first', 'middle', 'last']
     """
     if len(matrices) < 2 or not _between_keys(params, matrices):
         return matrices
@@ -31,15 +36,15 @@ def layer_order(params: PyTree, arrays: Mapping[str, Any], matrices: list[str], 
         if all(follows(*pair) for pair in pairwise(numbered)):
             return numbered
     orders = _chains(matrices, follows)
+    # Two are enough to show that the order is ambiguous; there may be very many.
     found = [order for order, _ in zip(orders, range(2), strict=False)]
     if len(found) != 1:
         listed = ", ".join(f"{path} {shape}" for path, shape in shapes.items())
         orders = " and ".join(" -> ".join(order) for order in found)
         problem = f"several orders, such as {orders}" if found else "no order"
         raise ValueError(
-            f"A dict does not say the order of its layers, and the shapes of its matrices ({listed}; stored "
-            f"{layout!r}) follow one another in {problem}. Give the paths of `weights` in the order of the "
-            "layers."
+            f"A dict has no order of layers, and the shapes of its matrices ({listed}; stored {layout!r}) "
+            f"follow one another in {problem}. Give the paths of `weights` in the order of the layers."
         )
     return found[0]
 
@@ -50,12 +55,18 @@ def bias_paths(
     """The bias of each layer, or None, matched by parent, by number, by width, or in order.
 
     Raises ValueError if the match is ambiguous.
+
+    >>> import jax.numpy as jnp
+    >>> arrays = {"w1": jnp.ones((5, 3)), "w2": jnp.ones((2, 5)), "b1": jnp.ones(5)}
+    >>> bias_paths(arrays, ["w1", "w2"], (5, 2), ["b1"], arrays)
+    ['b1', None]
     """
     if not vectors:
         return []
-    for kin in (_parent, _numbers):
-        keys = [kin(path) for path in weights]
-        found = {kin(path): path for path in vectors}
+    # The strongest evidence first: the same module, the same number, a unique width, the same order.
+    for key_of in (_parent, _numbers):
+        keys = [key_of(path) for path in weights]
+        found = {key_of(path): path for path in vectors}
         if (
             all(keys)
             and len(set(keys)) == len(keys)
@@ -71,8 +82,8 @@ def bias_paths(
     if fits and not _between_keys(params, vectors):
         return list(vectors)
     raise ValueError(
-        f"Which of {', '.join(vectors)} are biases of {', '.join(weights)} cannot be told: give the paths of "
-        "`biases` in the order of the layers, None for a layer without."
+        f"Which of {', '.join(vectors)} are biases of {', '.join(weights)} cannot be inferred: give the "
+        "paths of `biases` in the order of the layers, with None for a layer without a bias."
     )
 
 
