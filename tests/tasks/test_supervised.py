@@ -266,7 +266,7 @@ def test_bad_choices_are_named(few_images, unchecked):
             sx.tasks.make_family(name, far=True)
     with pytest.raises(ValueError, match=r"Unknown family 'minst'.*Did you mean 'mnist'\?"):
         sx.tasks.make_family("minst")
-    with pytest.raises(ValueError, match="at least one sample, got samples=0"):
+    with pytest.raises(ValueError, match="at least 1, got samples=0"):
         sx.tasks.RegressionFamily("mine", samples=0)
     with pytest.raises(ValueError, match="must be one of uniform, gaussian, got 'normal'"):
         sx.tasks.RegressionFamily("mine", start="normal")  # pyright: ignore[reportArgumentType]

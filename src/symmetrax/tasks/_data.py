@@ -26,7 +26,12 @@ PAIRS = (
 
 
 class Images(NamedTuple):
-    """Pixels in [0, 1], float32 of shape (n, pixels), and labels, int32 of shape (n,)."""
+    """Pixels in [0, 1], float32 of shape (n, pixels), and labels, int32 of shape (n,).
+
+    >>> images = Images(np.zeros((2, 64), np.float32), np.array([3, 7], np.int32))
+    >>> len(images.labels)
+    2
+    """
 
     pixels: np.ndarray | Array
     labels: np.ndarray | Array
@@ -63,6 +68,16 @@ def mnist() -> tuple[Images, Images]:
 
     Raises ValueError for a broken or incomplete pair of files, and if there are neither files nor a network
     connection. Source: Y. LeCun, C. Cortes and C. J. C. Burges, The MNIST Database of Handwritten Digits.
+
+    >>> import tempfile, unittest.mock
+    >>> images = struct.pack(">4B3I", 0, 0, 8, 3, 5, 28, 28) + bytes(5 * 28 * 28)
+    >>> labels = struct.pack(">4BI", 0, 0, 8, 1, 5) + bytes([7, 2, 1, 0, 4])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = pathlib.Path(folder, "images-idx3-ubyte").write_bytes(images)
+    ...     _ = pathlib.Path(folder, "labels-idx1-ubyte").write_bytes(labels)
+    ...     with unittest.mock.patch.dict(os.environ, {"SYMMETRAX_DATA": folder}):
+    ...         [part.pixels.shape for part in mnist()]
+    [(4, 784), (1, 784)]
     """
     folder = os.environ.get(FOLDER)
     pairs = _pairs(pathlib.Path(folder).expanduser().resolve()) if folder else ()
@@ -76,9 +91,9 @@ def mnist() -> tuple[Images, Images]:
         )
         names = ", ".join(" and ".join(pair) for pair in PAIRS)
         raise ValueError(
-            f"There is no MNIST. {FOLDER}: {looked} of the pairs {names} (.gz or not). "
+            f"MNIST was not found. {FOLDER}: {looked} of the pairs {names} (.gz or not). "
             f"Download from OpenML: {type(error).__name__}: {' '.join(str(error).split())}. "
-            "Put the files into such a folder, or try again with a network."
+            f"Put the files into a folder and name it in {FOLDER}, or connect to a network and try again."
         ) from error
 
 
@@ -100,22 +115,24 @@ def read_idx(path: pathlib.Path, axes: int) -> np.ndarray:
         try:
             content = gzip.decompress(content)
         except (EOFError, OSError, zlib.error) as error:
-            raise ValueError(f"{path} is not a whole gzip file: {error}.") from error
+            raise ValueError(f"{path} is not a whole gzip file: {error}. Download it again.") from error
     magic, start = bytes([0, 0, 8, axes]), 4 + 4 * axes
     if content[:4] != magic:
         found = content[:4].hex(" ") or "nothing"
         raise ValueError(
             f"{path} is not an IDX file of bytes with axes={axes}: it starts with {found}, expected "
-            f"{magic.hex(' ')}."
+            f"{magic.hex(' ')}. Check its name, or download it again."
         )
     if len(content) < start:
-        raise ValueError(f"{path} ends in its header: {len(content)} bytes, expected at least {start}.")
+        raise ValueError(
+            f"{path} ends in its header: {len(content)} bytes, expected at least {start}. Download it again."
+        )
     sizes = struct.unpack(f">{axes}I", content[4:start])
     expected = start + math.prod(sizes)
     if len(content) != expected:
         raise ValueError(
             f"{path} has {len(content):,} bytes, expected {expected:,} for the sizes {sizes} in its header "
-            "(both uncompressed)."
+            "(both uncompressed). Download it again."
         )
     return np.frombuffer(content, np.uint8, offset=start).reshape(sizes)
 
@@ -142,7 +159,10 @@ def _pair(folder: pathlib.Path, names: tuple[str, str]) -> Pair | None:
         return images, labels
     if images or labels:
         missing = names[1] if images else names[0]
-        raise ValueError(f"{images or labels} is there, but {missing} (.gz or not) is missing beside it.")
+        raise ValueError(
+            f"{images or labels} is there, but {missing} (.gz or not) is missing beside it: add it, or "
+            "remove the first."
+        )
     return None
 
 
@@ -156,13 +176,20 @@ def _read(images: pathlib.Path, labels: pathlib.Path) -> Images:
     """Reads one pair of files, whose images and labels must match."""
     pixels, target = read_idx(images, 3), read_idx(labels, 1)
     if pixels.shape[1:] != (28, 28):
-        raise ValueError(f"{images} has images of {pixels.shape[1:]} pixels, expected (28, 28).")
+        raise ValueError(
+            f"{images} has images of {pixels.shape[1:]} pixels, expected (28, 28): use the files of MNIST."
+        )
     if len(pixels) != len(target):
-        raise ValueError(f"{images} has {len(pixels):,} images, but {labels} has {len(target):,} labels.")
+        raise ValueError(
+            f"{images} has {len(pixels):,} images, but {labels} has {len(target):,} labels: use two files "
+            "of the same set."
+        )
     if len(target) < 2:
-        raise ValueError(f"{images} has {len(target)} images, expected at least 2.")
+        raise ValueError(
+            f"{images} has {len(target)} images, expected at least 2, to split into training and test sets."
+        )
     if target.max() > 9:
-        raise ValueError(f"{labels} has the label {target.max()}, expected 0 to 9.")
+        raise ValueError(f"{labels} has the label {target.max()}, expected 0 to 9: use the files of MNIST.")
     return _scaled(pixels.reshape(-1, 784), target)
 
 

@@ -1,4 +1,4 @@
-"""Named task families, so that runs are comparable."""
+"""Named task families, so that experiments are comparable."""
 
 from collections.abc import Callable
 from typing import Any
@@ -36,7 +36,10 @@ def _plane(kind: Kind, make_fixed: Callable | None) -> Callable[[str, bool], Abs
 def _near_only(build: Callable[[str], AbstractTaskFamily]) -> Callable[[str, bool], AbstractTaskFamily]:
     def checked(name: str, far: bool) -> AbstractTaskFamily:
         if far:
-            raise ValueError(f"The family {name!r} has no far starts: they belong to the plane.")
+            raise ValueError(
+                f"The family {name!r} has no far starts, which only families of the plane have: leave out "
+                "`far`."
+            )
         return build(name)
 
     return checked
@@ -50,6 +53,7 @@ def _mnist(name: str) -> ImageFamily:
 
 _TWENTY: dict[str, Any] = {"dims": (20, 20, 20), "samples": 20}
 
+# Functions, so that importing this module neither reads images nor allocates arrays.
 _FAMILIES: dict[str, Callable[[str, bool], AbstractTaskFamily]] = {
     "ellipse-fixed": _plane("booth", lambda start: generalized_booth([[0.5, 0.0], [0.0, 3.0]], start=start)),
     "ellipse-random": _plane("booth", None),
@@ -99,5 +103,5 @@ def make_family(name: str, *, far: bool = False) -> AbstractTaskFamily:
     """
     if name not in _FAMILIES:
         hint = near_match(name, _FAMILIES)
-        raise ValueError(f"Unknown family {name!r}; choose one of {', '.join(_FAMILIES)}.{hint}")
+        raise ValueError(f"Unknown family {name!r}: choose one of {', '.join(_FAMILIES)}.{hint}")
     return _FAMILIES[name](name, far)

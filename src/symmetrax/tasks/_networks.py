@@ -27,6 +27,7 @@ class LeakyReLU:
     slope: float
 
     def __call__(self, z: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        # With slope 0 the derivative at 0 is that of `relu`, 0; `leaky_relu` has 1 there.
         return jax.nn.leaky_relu(z, self.slope) if self.slope else jax.nn.relu(z)
 
     @property
@@ -34,8 +35,8 @@ class LeakyReLU:
         """The inverse function. Raises ValueError for ReLU, which has no inverse."""
         if self.slope <= 0:
             raise ValueError(
-                f"A leaky ReLU of slope {self.slope} has no inverse, its derivative vanishes below zero: "
-                "take a positive slope."
+                f"A leaky ReLU of slope {self.slope} has no inverse: use a positive slope, or form='output', "
+                "which needs no inverse."
             )
         return LeakyReLU(1 / self.slope)
 
@@ -64,8 +65,8 @@ class MLP(eqx.Module):
     def __check_init__(self):
         if len(self.sizes) < 3 or min(self.sizes) < 1:
             raise ValueError(
-                "A perceptron needs inputs, at least one hidden layer and outputs, none without units, "
-                f"got sizes={self.sizes}."
+                "`sizes` must have inputs, at least one hidden layer and outputs, each with at least one "
+                f"unit, got sizes={self.sizes}."
             )
 
     @property

@@ -1,6 +1,6 @@
 """Sums of squares of an invertible map: the benchmark families of arXiv:2504.15399, section 5.1.1.
 
-f(x) = ||h(x)||^2 is invariant under rotations pulled back through h. With affine h, the family contains
+f(x) = ||h(x)||^2 is invariant under rotations conjugated by h. With affine h, the family contains
 Booth's function (ellipses); with triangular h, Rosenbrock's.
 """
 
@@ -26,7 +26,7 @@ Kind = Literal["booth", "rosenbrock"]
 class SumOfSquares(AbstractTask):
     """f(x) = ||map(x)||^2 on R^n, started at N(start, spread^2 I).
 
-    By default runs start at N(0, I), or always at `start` if you give it without a `spread`.
+    By default the start is drawn from N(0, I); if you pass `start` without a `spread`, it is always `start`.
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> loss = sx.tasks.booth().loss
@@ -65,8 +65,8 @@ def generalized_booth(matrix, offset=None, *, start=None) -> SumOfSquares:
     """The convex quadratic f(x) = ||matrix @ x + offset||^2.
 
     `matrix` has shape (n, n) and must be invertible; `offset` and `start` have shape (n,), and `offset`
-    defaults to zeros. Runs start at `start`, by default at a draw from N(0, I). Raises ValueError for a
-    singular matrix.
+    defaults to zeros. The parameters start at `start`, by default at a draw from N(0, I). Raises ValueError
+    for a singular matrix.
 
     >>> import jax.numpy as jnp
     >>> generalized_booth([[0.5, 0.0], [0.0, 3.0]]).loss(jnp.array([2.0, 1.0])).item()
@@ -78,7 +78,8 @@ def generalized_booth(matrix, offset=None, *, start=None) -> SumOfSquares:
     offset = np.zeros(len(matrix)) if offset is None else _numbers("offset", offset, (len(matrix),))
     if not np.linalg.cond(matrix) < 1 / np.finfo(np.float32).eps:
         raise ValueError(
-            f"The map x -> matrix @ x + offset must be invertible, got the singular matrix {matrix.tolist()}."
+            "The map x -> matrix @ x + offset must be invertible to single precision, got the singular "
+            f"matrix {matrix.tolist()}."
         )
     return SumOfSquares(Affine(jnp.asarray(matrix), jnp.asarray(offset)), _start(start, len(matrix)))
 
@@ -98,7 +99,7 @@ def generalized_rosenbrock(a, b, c, d, *, start=None) -> SumOfSquares:
     c, d = np.atleast_1d(_numbers("c", c)), np.atleast_1d(_numbers("d", d))
     if a == 0 or not np.any(c):
         raise ValueError(
-            "The map (x, y) -> (c(x) y + d(x), a x + b) is singular: a and c must not be zero, "
+            "The map (x, y) -> (c(x) y + d(x), a x + b) must be invertible, so a and c must not be zero, "
             f"got a={a.item()}, c={c.tolist()}."
         )
     return SumOfSquares(Triangular(*(jnp.asarray(v) for v in (a, b, c, d))), _start(start, 2))
@@ -130,7 +131,7 @@ class PlaneFamily(AbstractTaskFamily):
     `kind` is "booth" (h affine: entries of matrix and offset iid N(0, 1)) or "rosenbrock" (h triangular:
     a, b, the constant c and the three coefficients of d iid N(0, 1)), as in figures 4 and 6 of
     arXiv:2504.15399. Draws with a singular map (condition above 1e4; |a| or |c| below 1e-4) are redrawn.
-    With `fixed`, every task has that map. Runs start at N(start, spread^2 I), by default at N(0, I).
+    With `fixed`, every task has that map. The start is drawn from N(start, spread^2 I), by default N(0, I).
 
     >>> import jax
     >>> family = PlaneFamily(name="mine", kind="booth", fixed=booth().map)
@@ -178,6 +179,7 @@ def _good_triangular(h: Triangular) -> Array:
 def _redraw(draw: Callable[[Key[Array, ""]], Any], good: Callable[[Any], Array], key: Key[Array, ""]) -> Any:
     """Draws until `good` accepts the draw."""
 
+    # A loop of unknown length instead of many draws of which one is selected: almost always one is enough.
     def again(state):
         key, retry = jax.random.split(state[0])
         return key, draw(retry)

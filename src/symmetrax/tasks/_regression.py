@@ -100,15 +100,15 @@ class RegressionFamily(AbstractTaskFamily):
     action: Action = eqx.field(static=True, default="scaling")
 
     def __check_init__(self):
-        MLP(self.dims)
+        MLP(self.dims)  # raises if the sizes make no network
         if self.samples < 1:
-            raise ValueError(f"A regression needs at least one sample, got samples={self.samples}.")
+            raise ValueError(f"`samples` must be at least 1, got samples={self.samples}.")
         for name, known in (("start", Start), ("data", Start), ("action", Action)):
             if getattr(self, name) not in get_args(known):
                 raise ValueError(
                     f"`{name}` must be one of {', '.join(get_args(known))}, got {getattr(self, name)!r}."
                 )
-        if self.action == "preimage":
+        if self.action == "preimage":  # fails here, not when a task is made
             LeakyReLU(self.slope).inverse  # noqa: B018 (raises if there is no inverse)
 
     def draw(self, key: Key[Array, ""]) -> tuple[Array, Array]:

@@ -70,7 +70,7 @@ class RandomlyScaled(AbstractTaskFamily):
 
     def __init__(self, family: AbstractTaskFamily, spread: float | int | Float[Array, ""] = 3.0):
         if isinstance(spread, float | int) and not spread >= 0:
-            raise ValueError(f"RandomlyScaled needs a spread of at least 0, got spread={spread}.")
+            raise ValueError(f"`spread` must be at least 0, got spread={spread}.")
         self.name, self.family, self.spread = f"{family.name}-scaled", family, spread
 
     @property
@@ -79,6 +79,7 @@ class RandomlyScaled(AbstractTaskFamily):
 
     def draw(self, key: Key[Array, ""]) -> tuple[PyTree, Float[Array, " parameters"]]:
         """Draws a task of the family, and a number in [-1, 1] for each parameter of the largest shape."""
+        # The largest shape, so that tasks of every shape have drawn arrays of the same shape.
         inner, units = jax.random.split(key)
         drawn = self.family.draw(inner)
         size = max(_size(self._start(drawn, shape)) for shape in self.shapes)

@@ -58,6 +58,7 @@ class Classification(AbstractTask):
         return self.network.init(key)
 
     def batch(self, key: Key[Array, ""]) -> tuple[Float[Array, "b pixels"], Int[Array, " b"]]:
+        # With replacement, so that a step needs neither a state nor a permutation of the data.
         rows = jax.random.randint(key, (self.batch_size,), 0, len(self.train.labels))
         return jnp.asarray(self.train.pixels)[rows], jnp.asarray(self.train.labels)[rows]
 
