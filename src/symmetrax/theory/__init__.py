@@ -1,12 +1,11 @@
-"""Every proposition about teleportation and Newton's step, as numbers: both sides of it.
+"""The statements of the papers about teleportation and Newton's step, as functions that evaluate both sides.
 
-A statement is a function. It returns `Sides(left, right, applies)`: what is measured, what the statement says
-of it, and whether its conditions are met at the given point. `docs/theory.md` goes through the claims of
-the papers, and `symmetrax claims` checks all of them.
+A function returns `Sides(left, right, applies)`: the measured value, the value or bound that the statement
+predicts, and whether its conditions hold at the given point. `docs/theory.md` discusses every claim, and
+`symmetrax claims` checks all of them.
 
->>> import jax.numpy as jnp
->>> from symmetrax import theory
->>> sides = theory.norm_growth(jnp.array([1.0, 3.0]), jnp.diag(jnp.array([1.0, 2.0])))
+>>> import jax.numpy as jnp, symmetrax as sx
+>>> sides = sx.theory.norm_growth(jnp.array([1.0, 3.0]), jnp.diag(jnp.array([1.0, 2.0])))
 >>> bool(sides.applies), bool(sides.left >= 0)
 (True, True)
 """

@@ -1,8 +1,8 @@
-"""The guarantees of a larger gradient: one step, many steps, and Newton's step, with and without a teleport.
+"""Guarantees from a larger gradient, for one step, many steps and Newton's step, with and without teleports.
 
-Losses are functions of a pytree `x`; `smoothness` is L, a Lipschitz constant of the gradient, `convexity` is
-mu of strong convexity, `rate` the step size. Conditions on the loss itself cannot be seen from one point:
-they are the caller's word.
+Losses are functions of a pytree `x`; `smoothness` is L, a Lipschitz constant of the gradient; `convexity` is
+mu of strong convexity; `rate` is the step size. Conditions on the loss itself cannot be checked at a single
+point, so you are responsible for them.
 """
 
 from collections.abc import Callable
@@ -25,8 +25,9 @@ def descent_lemma(loss: Loss, x: PyTree, rate: Number, smoothness: Number) -> Si
 
         left = loss(x - rate grad loss(x))  <=  right = loss(x) - rate / 2 ||grad loss(x)||^2
 
-    for every L-smooth loss, convex or not, where rate <= 1 / smoothness (`applies`). Equal for a quadratic
-    along its steepest axis at rate 1/L. Source: section 3.1 of arXiv:2504.15399, after arXiv:2301.11235.
+    for every L-smooth loss, convex or not, where rate <= 1 / smoothness (`applies`). The sides are equal for
+    a quadratic along its steepest axis at rate 1/L. Source: section 3.1 of arXiv:2504.15399, after
+    arXiv:2301.11235.
 
     >>> import jax.numpy as jnp
     >>> sides = descent_lemma(lambda x: jnp.sum(x**2), jnp.array([1.0, 2.0]), 0.5, 2.0)
@@ -37,14 +38,15 @@ def descent_lemma(loss: Loss, x: PyTree, rate: Number, smoothness: Number) -> Si
 
 
 def decrease_after_teleport(loss: Loss, x: PyTree, there: PyTree, rate: Number, smoothness: Number) -> Sides:
-    """A gradient step from a teleported point is guaranteed more: the gradient there is what counts.
+    """After a teleport, the guaranteed decrease of a gradient step is that of the gradient at the new point.
 
         left = loss(there - rate grad loss(there))  <=  right = loss(x) - rate / 2 ||grad loss(there)||^2
 
-    where rate <= 1 / smoothness and loss(there) <= loss(x) (`applies`). It is the *guarantee* that grows with
-    the gradient norm. The true decrease need not: on a positive definite quadratic it is largest at the
-    largest gradient, but from three dimensions on a gradient that is merely larger may gain less; on a loss
-    that is not convex even the largest may, and with a longer step the loss may rise.
+    where rate <= 1 / smoothness and loss(there) <= loss(x) (`applies`). Only the *guarantee* grows with the
+    gradient norm, not necessarily the true decrease. On a positive definite quadratic the decrease is largest
+    at the largest gradient, but in three dimensions or more a merely larger gradient may decrease the loss
+    less. On a loss that is not convex, even the largest gradient may, and after a longer step the loss may
+    rise.
 
     **Errors:** ValueError for points that are not finite. Source: section 3.1 of arXiv:2504.15399.
 
@@ -60,7 +62,7 @@ def decrease_after_teleport(loss: Loss, x: PyTree, there: PyTree, rate: Number, 
     here = loss(x)
     value, gradient = jax.value_and_grad(loss)(there)
     step = optax.tree.add_scale(there, -jnp.asarray(rate), gradient)
-    # One part in a thousand of half the digits: what an exact teleport loses to rounding.
+    # One part in a thousand of half the digits: an exact teleport changes the loss by less than this.
     slack = 1e-3 * jnp.sqrt(jnp.finfo(here.dtype).eps) * jnp.abs(here)
     applies = (jnp.asarray(rate) * smoothness <= 1) & (value <= here + slack)
     return judged(loss(step), here - rate / 2 * squared_norm(gradient), applies)
@@ -74,19 +76,17 @@ def damped_newton(
     convexity: Number,
     hessian_lipschitz: Number,
 ) -> Sides:
-    """From the largest gradient of a level set, a gradient step is a damped Newton step, and errs like one.
+    """From the largest gradient of a level set, a gradient step is a damped Newton step.
 
-    There hessian @ gradient = lambda gradient, so rate * gradient = (rate lambda) hessian^-1 gradient, and
-    with M = `hessian_lipschitz`, mu = `convexity`,
+    At such a point hessian @ gradient = lambda gradient, so rate * gradient = (rate lambda) hessian^-1
+    gradient, and with M = `hessian_lipschitz`, mu = `convexity`,
 
         left  = ||x - rate gradient - optimum||
               <=  right = (1 - rate lambda) ||x - optimum|| + rate lambda M / (2 mu) ||x - optimum||^2
 
-    `applies` where the gradient is an eigenvector (to half the digits) and 0 <= rate lambda <= 1. The
-    quadratic term comes alone only at rate = 1 / lambda, which the method does not know. ValueError for
-    points that are not finite.
-
-    Source: proposition 3.2 of arXiv:2305.13404; the constants are derived here.
+    `applies` where the gradient is an eigenvector (to half the digits) and 0 <= rate lambda <= 1. The error
+    is purely quadratic only at rate = 1 / lambda, which the method does not know. Raises ValueError for
+    points that are not finite. Source: proposition 3.2 of arXiv:2305.13404; the constants are derived here.
 
     >>> import jax.numpy as jnp
     >>> def loss(x): return jnp.sum(jnp.log(jnp.cosh(x)) + 0.1 * x**2)
@@ -110,25 +110,26 @@ def teleported_sgd(
     targets: Float[Array, " m"],
     start: Float[Array, " n"],
     steps: int,
-    keys: Key[Array, " runs"],
+    keys: Key[Array, " repetitions"],
 ) -> Sides:
     """SGD that teleports before every step reaches a point whose whole orbit is nearly stationary.
 
-    Least squares, loss(w) = ||inputs w - targets||^2 / (2 m), one sample a step; the group is that of the
-    rotations of the fitted residual, which keep the loss. With beta the largest squared row of `inputs`,
-    `loss*` the least loss, rate = 1 / (beta sqrt(steps - 1)), and means over the runs,
+    The loss is least squares, loss(w) = ||inputs w - targets||^2 / (2 m), with one sample per step; the group
+    consists of the rotations of the fitted residual, which preserve the loss. With beta the largest squared
+    row of `inputs`, `loss*` the least loss, rate = 1 / (beta sqrt(steps - 1)), and means over repetitions
+    with one key each,
 
         left  = min_t mean max_a ||grad loss(a . w_t)||^2
               <=  right = (2 beta (loss(w_0) - loss*) + beta loss*) / sqrt(steps - 1)
 
-    since the least loss of one sample is 0. The means of the statement are expectations: with few runs the
-    left side is an estimate, which may exceed the bound. It needs every sample's loss to be beta-smooth and
-    bounded below, and an orbit on which the largest gradient exists; convexity it does not need. The rate in
-    `steps` is that of SGD without teleports. `applies` where steps >= 2; ValueError for fewer.
+    since the least loss of one sample is 0. The statement is about expectations: with few keys the left side
+    is an estimate, which may exceed the bound. Every sample's loss must be beta-smooth and bounded below, and
+    the orbit must have a largest gradient; convexity is not needed. The rate in `steps` is that of SGD
+    without teleports. `applies` where the inputs are not zero. Raises ValueError for steps < 2.
 
-    Source: theorem 3.1 of arXiv:2305.13404. Its constants can be proved: with delta_t the expected gap, the
-    smoothness of the loss gives delta_{t+1} <= (1 + 1/(T-1)) delta_t - rate r_t + loss*/(T-1); weighting
-    step t by (1 + 1/(T-1))^-t gives 1/(1 - 1/e) = 1.58 in place of 2.
+    Source: theorem 3.1 of arXiv:2305.13404. Its constants can be proved: with delta_t the expected gap and
+    r_t the expected squared norm, smoothness gives delta_{t+1} <= (1 + 1/(T-1)) delta_t - rate r_t +
+    loss*/(T-1); weighting step t by (1 + 1/(T-1))^-t gives 1/(1 - 1/e) = 1.58 in place of 2.
 
     >>> import jax, jax.numpy as jnp
     >>> x = jax.random.normal(jax.random.key(0), (4, 6))
@@ -137,7 +138,7 @@ def teleported_sgd(
     True
     """
     if steps < 2:
-        raise ValueError(f"The bound divides by sqrt(steps - 1): it needs steps >= 2, got {steps}.")
+        raise ValueError(f"The bound divides by sqrt(steps - 1), so it needs steps >= 2, got {steps}.")
     for name, value in (("inputs", inputs), ("targets", targets), ("start", start)):
         check_numbers(name, value)
     left_axes, sizes, axes = jnp.linalg.svd(inputs, full_matrices=False)
@@ -153,13 +154,13 @@ def teleported_sgd(
         return 2 * sizes[0] ** 2 / len(targets) * jnp.maximum(_least_squares(inputs, targets, w) - least, 0.0)
 
     def teleport(w):
-        """The residual turned to the nearer end of the steepest axis; what `inputs` does not see stays."""
+        """Rotates the residual to the nearer end of the steepest axis."""
         seen = jnp.where(kept, axes @ (w - best), 0.0)
         side = jnp.where(seen[0] < 0, -1.0, 1.0)
         unseen = w - best - axes.T @ seen
         return best + unseen + side * safe_norm(sizes * seen) / sizes[0] * axes[0]
 
-    def run(key):
+    def repetition(key):
         def step(w, key):
             there = teleport(w)
             i = jax.random.randint(key, (), 0, len(targets))
@@ -167,7 +168,7 @@ def teleported_sgd(
 
         return jax.lax.scan(step, start, jax.random.split(key, steps))[1]
 
-    left = jnp.min(jnp.mean(jax.vmap(run)(keys), axis=0))
+    left = jnp.min(jnp.mean(jax.vmap(repetition)(keys), axis=0))
     gap = _least_squares(inputs, targets, start) - least
     right = (2 * beta * gap + beta * least) / jnp.sqrt(steps - 1.0)
     return judged(left, right, sizes[0] > 0)
@@ -180,19 +181,18 @@ def isotropic_contraction(
     convexity: Number,
     smoothness: Number,
 ) -> Sides:
-    """No teleport improves the worst case of smooth, strongly convex losses, nor makes it worse.
+    """No teleport improves, or worsens, the worst case of smooth, strongly convex losses.
 
-    Of all mu-strongly convex, L-smooth losses one with ||gradient|| constant on level sets is among the
-    slowest: f = c/2 ||x||^2, with c = mu for rates up to 2 / (mu + L), and c = L above. Whatever the teleport
-    `rotation`,
+    Among the mu-strongly convex, L-smooth losses on which gradient descent is slowest is one with constant
+    ||gradient|| on level sets: f = c/2 ||x||^2, with c = mu for rates up to 2 / (mu + L), and c = L above.
+    For every teleport `rotation`,
 
         left = f(y - rate grad f(y)) / f(x), y = rotation x  =  right = max(|1 - rate mu|, |1 - rate L|)^2
 
     which is the worst factor of gradient descent over the class. `applies` where 0 < mu <= L, rate >= 0, x is
     not zero and `rotation` is orthogonal.
 
-    **Errors:** ValueError for a point that is not finite. Source: proposition 2.6 of
-    arXiv:2403.03362.
+    **Errors:** ValueError for a point that is not finite. Source: proposition 2.6 of arXiv:2403.03362.
 
     >>> import jax.numpy as jnp
     >>> quarter_turn = jnp.array([[0.0, -1.0], [1.0, 0.0]])

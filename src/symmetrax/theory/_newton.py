@@ -1,7 +1,7 @@
 """Newton's step, split into a part along the gradient and a part along the level set.
 
-The statements of section 4.1 and appendix A of arXiv:2504.15399, with the conditions they need. Everything
-is a function of a gradient of shape (n,) and a Hessian of shape (n, n), and runs under `jit` and `vmap`.
+These are the statements of section 4.1 and appendix A of arXiv:2504.15399, with the conditions that they
+need. All functions take a gradient of shape (n,) and a Hessian of shape (n, n), and support `jit` and `vmap`.
 """
 
 from typing import NamedTuple
@@ -18,10 +18,11 @@ from symmetrax.theory._sides import Sides, judged
 class NewtonParts(NamedTuple):
     """Newton's step `newton` = `parallel` + `symmetry`, each of shape (n,).
 
-    `parallel` is its projection on the gradient, `symmetry` what is left: a displacement along the level set.
+    `parallel` is its projection on the gradient, and `symmetry` the rest: a displacement along the level set.
 
-    >>> NewtonParts._fields
-    ('newton', 'parallel', 'symmetry')
+    >>> parts = newton_parts(jnp.array([1.0, 3.0]), jnp.diag(jnp.array([1.0, 2.0])))
+    >>> bool(jnp.allclose(parts.newton, parts.parallel + parts.symmetry))
+    True
     """
 
     newton: Float[Array, " n"]
@@ -39,7 +40,7 @@ def newton_parts(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) -> 
 
     **Errors:** ValueError for a Hessian that is not square, not symmetric, not finite or singular to working
     precision, and for a gradient that is not finite or of another size; inside a compiled program the result
-    is then NaN. At a zero gradient all three are zero.
+    is NaN instead. At a zero gradient all three are zero.
 
     Source: section 4.1 of arXiv:2504.15399.
 
@@ -58,8 +59,8 @@ def newton_parts(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) -> 
 def saddle_free(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) -> Float[Array, " n"]:
     """The step -|hessian|^-1 gradient, with the absolute values of the eigenvalues.
 
-    Newton's step where the Hessian is positive definite; elsewhere still a descent direction, which leaves
-    saddles instead of approaching them. Errors as in `newton_parts`. Source: arXiv:1406.2572.
+    It is Newton's step where the Hessian is positive definite, and a descent direction everywhere, so it
+    leaves saddles instead of approaching them. Raises the errors of `newton_parts`. Source: arXiv:1406.2572.
 
     >>> import jax.numpy as jnp
     >>> saddle_free(jnp.array([1.0, 3.0]), jnp.diag(jnp.array([1.0, -2.0]))).tolist()
@@ -77,8 +78,8 @@ def norm_slope(
 
         2 (hessian gradient) . (direction - projection of direction on gradient)
 
-    For an arbitrary direction either sign occurs. Errors as in `newton_parts`, but for singular Hessians,
-    which are welcome. Source: the remark after proposition 4.1 of arXiv:2504.15399.
+    For an arbitrary direction it can have either sign. Raises the errors of `newton_parts`, except that
+    singular Hessians are allowed. Source: the remark after proposition 4.1 of arXiv:2504.15399.
 
     >>> import jax.numpy as jnp
     >>> slope = norm_slope(jnp.array([1.0, 1.0]), jnp.diag(jnp.array([1.0, 3.0])), jnp.array([1.0, 0.0]))
@@ -92,19 +93,19 @@ def norm_slope(
 
 
 def norm_growth(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) -> Sides:
-    """Along the symmetry component of Newton's step the squared gradient norm changes at this rate.
+    """The rate of change of the squared gradient norm along the symmetry component of Newton's step.
 
     With eigenvalues d and components g of the gradient in the eigenbasis,
 
         left  = symmetry . grad ||gradient||^2
         right = 2 / ||gradient||^2 sum_{i<j} (d_i - d_j)^2 / (d_i d_j) g_i^2 g_j^2
 
-    They are equal for every invertible Hessian. `applies` says whether the Hessian is definite, positive
-    or negative: then both are at least zero, and zero only if the gradient lies in one eigenspace. That is
+    The sides are equal for every invertible Hessian. `applies` where the Hessian is definite, positive or
+    negative: both sides are then at least zero, and zero only if the gradient lies in one eigenspace. This is
     proposition 4.1 of arXiv:2504.15399, which states it for convex functions. In two dimensions the sign is
-    that of det(hessian), so it fails at every point with an indefinite Hessian whose gradient has both
-    components. At a zero gradient both sides are zero. Errors as in `newton_parts`. The right side has no
-    derivative by the Hessian where eigenvalues coincide.
+    that of det(hessian), so the norm decreases at every point with an indefinite Hessian whose gradient has
+    both components. At a zero gradient both sides are zero. Raises the errors of `newton_parts`. The right
+    side has no derivative with respect to the Hessian where eigenvalues coincide.
 
     >>> import jax.numpy as jnp
     >>> sides = norm_growth(jnp.array([1.0, 3.0]), jnp.diag(jnp.array([1.0, -2.0])))
@@ -122,19 +123,17 @@ def norm_growth(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) -> S
 def damped_norm_growth(
     gradient: Float[Array, " n"], hessian: Float[Array, "n n"], shift: float | Float[Array, ""]
 ) -> Sides:
-    """Along the damped Newton step's symmetry component the gradient norm rises, convex or not.
+    """The gradient norm rises along the symmetry component of a damped Newton step, for any loss.
 
-    With the step -(hessian + shift I)^-1 gradient of trust regions and damping, and s its part orthogonal to
-    the gradient,
+    The step is -(hessian + shift I)^-1 gradient, as in trust regions. With s its part orthogonal to the
+    gradient,
 
         left = s . grad ||gradient||^2  =  right = the right side of `norm_growth` for hessian + shift I
 
     since grad ||g||^2 = 2 hessian g = 2 (hessian + shift I) g - 2 shift g, and s is orthogonal to g.
-    `applies` where hessian + shift I is positive definite: there both are at least zero. So proposition 4.1
-    of arXiv:2504.15399 holds without convexity for the step that is used where Newton's is not. Errors as in
-    `newton_parts`, for hessian + shift I.
-
-    Source: derived here.
+    `applies` where hessian + shift I is positive definite: both sides are then at least zero. So proposition
+    4.1 of arXiv:2504.15399 holds without convexity for damped steps. Raises the errors of `newton_parts`, for
+    hessian + shift I. Source: derived here.
 
     >>> import jax.numpy as jnp
     >>> sides = damped_norm_growth(jnp.array([1.0, 3.0]), jnp.diag(jnp.array([1.0, -2.0])), 3.0)
@@ -158,10 +157,10 @@ def power_inequality(
 ) -> Sides:
     """left = (w' A^alpha w)^2  <=  right = (w' A^(alpha + beta) w)(w' A^(alpha - beta) w), for A > 0.
 
-    A is `matrix`. Stated for integer powers, true for real ones. For an A that is not positive
-    definite (`applies` is False) it fails: w = (1, 3), A = diag(1, -2), alpha = 0, beta = 1 give 100 on the
-    left and 59.5 on the right. Powers of negative eigenvalues need integers (else NaN). Errors as in
-    `newton_parts`. Source: lemma A.1 of arXiv:2504.15399.
+    A is `matrix`. The lemma is stated for integer powers, and true for real ones. For an A that is not
+    positive definite (`applies` is False) it fails: w = (1, 3), A = diag(1, -2), alpha = 0, beta = 1 give 100
+    on the left and 59.5 on the right. Powers of negative eigenvalues must be integers, otherwise they are
+    NaN. Raises the errors of `newton_parts`. Source: lemma A.1 of arXiv:2504.15399.
 
     >>> import jax.numpy as jnp
     >>> sides = power_inequality(jnp.array([1.0, 3.0]), jnp.diag(jnp.array([1.0, -2.0])), 0.0, 1.0)
@@ -186,9 +185,9 @@ def newton_cosine(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) ->
         left = cos(-gradient, newton)  =  right = (sum_i p_i d_i  sum_i p_i / d_i)^(-1/2)
 
     for positive definite Hessians (`applies`). On f(x) = x' A x the shares are those of the loss in the
-    eigenbasis. It is 1 in every eigenspace, on the short axis of the level set as on the long one, so a
-    larger gradient norm does not mean a better direction. Zero on both sides at a zero gradient. Errors as in
-    `newton_parts`.
+    eigenbasis. The cosine is 1 in every eigenspace, on the short axis of the level set as well as on the long
+    one, so a larger gradient norm does not mean a better direction. At a zero gradient both sides are zero.
+    Raises the errors of `newton_parts`.
 
     >>> import jax.numpy as jnp
     >>> sides = newton_cosine(jnp.array([1.0, 1.0]), jnp.diag(jnp.array([1.0, 3.0])))
@@ -208,13 +207,13 @@ def newton_cosine(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) ->
 def newton_cosine_on_ellipse(
     angle: float | Float[Array, ""], low: float | Float[Array, ""], high: float | Float[Array, ""]
 ) -> Sides:
-    """The same cosine on the level set of low x^2 + high y^2, where its angle alone matters.
+    """The same cosine on the level set of low x^2 + high y^2, where it depends only on an angle.
 
         left = cos(-gradient, newton)  =  right = (1 + sin(2 angle)^2 (high - low)^2 / (4 low high))^(-1/2)
 
     `angle`, in radians, is that of (sqrt(low) x, sqrt(high) y), 0 on the long axis. The minimum is at 45
-    degrees: on the way from there to the short axis teleporting improves the direction, before it, the
-    direction gets worse while the gradient grows. `applies` where 0 < low <= high.
+    degrees: from the long axis to there, a teleport increases the gradient but worsens the direction; from
+    there to the short axis, it improves both. `applies` where 0 < low <= high.
 
     >>> import jax.numpy as jnp
     >>> sides = newton_cosine_on_ellipse(jnp.array(jnp.pi / 4), 1.0, 3.0)
@@ -234,13 +233,14 @@ def alignment_change(
 ) -> Float[Array, ""]:
     """The derivative of cos(-gradient, newton) along `direction`, normalized, with the Hessian constant.
 
-    Positive where a small move brings the gradient step closer to Newton's. Nothing says that it is positive
-    along the symmetry component of Newton's step, where the gradient norm rises: with log-normal eigenvalues
-    (sigma = 1.5) and a uniform direction of A^(1/2) x it is, at 50 % of points in two dimensions, at 46, 38,
-    22 and 0.8 % in 3, 5, 10 and 50. Along the steepest rise of the norm in the tangent space it is rarer
-    still from three dimensions on. Zero at a zero gradient or direction. Errors as in `newton_parts`.
+    It is positive where a small displacement brings the gradient step closer to Newton's. It need not be
+    positive along the symmetry component of Newton's step, where the gradient norm rises: with log-normal
+    eigenvalues (sigma = 1.5) and a uniform direction of A^(1/2) x, it is positive at 50 % of points in two
+    dimensions, and at 46, 38, 22 and 0.8 % in 3, 5, 10 and 50. Along the steepest rise of the norm in the
+    tangent space it is positive even less often, in three dimensions or more. At a zero gradient or direction
+    it is zero. Raises the errors of `newton_parts`.
 
-    Source: what arXiv:2504.15399, section 4.1, suggests and does not prove.
+    Source: section 4.1 of arXiv:2504.15399 suggests that it is positive, without a proof.
 
     >>> import jax.numpy as jnp
     >>> gradient, hessian = jnp.array([2.0, 0.5]), jnp.diag(jnp.array([1.0, 3.0]))
@@ -262,14 +262,13 @@ def alignment_change(
 def collinearity(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) -> Sides:
     """At a critical point of ||gradient|| on its level set the gradient is Newton's direction.
 
-    There hessian @ gradient = mu gradient, hence hessian^-1 gradient = gradient / mu, and
+    At such a point hessian @ gradient = mu gradient, hence hessian^-1 gradient = gradient / mu, and
 
         left = |cos(gradient, hessian^-1 gradient)|  =  right = 1
 
-    `applies` where `hessian @ gradient` is parallel to the gradient, to half the digits: the end point of a
-    complete teleport, not of a small one. False at a zero gradient. Errors as in `newton_parts`.
-
-    Source: arXiv:2205.10637.
+    `applies` where `hessian @ gradient` is parallel to the gradient, to half the digits, and not zero: at the
+    end of a complete teleport, not of a small one. Raises the errors of `newton_parts`. Source:
+    arXiv:2205.10637.
 
     >>> import jax.numpy as jnp
     >>> sides = collinearity(jnp.array([0.0, 2.0]), jnp.diag(jnp.array([1.0, 3.0])))
@@ -283,7 +282,11 @@ def collinearity(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) -> 
 
 
 def critical(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) -> Bool[Array, ""]:
-    """Whether `hessian @ gradient` is parallel to the gradient, to half the digits, and not zero."""
+    """Whether `hessian @ gradient` is parallel to the gradient, to half the digits, and not zero.
+
+    >>> bool(critical(jnp.array([0.0, 2.0]), jnp.diag(jnp.array([1.0, 3.0]))))
+    True
+    """
     turned = hessian @ gradient
     rest = safe_norm(turned - projection(turned, gradient))
     small = jnp.sqrt(jnp.finfo(gradient.dtype).eps) * safe_norm(turned)
@@ -296,12 +299,10 @@ def _newton(
     values: Float[Array, " n"],
     axes: Float[Array, "n n"],
 ) -> Float[Array, " n"]:
-    """-hessian^-1 gradient from the eigenvectors, NaN if singular; with derivatives where eigenvalues
-    coincide, too.
-
-    Decompose once in a program: two batched decompositions that do not wait for each other can block all
-    threads of a small machine.
-    """
+    """-hessian^-1 gradient from eigenvalues and eigenvectors, NaN if singular."""
+    # The callers decompose once: two batched decompositions that do not wait for each other can block all
+    # threads of a small machine. The linear solve is differentiated instead of the eigenvectors, which have
+    # no derivative where eigenvalues coincide.
     values, axes = jax.lax.stop_gradient((values, axes))
 
     def solve(_, right):
@@ -314,14 +315,20 @@ def _newton(
 def _growth(
     gradient: Float[Array, " n"], values: Float[Array, " n"], axes: Float[Array, "n n"]
 ) -> Float[Array, ""]:
-    """The right side of `norm_growth`. The double sum counts every pair twice, and the diagonal is zero."""
+    """The right side of `norm_growth`."""
+    # The double sum counts every pair twice, which is the factor 2, and its diagonal is zero.
     squares = (axes.T @ gradient) ** 2
     ratio = jnp.square(values[:, None] - values) / (values[:, None] * values)
     return over(squares @ ratio @ squares, jnp.sum(squares))
 
 
 def projection(vector: Float[Array, " n"], onto: Float[Array, " n"]) -> Float[Array, " n"]:
-    """The part of `vector` along `onto`; zero if that is zero."""
+    """The part of `vector` along `onto`; zero if `onto` is zero.
+
+    >>> print(projection(jnp.array([1.0, 2.0]), jnp.array([3.0, 0.0])))
+    [1. 0.]
+    """
+    # Normalized first, so that no square overflows.
     unit = over(onto, safe_norm(onto))
     return (vector @ unit) * unit
 
@@ -332,6 +339,11 @@ def _cosine(a: Float[Array, " n"], b: Float[Array, " n"]) -> Float[Array, ""]:
 
 
 def over(top: Array, bottom: Float[Array, ""]) -> Array:
-    """`top` / `bottom`, and zero where the bottom is zero."""
+    """`top` / `bottom`, and zero where the bottom is zero.
+
+    >>> print(over(jnp.array(1.0), jnp.array(0.0)), over(jnp.array(1.0), jnp.array(4.0)))
+    0.0 0.25
+    """
+    # The inner `where` keeps the derivative finite in the branch that is not taken.
     zero = bottom == 0
     return jnp.where(zero, 0.0, top / jnp.where(zero, 1.0, bottom))

@@ -1,6 +1,6 @@
-"""The effect of a teleport on the whole way down: flows, lasting gains, teleporting once, endless orbits.
+"""Effects of a teleport on all later steps: flows, lasting gains, teleporting once, unbounded orbits.
 
-The statements of arXiv:2205.10637, proposition 3.4 of arXiv:2305.13404 and proposition B.2 of
+These are the statements of arXiv:2205.10637, proposition 3.4 of arXiv:2305.13404 and proposition B.2 of
 arXiv:2403.03362, for any loss and any symmetry of this package.
 """
 
@@ -24,16 +24,16 @@ Loss = Callable[[PyTree], Float[Array, ""]]
 def flow_acceleration(
     loss: Loss, params: PyTree, symmetry: AbstractSymmetry, element: PyTree, rates: PyTree | None = None
 ) -> Sides:
-    """How fast gradient flow lowers the loss after a group element acts, known before it acts.
+    """How fast gradient flow lowers the loss after a group element acts, predicted before it acts.
 
     With J the Jacobian of w -> a . w at `params`, g the gradient there, and `rates` the optimizer's step
     sizes, one for each parameter (default: ones),
 
         left = d loss / dt at a . w along -rates * gradient  =  right = -sum rates * (J^-T g)^2
 
-    so an element accelerates exactly if J^-T g is longer than g in the metric of `rates`. `applies` where the
-    symmetry keeps the loss, to half the digits. J is formed as a dense matrix, of n^2 entries for n
-    parameters.
+    so an element accelerates the flow if and only if J^-T g is longer than g in the metric of `rates`.
+    `applies` where the symmetry preserves the loss, to half the digits. J is formed as a dense matrix, of n^2
+    entries for n parameters.
 
     **Errors:** ValueError for parameters that are not finite. Source: arXiv:2205.10637, section 4.
 
@@ -55,13 +55,13 @@ def flow_acceleration(
 
 
 def norm_kept(loss: Loss, params: PyTree, symmetry: AbstractSymmetry, element: PyTree) -> Sides:
-    """An element that moves parameters by an orthogonal matrix leaves the gradient norm as it is.
+    """An element that moves parameters by an orthogonal matrix preserves the gradient norm.
 
         left = ||grad loss(a . w)||  =  right = ||grad loss(w)||
 
-    `applies` where the symmetry keeps the loss and the Jacobian of w -> a . w is orthogonal, to half the
-    digits: rotations of hidden features and permutations of units, not scalings. Such elements gain nothing
-    for gradient descent. Source: arXiv:2205.10637.
+    `applies` where the symmetry preserves the loss and the Jacobian of w -> a . w is orthogonal, to half the
+    digits: rotations of hidden features and permutations of units, not scalings. Such elements do not help
+    gradient descent. Source: arXiv:2205.10637.
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> task = sx.tasks.generalized_booth([[2.0, 0.0], [0.0, 2.0]])
@@ -89,14 +89,14 @@ def persistence(
 ) -> Sides:
     """A gain in gradient norm decays no faster than geometrically along gradient descent.
 
-    One step changes the gradient norm by a factor between 1 - rate L and 1 + rate L, L = `smoothness`. Hence,
-    after t = 0, ..., `steps` steps from both points,
+    One step changes the gradient norm by a factor between 1 - rate L and 1 + rate L, with L = `smoothness`.
+    Hence, after t = 0, ..., `steps` steps from both points,
 
         left = ||g_t from there|| / ||g_t from x||
              >=  right = ((1 - rate L) / (1 + rate L))^t ||g_0 from there|| / ||g_0 from x||
 
-    arrays of shape (steps + 1,): a gain of at least ((1 + rate L) / (1 - rate L))^T lasts T steps. `applies`
-    where rate L < 1, and the gradient at `x` is not zero.
+    Both are arrays of shape (steps + 1,). A gain of at least ((1 + rate L) / (1 - rate L))^T therefore lasts
+    T steps. `applies` where rate L < 1 and the gradient at `x` is not zero.
 
     **Errors:** ValueError for points that are not finite. Source: arXiv:2205.10637.
 
@@ -126,16 +126,16 @@ def persistence(
 def teleport_once(
     matrix: Float[Array, "n n"], x: Float[Array, " n"], rate: float | Float[Array, ""], steps: int
 ) -> Sides:
-    """On a positive definite quadratic one teleport to the largest gradient does what one at every step does.
+    """On a positive definite quadratic, one teleport to the largest gradient is as good as one per step.
 
-    f(x) = x' A x with A = `matrix`. The largest gradient of a level set is on the short axis, gradient
-    descent stays there, so the two trajectories are the same:
+    The loss is f(x) = x' A x with A = `matrix`. The largest gradient of a level set is on the short axis, and
+    gradient descent stays there, so the two trajectories are equal:
 
         left = points after one teleport at the start  =  right = points with a teleport before every step
 
-    both of shape (steps + 1, n), the first teleport included. `applies` where A is positive definite and the
-    largest eigenvalue simple. Which end of the axis a teleport chooses is free; here it is the one nearer to
-    where it comes from.
+    Both have shape (steps + 1, n), including the point after the first teleport. `applies` where A is
+    positive definite and its largest eigenvalue simple. Both ends of the axis have the largest gradient; this
+    function chooses the nearer one.
 
     **Errors:** ValueError as in `newton_parts`. Source: arXiv:2205.10637; see `leaves_critical` for other
     losses.
@@ -158,6 +158,7 @@ def teleport_once(
         start = _steepest(values, axes, x)
         return jnp.concatenate([start[None], jax.lax.scan(step, start, None, length=steps)[1]])
 
+    # With a double eigenvalue the short axis is a plane, and the direction of a teleport is arbitrary.
     gap = values[-1] - values[-2] if len(values) > 1 else values[-1]
     simple = gap > jnp.sqrt(jnp.finfo(x.dtype).eps) * values[-1]
     left = path(every=False)
@@ -165,10 +166,10 @@ def teleport_once(
 
 
 def steepest_point(matrix: Float[Array, "n n"], x: Float[Array, " n"]) -> Float[Array, " n"]:
-    """The point with the largest gradient on the level set of f(x) = x' matrix x.
+    """The point with the largest gradient on the level set of a positive definite form f(x) = x' matrix x.
 
-    For positive definite matrices. It lies on the short axis, at distance sqrt(f(x) / largest eigenvalue)
-    from the optimum: no point of the level set is nearer. Of its two ends this is the one on the side of `x`.
+    It lies on the short axis, at distance sqrt(f(x) / largest eigenvalue) from the optimum: no point of the
+    level set is nearer. Of the two ends of the axis, it is the one on the side of `x`.
 
     **Errors:** ValueError as in `newton_parts`, and for a matrix that is not positive definite; inside a
     compiled program the point is then NaN. Source: arXiv:2205.10637.
@@ -182,8 +183,8 @@ def steepest_point(matrix: Float[Array, "n n"], x: Float[Array, " n"]) -> Float[
     values, axes = jnp.linalg.eigh(matrix)
     if not isinstance(values, Tracer) and values[0] < 0:
         raise ValueError(
-            f"`matrix` must be positive definite, but its least eigenvalue is {values[0]}: its level sets "
-            "have no end, and no gradient on them is the largest."
+            f"`matrix` must be positive definite, but its least eigenvalue is {values[0]}, so its level "
+            "sets are unbounded and have no largest gradient: pass a matrix with positive eigenvalues."
         )
     return _steepest(values, axes, x)
 
@@ -191,17 +192,16 @@ def steepest_point(matrix: Float[Array, "n n"], x: Float[Array, " n"]) -> Float[
 def leaves_critical(loss: Loss, x: Float[Array, " n"]) -> Float[Array, ""]:
     """How fast gradient flow leaves the points where the gradient norm is critical on its level set.
 
-    Where hessian @ gradient = mu gradient, the flow keeps this equation to first order if and only if the
-    third derivative T of the loss, applied to the gradient twice, is parallel to the gradient. Returned is
-    the part of T(g, g) orthogonal to g, relative to ||T(g, g)|| + ||hessian hessian g||: the rate at which
-    the equation is lost. To be kept for good, it has to be zero at every point of the way, as for quadratics
-    (one teleport is enough) and on the axes of separable losses; elsewhere teleporting at every step goes
-    another way than teleporting once. At a minimum it is zero and says nothing. Defined at any x, meaningful
-    at critical points.
+    At such a point hessian @ gradient = mu gradient. The flow preserves this equation to first order if and
+    only if the third derivative T of the loss, applied to the gradient g twice, is parallel to g. The result
+    is the part of T(g, g) orthogonal to g, relative to ||T(g, g)|| + ||hessian hessian g||: the rate at which
+    the equation is violated. The flow stays at critical points only if it is zero along the whole trajectory,
+    as for quadratics (where one teleport is enough) and on the axes of separable losses; elsewhere,
+    teleporting at every step leads to other points than teleporting once. At a minimum it is zero, without
+    meaning. It is defined at any x, but meaningful at critical points only.
 
-    **Errors:** ValueError for a point that is not finite.
-
-    Source: definition 3.3 and proposition 3.4 of arXiv:2305.13404, in the form that one point can tell.
+    **Errors:** ValueError for a point that is not finite. Source: definition 3.3 and proposition 3.4 of
+    arXiv:2305.13404, in a form that can be evaluated at one point.
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> leaves_critical(sx.tasks.booth().loss, jnp.array([-5.0, 3.0])).item()
@@ -226,14 +226,14 @@ def norm_at_scale(
 ) -> Sides:
     """On the orbit of a positively homogeneous network the gradient norm has no largest value.
 
-    For `loss(first, second)` that keeps its value under first -> scale first, second -> second / scale,
+    If `loss(first, second)` is unchanged by first -> scale first, second -> second / scale,
 
         left  = ||gradient at that scale||^2
               =  right = ||d loss / d first||^2 / scale^2 + scale^2 ||d loss / d second||^2
 
-    with the derivatives at scale 1: unbounded as the scale grows, and as it vanishes, wherever they are not
-    zero. So "teleport to the largest gradient" is not defined on such level sets, and searches need a bound.
-    `applies` where scale > 0 and the loss is kept, to half the digits.
+    with the derivatives at scale 1. Where they are not zero, the norm is unbounded as the scale grows and as
+    it vanishes. So "the largest gradient" does not exist on such level sets, and searches need a bound.
+    `applies` where scale > 0 and the loss is preserved, to half the digits.
 
     Source: the phenomenon of proposition B.2 of arXiv:2403.03362, on an orbit.
 
@@ -261,7 +261,7 @@ def _steepest(
 
 
 def _kept(there: Float[Array, ""], here: Float[Array, ""]) -> Bool[Array, ""]:
-    """Whether the loss is the same, to half the digits."""
+    """Whether two losses are equal to half the digits."""
     return jnp.abs(there - here) <= jnp.sqrt(jnp.finfo(here.dtype).eps) * jnp.abs(here)
 
 
@@ -277,6 +277,8 @@ def _jacobian(symmetry: AbstractSymmetry, element: PyTree, params: PyTree) -> Fl
 def _carried_gradient(
     loss: Loss, params: PyTree, symmetry: AbstractSymmetry, element: PyTree
 ) -> Float[Array, " n"]:
-    """J^-T g by a dense solve: no use is made of the symmetry's own `transport_gradient`."""
+    """The gradient at the moved point, J^-T g."""
+    # By a dense solve, not by `transport_gradient`: the statement must not be tested by its own
+    # implementation.
     gradient = jax.flatten_util.ravel_pytree(jax.grad(loss)(params))[0]
     return jnp.linalg.solve(_jacobian(symmetry, element, params).T, gradient)

@@ -1,8 +1,8 @@
-"""Which way Algorithm 2 turns on a quadratic of the plane.
+"""The direction in which Algorithm 2 of arXiv:2504.15399 rotates on a quadratic of the plane.
 
-Section 4.2 and appendix B of arXiv:2504.15399: f(x) = ||root x||^2, teleported by x -> root^-1 R(angle) root
-x and followed by one gradient step. `root` has shape (2, 2) and is invertible, angles are in radians, and
-everything runs under `jit` and `vmap`.
+Section 4.2 and appendix B: f(x) = ||root x||^2, a teleport x -> root^-1 R(angle) root x, and one gradient
+step after it. `root` has shape (2, 2) and is invertible, angles are in radians, and all functions support
+`jit` and `vmap`.
 """
 
 import jax
@@ -28,9 +28,9 @@ def step_after_turn(
 ) -> Float[Array, "2"]:
     """One step of Algorithm 2 from `x`: y = root^-1 R(angle) root x, then y - rate * gradient of f at y.
 
-    With order 1 the gradient is a constant for whoever differentiates.
+    With `order=1` the gradient counts as a constant when you differentiate the result.
 
-    **Errors:** ValueError for a singular `root`, numbers that are not finite, and other orders.
+    **Errors:** ValueError for a singular `root`, numbers that are not finite, and other orders than 1 and 2.
 
     >>> import jax.numpy as jnp
     >>> step_after_turn(jnp.eye(2), jnp.array([1.0, 0.0]), jnp.array(0.0), 0.25).tolist()
@@ -53,18 +53,18 @@ def angle_slope(
     rate: float | Float[Array, ""],
     order: int = 2,
 ) -> Sides:
-    """The derivative by `angle` of the loss after the step: by autodiff, and in closed form.
+    """The derivative of the loss after the step with respect to `angle`: by autodiff, and in closed form.
 
     With root root' = Q diag(l1, l2) Q', l1 <= l2, det Q = 1, z = Q' R(angle) root x, r its length, psi its
     angle, and mu_i = (1 - 2 rate l_i)^order,
 
         left = d f(x+) / d angle  =  right = r^2 (mu_2 - mu_1) sin(2 psi)
 
-    Equal for every rate and every invertible root, symmetric or not (`applies`). It is largest at psi = 45
-    degrees: half way between the axes in coordinates where level sets are circles, not in those of x.
-    Appendix B has neither Q nor the angle: `printed_angle_slope`. Order 1 gives 1 / (2 - 2 rate (l1 + l2))
-    times order 2: half for small rates. Errors as in `step_after_turn`. Source: derived here for section 4.2
-    of arXiv:2504.15399.
+    The sides are equal for every rate and every invertible root, symmetric or not (`applies`). The derivative
+    is largest at psi = 45 degrees, halfway between the axes in coordinates in which level sets are circles,
+    not in those of x. Appendix B omits Q and the angle, see `printed_angle_slope`. Order 1 gives
+    1 / (2 - 2 rate (l1 + l2)) times the derivative of order 2, about half of it for small rates. Raises the
+    errors of `step_after_turn`. Source: derived here for section 4.2 of arXiv:2504.15399.
 
     >>> import jax.numpy as jnp
     >>> root, x = jnp.array([[2.0, 1.0], [0.0, 1.0]]), jnp.array([1.0, 1.0])
@@ -72,17 +72,17 @@ def angle_slope(
     >>> print(f"{sides.left:.4f} {sides.right:.4f}")
     4.4026 4.4026
     """
-
     return _slope_and_side(root, x, angle, rate, order)[0]
 
 
 def printed_angle_slope(
     root: Float[Array, "2 2"], x: Float[Array, "2"], rate: float | Float[Array, ""]
 ) -> Float[Array, ""]:
-    """The same derivative as it is printed: 2 (root x)' diag(mu_1, mu_2) R(90 degrees) root x.
+    """The same derivative as printed in appendix B: 2 (root x)' diag(mu_1, mu_2) R(90 degrees) root x.
 
-    Appendix B of arXiv:2504.15399. It lacks the eigenbasis Q and the angle, so it is right only if `root` is
-    diagonal with ascending entries and the angle zero; elsewhere its sign is wrong about half of the time.
+    The formula of arXiv:2504.15399 lacks the eigenbasis Q and the angle, so it is correct only if `root` is
+    diagonal with ascending entries and the angle is zero; otherwise its sign is wrong in about half of all
+    cases.
 
     >>> import jax.numpy as jnp
     >>> root, x = jnp.diag(jnp.array([1.0, 2.0])), jnp.array([1.0, 1.0])
@@ -103,15 +103,15 @@ def turn_to_short_axis(
     rate: float | Float[Array, ""],
     order: int = 2,
 ) -> Sides:
-    """How fast a descent step on the angle turns the point toward the short axis of its level set.
+    """How fast a descent step on the angle rotates the point toward the short axis of its level set.
 
-        left = turn, by autodiff  =  right = r^2 (mu_1 - mu_2) |sin(2 psi)|
+        left = rotation, by autodiff  =  right = r^2 (mu_1 - mu_2) |sin(2 psi)|
 
-    in the words of `angle_slope`; positive means toward the eigenvector of the larger eigenvalue, where
-    gradients are large. `applies` where the rate is below `turning_threshold(root)`, and there both are
-    positive off the axes. Above it the update turns to the *long* axis: appendix B of arXiv:2504.15399 needs
-    this condition and does not have it. Rates up to 1/L, L = 2 l2, satisfy it. With order 1 the turn is to
-    the short axis at every rate.
+    in the notation of `angle_slope`; positive means toward the eigenvector of the larger eigenvalue, where
+    gradients are large. `applies` where the rate is below `turning_threshold(root)`; both sides are then
+    positive off the axes. Above the threshold the update rotates to the *long* axis: appendix B of
+    arXiv:2504.15399 needs this condition but does not state it. Rates up to 1/L, L = 2 l2, satisfy it. With
+    order 1 the rotation is toward the short axis at every rate.
 
     >>> import jax.numpy as jnp
     >>> root, x = jnp.diag(jnp.array([0.5, 3.0])), jnp.array([1.0, 1.0])
@@ -125,21 +125,22 @@ def turn_to_short_axis(
 
 
 def turning_threshold(root: Float[Array, "2 2"]) -> Float[Array, ""]:
-    """1 / (l1 + l2), for the eigenvalues of root root': the rate below which angles turn to the short axis.
+    """The rate below which updates of the angle rotate to the short axis: 1 / (l1 + l2).
 
-    (1 - 2 rate l2)^2 < (1 - 2 rate l1)^2 exactly if rate (l1 + l2) < 1.
+    Here l1 and l2 are the eigenvalues of root root', and (1 - 2 rate l2)^2 < (1 - 2 rate l1)^2 if and only if
+    rate (l1 + l2) < 1.
 
     >>> import jax.numpy as jnp
     >>> turning_threshold(jnp.diag(jnp.array([1.0, 2.0]))).item()
     0.20000000298023224
     """
-    return 1 / jnp.sum(jnp.square(_check_root(root)))
+    return 1 / jnp.sum(jnp.square(_check_root(root)))  # the trace of root root'
 
 
 def _slope_and_side(
     root: Array, x: Array, angle: float | Array, rate: float | Array, order: int
 ) -> tuple[Sides, Float[Array, ""]]:
-    """`angle_slope`, and the sign of a turn to the short axis."""
+    """`angle_slope`, and the sign of a rotation to the short axis."""
 
     def loss(angle):
         return jnp.sum(matvec(root, step_after_turn(root, x, angle, rate, order)) ** 2)
@@ -156,12 +157,13 @@ def _slope_and_side(
 def _eigenbasis(matrix: Float[Array, "2 2"]) -> tuple[Float[Array, "2"], Float[Array, "2 2"]]:
     """Eigenvalues of a symmetric 2 x 2 matrix, ascending, and a rotation whose columns are eigenvectors.
 
-    A closed form: the long axis is at half the angle of the deviator, turned by 90 degrees.
+    In closed form, from half the angle of the traceless part.
     """
     (a, b), (_, d) = matrix
     middle, radius = (a + d) / 2, safe_norm(jnp.stack([(a - d) / 2, b]))
     half = jnp.arctan2(b, (a - d) / 2 + (radius == 0)) / 2  # the direction of the larger one
     c, s = jnp.cos(half), jnp.sin(half)
+    # The smaller eigenvalue as det / larger: the difference middle - radius would lose its digits.
     low = jnp.where(
         middle + radius == 0, 0.0, (a * d - b * b) / jnp.where(middle + radius == 0, 1.0, middle + radius)
     )
@@ -184,6 +186,6 @@ def _check_root(root: Array) -> Float[Array, "2 2"]:
     if not isinstance(root, Tracer) and not _invertible(root):
         raise ValueError(
             f"`root` must be invertible, but its condition number is {np.linalg.cond(np.asarray(root)):.1e} "
-            f"in {root.dtype}: level sets of ||root x||^2 are then no ellipses, and nothing can be learned."
+            f"in {root.dtype}: pass a root for which the level sets of ||root x||^2 are ellipses."
         )
     return root

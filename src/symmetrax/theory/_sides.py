@@ -1,4 +1,4 @@
-"""The result of a proposition's function, and checks on its arguments."""
+"""The result type of the functions in this package, and checks of their arguments."""
 
 from typing import NamedTuple
 
@@ -11,10 +11,10 @@ from symmetrax._tree import check_finite
 class Sides(NamedTuple):
     """Both sides of a statement, as numbers, and whether its conditions are met.
 
-    `left` is measured and `right` is what the statement says of it; the function's docstring says whether
-    they are equal or which is larger, and under which condition. `applies` is that condition: where it is
-    False the statement promises nothing; so it is where a side is not finite. All have the shape of the
-    statement, most often ().
+    `left` is the measured value and `right` the value or bound that the statement predicts; the function's
+    docstring says whether they are equal or which is larger, and under which condition. `applies` is that
+    condition: where it is False, and where a side is not finite, the statement says nothing. All three have
+    the shape of the statement, usually ().
 
     >>> import jax.numpy as jnp
     >>> sides = Sides(jnp.array(1.0), jnp.array(2.0), jnp.array(True))
@@ -28,10 +28,19 @@ class Sides(NamedTuple):
 
 
 def check_numbers(name: str, value: PyTree) -> None:
-    """Raise ValueError for concrete numbers that are not finite."""
+    """Raises ValueError for concrete numbers that are not finite.
+
+    >>> check_numbers("x", jnp.array([1.0, jnp.nan]))
+    Traceback (most recent call last):
+    ValueError: Cannot use as `x` a point that is not finite...
+    """
     check_finite(value, f"use as `{name}`")
 
 
 def judged(left: Array, right: Array, applies: Array) -> Sides:
-    """Both sides; where one is not finite nothing applies."""
+    """Both sides of a statement, which does not apply where one of them is not finite.
+
+    >>> bool(judged(jnp.array(1.0), jnp.array(jnp.inf), jnp.array(True)).applies)
+    False
+    """
     return Sides(left, right, applies & jnp.isfinite(left) & jnp.isfinite(right))
