@@ -70,6 +70,7 @@ def attention_symmetry(
             return f"(kv{shared} {entries})"
         return " ".join((f"(kv{shared})" if shared else "kv", f"({entries})" if " " in entries else entries))
 
+    # Keys and values are the narrower matrices in grouped-query attention, so the sizes are read from them.
     pairs = _pairs(size, rotary, rotary_size)
     spaces: dict[str, AbstractGroup] = {f"vo{fields}": GeneralLinear(read, kv)}
     sides = {"value": axes(f"vo{fields}")}
@@ -118,6 +119,7 @@ def _gains(
     fields: str, size: int, pairs: int, rotary: str | None
 ) -> tuple[Callable[[str], str], dict[str, AbstractGroup]]:
     """The spec of a gain vector as a function of its star, and its groups; rotating pairs share a scale."""
+    # The two entries of a pair are rotated into each other, so their gains must scale together.
     rest = size - 2 * pairs
     spaces: dict[str, AbstractGroup] = {f"gain{fields}": PositiveDiagonal(pairs)} if pairs else {}
     if rest:
@@ -143,6 +145,7 @@ def _query_key(
         spaces[f"qk{fields}"] = Orthogonal(rest, kv) if normalized else GeneralLinear(rest, kv)
     if not pairs:
         return lambda star: f"qk{fields}{star}", spaces
+    # Only complex numbers commute with the rotation of a pair; the remaining entries keep their full freedom.
     spaces[f"turn{fields}"] = ScaledRotation(per={**kv, "f": pairs}, unit=normalized)
 
     def entries(star: str) -> str:

@@ -36,6 +36,7 @@ def chosen_group(params: PyTree, group: MakeGroup | None, degree: float | int) -
     'SignDiagonal'
     """
     activation = getattr(params, "activation", None)
+    # `known` is None where there is nothing to test: then your `group` is trusted.
     known = None if activation is None else _symmetries(activation)
     if known is None:
         if group is None and activation is None and hasattr(params, "activation"):
@@ -99,6 +100,7 @@ def _values(activation: Callable, points: np.ndarray) -> np.ndarray:
 
 
 def _close(one: np.ndarray, other: np.ndarray) -> bool:
+    # Relative to each value: a homogeneous function is tested over many orders of magnitude.
     return bool(np.all(np.abs(one - other) <= 1e-4 * np.maximum(np.abs(one), np.abs(other)) + 1e-30))
 
 

@@ -76,6 +76,7 @@ def bias_paths(
             return [found.get(key) for key in keys]
     widths = [arrays[path].shape for path in vectors]
     by_width = dict(zip(widths, vectors, strict=True))
+    # Widths identify layers only if no two layers, and no two vectors, share one.
     if len(set(outs)) == len(outs) and len(by_width) == len(vectors):
         return [by_width.get((out,)) for out in outs]
     fits = len(vectors) >= len(outs) - 1 and widths == [(out,) for out in outs[: len(vectors)]]
@@ -91,6 +92,7 @@ def _between_keys(params: PyTree, matrices: list[str]) -> bool:
     """Whether some of these arrays differ in their path by a dict key that is not an integer."""
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     chosen = [path for name, path in zip(leaf_names(params), paths, strict=True) if name in set(matrices)]
+    # JAX sorts dict keys; the order of list items, attributes and integer keys is the order of the model.
     for one, other in pairwise(chosen):
         keys = [a for a, b in zip(one, other, strict=False) if a != b]
         if isinstance(keys[0], jax.tree_util.DictKey) and not isinstance(keys[0].key, int):

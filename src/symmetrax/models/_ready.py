@@ -95,7 +95,7 @@ def mlp_symmetry(
                     "paths of `biases` in the order of the layers, with None for a layer without a bias."
                 )
             specs[path] = space
-    specs |= dict(zip(scales, names, strict=False))
+    specs |= dict(zip(scales, names, strict=False))  # tau transforms like the inputs of its activation
     return NetworkSymmetry(
         {space: group(out) for space, out in zip(names, outs, strict=False)}, specs, params
     )
@@ -221,12 +221,12 @@ def gated_mlp_symmetry(
     '_ up*&gate*'
     """
     arrays, fields = named_shapes(params), path_fields(up)
-    if relu:
+    if relu:  # raises if the model's activation contradicts it
         chosen_group(params, PositiveDiagonal, 1)
     width = side_of(shape_of(arrays, up), "out", layout)
     spaces, specs = {f"up{fields}": group(width)}, {up: matrix_spec(f"up{fields}", "_", layout)}
     reads = f"up{fields}*"
-    if relu:
+    if relu:  # gate and up are factors of one product, so `down` undoes both scales
         spaces[f"gate{fields}"] = PositiveDiagonal(width)
         specs[gate] = matrix_spec(f"gate{fields}", "_", layout)
         reads += f"&gate{fields}*"
@@ -263,6 +263,7 @@ def residual_stream_symmetry(
     specs = {path: stream_spec(len(shape_of(arrays, path)), "stream", "write", layout) for path in writes}
     specs |= {path: stream_spec(len(shape_of(arrays, path)), "stream*", "read", layout) for path in reads}
     specs |= dict.fromkeys(embeddings, "_ stream") | dict.fromkeys(vectors, "stream")
+    # Every array of the stream has its width; embeddings are tables, whatever the layout.
     axis = -1 if layout != "out in" else 0
     width = shape_of(arrays, embeddings[0])[-1] if embeddings else shape_of(arrays, writes[0])[axis]
     return NetworkSymmetry(
@@ -315,5 +316,6 @@ def normalized_scale_symmetry(
     arrays, groups = named_shapes(params), groups or 1
     specs = {path: kernel_spec(len(shape_of(arrays, path)), "(scale _)", "_", layout) for path in kernels}
     specs |= {path: vector_spec(len(shape_of(arrays, path)), "(scale _)") for path in vectors}
+    # A variance is quadratic in the kernel.
     specs |= {path: vector_spec(len(shape_of(arrays, path)), "(scale^2 _)") for path in variances}
     return NetworkSymmetry({"scale": PositiveDiagonal(groups)}, specs, params)

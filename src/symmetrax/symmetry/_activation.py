@@ -56,9 +56,8 @@ class ActivationGL(AbstractLieSymmetry):
     outputs on the batch, and for the parameters (hence for `transport_gradient`) only if there are as many
     samples as columns of U: with fewer, U outside the batch depends on the path taken.
 
-    Elements are a tuple of pairs (g, g^-T), a pair for each hidden layer; the algebra has a coordinate for
-    each entry of each g, in the order of the layers, row by row. Gradients are undefined where a fit loses
-    rank.
+    Elements are tuples of pairs (g, g^-T), one per hidden layer; the algebra has a coordinate for each entry
+    of each g, layer by layer, row by row. Gradients are undefined where a fit loses rank.
 
     **Arguments:** `weights` names the leaves W_1 ... W_m of the parameters, each of shape (out, in), in the
     format of `jax.tree_util.keystr(path, simple=True, separator=".")`. `sizes` are the numbers of hidden
@@ -66,9 +65,8 @@ class ActivationGL(AbstractLieSymmetry):
     without a bias; a bias counts as an extra unit of the layer before it. `inputs(batch)` returns the inputs
     of the network, of shape (samples, features): by default the batch, or its first item if it is a tuple.
     `solver` is the least-squares solver: "qr", "svd" (slower; tolerates rank deficiency) or "gram" (fastest;
-    squares the condition number).
+    squares the condition number). Raises ValueError for invalid names, shapes or options.
 
-    Raises ValueError for invalid names, shapes or options.
     Sources: arXiv:2205.10637, equation 8 ("preimage"); arXiv:2305.13404 ("output").
 
     >>> import jax, jax.numpy as jnp
@@ -187,15 +185,14 @@ class ActivationGL(AbstractLieSymmetry):
 
     def act(self, a: Element, params: PyTree, batch: PyTree = None) -> PyTree:
         layers, x = self.opened(params, batch)
-        with jax.default_matmul_precision("highest"):
+        with jax.default_matmul_precision("highest"):  # fits amplify the rounding of lower precisions
             moved = (self._act_output if self.form == "output" else self._act_preimage)(a, layers, x)
         return self._write(params, moved)
 
     def displacement(self, a: Element, params: PyTree, batch: PyTree = None) -> PyTree:
-        """The displacement of parameters by `a`: act(a, w) - w, with the fits of one action instead of two.
-
-        The fits compute corrections that vanish at the identity, so there is little rounding to remove.
-        """
+        """The displacement of parameters by `a`: act(a, w) - w, a tree like `params`."""
+        # One action instead of two, as its corrections vanish at the identity: there is no rounding to
+        # remove.
         there = self.act(a, params, batch)
         return jax.tree.map(lambda v, w: (v - w).astype(w.dtype), there, params)
 

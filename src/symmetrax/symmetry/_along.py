@@ -34,6 +34,7 @@ def element_for(group: AbstractGroup, element: PyTree, entry: Entry) -> PyTree:
     if entry.index is not None:
         taken = entry.index if isinstance(entry.index, int) else slice(*entry.index)
         element = jax.tree.map(lambda leaf: leaf[taken], element)
+    # Indexed before the dual and the power, which then cost only what is used.
     if entry.star:
         element = group.dual(element)
     return element if entry.power == 1 else group.power(element, entry.power)
@@ -46,6 +47,8 @@ def along(binding: Binding, x: Any, multiply: Callable[[Any], Any]) -> Any:
     array([[1., 2., 3.],
            [1., 2., 3.]])
     """
+    # With the indices first, a group multiplies all its elements by broadcasting, and a single flat last axis
+    # is one matrix product instead of many.
     library = np if isinstance(x, np.ndarray) else jnp
     front = range(len(binding.indices) + 1)
     axes = (*binding.indices, binding.axis)

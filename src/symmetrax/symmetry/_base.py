@@ -154,7 +154,7 @@ class AbstractLieSymmetry(AbstractSymmetry):
 
         Sufficient for velocities, accelerations and changes of curvature; for some groups cheaper than `exp`.
         """
-        return self.exp(t * direction)
+        return self.exp(t * direction)  # agrees in all derivatives
 
     def bounded(self, coordinates: Float[Array, "..."], bound: float | Array) -> Float[Array, "..."]:
         """Restricts coordinates to within `bound` of the identity, to limit a search on a noncompact group.
@@ -196,6 +196,7 @@ class Joined(AbstractLieSymmetry):
     first: AbstractLieSymmetry
     second: AbstractLieSymmetry
 
+    # A composition of linear actions is linear, up to constants.
     @property
     def linear(self) -> bool:
         return self.first.linear and self.second.linear
@@ -251,6 +252,7 @@ class Joined(AbstractLieSymmetry):
         )
 
     def transport_gradient(self, a: tuple, params: PyTree, cotangent: PyTree, batch: PyTree = None) -> PyTree:
+        # In the order in which the parameters move: to `between` by the second, from there by the first.
         between = self.second.act(a[1], params, batch)
         return self.first.transport_gradient(
             a[0], between, self.second.transport_gradient(a[1], params, cotangent, batch), batch

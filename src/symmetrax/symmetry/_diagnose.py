@@ -66,6 +66,7 @@ def suspects(
     u, axis 0: 'h*' instead of 'h' restores invariance
     v, axis 0: 'h*' instead of 'h' restores invariance
     """
+    # One space at a time: the identity of all others excludes their mistakes.
     element, identity = symmetry.sample(key), symmetry.identity()
     failing = [
         name
@@ -83,6 +84,7 @@ def suspects(
         for specs, suspect in _edits(symmetry, name, {path: leaf.shape for path, leaf in leaves.items()}):
             path = suspect.path
             try:
+                # Only the edited array moves differently; all others are reused.
                 there = actor.act({path: np.asarray(leaves[path])}, symmetry.with_specs({path: specs}))
             except ValueError:
                 continue  # the edit does not fit the array

@@ -1,18 +1,17 @@
 """The geometry of orbits: curves along them, updates across them, and conserved quantities."""
 
-from collections.abc import Callable
 from functools import partial, reduce
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from symmetrax._tree import select
 from symmetrax.groups._diagonal import AbstractGroup
 from symmetrax.groups._matrices import GeneralLinear, ScaledRotation
 from symmetrax.symmetry._base import AbstractLieSymmetry
+from symmetrax.symmetry._conjugate import conjugate_gradients, power_of_two
 from symmetrax.symmetry._network import NetworkSymmetry
 from symmetrax.symmetry._paths import named_shapes
 from symmetrax.symmetry._sharding import split_like, whole
@@ -42,6 +41,7 @@ def orbit_curve(
         moved = symmetry.act(symmetry.exp(t * coordinates), eqx.combine(arrays, rest), batch)
         return eqx.filter(moved, eqx.is_inexact_array)
 
+    # Elements are computed at every time anew; products of small steps would accumulate errors.
     times = jnp.linspace(0.0, 1.0, points, dtype=jnp.result_type(coordinates, float))
     return eqx.combine(jax.vmap(at)(times), rest)
 
@@ -73,6 +73,7 @@ def project_horizontal(
     numbers, rest = eqx.partition(params, eqx.is_inexact_array)
     given, others = eqx.partition(update, eqx.is_inexact_array)
     _check_alike(numbers, given)
+    # In the wider of the two precisions, so that a float32 update of bfloat16 parameters keeps its digits.
     numbers = jax.tree.map(lambda w, u: jnp.asarray(w, _wide(w, u)), numbers, given)
     given = jax.tree.map(jnp.asarray, given)
     project = partial(_project, symmetry, rest=rest, batch=batch, steps=steps)
@@ -149,7 +150,7 @@ def _project(
         return jax.tree.map(jnp.add, residual, along(xi)), across(residual)[0]
 
     def solve(_, right: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
-        return _least_squares(along, lambda r: across(r)[0], lengths, *right, steps)
+        return conjugate_gradients(along, lambda r: across(r)[0], lengths, *right, steps)
 
     wanted = jax.tree.map(lambda u, w: _real(u.astype(w.dtype)), given, numbers)
     # Posed as a symmetric system for the residual and xi, for exact derivatives in forward and reverse mode.
@@ -180,10 +181,11 @@ def _blocks(symmetry: NetworkSymmetry, tree: PyTree) -> dict[str, _Blocks]:
 def _row_scale(group: AbstractGroup, blocks: _Blocks) -> Float[Array, "..."]:
     """Powers of two near the largest entry of every row, (*per, n); dividing by them makes squaring safe."""
     largest = [_placed(jnp.max(jnp.abs(flat), axis=-1), binding, group) for binding, flat in blocks]
+    # Of two, so that dividing by it is exact; per row, since rows of one array may differ by many orders.
     largest = reduce(jnp.maximum, largest)
     if isinstance(group, ScaledRotation):  # its rows are summed
         largest = jnp.broadcast_to(jnp.max(largest, axis=-1, keepdims=True), largest.shape)
-    return jax.lax.stop_gradient(_power_of_two(largest))
+    return jax.lax.stop_gradient(power_of_two(largest))
 
 
 def _placed(part: Array, binding: Binding, group: AbstractGroup) -> Array:
@@ -217,6 +219,8 @@ def _column_lengths(symmetry: NetworkSymmetry, params: PyTree) -> Float[Array, "
         if group.diagonal:
             length = rows(blocks)
         elif isinstance(group, GeneralLinear):
+            # Entry (i, j) of the coordinates adds row j to row i of plain arrays, and -row i to row j of dual
+            # ones.
             plain = rows([block for block in blocks if not block[0].entry.star])
             starred = rows([block for block in blocks if block[0].entry.star])
             length = jnp.hypot(plain[..., None, :], starred[..., :, None])
@@ -228,98 +232,9 @@ def _column_lengths(symmetry: NetworkSymmetry, params: PyTree) -> Float[Array, "
     return symmetry.join(lengths)
 
 
-def _least_squares(
-    along: Callable[[Array], PyTree],
-    across: Callable[[PyTree], Array],
-    lengths: Float[Array, "..."],
-    wanted: PyTree,
-    shift: Float[Array, "..."],
-    steps: int,
-) -> tuple[PyTree, Array]:
-    """Solves r + V xi = wanted, V' r = shift for the residual r and xi, with V = `along`, V' = `across`.
-
-    Uses conjugate gradients for the least-squares problem, updating the residual itself: the component left
-    along the columns of V has the error of a single product, not of the normal equations, and is zero to
-    rounding for any condition number. `lengths` approximate the norms of the columns; the unknowns are
-    rescaled by them.
-    """
-    unit = jnp.where(lengths > 0, 1 / jnp.where(lengths > 0, lengths, 1.0), 0.0)
-    unit = jnp.where(jnp.isfinite(unit), unit, 0.0)
-    largest = [jnp.max(jnp.abs(x), initial=0.0) for x in (*jax.tree.leaves(wanted), unit * shift)]
-    scale = _power_of_two(reduce(jnp.maximum, largest))
-    start = jax.tree.map(lambda x: x / scale.astype(x.dtype), wanted)
-    shift = unit * shift / scale
-    whole = _dot(start, start) + _dot(shift, shift)
-    eps = max(float(jnp.finfo(x.dtype).eps) for x in (*jax.tree.leaves(wanted), shift))
-
-    def slope_at(residual: PyTree) -> Array:
-        return unit * across(residual) - shift
-
-    def unfinished(state: _Descent) -> Array:
-        # The slope must be down to rounding and have stopped improving: a single small slope may be luck.
-        rounding = state.least <= (8 * eps) ** 2 * whole
-        return (
-            (state.least > 0) & ~(rounding & (state.since >= 5)) & (state.stalled < 2) & (state.count < steps)
-        )
-
-    def step(state: _Descent) -> _Descent:
-        moved = along(unit * state.direction)
-        length = _dot(moved, moved)
-        seen = length > (8 * eps) ** 2 * _dot(state.direction, state.direction)  # else V annihilates it
-        rate = jnp.where(seen, state.square / jnp.where(seen, length, 1.0), 0.0)
-        residual = jax.tree.map(lambda r, q: r - rate.astype(r.dtype) * q, state.residual, moved)
-        xi = state.xi + rate * state.direction
-        slope = slope_at(residual)
-        square = _dot(slope, slope)
-        better = square < state.least
-        # The squared norm of the residual fell by rate * square, the most that this step could gain.
-        progress = seen & (rate * state.square > (2 * eps) ** 2 * whole)
-        return _Descent(
-            residual=residual,
-            xi=xi,
-            direction=slope + square / state.square * state.direction,
-            square=square,
-            best=select(better, (residual, xi), state.best),
-            least=jnp.minimum(square, state.least),
-            since=jnp.where(better, 0, state.since + 1),
-            stalled=jnp.where(progress, 0, jnp.where(seen, state.stalled + 1, 2)),
-            count=state.count + 1,
-        )
-
-    slope, xi, zero = slope_at(start), jnp.zeros_like(shift), jnp.array(0)
-    square = _dot(slope, slope)
-    first = _Descent(start, xi, slope, square, (start, xi), square, zero, zero, zero)
-    residual, xi = jax.lax.while_loop(unfinished, step, first).best
-    return jax.tree.map(lambda r: r * scale.astype(r.dtype), residual), unit * xi * scale
-
-
-class _Descent(NamedTuple):
-    """The state of conjugate gradients; `square` is the squared slope norm, `least` its minimum so far."""
-
-    residual: PyTree
-    xi: Array
-    direction: Array
-    square: Array
-    best: tuple[PyTree, Array]
-    least: Array
-    since: Array
-    stalled: Array
-    count: Array
-
-
-def _dot(x: PyTree, y: PyTree) -> Float[Array, ""]:
-    pairs = zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)
-    return jnp.asarray(sum((jnp.sum(a * b) for a, b in pairs), start=0.0))
-
-
 def _squares(x: Array) -> Float[Array, "..."]:
     """Entrywise |z|^2."""
     return jnp.real(x * jnp.conj(x))
-
-
-def _power_of_two(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The power of two at or below each entry, for scaling without rounding; 1 where the entry is zero."""
-    return jnp.ldexp(jnp.ones_like(x), jnp.where(x > 0, jnp.frexp(x)[1] - 1, 0))
 
 
 def _wide(*arrays: Array) -> Any:

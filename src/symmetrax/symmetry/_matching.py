@@ -144,7 +144,8 @@ class _Problem:
         """Orders with a better permutation of one space, or None if there is no improvement."""
         score = self.score(orders)
         gains = self.gains(space, orders)
-        found = {**orders, space: _assign(gains)}  # optimal where the space is on one axis of every array
+        found = {**orders, space: _assign(gains)}
+        # Without repetition the score is linear in the permutation, so the assignment is optimal.
         if not self.repeated(space):
             return found if self.score(found) > score + _rounding(score) else None
         # Frank-Wolfe for the quadratic problem: over mixtures of orders, with exact line search.
@@ -203,6 +204,7 @@ class _Problem:
         x = block.had
         for binding in block.bindings:
             order = orders[binding.entry.name]
+            # During Frank-Wolfe steps one space has a mixture of orders, as a matrix.
             mixed = order.ndim > len(self.groups[binding.entry.name].lengths) + 1
             order = order if binding.entry.index is None else order[binding.taken]
 
@@ -215,6 +217,7 @@ class _Problem:
 
 def _assign(gains: np.ndarray) -> np.ndarray:
     """The order with the largest total gain, for every copy of the group."""
+    # Exact, in cubic time (SciPy's modified Jonker-Volgenant algorithm).
     flat = gains.reshape(-1, *gains.shape[-2:])
     orders = [scipy.optimize.linear_sum_assignment(one, maximize=True)[1] for one in flat]
     return np.array(orders).reshape(gains.shape[:-1])

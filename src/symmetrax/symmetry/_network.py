@@ -102,6 +102,7 @@ class NetworkSymmetry(AbstractLieSymmetry):
 
     def split(self, coordinates: Float[Array, " k"]) -> dict[str, Array]:
         """Splits a coordinate vector by space, into the shapes of the groups' algebras."""
+        # Computed in NumPy, so that the slices are static under `jax.jit`.
         ends = np.cumsum([0, *self._lengths().values()])
         return {
             name: coordinates[low:high].reshape(group.algebra)
@@ -140,6 +141,7 @@ class NetworkSymmetry(AbstractLieSymmetry):
 
         Exact for scalings, signs and permutations; raises ValueError for groups that mix entries.
         """
+        # A gradient transforms with the dual, so its squares transform with the squares of the dual.
         return self.transport_squared_tangent(self.dual(a), squares)
 
     def transport_squared_tangent(self, a: dict[str, Any], squares: PyTree) -> PyTree:
@@ -168,7 +170,7 @@ class NetworkSymmetry(AbstractLieSymmetry):
             moved = x
             for binding in bindings:
                 moved = apply(self.spaces[binding.entry.name], a[binding.entry.name], moved, binding)
-            return moved.astype(x.dtype)
+            return moved.astype(x.dtype)  # rounded once, after all spaces have acted
 
         return walk(spec, x, self.spaces, block)
 
@@ -208,7 +210,7 @@ class NetworkSymmetry(AbstractLieSymmetry):
                 return leaf
             try:
                 return move(self.specs[name], leaf)
-            except ValueError as error:
+            except ValueError as error:  # `walk` does not know the name of the array
                 raise ValueError(f"{name}: {error}") from None
 
         return jax.tree.unflatten(structure, map(named, names, leaves))
@@ -230,6 +232,7 @@ class NetworkSymmetry(AbstractLieSymmetry):
         """Restricts the symmetry to the named spaces; the other spaces no longer act."""
         self._check_known(names)
         dropped = set(self.spaces) - set(names)
+        # Arrays on which no remaining space acts lose their spec, and may be missing from a tree.
         specs = {path: without(text, dropped, self.spaces) for path, text in self.specs.items()}
         kept = {path: text for path, text in specs.items() if not names_in(text).isdisjoint(names)}
         return self._made({name: self.spaces[name] for name in names}, kept)
@@ -241,6 +244,7 @@ class NetworkSymmetry(AbstractLieSymmetry):
         """
         if not isinstance(other, NetworkSymmetry):
             return super().__or__(other)
+        # One name means one element. If that is intended, it is one symmetry, with all specs in one dict.
         for name in self.spaces:
             if name in other.spaces:
                 raise ValueError(

@@ -93,6 +93,7 @@ class LogitShift(AbstractLieSymmetry):
 
     def act(self, a: Float[Array, " k"], params: PyTree, batch: PyTree = None) -> PyTree:
         rows = a[: self.inputs]
+        # The same vector is added to the row of every class, by broadcasting.
         shifts = {self.weight: rows if self.layout == "out in" else rows[:, None]}
         if self.bias is not None:
             shifts[self.bias] = a[self.inputs]
@@ -107,7 +108,7 @@ class LogitShift(AbstractLieSymmetry):
         return jax.tree.unflatten(structure, moved)
 
     def check(self, params: PyTree) -> None:
-        LogitShift(self.weight, self.bias, like=params, layout=self.layout)
+        LogitShift(self.weight, self.bias, like=params, layout=self.layout)  # the constructor checks shapes
 
     def holds(self, params: PyTree, batch: PyTree = None) -> Precondition:
         return Precondition(jnp.array(0), jnp.array(0.0))

@@ -92,6 +92,7 @@ class Both:
 
 Node = Entry | Plain | Merged | Concatenated | Both
 
+# Signs include the blanks around them, so that "q + k" is one axis while "q k" is two.
 _TOKEN = re.compile(
     r"\s*(?P<join>[+&])\s*|(?P<blank>\s+)|(?P<open>\()|(?P<close>\))|(?P<plain>_(?!\w)|0*[1-9]\d*)"
     r"|(?P<name>[A-Za-z]\w*)(?:\[(?P<index>-?\d+|(?:-?\d+)?:(?:-?\d+)?)\])?(?:\^(?P<power>-?\d+(?:\.\d+)?))?(?P<star>\*?)"
@@ -130,6 +131,7 @@ def parse(text: str) -> tuple[Node, ...]:
     >>> [str(node) for node in parse("(h qk*) _")]
     ['(h qk*)', '_']
     """
+    # The offset applies to the whole array, so it is cut off before the axes are read.
     end = match.start() if (match := _OFFSET.search(text)) else len(text)
     tokens: list[tuple[str, re.Match]] = []
     position = 0

@@ -152,9 +152,11 @@ class _Walk:
         """The axes of the group's indices, searched from the entry's own bracket outwards."""
         found = []
         for position, (name, _) in enumerate(self.groups[entry.name].per):
+            # A fixed element, `h[0]`, has no axis for the first index.
             if position == 0 and isinstance(entry.index, int):
                 continue
             axes: list[int] = []
+            # From the innermost bracket outwards, so that `(h q) (h k)` binds each to its own `h`.
             for depth in range(len(scope), -1, -1):
                 axes = [
                     j
@@ -185,7 +187,7 @@ def node_size(node: Node, groups: Mapping[str, AbstractGroup], lengths: Mapping[
         case Entry(name):
             return groups[name].size if name in groups else lengths.get(name)
         case Both(parts):
-            return node_size(parts[0], groups, lengths)
+            return node_size(parts[0], groups, lengths)  # all parts have one size, see `check_commuting`
         case Merged(parts) | Concatenated(parts):
             sizes = [node_size(part, groups, lengths) for part in parts]
             known = [size for size in sizes if size is not None]
@@ -204,6 +206,7 @@ def index_lengths(nodes: tuple[Node, ...], groups: Mapping[str, AbstractGroup]) 
     """
     lengths = {name: length for group in groups.values() for name, length in group.per}
     spaces = [entry for node in nodes for entry in entries(node) if entry.name in groups]
+    # Two groups may use one name for indices of different lengths, in different arrays.
     for entry in spaces:
         lengths |= dict(groups[entry.name].per)
     for entry in spaces:
@@ -233,6 +236,7 @@ def check_commuting(text: str, groups: Mapping[str, AbstractGroup]) -> None:
                 f"the spec {text!r} puts {' and '.join(map(str, kinds))} on one axis, which have different "
                 "sizes: use groups of one size, or split the axis"
             )
+        # Diagonal matrices commute, and so do scaled rotations, which are complex numbers.
         if not all(group.diagonal for group in kinds) and not all(
             isinstance(group, ScaledRotation) for group in kinds
         ):

@@ -111,6 +111,7 @@ def read_idx(path: pathlib.Path, axes: int) -> np.ndarray:
     [7, 2, 1]
     """
     content = path.read_bytes()
+    # Compression is recognized by content: the suffix of a downloaded file is not reliable.
     if content[:2] == b"\x1f\x8b":
         try:
             content = gzip.decompress(content)
@@ -166,6 +167,7 @@ def _pair(folder: pathlib.Path, names: tuple[str, str]) -> Pair | None:
     return None
 
 
+# The cache is keyed by paths, so another folder in SYMMETRAX_DATA is read anew.
 @functools.cache
 def _from_files(pairs: tuple[Pair, ...]) -> tuple[Images, Images]:
     images = [_read(*pair) for pair in pairs]
@@ -211,6 +213,7 @@ def _scaled(pixels: np.ndarray, labels: np.ndarray) -> Images:
 
 def _split(images: Images, train: int) -> tuple[Images, Images]:
     """Splits off `train` images by a fixed random permutation."""
+    # The seed is fixed: the same images are held out in every experiment.
     order = np.random.default_rng(0).permutation(len(images.labels))
     pixels, labels = images.pixels[order], images.labels[order]
     return Images(pixels[:train], labels[:train]), Images(pixels[train:], labels[train:])

@@ -14,9 +14,11 @@ from symmetrax.symmetry._activation import ActivationGL
 from symmetrax.symmetry._network import NetworkSymmetry
 
 
+# A dataclass instead of a lambda: equal instances hash alike, so they are the same static argument of a
+# program.
 @dataclasses.dataclass(frozen=True)
 class LeakyReLU:
-    """z above zero, `slope` z below. Instances of equal slope are equal, so that programs are shared.
+    """z above zero, `slope` z below. Instances of equal slope are equal, and share compiled programs.
 
     >>> import jax.numpy as jnp
     >>> activation = LeakyReLU(0.1)
@@ -87,6 +89,7 @@ class MLP(eqx.Module):
 
         The default is He's rule, with variance 2 / ((1 + slope^2) inputs).
         """
+        # Weights are stored as (out, in), so the fan-in is the last axis.
         draw = initializer or jax.nn.initializers.variance_scaling(
             2.0 / (1.0 + self.slope**2), "fan_in", "truncated_normal", in_axis=-1, out_axis=-2
         )
@@ -112,6 +115,7 @@ class MLP(eqx.Module):
         There is one space for each hidden layer, `hidden1`, `hidden2`, ...; the algebra has one coordinate,
         log s, for each hidden unit. Source: arXiv:2012.01118.
         """
+        # Shapes are enough; no weights are drawn.
         like = jax.eval_shape(self.init, jax.random.key(0))
         biases = [f"b{layer}" for layer in range(1, self.layers + 1)] if self.bias else []
         return mlp_symmetry(like, list(self.matrices), biases)

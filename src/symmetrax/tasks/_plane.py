@@ -42,6 +42,7 @@ class SumOfSquares(AbstractTask):
         if spread is None:
             spread = jnp.ones(()) if start is None else jnp.zeros(())
         self.map = map
+        # Arrays, not static numbers: tasks with other starts share a compiled program.
         self.start = jnp.zeros(map.size) if start is None else jnp.asarray(start)
         self.spread = jnp.asarray(spread)
 
@@ -76,6 +77,7 @@ def generalized_booth(matrix, offset=None, *, start=None) -> SumOfSquares:
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"`matrix` must be square, got shape {matrix.shape}.")
     offset = np.zeros(len(matrix)) if offset is None else _numbers("offset", offset, (len(matrix),))
+    # Checked on the host, in double precision, for the single precision in which tasks usually run.
     if not np.linalg.cond(matrix) < 1 / np.finfo(np.float32).eps:
         raise ValueError(
             "The map x -> matrix @ x + offset must be invertible to single precision, got the singular "
@@ -146,7 +148,7 @@ class PlaneFamily(AbstractTaskFamily):
     spread: Float[Array, ""] = eqx.field(default_factory=lambda: jnp.ones(()))
 
     def draw(self, key: Key[Array, ""]) -> PyTree:
-        if self.fixed is not None:
+        if self.fixed is not None:  # nothing varies but the start
             return ()
         if self.kind == "booth":
             return _redraw(_draw_affine, _good_affine, key)

@@ -63,6 +63,7 @@ class Regression(AbstractTask):
         return self.inputs, self.targets
 
     def loss(self, params: PyTree, batch: Any = None) -> Float[Array, ""]:
+        # A sum over samples, not a mean: the paper's step sizes belong to this loss.
         inputs, targets = (self.inputs, self.targets) if batch is None else batch
         return 0.5 * jnp.sum(jnp.square(targets - self.network(params, inputs)))
 

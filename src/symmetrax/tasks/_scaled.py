@@ -69,6 +69,7 @@ class RandomlyScaled(AbstractTaskFamily):
     spread: float | int | Float[Array, ""]
 
     def __init__(self, family: AbstractTaskFamily, spread: float | int | Float[Array, ""] = 3.0):
+        # A traced spread cannot be checked; the comparison also rejects NaN.
         if isinstance(spread, float | int) and not spread >= 0:
             raise ValueError(f"`spread` must be at least 0, got spread={spread}.")
         self.name, self.family, self.spread = f"{family.name}-scaled", family, spread
@@ -89,6 +90,7 @@ class RandomlyScaled(AbstractTaskFamily):
         inner, units = drawn
         like = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self._start(inner, shape))
         flat, unravel = ravel_pytree(like)
+        # The spread enters here, not in `draw`, so that the same draw can be scaled more or less.
         scale = jnp.exp(self.spread * units[: flat.size])
         return ScaledTask(task=self.family.task(inner, shape), scale=unravel(scale.astype(flat.dtype)))
 

@@ -72,6 +72,7 @@ class Classification(AbstractTask):
 
     def held_out(self, params: PyTree) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Returns cross-entropy and accuracy on the test images, which are never used for training."""
+        # The images may be NumPy arrays, which stay on the host until they are used.
         pixels, labels = jnp.asarray(self.test.pixels), jnp.asarray(self.test.labels)
         right = jnp.argmax(self.logits(params, pixels), -1) == labels
         return self.loss(params, (pixels, labels)), jnp.mean(right)

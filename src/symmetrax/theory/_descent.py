@@ -98,7 +98,7 @@ def damped_newton(
     check_numbers("optimum", optimum)
     gradient, hessian = jax.grad(loss)(x), jax.hessian(loss)(x)
     curvature = gradient @ hessian @ gradient / jnp.maximum(gradient @ gradient, jnp.finfo(x.dtype).tiny)
-    newton = rate * curvature
+    newton = rate * curvature  # rate lambda, by the Rayleigh quotient of the gradient
     distance = safe_norm(x - optimum)
     left = safe_norm(x - rate * gradient - optimum)
     right = (1 - newton) * distance + newton * hessian_lipschitz / (2 * convexity) * distance**2
@@ -142,6 +142,7 @@ def teleported_sgd(
     for name, value in (("inputs", inputs), ("targets", targets), ("start", start)):
         check_numbers(name, value)
     left_axes, sizes, axes = jnp.linalg.svd(inputs, full_matrices=False)
+    # Directions that the inputs do not determine, to rounding, carry no part of the residual.
     kept = sizes > jnp.finfo(inputs.dtype).eps * max(inputs.shape) * sizes[0]
     fitted = left_axes.T @ targets
     best = axes.T @ jnp.where(kept, fitted / jnp.where(kept, sizes, 1.0), 0.0)
@@ -156,7 +157,7 @@ def teleported_sgd(
     def teleport(w):
         """Rotates the residual to the nearer end of the steepest axis."""
         seen = jnp.where(kept, axes @ (w - best), 0.0)
-        side = jnp.where(seen[0] < 0, -1.0, 1.0)
+        side = jnp.where(seen[0] < 0, -1.0, 1.0)  # not `sign`, which is 0 at 0
         unseen = w - best - axes.T @ seen
         return best + unseen + side * safe_norm(sizes * seen) / sizes[0] * axes[0]
 
@@ -168,6 +169,7 @@ def teleported_sgd(
 
         return jax.lax.scan(step, start, jax.random.split(key, steps))[1]
 
+    # First the mean over repetitions, then the minimum over steps, as in the theorem.
     left = jnp.min(jnp.mean(jax.vmap(repetition)(keys), axis=0))
     gap = _least_squares(inputs, targets, start) - least
     right = (2 * beta * gap + beta * least) / jnp.sqrt(steps - 1.0)
@@ -210,6 +212,7 @@ def isotropic_contraction(
 
     left = loss(there - rate * jax.grad(loss)(there)) / loss(x)
     right = jnp.maximum(jnp.abs(1 - rate * low), jnp.abs(1 - rate * high)) ** 2
+    # The statement holds for rotations only; a teleport that changes the distance would change the loss.
     straight = jnp.max(jnp.abs(rotation.T @ rotation - jnp.eye(len(x))))
     orthogonal = straight <= jnp.sqrt(jnp.finfo(x.dtype).eps)
     return judged(left, right, orthogonal & (low > 0) & (low <= high) & (jnp.asarray(rate) >= 0))

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from symmetrax._matrices import floating, regular, symmetric, vector
 from symmetrax._tree import safe_norm
-from symmetrax.theory._sides import Sides, judged
+from symmetrax.theory._sides import Sides, judged, over, projection
 
 
 class NewtonParts(NamedTuple):
@@ -67,6 +67,7 @@ def saddle_free(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) -> F
     [-1.0, -1.5]
     """
     values, axes = jnp.linalg.eigh(symmetric("hessian", hessian, invertible=True))
+    # No division by values: the sizes make every component a descent direction.
     step = -axes @ ((axes.T @ vector("gradient", gradient, len(axes))) / jnp.abs(values))
     return jnp.where(regular(values), step, jnp.nan)
 
@@ -116,6 +117,7 @@ def norm_growth(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) -> S
     gradient = vector("gradient", gradient, len(hessian))
     values, axes = jnp.linalg.eigh(hessian)
     left = norm_slope(gradient, hessian, _newton(gradient, hessian, values, axes))
+    # A negative definite Hessian qualifies too: the products d_i d_j are positive.
     definite = jnp.all(values > 0) | jnp.all(values < 0)
     return judged(left, _growth(gradient, values, axes), definite & regular(values))
 
@@ -145,6 +147,7 @@ def damped_norm_growth(
     shifted = symmetric("hessian + shift I", hessian + shift * jnp.eye(len(hessian)), invertible=True)
     gradient = vector("gradient", gradient, len(hessian))
     values, axes = jnp.linalg.eigh(shifted)
+    # The slope is that of the loss itself; only the step uses the shifted Hessian.
     left = norm_slope(gradient, hessian, _newton(gradient, shifted, values, axes))
     return judged(left, _growth(gradient, values, axes), (values[0] > 0) & regular(values))
 
@@ -168,6 +171,7 @@ def power_inequality(
     100.0 59.5 False
     """
     values, axes = jnp.linalg.eigh(symmetric("matrix", matrix, invertible=True))
+    # In the eigenbasis every form is a sum of powers of eigenvalues, so the powers may be real.
     squares = (axes.T @ vector("w", w, len(axes))) ** 2
 
     def form(power) -> Array:
@@ -198,7 +202,7 @@ def newton_cosine(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) ->
     gradient = vector("gradient", gradient, len(hessian))
     values, axes = jnp.linalg.eigh(hessian)
     left = _cosine(-gradient, _newton(gradient, hessian, values, axes))
-    sizes = jnp.abs(values)
+    sizes = jnp.abs(values)  # keeps the right side finite where the statement does not apply
     shares = (axes.T @ gradient) ** 2 / sizes
     right = over(jnp.sum(shares), jnp.sqrt(jnp.sum(shares * sizes) * jnp.sum(shares / sizes)))
     return judged(left, right, jnp.all(values > 0) & regular(values))
@@ -222,6 +226,7 @@ def newton_cosine_on_ellipse(
     """
     angle = floating(jnp.asarray(angle))
     values = jnp.stack([jnp.asarray(low, angle.dtype), jnp.asarray(high, angle.dtype)])
+    # On the level set low x^2 + high y^2 = 1, the gradient is proportional to (low x, high y).
     point = jnp.stack([jnp.cos(angle), jnp.sin(angle)]) / jnp.sqrt(values)
     left = _cosine(values * point, point)
     right = (1 + jnp.sin(2 * angle) ** 2 * (values[1] - values[0]) ** 2 / (4 * values[0] * values[1])) ** -0.5
@@ -256,6 +261,7 @@ def alignment_change(
     def cosine(g):
         return _cosine(-g, _newton(g, hessian, values, axes))
 
+    # Along a displacement d the gradient changes by hessian @ d; the Hessian is held constant.
     return jax.jvp(cosine, (gradient,), (hessian @ over(along, safe_norm(along)),))[1]
 
 
@@ -287,6 +293,7 @@ def critical(gradient: Float[Array, " n"], hessian: Float[Array, "n n"]) -> Bool
     >>> bool(critical(jnp.array([0.0, 2.0]), jnp.diag(jnp.array([1.0, 3.0]))))
     True
     """
+    # To half the digits: a search cannot locate a maximum more precisely than that.
     turned = hessian @ gradient
     rest = safe_norm(turned - projection(turned, gradient))
     small = jnp.sqrt(jnp.finfo(gradient.dtype).eps) * safe_norm(turned)
@@ -322,28 +329,6 @@ def _growth(
     return over(squares @ ratio @ squares, jnp.sum(squares))
 
 
-def projection(vector: Float[Array, " n"], onto: Float[Array, " n"]) -> Float[Array, " n"]:
-    """The part of `vector` along `onto`; zero if `onto` is zero.
-
-    >>> print(projection(jnp.array([1.0, 2.0]), jnp.array([3.0, 0.0])))
-    [1. 0.]
-    """
-    # Normalized first, so that no square overflows.
-    unit = over(onto, safe_norm(onto))
-    return (vector @ unit) * unit
-
-
 def _cosine(a: Float[Array, " n"], b: Float[Array, " n"]) -> Float[Array, ""]:
     """The cosine of the angle between two vectors; zero if one is zero."""
     return over(a, safe_norm(a)) @ over(b, safe_norm(b))
-
-
-def over(top: Array, bottom: Float[Array, ""]) -> Array:
-    """`top` / `bottom`, and zero where the bottom is zero.
-
-    >>> print(over(jnp.array(1.0), jnp.array(0.0)), over(jnp.array(1.0), jnp.array(4.0)))
-    0.0 0.25
-    """
-    # The inner `where` keeps the derivative finite in the branch that is not taken.
-    zero = bottom == 0
-    return jnp.where(zero, 0.0, top / jnp.where(zero, 1.0, bottom))

@@ -15,8 +15,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from symmetrax._matrices import symmetric, vector
 from symmetrax._tree import safe_norm, squared_norm
 from symmetrax.symmetry._base import AbstractSymmetry
-from symmetrax.theory._newton import over, projection
-from symmetrax.theory._sides import Sides, check_numbers, judged
+from symmetrax.theory._sides import Sides, check_numbers, judged, over, projection
 
 Loss = Callable[[PyTree], Float[Array, ""]]
 
@@ -49,6 +48,7 @@ def flow_acceleration(
     weights = jnp.ones_like(flat) if rates is None else jax.flatten_util.ravel_pytree(rates)[0]
     there = symmetry.act(element, params)
     downhill = jax.tree.map(lambda r, g: -r * g, unflatten(weights), jax.grad(loss)(there))
+    # The time derivative along the flow is a directional derivative.
     value, left = jax.jvp(loss, (there,), (downhill,))
     carried = _carried_gradient(loss, params, symmetry, element)
     return judged(left, -jnp.sum(weights * carried**2), _kept(value, loss(params)))
@@ -72,6 +72,7 @@ def norm_kept(loss: Loss, params: PyTree, symmetry: AbstractSymmetry, element: P
     """
     check_numbers("params", params)
     jacobian = _jacobian(symmetry, element, params)
+    # The Jacobian decides, not the group: an orthogonal element may act by a Jacobian that is not.
     deviation = jnp.max(jnp.abs(jacobian.T @ jacobian - jnp.eye(len(jacobian))))
     there, left = jax.value_and_grad(loss)(symmetry.act(element, params))
     here, right = jax.value_and_grad(loss)(params)
@@ -116,7 +117,7 @@ def persistence(
 
         return jax.lax.scan(step, point, None, length=steps + 1)[1]
 
-    plain, moved = norms(x), norms(there)
+    plain, moved = norms(x), norms(there)  # of shape (steps + 1,), the norms before each step and after all
     left = moved / jnp.where(plain == 0, 1.0, plain)
     bend = jnp.asarray(rate) * smoothness
     right = ((1 - bend) / (1 + bend)) ** jnp.arange(steps + 1) * left[0]
@@ -213,6 +214,8 @@ def leaves_critical(loss: Loss, x: Float[Array, " n"]) -> Float[Array, ""]:
     def curved(x, v):
         return jax.jvp(jax.grad(loss), (x,), (v,))[1]
 
+    # T(g, g) is the derivative of x -> hessian(x) g along g: three nested derivatives, and no third-order
+    # tensor.
     third = jax.jvp(lambda x: curved(x, gradient), (x,), (gradient,))[1]
     whole = safe_norm(third) + safe_norm(curved(x, curved(x, gradient)))
     return over(safe_norm(third - projection(third, gradient)), whole)
@@ -256,6 +259,7 @@ def _steepest(
 ) -> Float[Array, " n"]:
     """`steepest_point` from the eigenvalues and eigenvectors of its matrix."""
     side = jnp.where(axes[:, -1] @ x < 0, -1.0, 1.0)
+    # NaN for a form that is not positive definite, since a compiled program cannot raise.
     distance = safe_norm(jnp.sqrt(jnp.where(values[0] > 0, values, jnp.nan)) * (axes.T @ x))
     return side * distance / jnp.sqrt(values[-1]) * axes[:, -1]
 

@@ -40,6 +40,7 @@ def step_after_turn(
         raise ValueError(f"`order` must be 1 or 2, got {order!r}.")
     root, x = _check_root(root), vector("x", x, 2)
     check_numbers("angle", angle)
+    # The symmetry of the library itself, so that its action is what the statement is tested on.
     symmetry = Pullback(Affine(root, jnp.zeros_like(x)))
     there = symmetry.act(symmetry.exp(jnp.reshape(floating(angle), 1)), x)
     gradient = 2 * matvec(root.T, matvec(root, there))
@@ -120,6 +121,7 @@ def turn_to_short_axis(
     [True, False]
     """
     slope, toward = _slope_and_side(root, x, angle, rate, order)
+    # Of order 1 the factors 1 - 2 rate l_i enter without a square, and mu_1 > mu_2 at every rate.
     below = jnp.array(True) if order == 1 else jnp.asarray(rate) < turning_threshold(root)
     return judged(-toward * slope.left, -toward * slope.right, below & slope.applies)
 
@@ -161,7 +163,9 @@ def _eigenbasis(matrix: Float[Array, "2 2"]) -> tuple[Float[Array, "2"], Float[A
     """
     (a, b), (_, d) = matrix
     middle, radius = (a + d) / 2, safe_norm(jnp.stack([(a - d) / 2, b]))
-    half = jnp.arctan2(b, (a - d) / 2 + (radius == 0)) / 2  # the direction of the larger one
+    # The direction of the larger eigenvalue. For a multiple of the identity every direction will do; the
+    # added 1 keeps the derivative of arctan2 finite there.
+    half = jnp.arctan2(b, (a - d) / 2 + (radius == 0)) / 2
     c, s = jnp.cos(half), jnp.sin(half)
     # The smaller eigenvalue as det / larger: the difference middle - radius would lose its digits.
     low = jnp.where(

@@ -1,11 +1,11 @@
-"""The result type of the functions in this package, and checks of their arguments."""
+"""The result type of the functions in this package, checks of their arguments, and shared formulas."""
 
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from symmetrax._tree import check_finite
+from symmetrax._tree import check_finite, safe_norm
 
 
 class Sides(NamedTuple):
@@ -44,3 +44,25 @@ def judged(left: Array, right: Array, applies: Array) -> Sides:
     False
     """
     return Sides(left, right, applies & jnp.isfinite(left) & jnp.isfinite(right))
+
+
+def projection(vector: Float[Array, " n"], onto: Float[Array, " n"]) -> Float[Array, " n"]:
+    """The part of `vector` along `onto`; zero if `onto` is zero.
+
+    >>> print(projection(jnp.array([1.0, 2.0]), jnp.array([3.0, 0.0])))
+    [1. 0.]
+    """
+    # Normalized first, so that no square overflows.
+    unit = over(onto, safe_norm(onto))
+    return (vector @ unit) * unit
+
+
+def over(top: Array, bottom: Float[Array, ""]) -> Array:
+    """`top` / `bottom`, and zero where the bottom is zero.
+
+    >>> print(over(jnp.array(1.0), jnp.array(0.0)), over(jnp.array(1.0), jnp.array(4.0)))
+    0.0 0.25
+    """
+    # The inner `where` keeps the derivative finite in the branch that is not taken.
+    zero = bottom == 0
+    return jnp.where(zero, 0.0, top / jnp.where(zero, 1.0, bottom))
