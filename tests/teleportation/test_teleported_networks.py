@@ -354,7 +354,9 @@ def test_a_data_dependent_symmetry_needs_the_batch(float64):
     symmetry = sx.symmetry.ActivationGL.of(w, WEIGHTS, biases=tuple(BIASES))
     options = {"search": sx.search.Ascent(1, 1e-3), "guard": sx.Guard(jump=1e3)}
     optimizer = sx.teleported(optax.sgd(0.1), symmetry, **options)
-    with pytest.raises(ValueError, match="ActivationGL depends on the data: pass the batch"):
+    with pytest.raises(
+        ValueError, match="ActivationGL depends on the data, and the batch is None: pass the batch"
+    ):
         jax.eval_shape(partial(optimizer.update, value_fn=on_batch), w, optimizer.init(w), w)
 
     @jax.jit

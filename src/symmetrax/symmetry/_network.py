@@ -249,7 +249,7 @@ class NetworkSymmetry(AbstractLieSymmetry):
             if name in other.spaces:
                 raise ValueError(
                     f"Both symmetries have a space {name!r}, which would make them share its elements: "
-                    "rename one of them by symmetry.renamed({{name!r}: ...})."
+                    f"rename one of them by symmetry.renamed({{{name!r}: ...}})."
                 )
         spaces = {**self.spaces, **other.spaces}
         check_indices(spaces)
