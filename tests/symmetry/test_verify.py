@@ -157,7 +157,7 @@ def test_a_report_prints_its_outcome_in_words_then_one_line_per_law_and_what_mov
         ({"invariance": 0.31}, "Wrong: this is not a symmetry of the loss: the loss changes by 31 %\\."),
         ({"inverse": 0.5, "gradient": 2.0}, "Wrong: .*the inverse leaves .* 50 %; the gradient .* 200 %\\."),
         ({"invariance": np.nan}, "Wrong: .*the loss changes by an amount that is not a number\\."),
-        ({"moved": 0.0}, "Untested: no element that was drawn moved the parameters"),
+        ({"moved": 0.0}, "Untested: no random element moved the parameters"),
         ({"fresh": 0.02}, "Exact on the given batch only, .*: on fresh data the loss changes by 2 %\\."),
         ({"one_batch": True}, "Exact: .* on the batch that the action saw; pass fresh="),
     ],

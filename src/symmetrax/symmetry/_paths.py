@@ -37,7 +37,8 @@ def arrays_at(tree: PyTree, names: Sequence[str]) -> dict[str, Array]:
     missing = [name for name in names if known[name] not in leaves]
     if missing:
         raise ValueError(
-            f"The parameters have no leaves {missing}: choose names from their leaves {list(leaves)}."
+            f"The parameters have no leaves {missing}; their leaves are {list(leaves)}: use some of these "
+            "names."
         )
     return {name: jnp.asarray(leaves[known[name]]) for name in names}
 
