@@ -95,7 +95,7 @@ def arrays_of(network: AbstractLearnedOptimizer) -> AbstractLearnedOptimizer:
 
     >>> import jax, symmetrax as sx
     >>> len(jax.tree.leaves(arrays_of(sx.learned.RNNProp(width=4, depth=1, key=jax.random.key(0)))))
-    5
+    7
     """
     return eqx.filter(network, is_array)
 
