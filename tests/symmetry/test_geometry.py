@@ -136,10 +136,10 @@ def test_a_permuted_copy_is_recovered_exactly():
     for symmetry, tree in ((mlp, deep), (swap, heads)):
         for seed in range(20):
             copy = symmetry.act(symmetry.sample(jax.random.key(seed)), tree)
-            back = symmetry.act(sx.weight_matching(symmetry, copy, tree), copy)
+            back = symmetry.act(sx.weight_matching(symmetry, copy, tree).element, copy)
             assert all(np.array_equal(back[name], tree[name]) for name in tree)
     noisy = jax.tree.map(lambda x: x + 0.05 * normal(77, *x.shape), copy)
-    near = swap.act(sx.weight_matching(swap, noisy, heads), noisy)
+    near = swap.act(sx.weight_matching(swap, noisy, heads).element, noisy)
     assert max(np.max(np.abs(near[name] - heads[name])) for name in heads) < 0.3
 
 

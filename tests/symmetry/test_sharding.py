@@ -74,7 +74,7 @@ def test_split_arrays_are_projected_measured_matched_and_verified(axis):
 
     swaps, params = network(sx.groups.Permutation)
     element = swaps.sample(jax.random.key(1))
-    back = sx.weight_matching(swaps, swaps.act(element, split(params, axis)), split(params, axis))
+    back = sx.weight_matching(swaps, swaps.act(element, split(params, axis)), split(params, axis)).element
     np.testing.assert_array_equal(back["h"], swaps.inverse(element)["h"])
     loss = lambda w, _: sum(jnp.sum(jnp.abs(x) ** 3) for x in jax.tree.leaves(w))  # noqa: E731
     assert sx.verify(loss, split(params, axis), swaps, jax.random.key(2), trials=2).outcome == "exact"

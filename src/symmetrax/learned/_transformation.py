@@ -245,6 +245,13 @@ def look(
     """Builds the observation of a network that asks for `wants`.
 
     With `meta_order=1` the gradient, the loss and all that is measured are constants to derivatives.
+
+    >>> import symmetrax as sx
+    >>> task, x = sx.tasks.booth(), jnp.array([5.0, -5.0])
+    >>> gradient, given = jax.grad(task.loss)(x), {"value": None, "value_fn": task.loss, "batch": None}
+    >>> seen = look(("orbit_derivative",), gradient, x, jnp.zeros(2), task.symmetry(), key=None, **given)
+    >>> seen.orbit_derivative.shape, seen.slopes is None
+    ((1,), True)
     """
     seen = {"gradient": gradient, "value": value}
     expensive = [want for want in wants if want != "symmetry"]
@@ -314,7 +321,11 @@ def _velocity(proposal: Proposal, observation: Observation) -> PyTree:
 
 
 def update_from(proposal: Proposal, gradient: PyTree) -> PyTree:
-    """Returns the proposal's update, evaluated on the gradient if it is a function; None if there is none."""
+    """Returns the proposal's update, evaluated on the gradient if it is a function; None if there is none.
+
+    >>> print(update_from(Proposal(update=lambda g: -0.1 * g), jnp.array([1.0, 2.0])))
+    [-0.1 -0.2]
+    """
     step: Any = proposal.update
     return step(gradient) if callable(step) and not _is_like(gradient, step) else step
 

@@ -9,6 +9,7 @@ from ._geometry import project_horizontal as project_horizontal
 from ._maps import AbstractMap as AbstractMap
 from ._maps import Affine as Affine
 from ._maps import Triangular as Triangular
+from ._matching import Matching as Matching
 from ._matching import weight_matching as weight_matching
 from ._network import NetworkSymmetry as NetworkSymmetry
 from ._pullback import Pullback as Pullback

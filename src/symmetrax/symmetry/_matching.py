@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal, overload
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,26 +19,19 @@ from symmetrax.symmetry._paths import check_present
 from symmetrax.symmetry._walk import Binding
 
 
-@overload
-def weight_matching(
-    symmetry: NetworkSymmetry,
-    params: PyTree,
-    target: PyTree,
-    *,
-    sweeps: int = 50,
-    return_distance: Literal[False] = False,
-) -> dict[str, Array]: ...
+class Matching(NamedTuple):
+    """The result of `weight_matching`: a group element, and how far the networks are apart after it acted.
 
+    `element` maps the name of every space to the order of its units. `distance` is
+    ||act(element, params) - target|| / ||target|| over the arrays with specs: 0 for an exact match, about 1.4
+    for unrelated networks.
 
-@overload
-def weight_matching(
-    symmetry: NetworkSymmetry,
-    params: PyTree,
-    target: PyTree,
-    *,
-    sweeps: int = 50,
-    return_distance: Literal[True],
-) -> tuple[dict[str, Array], float]: ...
+    >>> Matching._fields
+    ('element', 'distance')
+    """
+
+    element: dict[str, Array]
+    distance: float
 
 
 def weight_matching(
@@ -47,8 +40,7 @@ def weight_matching(
     target: PyTree,
     *,
     sweeps: int = 50,
-    return_distance: bool = False,
-) -> dict[str, Array] | tuple[dict[str, Array], float]:
+) -> Matching:
     """Finds the permutations that align `params` with `target`.
 
     Maximizes <act(a, params), target> over a space at a time, in random order, until no space improves or
@@ -65,9 +57,7 @@ def weight_matching(
     **Arguments:** `params` and `target` are trees of concrete arrays of equal shapes; the computation runs on
     the host, with NumPy and SciPy, in double precision.
 
-    **Returns** the element; with `return_distance`, also the remaining distance
-    ||act(a, params) - target|| / ||target|| over the arrays with specs: 0 for an exact match, about 1.4 for
-    unrelated networks.
+    **Returns** a `Matching`, the element and the remaining distance.
 
     **Errors:** ValueError for a group that is not `Permutation`, and for an array that is missing, not finite
     or of different shapes in the two trees; TypeError inside `jax.jit` and other transformations.
@@ -76,7 +66,7 @@ def weight_matching(
     >>> params = {"w1": jnp.arange(6.0).reshape(3, 2), "w2": jnp.ones((1, 3))}
     >>> symmetry = sx.models.mlp_symmetry(params, ["w1", "w2"], group=sx.groups.Permutation)
     >>> shuffled = symmetry.act({"hidden1": jnp.array([2, 0, 1])}, params)
-    >>> element, distance = weight_matching(symmetry, shuffled, params, return_distance=True)
+    >>> element, distance = weight_matching(symmetry, shuffled, params)
     >>> element["hidden1"].tolist(), distance
     ([1, 2, 0], 0.0)
     """
@@ -97,7 +87,7 @@ def weight_matching(
         name: jnp.asarray(order, group.identity().dtype)
         for (name, group), order in zip(groups.items(), best.values(), strict=True)
     }
-    return (element, problem.distance(best)) if return_distance else element
+    return Matching(element, problem.distance(best))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -149,7 +149,7 @@ def teleport_to(
     >>> square = lambda x: jnp.sum(x**2)
     >>> step = teleport_to(jnp.array([1.0]), jnp.array([1.0]), guard=sx.Guard(jump=5.0), value_fn=square)
     >>> sx.teleportation.OUTCOMES[int(step.jump.outcome)]
-    'the loss changed'
+    "not invariant: the loss changed by more than the guard's tolerance"
     """
 
     def taken(jumped: Jump) -> TeleportStep:
@@ -188,6 +188,13 @@ def jump(
     **Arguments:** `value_fn(params)` is the loss, required with a guard. `step` is the preceding step, if
     any, which contributes to the scale of the guard's lengths. `gradient` is the gradient at `params`, if
     known, from which the guard estimates how far rounding can move the loss.
+
+    >>> import symmetrax as sx
+    >>> task, x = sx.tasks.booth(), jnp.array([5.0, -5.0])
+    >>> half = task.symmetry().exp(jnp.array([jnp.pi]))  # half a turn, farther than the guard allows
+    >>> jumped = jump(task.symmetry(), half, x, guard=sx.Guard(jump=1.0), value_fn=task.loss)
+    >>> print(jumped.displacement, sx.teleportation.OUTCOMES[int(jumped.outcome)])
+    [0. 0.] too long: the jump is longer than the guard's bound
     """
     still = symmetry.identity() if exp is None else jnp.zeros_like(place)
 
@@ -235,7 +242,12 @@ def shortened(
     """Halves the coordinates of a jump until it is as short as `guard` requires, if the guard shortens.
 
     Derivatives treat the number of halvings as a constant. A jump that is still too long after eight halvings
-    is returned as it is, for the guard to refuse.
+    is returned as it is, for the guard to reject.
+
+    >>> import symmetrax as sx
+    >>> task, x, guard = sx.tasks.booth(), jnp.array([5.0, -5.0]), sx.Guard(jump=1.0, shorten=True)
+    >>> print(shortened(task.symmetry(), task.symmetry().exp, jnp.array([2.0]), x, guard=guard))
+    [0.0625]
     """
     if guard is None or not guard.shorten:
         return coordinates
@@ -263,6 +275,9 @@ def zero_where(displacement: PyTree, condition: Bool[Array, ""]) -> PyTree:
 
     Equal elements lead to equal ends only up to rounding, since the compiler may fuse the two calls
     differently.
+
+    >>> jax.value_and_grad(lambda x: zero_where(3 * x, jnp.array(True)))(1.0)
+    (Array(0., dtype=float32, weak_type=True), Array(3., dtype=float32, weak_type=True))
     """
     return select(condition, optax.tree.zeros_like(displacement), displacement)
 
@@ -277,6 +292,9 @@ def unless(condition: Bool[Array, ""], gradient: PyTree, carried: PyTree) -> PyT
     """Returns `gradient` where `condition` holds, else `carried`; always with the derivative of `carried`.
 
     The identity carries a gradient to itself only up to rounding, and not at all where the map is singular.
+
+    >>> float(jax.grad(lambda x: unless(jnp.array(True), 5.0, 3 * x))(1.0))
+    3.0
     """
     return select(condition, gradient, carried)
 

@@ -143,6 +143,11 @@ def discovered(
     """Finds the symmetries of a loss, of which at least one can be teleported along.
 
     Raises ValueError inside compiled code, and if there is no such symmetry.
+
+    >>> import jax.numpy as jnp
+    >>> product = lambda w, batch: jnp.sum((w["a"] @ w["b"]) ** 2)
+    >>> discovered(product, {"a": jnp.ones((2, 3)), "b": jnp.ones((3, 2))}, None)
+    <Discovery of 3 symmetries>
     """
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, batch))):
         raise ValueError(
@@ -167,7 +172,12 @@ def discovered(
 
 
 def check_auto(symmetry: str) -> None:
-    """Raises ValueError for any string other than "auto"."""
+    """Raises ValueError for any string other than "auto".
+
+    >>> check_auto("none")
+    Traceback (most recent call last):
+    ValueError: `symmetry` must be a symmetry, None or 'auto', got 'none'.
+    """
     if symmetry != "auto":
         raise ValueError(f"`symmetry` must be a symmetry, None or 'auto', got {symmetry!r}.")
 
@@ -179,10 +189,9 @@ class Teleporter(NamedTuple):
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> task = sx.tasks.booth()
-    >>> teleporter = Teleporter.of(task.symmetry(), search=sx.search.Oracle())
-    >>> step = teleporter(task.loss, jnp.array([5.0, -5.0]))
-    >>> bool(step.moved), teleporter.evaluations(known=False)
-    (True, 1.0)
+    >>> teleporter = Teleporter.of(task.symmetry(), search=sx.search.Ascent(steps=4, rate=1e-3))
+    >>> bool(teleporter(task.loss, jnp.array([5.0, -5.0])).moved), teleporter.evaluations(known=False)
+    (True, 12.0)
     """
 
     symmetry: AbstractLieSymmetry | None
