@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.core import Tracer
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, PyTree
 
-from symmetrax._tree import all_finite, leaf_name
+from symmetrax._tree import all_finite, leaf_name, replicated
 
 try:
     from jax.experimental.shard_alike import shard_alike
@@ -211,18 +211,6 @@ def as_before(state: PyTree, before: PyTree) -> PyTree:
     return jax.tree.map(lambda x, like: x if _is_key(like) else jnp.asarray(x, like.dtype), state, before)
 
 
-def gathered(x: Any) -> Any:
-    """Returns an array that can be reshaped freely, gathered if a mesh with explicit axes shards it.
-
-    >>> mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
-    >>> x = jax.device_put(jnp.arange(4), NamedSharding(mesh, PartitionSpec("x")))
-    >>> print(jax.typeof(x), jax.typeof(gathered(x)))
-    int32[4@x] int32[4]
-    """
-    sharding = _explicit(x) if eqx.is_array(x) else None
-    return x if sharding is None else jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec()))
-
-
 def flat(tree: PyTree) -> tuple[Float[Array, " n"], Callable[[Array], PyTree]]:
     """Returns all entries of a tree as one vector, and the inverse function.
 
@@ -236,7 +224,7 @@ def flat(tree: PyTree) -> tuple[Float[Array, " n"], Callable[[Array], PyTree]]:
     leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, tree))
     # Sizes are known without tracing, so the ends are constants of the program.
     ends = np.cumsum([x.size for x in leaves])[:-1].tolist()
-    vector = jnp.concatenate([jnp.ravel(gathered(x)) for x in leaves]) if leaves else jnp.zeros(0)
+    vector = jnp.concatenate([jnp.ravel(replicated(x)) for x in leaves]) if leaves else jnp.zeros(0)
 
     def back(vector: Array) -> PyTree:
         parts = [part.reshape(x.shape) for part, x in zip(jnp.split(vector, ends), leaves, strict=True)]

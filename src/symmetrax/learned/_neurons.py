@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from symmetrax._keys import check_key
-from symmetrax._numbers import gathered
+from symmetrax._tree import replicated
 from symmetrax.groups._diagonal import PositiveDiagonal
 from symmetrax.learned._base import AbstractLearnedOptimizer
 from symmetrax.learned._features import Observation, Proposal, Want, largest_entry
@@ -103,7 +103,7 @@ class PerNeuronLSTM(AbstractLearnedOptimizer):
     def propose(self, observation: Observation, memory: LSTMState) -> tuple[Proposal, LSTMState]:
         symmetry, groups = _scalings(observation.symmetry)
         # The sums below are over whole rows and columns, which a mesh may have sharded.
-        params, gradient = jax.tree.map(gathered, (observation.params, observation.gradient))
+        params, gradient = jax.tree.map(replicated, (observation.params, observation.gradient))
         features = unit_features(symmetry, params, gradient)
         hidden, memory = self.core(features, memory)
         coordinates = self.bound * jnp.tanh(self.head(hidden)[0])
