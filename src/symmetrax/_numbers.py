@@ -123,11 +123,11 @@ class Held(NamedTuple):
 
         return jax.tree.map(narrow, self.numbers, self.rest, given, self.beside(tree), is_leaf=_is_none)
 
-    def lands(self, displacement: PyTree) -> Bool[Array, ""]:
+    def stays_finite(self, displacement: PyTree) -> Bool[Array, ""]:
         """Returns whether the parameters are finite after the displacement, in the caller's precisions.
 
         >>> held = hold(jnp.ones(1, jnp.float16))
-        >>> print(held.lands(jnp.array([6e4])), held.lands(jnp.array([7e4])))
+        >>> print(held.stays_finite(jnp.array([6e4])), held.stays_finite(jnp.array([7e4])))
         True False
         """
         return all_finite(optax.tree.add(self.numbers, self.outside(displacement)))

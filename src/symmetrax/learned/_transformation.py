@@ -133,7 +133,7 @@ class Transformation:
             )
         )
         displacement, after = self._step(observation, state, held.dtype, value_fn, batch)
-        made = sound & held.lands(displacement) & all_finite((after.memory, after.previous))
+        made = sound & held.stays_finite(displacement) & all_finite((after.memory, after.previous))
         after = as_before(after._replace(previous=held.beside(after.previous)), state)
         stayed = state._replace(
             count=after.count,

@@ -95,8 +95,8 @@ def online_teleported(
     (`symmetrax.theory.turn_to_short_axis`). `start` is theta_0 (default: zeros, the identity). `bound` limits
     the coordinates of noncompact groups at each step; the product of many steps is unbounded. `schedule`
     selects the steps that teleport and learn (default: all). `guard` is as in `teleport`; it needs the extra
-    argument `value_fn` and evaluates two losses per step, and None disables it. A refused teleport leaves the
-    parameters where they are and resets theta to zero.
+    argument `value_fn` and evaluates two losses per step, and None disables it. A rejected teleport leaves
+    the parameters where they are and resets theta to zero.
 
     **Errors:** ValueError for other orders and guards, coordinates of the wrong shape, and missing arguments;
     TypeError for a symmetry without an algebra. Non-finite slopes are skipped and counted.
@@ -195,7 +195,7 @@ class _Online:
             self.stepper, self.symmetry, start, now, batch, guard=self.guard, value_fn=value_fn
         )
         displacement = held.gradient(displacement)
-        made = held.lands(displacement)
+        made = held.stays_finite(displacement)
         outcome = jnp.where(made, jnp.where(moves, jumped.outcome, 0), NO_STEP)
         # A teleport that was rejected, or that ended nowhere, sends the coordinates back to zero; a gradient
         # that is no number says nothing about them.

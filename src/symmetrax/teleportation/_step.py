@@ -23,7 +23,7 @@ HALVINGS = 8
 class Jump(NamedTuple):
     """The displacement of a teleport, and whether it was accepted.
 
-    `displacement` is `symmetry.displacement(a, w)`, zeros if refused; `loss_change` is the measured relative
+    `displacement` is `symmetry.displacement(a, w)`, zeros if rejected; `loss_change` is the measured relative
     change of the loss (-1 without a guard: not measured); `outcome` is a code of `OUTCOMES`.
 
     >>> import symmetrax as sx
@@ -63,7 +63,7 @@ class TeleportStep(NamedTuple):
     def element(self) -> PyTree:
         """The element that acted: the identity if the parameters stay."""
         assert self.exp is not None
-        # Select the coordinates, not the element: a refused element may have no derivative.
+        # Select the coordinates, not the element: a rejected element may have no derivative.
         return self.exp(self._made)
 
     def gradient(self, gradient: PyTree) -> PyTree:
@@ -104,7 +104,7 @@ def teleport_by(
     fallback: PyTree = None,
     gradient: PyTree = None,
 ) -> TeleportStep:
-    """Teleports `params` by exp(coordinates), shortened if the guard shortens, unless the guard refuses.
+    """Teleports `params` by exp(coordinates), shortened if the guard shortens, unless the guard rejects it.
 
     **Arguments:** `exp` is `symmetry.exp` by default; if the norm of the coordinates is bounded, there are
     cheaper alternatives. `due` says whether the teleport is scheduled; if not, nothing moves. The other
@@ -141,7 +141,7 @@ def teleport_to(
     guard: Guard | None,
     value_fn: Callable[[PyTree], Float[Array, ""]],
 ) -> TeleportStep:
-    """Takes a displacement that was found without a group, unless `guard` refuses.
+    """Takes a displacement that was found without a group, unless `guard` rejects it.
 
     Decreases of the loss are always accepted.
 
@@ -178,11 +178,11 @@ def jump(
     fallback: PyTree = None,
     gradient: PyTree = None,
 ) -> Jump:
-    """Moves `params` by the element `place`, or with `exp` by exp(place), unless `guard` refuses.
+    """Moves `params` by the element `place`, or with `exp` by exp(place), unless `guard` rejects it.
 
     The identity displaces by exactly zero, yet keeps the derivative of the action: branching on a zero angle
-    would have none, and a head that starts at zero would never learn. A refused jump has zero derivative, and
-    none of its infinities or NaNs leak into a gradient: the differentiated action is evaluated at the
+    would have none, and a head that starts at zero would never learn. A rejected jump has zero derivative,
+    and none of its infinities or NaNs leak into a gradient: the differentiated action is evaluated at the
     identity, and at `fallback` if given, a point known to be harmless, instead of `params`.
 
     **Arguments:** `value_fn(params)` is the loss, required with a guard. `step` is the preceding step, if

@@ -80,13 +80,13 @@ def teleport(
     gradient norm. `search` is the search method: by default `ClosedForm(bound=0.5)` where it supports the
     symmetry and the objective, so that no scale changes by more than exp(0.5), else ten steps of
     `Ascent(normalized=True, monotone=True)`, each of length 0.1 in the algebra. `LevelSet` and `NullSpace`
-    need no `symmetry`. `guard` refuses bad jumps and `guard=None` accepts all of them; the default is a
+    need no `symmetry`. `guard` rejects bad jumps and `guard=None` accepts all of them; the default is a
     `Guard()`, without the bound on the jump length if the symmetry is exact and linear, else with overlong
     jumps shortened. With `symmetry="auto"` the symmetries of the loss are found first, outside compiled code
     (see `find_symmetries`; its cost is not included in `evaluations`), and all exact ones except rotations
     are used together. Raises ValueError when concrete `params` are not finite.
 
-    **Returns** the new parameters, unchanged if the guard refused, and a `Teleport` record.
+    **Returns** the new parameters, unchanged if the guard rejected the jump, and a `Teleport` record.
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> task, x = sx.tasks.booth(), jnp.array([5.0, -5.0])

@@ -47,8 +47,8 @@ class TeleportedState(NamedTuple):
 
     `algebra` (zeros if no teleport was due, None for searches without a group), `loss_change` and `outcome`
     are as in `Teleport`. `outcomes[code]` counts the teleports that ended with each code of `OUTCOMES`:
-    outcomes[0] were accepted, the others refused. `evaluations` counts the gradients spent by all searches so
-    far, and `progress` is the memory of a `Plateau`. Read them with `optax.tree.get(state, "outcomes")`.
+    outcomes[0] were accepted, the others rejected. `evaluations` counts the gradients spent by all searches
+    so far, and `progress` is the memory of a `Plateau`. Read them with `optax.tree.get(state, "outcomes")`.
 
     >>> TeleportedState._fields[:6]
     ('count', 'inner', 'algebra', 'loss_change', 'outcome', 'outcomes')
@@ -102,7 +102,7 @@ def teleported(
     `params`. So apply it last in a chain, and put gradient clipping, masks and learning-rate schedules inside
     `inner`. Each teleport costs its search (see `Teleport`), two losses for the guard, and one
     gradient at the new point. With an exact linear symmetry and an objective of the gradient alone, the
-    gradient at `params` serves for the search and the step, and only the guard adds to the cost. A refused
+    gradient at `params` serves for the search and the step, and only the guard adds to the cost. A rejected
     teleport leaves the parameters where they are; the state records the reason.
 
     **Arguments:** `objective`, `search` and `guard` are as in `teleport`. `schedule` selects the steps,
