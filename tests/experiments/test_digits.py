@@ -18,7 +18,8 @@ TINY = dataclasses.replace(
 )
 
 
-@pytest.fixture(scope="module")
+# Slow: learned optimizers are trained for every arm; other experiments do the same in every run of the tests.
+@pytest.fixture(scope="module", params=[pytest.param("tiny", marks=pytest.mark.slow)])
 def ran(tmp_path_factory):
     """One width, so that there is little to compile."""
     patch = pytest.MonkeyPatch()

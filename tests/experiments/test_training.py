@@ -33,7 +33,7 @@ def optimizers(tmp_path_factory):
     return settings, *run(teleport_optimizers, "teleport-optimizers", settings, path)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=[pytest.param("tiny", marks=pytest.mark.slow)])
 def balanced(tmp_path_factory):
     """Two seeds, three learning rates, four steps."""
     settings = dataclasses.replace(balancing.config("balancing"), seeds=2, steps=4, every=2, rates=3)

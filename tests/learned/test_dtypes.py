@@ -8,6 +8,8 @@ import pytest
 
 import symmetrax as sx
 
+from ..cases import mostly_slow
+
 KEYS = jax.random.split(jax.random.key(0), 2)
 SIZES = {"x": 4, "h": 3, "y": 2}
 PRECISIONS = [("bfloat16", False), ("float32", False)]
@@ -121,11 +123,9 @@ def one_step(transform, loss):
     return step
 
 
-OFTEN = ("whole-lstm", "orbit-lstm", "rnnprop", "step", "together", "online-map", "online-network")
-NAMES = [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in TRANSFORMS]
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", mostly_slow(TRANSFORMS, ("whole-lstm", "rnnprop", "step", "together", "online-network"))
+)
 def test_no_leaf_of_updates_or_state_changes_its_type(name):
     """Whatever the precision, under every promotion rule, by types alone: nothing is compiled."""
     setting, make = TRANSFORMS[name]

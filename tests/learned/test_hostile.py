@@ -8,6 +8,8 @@ import pytest
 
 import symmetrax as sx
 
+from ..cases import mostly_slow
+
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 KEYS = jax.random.split(jax.random.key(0), 2)
@@ -155,7 +157,7 @@ def check(name, count, seed=0):
 
 
 OFTEN = ("whole-lstm", "orbit-derivative", "orbit-first", "online", "rnnprop", "step", "pairs", "together")
-NAMES = [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in PLANE | NETWORK]
+NAMES = mostly_slow(PLANE | NETWORK, OFTEN)
 
 
 @pytest.mark.parametrize("name", NAMES)

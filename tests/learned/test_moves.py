@@ -14,6 +14,8 @@ import symmetrax as sx
 from symmetrax.experiments._control_networks import Fixed
 from symmetrax.learned._heads import between, of_norm, within
 
+from ..cases import mostly_slow
+
 STEPS = 6
 OPEN = sx.Guard(jump=jnp.inf, tolerance=jnp.inf)
 RATES = (1e-4, 1e-2)
@@ -89,7 +91,13 @@ def by_hand(network, task, params, times, transport="keep", as_printed=False):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"transport": "carry"}, {"transport": "reset"}, {"as_printed": True}]
+    "options",
+    [
+        {},
+        {"transport": "carry"},
+        pytest.param({"transport": "reset"}, marks=pytest.mark.slow),
+        pytest.param({"as_printed": True}, marks=pytest.mark.slow),
+    ],
 )
 def test_algorithm_3_is_what_it_says(float64, options):
     family, network = small_family(action="preimage"), algorithm_3(jax.random.key(0))
@@ -186,7 +194,7 @@ class Deficient(sx.tasks.RegressionFamily):
         return inputs.at[1].set(jnp.where(lost, inputs[0], inputs[1])), targets
 
 
-@pytest.mark.parametrize("transport", ["keep", "carry"])
+@pytest.mark.parametrize("transport", mostly_slow(["keep", "carry"], ["carry"]))
 def test_lost_rank_is_refused_and_training_goes_on(network, transport):
     family = Deficient("deficient", dims=(4, 4, 4), samples=4, action="preimage", always=False)
     strict = sx.Guard(jump=jnp.inf, tolerance=1e-3)
@@ -228,7 +236,7 @@ def test_batches_wider_than_the_layer_are_refused_and_training_goes_on(network):
     check_that_training_goes_on(algorithm_3, family, guarded)
 
 
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("shared", mostly_slow([False, True], ["False"]))
 def test_pairs_of_matrices_have_elements_of_their_own(shared):
     family = small_family(dims=(4, 4, 4, 4), action="output")
     key = jax.random.key(0)

@@ -16,6 +16,7 @@ from symmetrax.learned._step import step_features
 from symmetrax.tasks._data import Images
 
 from .. import zoo
+from ..cases import mostly_slow
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -68,7 +69,7 @@ ROWS = (
 )
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", mostly_slow(ROWS, set(ROWS) - {"residual CNN, flattened", "relu"}))
 def test_the_slope_of_every_unit_is_that_of_the_squared_gradient_norm(float64, name):
     """No second backward pass, and yet what autodiff finds through the loss: powers, slices, channels."""
     row = zoo.row(name)
@@ -245,7 +246,7 @@ def both(quick_compilation):
     return sx.learned.Joint((sx.learned.CoordinatewiseLSTM(width=4, key=first), neurons))
 
 
-@pytest.mark.parametrize("widths", [(3,), (6, 2, 5)])
+@pytest.mark.parametrize("widths", [pytest.param((3,), marks=pytest.mark.slow), (6, 2, 5)])
 def test_one_optimizer_teleports_exactly_on_every_width_and_depth(both, widths):
     x, labels = normal(0, 7, 4, dtype=np.float32), np.arange(7) % 2
     images = Images(x, labels.astype(np.int32))

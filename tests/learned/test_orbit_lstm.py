@@ -12,6 +12,8 @@ from symmetrax.learned._base import look
 from symmetrax.objectives._base import slopes
 from symmetrax.search._orbit import Orbit
 
+from ..cases import mostly_slow
+
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 KEY = jax.random.key(0)
@@ -39,7 +41,7 @@ def network_loss():
     return lambda p: jnp.mean((jax.nn.relu(x @ p["w"].T) @ p["v"].T - 1) ** 2), params, symmetry
 
 
-@pytest.mark.parametrize("name", ["booth", "rosenbrock", "network"])
+@pytest.mark.parametrize("name", mostly_slow(["booth", "rosenbrock", "network"], ("rosenbrock", "network")))
 def test_slopes_along_an_orbit_equal_finite_differences(float64, name):
     """Of log ||grad f(exp(t xi) . w)||^2, whose gradient is taken anew at every point."""
     if name == "network":
@@ -119,7 +121,7 @@ def test_a_network_that_emits_nothing_goes_to_the_crest_if_that_is_its_centre():
     assert abs(float(trace.watched["algebra"][-1, 0])) <= network.algebra_bound
 
 
-@pytest.mark.parametrize("teleports", [True, False])
+@pytest.mark.parametrize("teleports", mostly_slow([True, False], ["True"]))
 def test_nothing_depends_on_the_units_of_loss_and_parameters(float64, teleports):
     """f(x) = c^2 ||h(s x)||^2 is optimized as ||h(x)||^2 is, in other numbers."""
     c, s = 3e3, 1e-2
@@ -231,6 +233,7 @@ def test_the_best_coordinates_are_those_of_the_oracle():
     assert info.slopes is None
 
 
+@pytest.mark.slow
 def test_it_learns_to_optimize_with_and_without_teleports():
     family = sx.tasks.make_family("ellipse-random")
     guard = sx.Guard(jump=jnp.inf, relative=1.0, shorten=True)

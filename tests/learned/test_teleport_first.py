@@ -8,6 +8,8 @@ import pytest
 
 import symmetrax as sx
 
+from ..cases import mostly_slow
+
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 KEY = jax.random.key(0)
@@ -36,7 +38,7 @@ def tasks():
     return {"booth": sx.tasks.booth(), "rosenbrock": sx.tasks.rosenbrock(), "network": Network()}
 
 
-@pytest.mark.parametrize("name", tasks())
+@pytest.mark.parametrize("name", mostly_slow(tasks(), ("rosenbrock", "network")))
 @pytest.mark.parametrize("transport", ["keep", "carry", "reset"])
 def test_the_step_starts_where_the_teleport_leads(float64, name, transport):
     """Two steps by hand, with the gradient taken by autodiff at the point that the teleport reached."""

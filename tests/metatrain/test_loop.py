@@ -56,7 +56,9 @@ def standing(network, task):
     return optax.sgd(0.0 * network)
 
 
-@pytest.mark.parametrize("make", [wide, gated, forgetful])
+@pytest.mark.parametrize(
+    "make", [wide, *(pytest.param(make, marks=pytest.mark.slow) for make in (gated, forgetful))]
+)
 def test_training_lowers_the_meta_loss(make):
     """S01, small: vanilla on the fixed ellipse, 60 runs of 32 tasks; then on unseen tasks it optimizes."""
     it = estimator(sx.UpdateRule(), "ellipse-fixed", tasks=32, steps=20)

@@ -8,6 +8,8 @@ import pytest
 import symmetrax as sx
 from symmetrax.objectives._landscape import curvature, unit_direction
 
+from ..cases import mostly_slow
+
 pytestmark = pytest.mark.usefixtures("quick_compilation", "float64")
 RUNS = 64
 WEIGHTS = ("w1", "w2")
@@ -37,7 +39,7 @@ def share(condition):
     return float(np.mean(np.asarray(condition)))
 
 
-@pytest.mark.parametrize("name", SYMMETRIES)
+@pytest.mark.parametrize("name", mostly_slow(SYMMETRIES, ["scaling"]))
 def test_a_curvature_step_bends_the_curve_the_way_it_was_asked(name):
     """B06, for 64 networks: along the curve that the step took, its curvature there against that here."""
     symmetry = SYMMETRIES[name]

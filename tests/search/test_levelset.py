@@ -12,6 +12,8 @@ from jax import lax
 
 import symmetrax as sx
 
+from ..cases import mostly_slow
+
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 BOOTH = np.array([[1.0, 2.0], [2.0, 1.0]])  # f(x) = ||BOOTH x + b||^2
@@ -366,7 +368,7 @@ def by_path(tree):
     return {jax.tree_util.keystr(p, simple=True, separator="."): np.asarray(x) for p, x in pairs}
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", mostly_slow(NETWORKS, ["transformer"]))
 def test_a_null_space_keeps_the_batch_and_raises_the_gradient(float64, name):
     params, batch, layers, inputs = NETWORKS[name]()
     named, start = inputs(params, batch), by_path(params)

@@ -19,7 +19,7 @@ class Squeeze(sx.symmetry.AbstractLieSymmetry):
 
     linear: ClassVar[bool] = True
     reasons: ClassVar[tuple[str, ...]] = ("holds", "is never said")
-    algebra = (1, 1)
+    algebra = (1, 1)  # pyright: ignore[reportAssignmentType]  (stands in for the property)
 
     def identity(self):
         return jnp.ones(1)
@@ -86,4 +86,4 @@ def test_an_optimizer_teleports_along_both():
 
 def test_only_symmetries_with_an_algebra_join():
     with pytest.raises(TypeError, match="have a Lie algebra, and int is none"):
-        sx.models.mlp_symmetry(PARAMS, ["w1", "w2"]) | 3
+        _ = sx.models.mlp_symmetry(PARAMS, ["w1", "w2"]) | 3

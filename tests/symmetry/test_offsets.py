@@ -17,6 +17,8 @@ from symmetrax.search._closed_form import has_closed_form
 from symmetrax.symmetry._specs import offset_of, parse, written
 from symmetrax.teleportation._transport import carry
 
+from ..cases import mostly_slow
+
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 KEY = jax.random.key(0)
@@ -144,7 +146,7 @@ GROUPS = {
 }
 
 
-@pytest.mark.parametrize("name", GROUPS)
+@pytest.mark.parametrize("name", mostly_slow(GROUPS, ("scales", "signs", "dual")))
 @hypothesis.given(seed=st.integers(0, 1000))
 @hypothesis.settings(max_examples=3)
 def test_the_laws_hold(name, seed, float64):
@@ -202,7 +204,7 @@ def test_an_offset_counts_for_a_whole_stack_and_for_untouched_parts_of_none(floa
 # What rests on it.
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("dtype", mostly_slow(["float64", "float32"], ["float32"]))
 def test_verify_says_exact(dtype, float64):
     w, x = draw(0, dtype), data(dtype)
     assert sx.verify(loss, w, symmetry_of(), KEY, x).outcome == "exact"

@@ -38,7 +38,8 @@ def network(group):
     return sx.NetworkSymmetry({"h": group(4)}, SPECS, like=params), params
 
 
-@pytest.mark.parametrize("axis", [0, 1])
+# The axis that the group moves, and the other one; all pairs under `make test-slow`.
+@pytest.mark.parametrize("axis", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("group", GROUPS)
 def test_split_arrays_move_as_whole_ones_and_stay_split(group, axis):
     symmetry, params = network(group)

@@ -10,6 +10,8 @@ import pytest
 import symmetrax as sx
 from symmetrax.tasks._data import digits
 
+from ..cases import mostly_slow
+
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 KEY = jax.random.key(0)
@@ -79,7 +81,7 @@ def test_without_spread_nothing_changes():
     assert family.name == "booth-scaled"
 
 
-@pytest.mark.parametrize("name", ["booth", "regression"])
+@pytest.mark.parametrize("name", mostly_slow(["booth", "regression"], ["regression"]))
 def test_its_symmetry_keeps_every_law(float64, name):
     """Rotations, which the change of units bends, and positive scalings, which commute with it."""
     family = sx.tasks.RandomlyScaled(sx.tasks.make_family(name), spread=1.0)

@@ -7,6 +7,8 @@ import pytest
 
 import symmetrax as sx
 
+from ..cases import mostly_slow
+
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 X = jnp.array([[1.0, 2.0], [-1.0, 0.5], [0.3, 1.0]])
@@ -44,7 +46,16 @@ OBJECTIVES = [
 ]
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: type(objective).__name__)
+@pytest.mark.parametrize(
+    "objective",
+    [
+        OBJECTIVES[0],
+        OBJECTIVES[1],
+        pytest.param(OBJECTIVES[2], marks=pytest.mark.slow),
+        pytest.param(OBJECTIVES[3], marks=pytest.mark.slow),
+    ],
+    ids=lambda objective: type(objective).__name__,
+)
 def test_teleports_of_complex_parameters_are_those_of_their_parts(objective):
     searches = [sx.search.Ascent(3, 0.1, normalized=True), sx.search.Random(jax.random.key(0), samples=4)]
     if not isinstance(objective, sx.objectives.GuaranteedDecrease):
@@ -82,7 +93,7 @@ PLANE = {
 }
 
 
-@pytest.mark.parametrize("name", PLANE)
+@pytest.mark.parametrize("name", mostly_slow(PLANE, ["pullback"]))
 def test_real_rotations_keep_complex_points_on_the_level_set(name):
     symmetry, loss = PLANE[name]
     z = jnp.array([1 + 2j, 0.5 - 1j])
@@ -99,7 +110,7 @@ def bend(z):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("samples", [4, 5, 7])
+@pytest.mark.parametrize("samples", mostly_slow([4, 5, 7], ["4", "7"]))
 def test_complex_layers_are_refitted_with_the_adjoint(samples):
     def draw(seed, *shape):
         parts = jax.random.normal(jax.random.key(seed), (2, *shape))

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 import symmetrax as sx
 from symmetrax.teleportation._step import jump, shortened
 
+from ..cases import mostly_slow
+
 POINT = (5.0, -5.0)
 NOT_FINITE, TOO_LONG, NOT_INVARIANT = 1, 2, 3
 
@@ -73,7 +75,7 @@ def test_each_reason_to_refuse_has_its_code_and_the_point_stays(name):
 
 
 @pytest.mark.parametrize("name", cases())
-@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("double", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_refused_jump_has_zero_and_finite_gradients(name, double):
     with jax.enable_x64(double):
         task, symmetry, guard, code = cases()[name]
@@ -97,9 +99,8 @@ def test_a_refused_jump_has_zero_and_finite_gradients(name, double):
 def test_gradients_through_a_refused_teleport_are_those_of_staying():
     x = jnp.array(POINT)
     for name, (task, symmetry, guard, _) in cases().items():
-        stay = jax.jacobian(
-            lambda x: sx.teleport(task.loss, x, symmetry, search=Turn(0.5), guard=guard)[0]  # noqa: B023
-        )(x)
+        there = lambda x: sx.teleport(task.loss, x, symmetry, search=Turn(0.5), guard=guard)[0]  # noqa: B023, E731
+        stay = jax.jit(jax.jacobian(there))(x)
         assert jnp.array_equal(stay, jnp.eye(2)), name
 
 
@@ -229,7 +230,7 @@ def test_a_learned_step_counts_in_the_scale():
     assert far == {0.1: TOO_LONG, 2.0: 0}
 
 
-@pytest.mark.parametrize("angle", [0.05, 0.5, -2.0])
+@pytest.mark.parametrize("angle", mostly_slow([0.05, 0.5, -2.0], ("0.05", "-2.0")))
 def test_shortening_halves_the_coordinates_until_the_jump_fits(float64, angle):
     task, x = sx.tasks.booth(), jnp.array(POINT)
     guard = sx.Guard(jump=1.0, shorten=True)
@@ -327,15 +328,18 @@ def rescalings(depth, activation, kind, dtype, size, count, known=True):
     return np.array(rows, float).T
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("depth", [1, 5])
+# Every precision at one depth, and the deep network in the coarsest.
+NETWORKS = [(5, "bfloat16"), (1, "float32"), (1, "float16"), (1, "bfloat16"), (5, "float32"), (5, "float16")]
+
+
+@pytest.mark.parametrize(("depth", "dtype"), mostly_slow(NETWORKS, NETWORKS[:3], unpack=True))
 def test_exact_rescalings_are_accepted_in_every_precision(dtype, depth):
     for known in (True, False):
         loss_changes, codes = rescalings(depth, jax.nn.relu, "squares", dtype, 1.0, 30, known)
         assert np.all(codes == 0), (loss_changes, codes)
 
 
-@pytest.mark.parametrize("kind", ["squares", "entropy"])
+@pytest.mark.parametrize("kind", mostly_slow(["squares", "entropy"], ["squares"]))
 def test_scalings_of_a_gelu_network_are_refused_as_soon_as_rounding_is_exceeded(kind):
     seen = 0
     for size in (1e-3, 1e-2, 1e-1):

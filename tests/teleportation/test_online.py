@@ -11,6 +11,8 @@ import pytest
 
 import symmetrax as sx
 
+from ..cases import mostly_slow
+
 pytestmark = pytest.mark.usefixtures("quick_compilation", "float64")
 
 A = np.diag([0.25, 9.0])
@@ -139,7 +141,7 @@ def test_on_random_quadratics_it_is_nearly_always_ahead_but_does_not_align():
     assert np.median(np.log10(gentle / plain)) <= -1
 
 
-@pytest.mark.parametrize("n", [3, 5])
+@pytest.mark.parametrize("n", mostly_slow([3, 5], ["3"]))
 def test_in_more_dimensions_the_slope_is_that_of_finite_differences(n, central_differences):
     random = np.random.default_rng(n)
     root = random.normal(size=(n, n))
@@ -179,7 +181,11 @@ def network():
         return sx.models.mlp_symmetry(params, ["w1", "w2"]), params, loss
 
 
-@pytest.mark.parametrize("make", [lambda: optax.sgd(0.01), lambda: optax.adam(0.01)], ids=["sgd", "adam"])
+@pytest.mark.parametrize(
+    "make",
+    [pytest.param(lambda: optax.sgd(0.01), marks=pytest.mark.slow), lambda: optax.adam(0.01)],
+    ids=["sgd", "adam"],
+)
 def test_networks_learn_their_scales_with_any_optimizer(network, make, central_differences):
     symmetry, params, loss = network
     start = jnp.linspace(-0.1, 0.1, 6)

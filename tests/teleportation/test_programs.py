@@ -11,6 +11,8 @@ import pytest
 import symmetrax as sx
 from symmetrax.groups._inverse import inverse
 
+from ..cases import mostly_slow
+
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -168,7 +170,7 @@ QUICK = {
     *("teleported, adam, closed form", "teleport, closed over", "unroll, teleported", "a learned step"),
     *("meta-training", "online", "verify", "exp, rotations", "exp, general linear", "inverse"),
 }
-NAMES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in ENTRIES]
+NAMES = mostly_slow(ENTRIES, QUICK)
 
 
 @pytest.mark.parametrize("name", NAMES)

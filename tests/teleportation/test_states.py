@@ -14,6 +14,8 @@ import pytest
 import symmetrax as sx
 from symmetrax.teleportation._transport import carry
 
+from ..cases import mostly_slow
+
 pytestmark = pytest.mark.usefixtures("quick_compilation", "float64")
 
 SHAPES = {"w1": (3, 2), "w2": (2, 3)}
@@ -146,7 +148,7 @@ QUICK = {
     "dog",
     "madgrad",
 }
-NAMES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in sorted(OPTIMIZERS)]
+NAMES = mostly_slow(sorted(OPTIMIZERS), QUICK)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -83,7 +83,16 @@ def test_the_oracle_and_one_step_solve_a_quadratic(float64):
     assert run(optimizer, steps=1).loss[-1] < 1e-20
 
 
-@pytest.mark.parametrize("schedule", [(), set(), lambda count: count < 0, jnp.zeros(10, bool), {10, 99}])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        (),
+        lambda count: count < 0,
+        {10, 99},
+        pytest.param(set(), marks=pytest.mark.slow),
+        pytest.param(jnp.zeros(10, bool), marks=pytest.mark.slow),
+    ],
+)
 def test_without_a_due_teleport_it_is_the_inner_optimizer_exactly(schedule):
     inner = optax.adam(0.1)
     wrapped = sx.teleported(inner, sx.tasks.booth().symmetry(), schedule=schedule)
@@ -263,12 +272,16 @@ def test_many_tasks_search_only_at_the_steps_where_one_of_them_teleports(schedul
 
     # A condition that differs from task to task would be no branch any more, but a choice: both sides run.
     assert conditions(jax.make_jaxpr(many)(key).jaxpr) > 0
-    found = many(key)
-    shape = family.shapes[0]
+
+    @jax.jit
+    def one(key):
+        draw, start = jax.random.split(key)
+        task = family.task(family.draw(draw), family.shapes[0])
+        return sx.unroll(make(0.02, task), task, start, 6, watch=("outcomes", "algebra"))
+
+    found = jax.jit(many)(key)
     for k, own in enumerate(jax.random.split(key, 5)):
-        draw, start = jax.random.split(own)
-        task = family.task(family.draw(draw), shape)
-        alone = sx.unroll(make(0.02, task), task, start, 6, watch=("outcomes", "algebra"))
+        alone = one(own)
         np.testing.assert_allclose(found.loss[:, k], alone.loss, rtol=1e-4)
         np.testing.assert_array_equal(found.watched["outcomes"][..., k], alone.watched["outcomes"])
         np.testing.assert_allclose(found.watched["algebra"][..., k], alone.watched["algebra"], atol=1e-4)

@@ -11,6 +11,8 @@ import pytest
 import symmetrax as sx
 from symmetrax.schedules._schedule import due
 
+from ..cases import mostly_slow
+
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 START = jnp.array([5.0, -5.0])
@@ -129,7 +131,7 @@ def plain_steps(optimizer, steps):
 
 #: One of each kind; the others take longer.
 QUICK = {"L-BFGS", "backtracking", "sharpness-aware", "momo"}
-NAMES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in SEARCHES]
+NAMES = mostly_slow(SEARCHES, QUICK)
 
 
 @pytest.mark.parametrize("name", NAMES)
