@@ -12,6 +12,8 @@ import pytest
 import scipy.special
 
 import symmetrax as sx
+
+# `carry` is what `transport="carry"` does to a state, here with an element that no search finds.
 from symmetrax.teleportation._transport import carry
 
 from ..cases import mostly_slow

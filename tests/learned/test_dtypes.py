@@ -113,7 +113,7 @@ def types(tree):
 
 
 def one_step(transform, loss):
-    """What users write, with all that an update may be told."""
+    """What users write, with all that an update may be given."""
 
     def step(params, state):
         value, gradient = jax.value_and_grad(loss)(params)
@@ -143,7 +143,7 @@ def test_no_leaf_of_updates_or_state_changes_its_type(name):
 
 
 def test_the_types_are_those_of_arrays_that_run():
-    """`eval_shape` told the truth; a second call compiles nothing, a scan runs, and half precision learns."""
+    """`eval_shape` says what runs; a second call compiles nothing, a scan runs, and half precision learns."""
     setting, make = TRANSFORMS["together"]
     params, loss, symmetry = setting(jnp.bfloat16)
     transform = make(symmetry)

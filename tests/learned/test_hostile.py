@@ -163,7 +163,7 @@ NAMES = mostly_slow(PLANE | NETWORK, OFTEN)
 @pytest.mark.parametrize("name", NAMES)
 def test_no_number_is_lost_silently(name):
     tasks, stayed = check(name, 400)
-    # Refusing everything would be finite too: where nothing is extreme, the first step is taken.
+    # Rejecting everything would be finite too: where nothing is extreme, the first step is taken.
     ordinary = plane_ordinary(*tasks) if name in PLANE else network_ordinary(*tasks)
     assert np.sum(ordinary) > 15
     assert not np.any(stayed[ordinary, 0])

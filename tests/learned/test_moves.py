@@ -11,6 +11,8 @@ import optax
 import pytest
 
 import symmetrax as sx
+
+# A network with constants for outputs, and the functions that bound outputs.
 from symmetrax.experiments._control_networks import Fixed
 from symmetrax.learned._heads import between, of_norm, within
 
@@ -126,16 +128,16 @@ def test_no_momentum_is_the_arm_without_momentum(network, family):
 
 
 def test_the_identity_is_the_arm_without_teleports(network, family):
-    still = run(Fixed(network, algebra=0.0), family, rule())
+    idle = run(Fixed(network, algebra=0.0), family, rule())
     never = run(network, family, sx.UpdateRule(None))
     off = run(network, family, rule(times=()))
-    np.testing.assert_array_equal(still.loss, never.loss)
+    np.testing.assert_array_equal(idle.loss, never.loss)
     np.testing.assert_array_equal(off.loss, never.loss)
 
 
 def test_a_reset_without_teleport_is_a_control(network, family):
-    still = Fixed(network, algebra=0.0)
-    trace = run(still, family, rule(transport="reset"))
+    idle = Fixed(network, algebra=0.0)
+    trace = run(idle, family, rule(transport="reset"))
     velocity = np.asarray(trace.watched["previous"]["w1"])
     assert np.all(velocity[2] == 0)
     assert np.all(velocity[4] == 0)
@@ -152,7 +154,7 @@ def test_the_trace_tells_what_was_emitted(network, family):
     assert np.all(norms < 0.3)
 
 
-def test_teleports_keep_the_loss_or_are_refused(network, family):
+def test_teleports_keep_the_loss_or_are_rejected(network, family):
     guarded = sx.UpdateRule.at(range(STEPS), STEPS, guard=sx.Guard(jump=jnp.inf, tolerance=1e-4))
     trace = run(network, family, guarded, watch=("loss_change", "outcome"))
     loss_change, outcome = (np.asarray(trace.watched[name][1:]) for name in ("loss_change", "outcome"))
@@ -195,7 +197,7 @@ class Deficient(sx.tasks.RegressionFamily):
 
 
 @pytest.mark.parametrize("transport", mostly_slow(["keep", "carry"], ["carry"]))
-def test_lost_rank_is_refused_and_training_goes_on(network, transport):
+def test_lost_rank_is_rejected_and_training_goes_on(network, transport):
     family = Deficient("deficient", dims=(4, 4, 4), samples=4, action="preimage", always=False)
     strict = sx.Guard(jump=jnp.inf, tolerance=1e-3)
     guarded = sx.UpdateRule.at(range(STEPS), STEPS, guard=strict, transport=transport)
@@ -206,7 +208,7 @@ def test_lost_rank_is_refused_and_training_goes_on(network, transport):
     check_that_training_goes_on(algorithm_3, family, guarded)
 
 
-def test_overflowing_elements_are_refused_and_training_goes_on(family):
+def test_overflowing_elements_are_rejected_and_training_goes_on(family):
     def make(key):
         network = algorithm_3(key, max_norm=None)
         bias = cast(Any, network.networks[1]).algebra_head.bias
@@ -217,7 +219,7 @@ def test_overflowing_elements_are_refused_and_training_goes_on(family):
 
 
 def check_that_training_goes_on(make, family, rule):
-    """Refused teleports leave finite meta-gradients: no window is lost, and the weights move."""
+    """Rejected teleports leave finite meta-gradients: no window is lost, and the weights move."""
     estimator = sx.metatrain.TruncatedBPTT(family, rule, 2, 2, tasks=4)
     key = jax.random.key(0)
     trained = sx.meta_train(make, estimator, optax.adam(1e-3), key, outer_steps=2)
@@ -227,7 +229,7 @@ def check_that_training_goes_on(make, family, rule):
     assert min(jax.tree.leaves(moved.networks[0])) > 0
 
 
-def test_batches_wider_than_the_layer_are_refused_and_training_goes_on(network):
+def test_batches_wider_than_the_layer_are_rejected_and_training_goes_on(network):
     family = small_family(samples=9, action="output")
     guarded = sx.UpdateRule.at(range(STEPS), STEPS, guard=sx.Guard(jump=jnp.inf, tolerance=1e-3))
     trace = run(network, family, guarded)
@@ -294,7 +296,7 @@ def test_heads_are_bounded_and_smooth(float64):
     assert np.all(np.isfinite(jax.jacobian(lambda x: of_norm(x, 0.5))(jnp.zeros(2))))
 
 
-def test_bad_networks_are_refused(network, family, unchecked):
+def test_bad_networks_are_rejected(network, family, unchecked):
     key = jax.random.key(0)
     with pytest.raises(ValueError, match=r"Cannot emit \['step'\]; choose from update, step_size, momentum"):
         sx.learned.FlatGradientLSTM(2, emits=("step",), key=key)

@@ -8,9 +8,10 @@ import optax
 import pytest
 
 import symmetrax as sx
+
+# What the network sees of an orbit, before any weight.
 from symmetrax.learned._base import look
 from symmetrax.objectives._base import slopes
-from symmetrax.search._orbit import Orbit
 
 from ..cases import mostly_slow
 
@@ -49,7 +50,7 @@ def test_slopes_along_an_orbit_equal_finite_differences(float64, name):
     else:
         task = getattr(sx, name)()
         loss, params, symmetry = task.loss, jnp.array(POINT), task.symmetry()
-    orbit = Orbit(loss, params, symmetry, gradient=jax.grad(loss)(params))
+    orbit = sx.search.Orbit(loss, params, symmetry, gradient=jax.grad(loss)(params))
     found = slopes(orbit, orbit.zero())
 
     def norm(xi):
@@ -91,7 +92,7 @@ def test_slopes_stay_those_of_the_orbit_where_gradients_are_tiny(apart):
 
     def found(length):
         x = length * jnp.array([0.6, 0.8])
-        orbit = Orbit(task.loss, x, task.symmetry(), gradient=jax.grad(task.loss)(x))
+        orbit = sx.search.Orbit(task.loss, x, task.symmetry(), gradient=jax.grad(task.loss)(x))
         return slopes(orbit, orbit.zero())
 
     for near, far in zip(found(apart), found(1.0), strict=True):
@@ -103,7 +104,7 @@ def test_the_crest_is_the_best_angle_of_a_quadratic(float64):
         entries = np.random.default_rng(seed).normal(size=(4, 2))
         task = sx.tasks.generalized_booth(entries[:2], entries[2])
         x, symmetry = jnp.asarray(entries[3]), task.symmetry()
-        orbit = Orbit(task.loss, x, symmetry, gradient=jax.grad(task.loss)(x))
+        orbit = sx.search.Orbit(task.loss, x, symmetry, gradient=jax.grad(task.loss)(x))
         there = symmetry.act(symmetry.exp(slopes(orbit, orbit.zero()).peak), x)
         steepest = 2 * np.linalg.norm(entries[:2], 2) * np.sqrt(task.loss(x))
         assert np.linalg.norm(jax.grad(task.loss)(there)) == pytest.approx(steepest, rel=1e-9)
@@ -116,7 +117,7 @@ def test_a_network_that_emits_nothing_goes_to_the_crest_if_that_is_its_centre():
     network = eqx.tree_at(lambda n: n.algebra_head, network, head)
     rule = sx.UpdateRule.at([0], 1, guard=None, order="teleport-first")
     trace = sx.unroll(rule(network, task), task, KEY, 1, watch=("algebra",))
-    orbit = Orbit(task.loss, jnp.array([5.0, -5.0]), task.symmetry())
+    orbit = sx.search.Orbit(task.loss, jnp.array([5.0, -5.0]), task.symmetry())
     np.testing.assert_allclose(trace.watched["algebra"][-1], slopes(orbit, orbit.zero()).peak, rtol=1e-5)
     assert abs(float(trace.watched["algebra"][-1, 0])) <= network.algebra_bound
 

@@ -1,4 +1,4 @@
-"""The teleport of a learned optimizer: nothing at a zero angle, on schedule, refused, on the level set."""
+"""The teleport of a learned optimizer: nothing at a zero angle, on schedule, rejected, on the level set."""
 
 import functools
 import os
@@ -148,7 +148,7 @@ def test_a_schedule_teleports_at_its_steps_only():
     assert not jnp.any(state.outcome)
 
 
-def test_a_refused_teleport_leaves_the_update():
+def test_a_rejected_teleport_leaves_the_update():
     family = "rosenbrock-random"
     vanilla, _ = replay(plain, network(algebra=0), family, 7)
     rule = sx.UpdateRule(teleports=jnp.arange(6) >= 2, guard=sx.Guard(jump=jnp.array(1e-20)))

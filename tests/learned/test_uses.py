@@ -120,7 +120,7 @@ def test_leaves_that_are_no_floats_stay_and_python_floats_move(name):
         assert not np.allclose(after["w1"], params["w1"])
 
 
-def test_a_float_without_a_gradient_and_complex_parameters_are_refused_by_name():
+def test_a_float_without_a_gradient_and_complex_parameters_are_rejected_by_name():
     transform = coordinatewise().transform()
     params = {"w": jnp.ones(2), "b": jnp.ones(2)}
     with pytest.raises(ValueError, match="gradient of b is missing"):
@@ -239,7 +239,7 @@ def squares(x):
 
 @pytest.mark.parametrize("guard", [pytest.param(None, marks=pytest.mark.slow), sx.Guard()])
 def test_where_nothing_moves_the_gradient_is_the_one_that_was_given(guard):
-    """A map without an inverse, coordinates zero; and a teleport that is refused; with a gradient of -0."""
+    """A map without an inverse, coordinates zero; and a teleport that is rejected; with a gradient of -0."""
     gradient = jax.grad(squares)(X)
     for symmetry, start in ((SINGULAR, 0.0), (sx.tasks.rosenbrock().symmetry(), 1.5)):
         guarded = guard if start == 0 else sx.Guard(jump=1e-3)
@@ -352,7 +352,7 @@ COUNTING = {
 
 @pytest.mark.parametrize("name", mostly_slow(COUNTING, ("learned", "online")))
 def test_states_count_teleports_and_lost_steps_by_their_outcome(name):
-    """Teleports at steps 1 to 3: accepted, refused because another loss is told, no step at a NaN."""
+    """Teleports at steps 1 to 3: accepted, rejected because another loss is given, no step at a NaN."""
     task = sx.tasks.booth()
     transform = COUNTING[name](task.symmetry())
     x = jnp.array([5.0, -5.0])
@@ -361,8 +361,8 @@ def test_states_count_teleports_and_lost_steps_by_their_outcome(name):
     for number in range(5):
         value, gradient = jax.value_and_grad(task.loss)(x)
         gradient = jnp.full(2, jnp.nan) if number == 3 else gradient
-        told = (lambda x: x[0] ** 3) if number == 2 else task.loss
-        updates, state = transform.update(gradient, state, x, value=value, value_fn=told)
+        given = (lambda x: x[0] ** 3) if number == 2 else task.loss
+        updates, state = transform.update(gradient, state, x, value=value, value_fn=given)
         x = x + updates
         seen.append(int(state.outcome))
     assert seen[0] == seen[4] == 0

@@ -182,7 +182,7 @@ def test_a_small_real_curriculum_learns():
 
 
 @pytest.mark.parametrize("horizons", [(), (10, 5), (5, 5)])
-def test_horizons_that_do_not_grow_are_refused(horizons):
+def test_horizons_that_do_not_grow_are_rejected(horizons):
     with pytest.raises(ValueError, match="each longer than the one before"):
         train(CURVES, horizons=horizons)
 

@@ -106,8 +106,8 @@ class Script(eqx.Module):
 def scripted(symmetry):
     def make_transform(network, task):
         def update(updates, count, params=None, **extra):
-            landing = params + network.pushes[count]
-            there = symmetry.act(symmetry.exp(network.angles[count][None]), landing)
+            end = params + network.pushes[count]
+            there = symmetry.act(symmetry.exp(network.angles[count][None]), end)
             return there - params, count + 1
 
         return optax.GradientTransformationExtraArgs(lambda params: jnp.array(0), update)
@@ -135,7 +135,7 @@ def test_every_update_and_teleport_of_a_window_reaches_its_losses(float64, invar
 
 
 def test_a_batch_of_tasks_gives_the_mean_of_single_gradients():
-    """To 1e-5: the tasks of a crew one by one, as crews without a task axis."""
+    """To 1e-5: the tasks of rollouts one by one, as rollouts without a task axis."""
     it, network = estimator(tasks=5, rule=sx.UpdateRule(teleports=jnp.ones(6, bool), guard=None)), small(8)
     carry = init(it, network)
     for _ in range(2):

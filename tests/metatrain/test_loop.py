@@ -10,6 +10,8 @@ import optax
 import pytest
 
 import symmetrax as sx
+
+# The order in which shapes are visited is a law of its own, for which no training need be compiled.
 from symmetrax.metatrain._loop import _shape
 from symmetrax.tasks import _plane
 
@@ -121,7 +123,7 @@ def test_chunks_change_nothing():
 
 
 def test_every_run_draws_fresh_tasks_and_arms_of_one_key_meet_the_same():
-    """S17: the losses of optimizers that stand still tell which tasks they met."""
+    """S17: the losses of optimizers that do not move show which tasks they met."""
     it = estimator(standing, tasks=1)
     found = sx.meta_train(rate, it, OPTIMIZER, KEY, outer_steps=20, seeds=2).losses
     assert len(np.unique(found)) == 40

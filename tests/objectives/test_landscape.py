@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import symmetrax as sx
+
+# The curvature along a curve, and the direction that `CurvatureStep` draws, to be measured apart.
 from symmetrax.objectives._landscape import curvature, unit_direction
 
 from ..cases import mostly_slow

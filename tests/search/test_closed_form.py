@@ -11,6 +11,8 @@ import pytest
 import scipy.optimize
 
 import symmetrax as sx
+
+# The closed form rests on the energies of an orbit and on the sign of a matrix: each has a law of its own.
 from symmetrax.search._closed_form import matrix_sign
 from symmetrax.search._energies import Energies
 

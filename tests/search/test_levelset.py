@@ -221,10 +221,10 @@ def test_trials_that_are_not_finite_are_only_shorter_steps(float64):
 
 
 def test_derivatives_see_a_constant_jump(float64):
-    def landing(x, weight):
+    def end(x, weight):
         return travel(sx.search.LevelSet(steps=5), lambda w: weight * sx.tasks.booth().loss(w), x).params
 
-    by_x, by_weight = jax.jacrev(landing, (0, 1))(jnp.array([5.0, -5.0]), jnp.array(2.0))
+    by_x, by_weight = jax.jacrev(end, (0, 1))(jnp.array([5.0, -5.0]), jnp.array(2.0))
     assert jnp.array_equal(by_x, jnp.eye(2))
     assert not jnp.any(by_weight)
 

@@ -24,8 +24,8 @@ def linear(*sizes, group=sx.groups.GeneralLinear):
     return sx.models.mlp_symmetry(like, names, group=group), shapes
 
 
-def specs(spaces, words, shapes):
-    return sx.NetworkSymmetry(spaces, words, like={k: jnp.zeros(s) for k, s in shapes.items()}), shapes
+def specs(spaces, texts, shapes):
+    return sx.NetworkSymmetry(spaces, texts, like={k: jnp.zeros(s) for k, s in shapes.items()}), shapes
 
 
 CASES = {
@@ -213,7 +213,7 @@ def test_low_precision_is_computed_in_single():
         np.testing.assert_array_equal(moment, exact[name])
 
 
-def test_indexed_words_are_conserved_as_their_layers_written_apart_are():
+def test_indexed_entries_are_conserved_as_their_layers_written_apart_are():
     symmetry, shapes = CASES["indexed"]()
     params = drawn(shapes, 0, "float32")
     a, w, b = params["a"], params["w"], params["b"]

@@ -1,4 +1,4 @@
-"""Matching of units: permuted copies come back exactly, whatever shares their axes; what is left is told."""
+"""Matching of units: permuted copies come back exactly, whatever shares their axes; the rest is reported."""
 
 import jax
 import jax.numpy as jnp

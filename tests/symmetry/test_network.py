@@ -137,7 +137,7 @@ def rms_with_gain(p, x):
 
 
 def test_gains_left_in_are_caught_by_the_gradient_alone(float64):
-    """At gains equal to one the loss does not tell, but their gradient does, and it alone is named."""
+    """At gains equal to one the loss does not show it, but their gradient does, and it alone is named."""
     net = Row(
         "gain",
         lambda: arrays(w=(6, 3), head=(2, 6))() | {"gain": jnp.ones(6)},
@@ -361,7 +361,7 @@ def test_the_algebra_is_cut_into_spaces_and_joined_again(float64):
 
 
 def test_single_spaces_act_as_in_the_whole(float64):
-    """`only`, on merged, concatenated, indexed and doubly touched axes."""
+    """`only`, on merged, concatenated, indexed and doubly bound axes."""
     for name in ("latent attention", "gated by relu", "transformer, scanned", "fused queries, keys, values"):
         params = row(name).params()
         symmetry = row(name).symmetry(params)

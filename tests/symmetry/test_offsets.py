@@ -12,6 +12,8 @@ import optax.contrib
 import pytest
 
 import symmetrax as sx
+
+# Specs with offsets are read, written and taken apart; `carry` is what `transport="carry"` does.
 from symmetrax.learned._neurons import FEATURES, unit_features
 from symmetrax.search._closed_form import has_closed_form
 from symmetrax.symmetry._specs import offset_of, parse, written

@@ -42,7 +42,7 @@ def with_map(h):
     return eqx.tree_at(lambda task: task.map, sx.tasks.generalized_booth(np.eye(h.size)), h)
 
 
-# Each task with the bound on its defects near the origin.
+# Each task with the bound on its errors near the origin.
 TABLE = {
     "booth": (sx.tasks.booth, 1e-12),
     "affine-2": (lambda: affine(2), 1e-12),
@@ -55,7 +55,7 @@ TABLE = {
 
 @eqx.filter_jit
 def laws(task, key):
-    """Relative defects of the laws at 100 random points, written out here without `verify`, and the worst
+    """Relative errors of the laws at 100 random points, written out here without `verify`, and the worst
     condition number of the map's Jacobian at the points visited."""
     symmetry = task.symmetry()
 
@@ -94,7 +94,7 @@ def test_every_law_holds_to_rounding(name):
 @pytest.mark.parametrize("name", mostly_slow(TABLE, ("booth", "rosenbrock", "affine-3")))
 @settings(max_examples=5)
 @given(seed=SEEDS)
-def test_verify_finds_no_defect_in_a_symmetry(name, seed):
+def test_verify_finds_no_error_in_a_symmetry(name, seed):
     make, bound = TABLE[name]
     task = make()
     origin = jnp.zeros(task.map.size)

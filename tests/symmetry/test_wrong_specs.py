@@ -19,6 +19,8 @@ import jax
 import pytest
 
 import symmetrax as sx
+
+# Mistakes are made node by node.
 from symmetrax.symmetry._specs import Both, Concatenated, Entry, Merged, Node, Plain, entries, parse
 
 from ..cases import mostly_slow

@@ -8,6 +8,8 @@ import optax
 import pytest
 
 import symmetrax as sx
+
+# The digits as they are, without a family that draws from them.
 from symmetrax.tasks._data import digits
 
 from ..cases import mostly_slow
@@ -113,6 +115,6 @@ def test_a_task_without_symmetry_stays_without():
     assert sx.tasks.ScaledTask(bare, jnp.ones(2)).symmetry() is None
 
 
-def test_a_negative_spread_is_refused():
+def test_a_negative_spread_is_rejected():
     with pytest.raises(ValueError, match="at least 0, got spread=-1"):
         sx.tasks.RandomlyScaled(sx.tasks.make_family("booth"), spread=-1)

@@ -209,7 +209,7 @@ def test_networks_learn_their_scales_with_any_optimizer(network, make, central_d
     np.testing.assert_allclose(state.algebra, start - 0.05 * slope, rtol=1e-6, atol=1e-9)
 
 
-def test_a_refused_teleport_stays_and_forgets_its_coordinates():
+def test_a_rejected_teleport_stays_and_forgets_its_coordinates():
     task = sx.tasks.rosenbrock()
     x = jnp.array([-1.0, -1.0])
     optimizer = sx.online_teleported(
@@ -327,7 +327,7 @@ def test_an_optimizer_of_its_own_for_the_coordinates_and_a_slope_that_is_not_fin
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_bad_arguments_are_refused():
+def test_bad_arguments_are_rejected():
     symmetry = sx.symmetry.QuadraticForm(jnp.asarray(A))
     with pytest.raises(ValueError, match="`order` must be 1 or 2, got 3"):
         sx.online_teleported(optax.sgd(0.1), symmetry, 0.1, order=3)

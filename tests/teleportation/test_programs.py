@@ -9,6 +9,8 @@ import optax
 import pytest
 
 import symmetrax as sx
+
+# A learned teleport inverts matrices without LAPACK: the inverse has a program of its own.
 from symmetrax.groups._inverse import inverse
 
 from ..cases import mostly_slow

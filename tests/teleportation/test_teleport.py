@@ -212,7 +212,7 @@ def test_a_search_says_what_it_costs():
 
 
 @pytest.mark.parametrize("where", ["plain", "inside a dict"])
-def test_a_point_that_is_not_finite_is_refused_by_name(where):
+def test_a_point_that_is_not_finite_is_rejected_by_name(where):
     x = jnp.array([1.0, jnp.nan])
     point, name = (x, "params") if where == "plain" else ({"layer": {"w": x}}, "layer.w")
     with pytest.raises(ValueError, match=rf"not finite: {name} is \[ *1\. *nan\]"):

@@ -10,6 +10,8 @@ import optax
 import pytest
 
 import symmetrax as sx
+
+# Which steps are due, for every kind of schedule, without a run of each; and the programs inside of one.
 from symmetrax._programs import programs_in
 from symmetrax.schedules._schedule import due
 
@@ -153,21 +155,21 @@ def test_a_sweep_over_schedules_compiles_once():
 
 
 @pytest.mark.parametrize("transport", ["keep", "reset"])
-@pytest.mark.parametrize("refuse", [False, True])
-def test_the_inner_state_is_kept_or_reset_when_a_teleport_happens(float64, transport, refuse):
-    """Adam by hand: the point jumps at step 1; moments go on, or start anew unless the jump is refused."""
+@pytest.mark.parametrize("reject", [False, True])
+def test_the_inner_state_is_kept_or_reset_when_a_teleport_happens(float64, transport, reject):
+    """Adam by hand: the point jumps at step 1; moments go on, or start anew unless the jump is rejected."""
     task, angle, rate = sx.tasks.booth(start=START), 0.3, 0.1
     optimizer = sx.teleported(
         optax.adam(rate),
         task.symmetry(),
         search=Turn(angle),
         schedule={1},
-        guard=sx.Guard(jump=1e-3 if refuse else 1e3),
+        guard=sx.Guard(jump=1e-3 if reject else 1e3),
         transport=transport,
     )
     x, m, v, count, points = np.array(START), np.zeros(2), np.zeros(2), 0, [START]
     for t in range(4):
-        if t == 1 and not refuse:
+        if t == 1 and not reject:
             x = np.linalg.solve(MATRIX, turn(angle) @ (MATRIX @ x - [7, 5]) + [7, 5])
             if transport == "reset":
                 m, v, count = np.zeros(2), np.zeros(2), 0
@@ -177,7 +179,7 @@ def test_the_inner_state_is_kept_or_reset_when_a_teleport_happens(float64, trans
         points.append(x)
     trace = run(optimizer, steps=4, points=True)
     np.testing.assert_allclose(trace.params, points, rtol=1e-11)
-    assert np.array_equal(trace.watched["outcome"], [0, 0, 2 if refuse else 0, 0, 0])
+    assert np.array_equal(trace.watched["outcome"], [0, 0, 2 if reject else 0, 0, 0])
     assert (trace.watched["loss_change"][2] >= 0).item()
 
 

@@ -398,7 +398,7 @@ def test_on_the_orbit_of_a_relu_network_the_gradient_norm_has_no_largest_value()
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_bad_input_is_refused():
+def test_bad_input_is_rejected():
     def loss(x):
         return jnp.sum(x**2)
 
