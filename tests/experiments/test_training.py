@@ -11,6 +11,8 @@ from symmetrax.experiments._folder import RunFolder
 from symmetrax.experiments._registry import EXPERIMENTS, run_experiment
 from symmetrax.experiments._report import Reporter
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 QUIET = Reporter(quiet=True)
 
 

@@ -10,6 +10,8 @@ import symmetrax as sx
 
 from ..cases import mostly_slow
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 KEYS = jax.random.split(jax.random.key(0), 2)
 SIZES = {"x": 4, "h": 3, "y": 2}
 PRECISIONS = [("bfloat16", False), ("float32", False)]

@@ -112,6 +112,7 @@ def test_algorithm_3_is_what_it_says(float64, options):
     np.testing.assert_allclose(trace.loss[1:], wanted, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_options_differ_from_one_another(network, family):
     options = [{}, {"transport": "carry"}, {"transport": "reset"}, {"as_printed": True}]
     finals = [np.asarray(run(network, family, rule(**o)).loss[-1]) for o in options]
@@ -120,6 +121,7 @@ def test_the_options_differ_from_one_another(network, family):
             assert np.all(np.abs(finals[i] / finals[j] - 1) > 1e-5)
 
 
+@pytest.mark.slow
 def test_no_momentum_is_the_arm_without_momentum(network, family):
     without = algorithm_3(jax.random.key(0), momentum=False)
     ours, theirs = (run(net, family, rule()) for net in (Fixed(network, momentum=0.0), without))
@@ -127,6 +129,7 @@ def test_no_momentum_is_the_arm_without_momentum(network, family):
     assert float(jnp.max(jnp.abs(run(network, family, rule()).loss - theirs.loss))) > 1e-3
 
 
+@pytest.mark.slow
 def test_the_identity_is_the_arm_without_teleports(network, family):
     idle = run(Fixed(network, algebra=0.0), family, rule())
     never = run(network, family, sx.UpdateRule(None))
@@ -171,6 +174,7 @@ def test_each_network_has_its_own_outer_rate(network):
     assert all(np.allclose(leaf, -1e-3) for leaf in second)
 
 
+@pytest.mark.slow
 def test_two_networks_train(family, network):
     estimator = sx.metatrain.TruncatedBPTT(family, rule(), STEPS, 3, tasks=2)
     outer = sx.learned.each_network(optax.adam(1e-4), optax.adam(1e-3))

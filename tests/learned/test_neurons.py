@@ -270,6 +270,7 @@ def test_one_optimizer_teleports_exactly_on_every_width_and_depth(both, widths):
             np.testing.assert_allclose(off.params[name], alone.params[name], rtol=0, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_meta_training_teaches_both_networks(both):
     """The per-neuron head starts at zero, where it has a gradient all the same."""
     fresh = eqx.tree_at(

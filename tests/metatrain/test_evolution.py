@@ -104,6 +104,7 @@ def test_a_pair_that_diverges_is_left_out():
     assert np.isfinite(gradient["rate"])
 
 
+@pytest.mark.slow
 def test_it_trains_a_network():
     family = sx.tasks.make_family("ellipse-fixed")
     it = sx.metatrain.PES(family, sx.UpdateRule(), steps=20, truncation=5, tasks=8, pairs=16, sigma=0.02)

@@ -8,6 +8,8 @@ import pytest
 
 import symmetrax as sx
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 KEY = jax.random.key(0)
 
 

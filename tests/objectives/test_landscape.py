@@ -69,6 +69,7 @@ def test_a_curvature_step_bends_the_curve_the_way_it_was_asked(name):
     assert np.min(step) > 0
 
 
+@pytest.mark.slow
 def test_ascent_on_sharpness_and_mean_curvature_moves_them_both_ways():
     """B06 and B07, for 64 networks and three steps of ascent on rescalings."""
     symmetry = SYMMETRIES["scaling"]

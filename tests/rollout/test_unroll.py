@@ -166,6 +166,7 @@ def test_the_loss_in_a_trace_is_at_the_new_point_on_the_new_minibatch():
     np.testing.assert_allclose(found.loss, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_many_classifiers_train_at_once():
     family = sx.tasks.make_family("digits")
     loss = many(descent, 0.3, family, KEY, 15, 3, shape=family.shapes[1]).loss

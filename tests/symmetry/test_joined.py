@@ -9,6 +9,8 @@ import pytest
 
 import symmetrax as sx
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 KEY = jax.random.key(0)
 X = jax.random.normal(KEY, (6, 3))
 PARAMS = {"s": jnp.array([1.0, 2.0]), "w1": jnp.ones((4, 3)), "w2": jnp.ones((2, 4))}

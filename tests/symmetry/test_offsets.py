@@ -258,6 +258,7 @@ def test_moments_are_carried_as_a_replay_has_them(float64):
     check_close(optax.tree.get(carry(start, symmetry, element, w), "x0"), there)
 
 
+@pytest.mark.slow
 def test_a_teleported_run_is_the_one_without_offset(float64):
     """Adam sees gradients alone, so both runs are one, apart by the constant."""
     x, runs = data(), []

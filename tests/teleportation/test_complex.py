@@ -1,5 +1,6 @@
 """Complex parameters: everything that moves them, against the same network written with their real parts."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -121,8 +122,14 @@ def test_complex_layers_are_refitted_with_the_adjoint(samples):
     for solver in ("qr", "svd", "gram"):
         symmetry = sx.symmetry.ActivationGL(weights=("v", "u"), sizes=(5,), activation=bend, solver=solver)
         element = symmetry.exp(0.1 * jax.random.normal(jax.random.key(4), symmetry.algebra))
-        moved, transport_gradient = jax.vjp(lambda p: symmetry.act(element, p, x), params)  # noqa: B023
-        found.append((moved, transport_gradient(jax.tree.map(jnp.ones_like, moved))))
+
+        @eqx.filter_jit
+        def moved_and_back(p, symmetry, element):
+            moved, transport_gradient = jax.vjp(lambda p: symmetry.act(element, p, x), p)
+            return moved, transport_gradient(jax.tree.map(jnp.ones_like, moved))
+
+        moved, gradient = moved_and_back(params, symmetry, element)
+        found.append((moved, gradient))
         if samples <= 5:
             here, there = (bend(x @ p["v"].T) @ p["u"].T for p in (params, moved))
             np.testing.assert_allclose(there, here, rtol=1e-9)

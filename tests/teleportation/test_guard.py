@@ -15,6 +15,8 @@ from symmetrax.teleportation._step import jump, shortened
 
 from ..cases import mostly_slow
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 POINT = (5.0, -5.0)
 NOT_FINITE, TOO_LONG, NOT_INVARIANT = 1, 2, 3
 

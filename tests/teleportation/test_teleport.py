@@ -365,8 +365,8 @@ def test_a_monotone_ascent_never_ends_lower_than_it_began():
     for seed in range(5):
         x = 3 * jax.random.normal(jax.random.key(seed), (2,))
         for rate in (0.01, 0.3, 3.0):
-            search = sx.search.Ascent(6, rate, normalized=True, monotone=True)
-            _, info = sx.teleport(task.loss, x, task.symmetry(), search=search, guard=None)
+            search = sx.search.Ascent(6, jnp.array(rate), normalized=True, monotone=True)
+            _, info = travel(task, x, search)
             assert info.after >= info.before * (1 - 1e-5)
     best = sx.teleport(task.loss, x, task.symmetry(), search=sx.search.Oracle(), guard=None)[0]
     _, info = sx.teleport(task.loss, best, task.symmetry(), search=search, guard=None)

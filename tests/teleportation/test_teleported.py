@@ -15,6 +15,8 @@ import symmetrax as sx
 from symmetrax._programs import programs_in
 from symmetrax.schedules._schedule import due
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 START = (5.0, -5.0)
 MATRIX = np.array([[1.0, 2.0], [2.0, 1.0]])
 
