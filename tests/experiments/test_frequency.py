@@ -23,7 +23,7 @@ SETTINGS = dataclasses.replace(
 )
 
 
-# Slow: learned optimizers are trained for every arm; other experiments do the same in every run of the tests.
+# Slow: learned optimizers are trained for every arm, which test_fig7.py and test_harness.py do always.
 @pytest.fixture(scope="module", params=[pytest.param("tiny", marks=pytest.mark.slow)])
 def ran(tmp_path_factory, quick_compilation):
     """The smallest run: its folder and results."""

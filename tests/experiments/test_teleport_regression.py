@@ -29,7 +29,7 @@ TINY = dataclasses.replace(
 )
 
 
-# Slow: learned optimizers are trained for every arm; other experiments do the same in every run of the tests.
+# Slow: test_teleport_plane.py has the same kinds of arms, and runs them always.
 @pytest.fixture(scope="module", params=[pytest.param("tiny", marks=pytest.mark.slow)])
 def ran(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "regression"

@@ -35,6 +35,7 @@ def optimizers(tmp_path_factory):
     return settings, *run(teleport_optimizers, "teleport-optimizers", settings, path)
 
 
+# Slow: the run above has a training loop with teleports as well.
 @pytest.fixture(scope="module", params=[pytest.param("tiny", marks=pytest.mark.slow)])
 def balanced(tmp_path_factory):
     """Two seeds, three learning rates, four steps."""

@@ -203,7 +203,7 @@ def test_states_can_be_donated_and_nothing_compiles_twice(name):
 SPLITS = ({"w1": ("d", None), "w2": (None, "d")}, {"w1": (None, None), "w2": ("d", None)})
 
 
-@pytest.mark.parametrize("axes", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("axes", [AxisType.Explicit, pytest.param(AxisType.Auto, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", mostly_slow(ANY, ("coordinatewise", "step")))
 def test_updates_lie_on_the_devices_as_the_parameters_do(name, axes):
     params, loss, _ = perceptron()

@@ -183,7 +183,8 @@ def test_dtypes_stay_as_init_gave_them(dtype, x64):
         assert all(np.all(np.isfinite(np.asarray(leaf, float))) for leaf in end[0].values())
 
 
-@pytest.mark.parametrize("axis", mostly_slow([0, 1], ["0"]))
+@pytest.mark.slow  # tests/symmetry/test_sharding.py and tests/learned/test_uses.py split arrays as well
+@pytest.mark.parametrize("axis", [0, 1])
 def test_parameters_that_are_split_over_devices_move_as_whole_ones(axis):
     """A mesh with explicit axes, as `jax.make_mesh` makes it."""
     mesh = jax.make_mesh((2,), ("data",))

@@ -264,7 +264,11 @@ def ascending(rate, task, schedule):
 
 @pytest.mark.parametrize(
     "schedule",
-    [{3}, sx.schedules.every_n_steps(4), sx.schedules.Plateau(patience=1)],
+    [
+        {3},
+        pytest.param(sx.schedules.every_n_steps(4), marks=pytest.mark.slow),
+        sx.schedules.Plateau(patience=1),
+    ],
     ids=["once", "often", "plateau"],
 )
 def test_many_tasks_search_only_at_the_steps_where_one_of_them_teleports(schedule):
