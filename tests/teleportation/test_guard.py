@@ -115,8 +115,9 @@ def test_an_element_that_is_not_a_number_is_rejected_with_zero_gradients():
         found = jump(task.symmetry(), element, x, guard=sx.Guard(), value_fn=task.loss)
         return jnp.sum(x + found.displacement), found.outcome
 
+    derivative = jax.jit(jax.grad(end, (0, 1), has_aux=True))
     for bad in (jnp.nan, jnp.inf):
-        gradients, outcome = jax.grad(end, (0, 1), has_aux=True)(jnp.full((2, 2), bad), jnp.array(POINT))
+        gradients, outcome = derivative(jnp.full((2, 2), bad), jnp.array(POINT))
         assert outcome == NOT_FINITE
         assert jnp.array_equal(gradients[0], jnp.zeros((2, 2)))
         assert jnp.array_equal(gradients[1], jnp.ones(2))
@@ -127,14 +128,12 @@ def test_an_accepted_jump_has_the_gradients_of_the_action(float64):
     symmetry = task.symmetry()
 
     def end(guard):
-        return jax.jacobian(
-            lambda xi, x: (
-                x + jump(symmetry, symmetry.exp(xi), x, guard=guard, value_fn=task.loss).displacement
-            ),
-            (0, 1),
-        )(xi, x)
+        def moved(xi, x):
+            return x + jump(symmetry, symmetry.exp(xi), x, guard=guard, value_fn=task.loss).displacement
 
-    expected = jax.jacobian(lambda xi, x: symmetry.act(symmetry.exp(xi), x), (0, 1))(xi, x)
+        return jax.jit(jax.jacobian(moved, (0, 1)))(xi, x)
+
+    expected = jax.jit(jax.jacobian(lambda xi, x: symmetry.act(symmetry.exp(xi), x), (0, 1)))(xi, x)
     for guard in (None, sx.Guard(jump=10.0)):
         for found, right in zip(end(guard), expected, strict=True):
             np.testing.assert_allclose(found, right, rtol=1e-12, atol=1e-12)
@@ -271,7 +270,7 @@ def test_shortened_jumps_have_the_derivative_of_a_constant_share(float64):
         found = jump(symmetry, symmetry.exp(short), x, guard=guard, value_fn=task.loss)
         return found.displacement, short
 
-    slope, short = jax.jacobian(end, has_aux=True)(xi)
+    slope, short = jax.jit(jax.jacobian(end, has_aux=True))(xi)
     share = short / xi
     expected = jax.jacobian(lambda xi: symmetry.act(symmetry.exp(share * xi), x))(xi)
     assert float(share[0]) < 1
