@@ -51,10 +51,11 @@ def test_slopes_along_an_orbit_equal_finite_differences(float64, name):
         task = getattr(sx.tasks, name)()
         loss, params, symmetry = task.loss, jnp.array(POINT), task.symmetry()
     orbit = sx.search.Orbit(loss, params, symmetry, gradient=jax.grad(loss)(params))
-    found = slopes(orbit, orbit.zero())
+    found = jax.jit(lambda: slopes(orbit, orbit.zero()))()
+    gradient_at = jax.jit(lambda xi: jax.grad(loss)(symmetry.act(symmetry.exp(xi), params)))
 
     def norm(xi):
-        there = jax.grad(loss)(symmetry.act(symmetry.exp(xi), params))
+        there = gradient_at(xi)
         return float(np.log(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(there))))
 
     h = 1e-4
@@ -90,6 +91,7 @@ def test_slopes_stay_those_of_the_orbit_where_gradients_are_tiny(apart):
     """Close to a minimum the square of the squared gradient norm is no number of float32 any more."""
     task = sx.tasks.generalized_booth([[0.5, 0.0], [0.0, 3.0]])
 
+    @jax.jit
     def found(length):
         x = length * jnp.array([0.6, 0.8])
         orbit = sx.search.Orbit(task.loss, x, task.symmetry(), gradient=jax.grad(task.loss)(x))
@@ -183,13 +185,13 @@ def test_a_gate_is_smooth_in_training_and_hard_at_test(z, hard):
 def test_a_soft_gate_has_a_derivative_and_a_hard_one_none():
     task = sx.tasks.booth(start=[5.0, -5.0])
 
-    def end(z, gate):
-        rule = sx.UpdateRule.at([0], 2, guard=None, gate=gate)
+    def end(z, rule):
         return sx.unroll(rule(gate_at(z), task), task, KEY, 2).loss[-1]
 
-    slope = jax.jit(jax.grad(end), static_argnums=1)
-    assert slope(-0.2, "soft") != 0
-    assert slope(-0.2, "hard") == 0
+    slope = eqx.filter_jit(jax.grad(end))
+    soft, hard = (sx.UpdateRule.at([0], 2, guard=None, gate=gate) for gate in ("soft", "hard"))
+    assert slope(jnp.array(-0.2), soft) != 0
+    assert slope(jnp.array(-0.2), hard) == 0
 
 
 def test_bad_uses_say_what_is_missing(unchecked):

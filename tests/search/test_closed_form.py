@@ -79,7 +79,7 @@ def test_an_orbit_knows_the_gradient_norm_everywhere(deep, adapter):
     rows = [(relu_net, *deep), (adapter[2], *adapter[:2], None), (attention, params, heads, normal(9, 5, 6))]
     for loss, params, symmetry, batch in rows:
         truth = gradient_norm(loss, symmetry, params, batch)
-        orbit = jax.jit(sx.search.Orbit(lambda w: loss(w, batch), params, symmetry))  # noqa: B023
+        orbit = jax.jit(lambda xi: sx.search.Orbit(lambda w: loss(w, batch), params, symmetry)(xi))  # noqa: B023
         for seed in range(4):
             xi = 0.7 * normal(seed, *symmetry.algebra)
             assert gap(orbit(xi), truth(xi)) < 1e-12

@@ -400,7 +400,7 @@ def test_single_precision_stays_single_under_x64(name):
             )
         there, _ = jax.jit(lambda x: sx.teleport(task.loss, x, task.symmetry(), search=search))(x)
         orbit = sx.search.Orbit(task.loss, x, task.symmetry())
-        found = orbit.zero() if search is None else jax.jit(search)(orbit)
+        found = orbit.zero() if search is None else jax.jit(lambda: search(orbit))()
     assert there.dtype == found.dtype == jnp.float32
 
 
