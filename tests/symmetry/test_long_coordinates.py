@@ -7,8 +7,6 @@ import pytest
 
 import symmetrax as sx
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 LENGTHS = [0.0, 1.0, 19.0, 21.0, 200.0, 1e3, 1e5, 1e12, 1e30]
 
 
