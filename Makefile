@@ -21,14 +21,17 @@ demo: setup
 # XLA does not know end the process, hence the trial.
 QUICK := --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
 
+# Files stay whole, since their tests share fixtures and compiled programs, and in the order of pyproject.toml.
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
+
 test: setup
 	XLA_FLAGS="$$XLA_FLAGS $(QUICK)" $(BIN)/python -c "import jax; jax.devices()" >/dev/null 2>&1 \
 	  && export XLA_FLAGS="$$XLA_FLAGS $(QUICK)"; \
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest $(TWO) -m "not slow"
 
 # All tests, every program optimized as users have it.
 test-slow: setup
-	OPTIMIZE_ALL=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OPTIMIZE_ALL=1 $(BIN)/python -m pytest $(TWO)
 
 lint: setup
 	$(BIN)/ruff check .

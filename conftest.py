@@ -13,6 +13,13 @@ from _pytest.doctest import DoctestModule, DoctestTextfile
 MANY_MAPS = 10_000
 
 
+def pytest_collection_finish(session):
+    """The search for garbage took a twentieth of the time, mostly in modules, which live until the end."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _examples_compile_quickly(request):
     """Doctests are many small programs: optimizing them takes longer than running them."""

@@ -1,7 +1,7 @@
 """Small networks and their symmetries, one row each: what the tests of network symmetries run over.
 
 A row says what the network computes, `net(params, x)`; the loss is its mean square error. Axis lengths
-differ within a network wherever the architecture lets them, so that sizes catch most wrong words; the rows
+differ within a network wherever the architecture lets them, so that sizes catch most wrong entries; the rows
 "leaky relu, equal widths" and "transformer, RMSNorm" have equal lengths, where only numbers can tell. Norms
 have no epsilon: with it scaling would be approximate.
 """

@@ -7,6 +7,8 @@ import jax
 import pytest
 
 import symmetrax as sx
+
+# Files are damaged array by array, which takes the functions that read and write them.
 from symmetrax._files import load_arrays, save_arrays
 from symmetrax.cli import main
 
@@ -192,8 +194,8 @@ RETURNS = (
     *("branches", "misshapen", "exits", "three", "bad_batch", "infinite", "prints"),
 )
 
-REFUSED = [
-    # what tyro refuses
+REJECTED = [
+    # what tyro rejects
     [],
     words("rum"),
     words("--sed"),
@@ -317,7 +319,7 @@ REFUSED = [
 
 
 #: One in three always runs.
-VECTORS = [pytest.param(v, marks=[pytest.mark.slow] if i % 3 else []) for i, v in enumerate(REFUSED)]
+VECTORS = [pytest.param(v, marks=[pytest.mark.slow] if i % 3 else []) for i, v in enumerate(REJECTED)]
 
 
 @pytest.mark.parametrize("arguments", VECTORS, ids=lambda a: " ".join(a)[:60])

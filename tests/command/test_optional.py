@@ -9,6 +9,8 @@ import textwrap
 import pytest
 
 import symmetrax
+
+# The list of what the command line needs beyond the core.
 from symmetrax._optional import STUDIES
 
 SOURCE = pathlib.Path(symmetrax.__file__).parent

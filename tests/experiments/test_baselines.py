@@ -36,7 +36,8 @@ TINY = dataclasses.replace(
 ARMS = ("lstm", "lstm-tricks", "gd", "momentum", "adam")
 
 
-@pytest.fixture(scope="module")
+# Slow: learned optimizers are trained for every arm, which test_fig7.py and test_harness.py do always.
+@pytest.fixture(scope="module", params=[pytest.param("tiny", marks=pytest.mark.slow)])
 def ran(tmp_path_factory):
     folder = RunFolder(
         tmp_path_factory.mktemp("runs") / "baselines", "baselines", "tiny", dataclasses.asdict(TINY)

@@ -47,7 +47,8 @@ TINY = Config(
 )
 
 
-@pytest.fixture(scope="module")
+# Slow: learned optimizers are trained for every arm, which test_fig7.py and test_harness.py do always.
+@pytest.fixture(scope="module", params=[pytest.param("tiny", marks=pytest.mark.slow)])
 def ran(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "classification"
     folder = RunFolder(path, "classification", "tiny", dataclasses.asdict(TINY))

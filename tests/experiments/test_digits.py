@@ -18,7 +18,8 @@ TINY = dataclasses.replace(
 )
 
 
-@pytest.fixture(scope="module")
+# Slow: learned optimizers are trained for every arm, which test_fig7.py and test_harness.py do always.
+@pytest.fixture(scope="module", params=[pytest.param("tiny", marks=pytest.mark.slow)])
 def ran(tmp_path_factory):
     """One width, so that there is little to compile."""
     patch = pytest.MonkeyPatch()

@@ -47,6 +47,7 @@ SETTINGS = dataclasses.replace(
 )
 
 
+@pytest.mark.slow
 def test_descent_on_the_published_regression_has_the_published_losses():
     """E08: medians over 1,000 draws at epochs 1, 10, 29, 99 within a tenth of those of other code."""
     hyper = {"rate": jnp.array(3e-4), "momentum": jnp.array(0.0)}

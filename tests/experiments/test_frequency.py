@@ -23,7 +23,8 @@ SETTINGS = dataclasses.replace(
 )
 
 
-@pytest.fixture(scope="module")
+# Slow: learned optimizers are trained for every arm, which test_fig7.py and test_harness.py do always.
+@pytest.fixture(scope="module", params=[pytest.param("tiny", marks=pytest.mark.slow)])
 def ran(tmp_path_factory, quick_compilation):
     """The smallest run: its folder and results."""
     path = tmp_path_factory.mktemp("runs") / "tiny"

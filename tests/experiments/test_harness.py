@@ -106,6 +106,7 @@ def test_arc_endpoints_lie_on_one_level_set(small):
         np.testing.assert_allclose(arc[:, -1], points[i, 1:], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_command_give_equal_arrays(tmp_path):
     settings = dataclasses.replace(TINY, arms=("adam", "vanilla", "teleport"), far=False)
     for name in ("one", "two"):

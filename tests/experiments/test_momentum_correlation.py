@@ -25,7 +25,8 @@ REGRESSION = Group("regression-20", BUDGET, _fig7_arms.Networks(units=3, width=4
 TINY = Config((REGRESSION,), seeds=2, tasks=5)
 
 
-@pytest.fixture(scope="module")
+# Slow: learned optimizers are trained for every arm, which test_fig7.py and test_harness.py do always.
+@pytest.fixture(scope="module", params=[pytest.param("tiny", marks=pytest.mark.slow)])
 def ran(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "momentum"
     folder = RunFolder(path, "momentum-correlation", "tiny", dataclasses.asdict(TINY))

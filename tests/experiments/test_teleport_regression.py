@@ -29,7 +29,8 @@ TINY = dataclasses.replace(
 )
 
 
-@pytest.fixture(scope="module")
+# Slow: test_teleport_plane.py has the same kinds of arms, and runs them always.
+@pytest.fixture(scope="module", params=[pytest.param("tiny", marks=pytest.mark.slow)])
 def ran(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "regression"
     folder = RunFolder(path, "teleport-regression", "tiny", dataclasses.asdict(TINY))

@@ -11,6 +11,8 @@ from symmetrax.experiments._folder import RunFolder
 from symmetrax.experiments._registry import EXPERIMENTS, run_experiment
 from symmetrax.experiments._report import Reporter
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 QUIET = Reporter(quiet=True)
 
 
@@ -33,7 +35,8 @@ def optimizers(tmp_path_factory):
     return settings, *run(teleport_optimizers, "teleport-optimizers", settings, path)
 
 
-@pytest.fixture(scope="module")
+# Slow: the run above has a training loop with teleports as well.
+@pytest.fixture(scope="module", params=[pytest.param("tiny", marks=pytest.mark.slow)])
 def balanced(tmp_path_factory):
     """Two seeds, three learning rates, four steps."""
     settings = dataclasses.replace(balancing.config("balancing"), seeds=2, steps=4, every=2, rates=3)

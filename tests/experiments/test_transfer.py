@@ -38,7 +38,8 @@ TINY = transfer.Config(
 )
 
 
-@pytest.fixture(scope="module")
+# Slow: learned optimizers are trained for every arm, which test_fig7.py and test_harness.py do always.
+@pytest.fixture(scope="module", params=[pytest.param("tiny", marks=pytest.mark.slow)])
 def ran(tmp_path_factory, quick_compilation):
     """The smallest run, where there is no MNIST."""
     patch = pytest.MonkeyPatch()

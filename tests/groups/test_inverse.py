@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 import symmetrax as sx
+
+# The inverse without LAPACK, at matrices that no group draws.
 from symmetrax.groups._inverse import inverse
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -64,7 +66,7 @@ def test_derivatives_are_those_of_the_inverse(float64, central_differences):
         np.testing.assert_allclose(derivative(flat)(jnp.asarray(x.ravel())), wanted, rtol=1e-6, atol=1e-7)
 
 
-def test_singular_matrices_give_what_a_guard_refuses(matrices):
+def test_singular_matrices_give_what_a_guard_rejects(matrices):
     singular = matrices[:2].at[1, 3].set(matrices[1, 4])
     found = np.asarray(jax.vmap(inverse)(singular))
     assert np.all(np.isfinite(found[0]))

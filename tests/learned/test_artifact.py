@@ -1,4 +1,4 @@
-"""Trained optimizers in files: what comes back, and what is refused."""
+"""Trained optimizers in files: what comes back, and what is rejected."""
 
 import json
 import os
@@ -13,6 +13,8 @@ import safetensors
 import safetensors.numpy
 
 import symmetrax as sx
+
+# Artifacts are damaged array by array, which takes the functions that read and write them.
 from symmetrax._files import load_arrays, save_arrays
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -87,7 +89,7 @@ def tamper(path, change):
 
 
 def outcome(path, **options):
-    """What `load` says of a file that it refuses: always in one line."""
+    """What `load` says of a file that it rejects: always in one line."""
     with pytest.raises(sx.learned.ArtifactError) as caught:
         sx.load(path, **options)
     message = str(caught.value)
@@ -124,14 +126,14 @@ def test_a_missing_file_is_named():
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
-def test_a_truncated_file_is_refused(saved, share):
+def test_a_truncated_file_is_rejected(saved, share):
     content = saved.read_bytes()
     saved.write_bytes(content[: int(share * len(content))])
     with pytest.raises(sx.learned.ArtifactError, match="not a whole safetensors file"):
         sx.load(saved)
 
 
-def test_a_pickle_is_refused_unread(tmp_path):
+def test_a_pickle_is_rejected_unread(tmp_path):
     class Bomb:
         def __reduce__(self):
             return (pytest.fail, ("a pickle was read",))
@@ -144,14 +146,14 @@ def test_a_pickle_is_refused_unread(tmp_path):
         sx.load(path)
 
 
-def test_a_header_longer_than_the_file_is_refused(tmp_path):
+def test_a_header_longer_than_the_file_is_rejected(tmp_path):
     path = tmp_path / "long.safetensors"
     path.write_bytes(struct.pack("<Q", 2**40) + b"{}")
     with pytest.raises(sx.learned.ArtifactError, match="not a whole"):
         sx.load(path)
 
 
-def test_a_horizon_beyond_the_cards_is_refused(tmp_path):
+def test_a_horizon_beyond_the_cards_is_rejected(tmp_path):
     network = NETWORKS["vanilla"]()
     path = sx.save(network, tmp_path / "short.safetensors", training={"horizon": 20})
     assert sx.load(path, horizon=20)[1]["training"] == {"horizon": 20}
@@ -164,25 +166,25 @@ def test_a_horizon_beyond_the_cards_is_refused(tmp_path):
         sx.load(silent, horizon=5)
 
 
-def test_another_format_version_is_refused(saved):
+def test_another_format_version_is_rejected(saved):
     rewrite(saved, lambda card, arrays: card.update(format=99))
     with pytest.raises(sx.learned.ArtifactError, match="format 99; this version of symmetrax reads format 2"):
         sx.load(saved)
 
 
-def test_another_feature_contract_is_refused(saved):
+def test_another_feature_contract_is_rejected(saved):
     rewrite(saved, lambda card, arrays: card["contract"].update(reads=["gradient", "weather"]))
     with pytest.raises(sx.learned.ArtifactError, match="weather"):
         sx.load(saved)
 
 
-def test_an_unknown_kind_is_refused(saved):
+def test_an_unknown_kind_is_rejected(saved):
     rewrite(saved, lambda card, arrays: card.update(kind="transformer"))
     with pytest.raises(sx.learned.ArtifactError, match="'transformer'; known kinds are flat-gradient-lstm"):
         sx.load(saved)
 
 
-def test_a_config_that_does_not_fit_is_refused(saved):
+def test_a_config_that_does_not_fit_is_rejected(saved):
     rewrite(saved, lambda card, arrays: card["config"].update(heads=3))
     with pytest.raises(sx.learned.ArtifactError, match="heads"):
         sx.load(saved)
@@ -216,7 +218,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_recurrent_weights_that_were_changed_are_refused(saved, change):
+def test_recurrent_weights_that_were_changed_are_rejected(saved, change):
     """They count from the second step on; a checksum sees every change, a recorded step the large ones."""
 
     def to_recurrent(arrays):
@@ -234,7 +236,7 @@ def test_recurrent_weights_that_were_changed_are_refused(saved, change):
     assert ("does not reproduce its recorded steps: step1" in message) or "weight_hh" in message
 
 
-def test_weights_that_are_nan_are_refused(saved):
+def test_weights_that_are_nan_are_rejected(saved):
     rewrite(saved, lambda card, arrays: arrays.update({"weights.head.bias": np.full(2, np.nan, np.float32)}))
     assert "2 entries of 2 in 'weights.head.bias' that are infinite or NaN" in outcome(saved)
 
@@ -278,23 +280,23 @@ def test_double_precision_is_not_cut_to_single(tmp_path):
     assert "float64, which JAX supports only with 64-bit types" in outcome(path)
 
 
-def test_a_file_without_a_recorded_step_is_refused(saved):
+def test_a_file_without_a_recorded_step_is_rejected(saved):
     rewrite(saved, lambda card, arrays: arrays.pop("recorded.step1.update"))
     assert "lacks the array 'recorded.step1.update'" in outcome(saved)
 
 
-def test_an_array_too_many_is_refused(saved):
+def test_an_array_too_many_is_rejected(saved):
     rewrite(saved, lambda card, arrays: arrays.update({"weights.extra": np.ones(2)}))
     assert "arrays that do not belong there: 'weights.extra'" in outcome(saved)
 
 
-def test_an_artifact_of_the_first_format_is_refused(saved):
+def test_an_artifact_of_the_first_format_is_rejected(saved):
     card = json.dumps({"format": 1, "kind": "flat-gradient-lstm"})
     saved.write_bytes(safetensors.numpy.save({"weights.head.bias": np.ones(2)}, {"card": card}))
     assert "has no checksum" in outcome(saved)
 
 
-def test_a_file_without_a_card_is_refused(tmp_path):
+def test_a_file_without_a_card_is_rejected(tmp_path):
     path = tmp_path / "plain.safetensors"
     path.write_bytes(safetensors.numpy.save({"w": np.ones(2)}))
     with pytest.raises(sx.learned.ArtifactError, match="no card"):
@@ -373,7 +375,7 @@ def test_an_own_class_needs_a_kind_of_its_own(tmp_path):
         sx.load("nowhere.safetensors", classes=[int])
 
 
-def test_a_config_that_does_not_tell_all_is_refused_when_saving(tmp_path):
+def test_a_config_that_does_not_tell_all_is_rejected_when_saving(tmp_path):
     """Else another network would come back than the one that was saved."""
 
     class Forgetful(Tiny):
@@ -458,7 +460,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("change", HOSTILE)
-def test_a_hostile_card_is_refused_in_one_line(saved, change):
+def test_a_hostile_card_is_rejected_in_one_line(saved, change):
     rewrite(saved, HOSTILE[change])
     outcome(saved)
 
@@ -500,20 +502,20 @@ CONTENTS = {
 
 
 @pytest.mark.parametrize("content", CONTENTS)
-def test_what_is_no_file_of_arrays_is_refused_in_one_line(tmp_path, content):
+def test_what_is_no_file_of_arrays_is_rejected_in_one_line(tmp_path, content):
     path = tmp_path / "hostile.safetensors"
     path.write_bytes(CONTENTS[content])
     outcome(path)
 
 
-def test_a_huge_file_of_nothing_is_refused_unread(tmp_path):
+def test_a_huge_file_of_nothing_is_rejected_unread(tmp_path):
     path = tmp_path / "sparse.safetensors"
     path.write_bytes(header(b"{}"))
     os.truncate(path, 2**40)
     assert "not a whole safetensors file" in outcome(path)
 
 
-def test_what_is_no_file_is_refused_in_one_line(tmp_path, saved):
+def test_what_is_no_file_is_rejected_in_one_line(tmp_path, saved):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
     assert "is a folder. Expected a trained optimizer" in outcome(tmp_path)

@@ -1,4 +1,4 @@
-"""One bit of a file is flipped: it is refused, or what is loaded is what was saved."""
+"""One bit of a file is flipped: it is rejected, or what is loaded is what was saved."""
 
 import equinox as eqx
 import jax
@@ -34,7 +34,7 @@ def flips(content, count, seed):
 
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_flipped_bit_of_an_artifact_is_refused_or_without_effect(tmp_path, name, count):
+def test_a_flipped_bit_of_an_artifact_is_rejected_or_without_effect(tmp_path, name, count):
     network = NETWORKS[name]()
     path = sx.save(network, tmp_path / "it.safetensors", training={"horizon": 20})
     _, whole = sx.load(path)
@@ -73,7 +73,7 @@ def trained(tmp_path_factory):
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_a_flipped_bit_of_a_checkpoint_is_refused_or_without_effect(trained, count):
+def test_a_flipped_bit_of_a_checkpoint_is_rejected_or_without_effect(trained, count):
     path, train, whole, content = trained
     messages = []
     for place, flipped in flips(content, count, seed=1):

@@ -8,6 +8,10 @@ import pytest
 
 import symmetrax as sx
 
+from ..cases import mostly_slow
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 KEYS = jax.random.split(jax.random.key(0), 2)
 SIZES = {"x": 4, "h": 3, "y": 2}
 PRECISIONS = [("bfloat16", False), ("float32", False)]
@@ -111,7 +115,7 @@ def types(tree):
 
 
 def one_step(transform, loss):
-    """What users write, with all that an update may be told."""
+    """What users write, with all that an update may be given."""
 
     def step(params, state):
         value, gradient = jax.value_and_grad(loss)(params)
@@ -121,11 +125,9 @@ def one_step(transform, loss):
     return step
 
 
-OFTEN = ("whole-lstm", "orbit-lstm", "rnnprop", "step", "together", "online-map", "online-network")
-NAMES = [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in TRANSFORMS]
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", mostly_slow(TRANSFORMS, ("whole-lstm", "rnnprop", "step", "together", "online-network"))
+)
 def test_no_leaf_of_updates_or_state_changes_its_type(name):
     """Whatever the precision, under every promotion rule, by types alone: nothing is compiled."""
     setting, make = TRANSFORMS[name]
@@ -143,7 +145,7 @@ def test_no_leaf_of_updates_or_state_changes_its_type(name):
 
 
 def test_the_types_are_those_of_arrays_that_run():
-    """`eval_shape` told the truth; a second call compiles nothing, a scan runs, and half precision learns."""
+    """`eval_shape` says what runs; a second call compiles nothing, a scan runs, and half precision learns."""
     setting, make = TRANSFORMS["together"]
     params, loss, symmetry = setting(jnp.bfloat16)
     transform = make(symmetry)

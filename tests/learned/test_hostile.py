@@ -8,6 +8,8 @@ import pytest
 
 import symmetrax as sx
 
+from ..cases import mostly_slow
+
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 KEYS = jax.random.split(jax.random.key(0), 2)
@@ -158,13 +160,13 @@ def check(name, count, seed=0):
 
 
 OFTEN = ("whole-lstm", "orbit-derivative", "orbit-first", "online", "rnnprop", "step", "pairs", "together")
-NAMES = [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in PLANE | NETWORK]
+NAMES = mostly_slow(PLANE | NETWORK, OFTEN)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_number_is_lost_silently(name):
     tasks, stayed = check(name, 400)
-    # Refusing everything would be finite too: where nothing is extreme, the first step is taken.
+    # Rejecting everything would be finite too: where nothing is extreme, the first step is taken.
     ordinary = plane_ordinary(*tasks) if name in PLANE else network_ordinary(*tasks)
     assert np.sum(ordinary) > 15
     assert not np.any(stayed[ordinary, 0])

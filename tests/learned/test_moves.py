@@ -11,8 +11,12 @@ import optax
 import pytest
 
 import symmetrax as sx
+
+# A network with constants for outputs, and the functions that bound outputs.
 from symmetrax.experiments._control_networks import Fixed
 from symmetrax.learned._heads import between, of_norm, within
+
+from ..cases import mostly_slow
 
 STEPS = 6
 OPEN = sx.Guard(jump=jnp.inf, tolerance=jnp.inf)
@@ -89,7 +93,13 @@ def by_hand(network, task, params, times, transport="keep", as_printed=False):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"transport": "carry"}, {"transport": "reset"}, {"as_printed": True}]
+    "options",
+    [
+        {},
+        {"transport": "carry"},
+        pytest.param({"transport": "reset"}, marks=pytest.mark.slow),
+        pytest.param({"as_printed": True}, marks=pytest.mark.slow),
+    ],
 )
 def test_algorithm_3_is_what_it_says(float64, options):
     family, network = small_family(action="preimage"), algorithm_3(jax.random.key(0))
@@ -102,6 +112,7 @@ def test_algorithm_3_is_what_it_says(float64, options):
     np.testing.assert_allclose(trace.loss[1:], wanted, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_options_differ_from_one_another(network, family):
     options = [{}, {"transport": "carry"}, {"transport": "reset"}, {"as_printed": True}]
     finals = [np.asarray(run(network, family, rule(**o)).loss[-1]) for o in options]
@@ -110,6 +121,7 @@ def test_the_options_differ_from_one_another(network, family):
             assert np.all(np.abs(finals[i] / finals[j] - 1) > 1e-5)
 
 
+@pytest.mark.slow
 def test_no_momentum_is_the_arm_without_momentum(network, family):
     without = algorithm_3(jax.random.key(0), momentum=False)
     ours, theirs = (run(net, family, rule()) for net in (Fixed(network, momentum=0.0), without))
@@ -117,17 +129,18 @@ def test_no_momentum_is_the_arm_without_momentum(network, family):
     assert float(jnp.max(jnp.abs(run(network, family, rule()).loss - theirs.loss))) > 1e-3
 
 
+@pytest.mark.slow
 def test_the_identity_is_the_arm_without_teleports(network, family):
-    still = run(Fixed(network, algebra=0.0), family, rule())
+    idle = run(Fixed(network, algebra=0.0), family, rule())
     never = run(network, family, sx.UpdateRule(schedule=()))
     off = run(network, family, rule(times=()))
-    np.testing.assert_array_equal(still.loss, never.loss)
+    np.testing.assert_array_equal(idle.loss, never.loss)
     np.testing.assert_array_equal(off.loss, never.loss)
 
 
 def test_a_reset_without_teleport_is_a_control(network, family):
-    still = Fixed(network, algebra=0.0)
-    trace = run(still, family, rule(transport="reset"))
+    idle = Fixed(network, algebra=0.0)
+    trace = run(idle, family, rule(transport="reset"))
     velocity = np.asarray(trace.watched["previous"]["w1"])
     assert np.all(velocity[2] == 0)
     assert np.all(velocity[4] == 0)
@@ -144,7 +157,7 @@ def test_the_trace_tells_what_was_emitted(network, family):
     assert np.all(norms < 0.3)
 
 
-def test_teleports_keep_the_loss_or_are_refused(network, family):
+def test_teleports_keep_the_loss_or_are_rejected(network, family):
     guarded = sx.UpdateRule.at(range(STEPS), STEPS, guard=sx.Guard(jump=jnp.inf, tolerance=1e-4))
     trace = run(network, family, guarded, watch=("loss_change", "outcome"))
     loss_change, outcome = (np.asarray(trace.watched[name][1:]) for name in ("loss_change", "outcome"))
@@ -161,6 +174,7 @@ def test_each_network_has_its_own_outer_rate(network):
     assert all(np.allclose(leaf, -1e-3) for leaf in second)
 
 
+@pytest.mark.slow
 def test_two_networks_train(family, network):
     estimator = sx.metatrain.TruncatedBPTT(family, rule(), STEPS, 3, tasks=2)
     outer = sx.learned.each_network(optax.adam(1e-4), optax.adam(1e-3))
@@ -186,8 +200,8 @@ class Deficient(sx.tasks.RegressionFamily):
         return inputs.at[1].set(jnp.where(lost, inputs[0], inputs[1])), targets
 
 
-@pytest.mark.parametrize("transport", ["keep", "carry"])
-def test_lost_rank_is_refused_and_training_goes_on(network, transport):
+@pytest.mark.parametrize("transport", mostly_slow(["keep", "carry"], ["carry"]))
+def test_lost_rank_is_rejected_and_training_goes_on(network, transport):
     family = Deficient("deficient", dims=(4, 4, 4), samples=4, action="preimage", always=False)
     strict = sx.Guard(jump=jnp.inf, tolerance=1e-3)
     guarded = sx.UpdateRule.at(range(STEPS), STEPS, guard=strict, transport=transport)
@@ -198,7 +212,7 @@ def test_lost_rank_is_refused_and_training_goes_on(network, transport):
     check_that_training_goes_on(algorithm_3, family, guarded)
 
 
-def test_overflowing_elements_are_refused_and_training_goes_on(family):
+def test_overflowing_elements_are_rejected_and_training_goes_on(family):
     def make(key):
         network = algorithm_3(key, max_norm=None)
         bias = cast(Any, network.networks[1]).algebra_head.bias
@@ -209,7 +223,7 @@ def test_overflowing_elements_are_refused_and_training_goes_on(family):
 
 
 def check_that_training_goes_on(make, family, rule):
-    """Refused teleports leave finite meta-gradients: no window is lost, and the weights move."""
+    """Rejected teleports leave finite meta-gradients: no window is lost, and the weights move."""
     estimator = sx.metatrain.TruncatedBPTT(family, rule, 2, 2, tasks=4)
     key = jax.random.key(0)
     trained = sx.meta_train(make, estimator, optax.adam(1e-3), key, outer_steps=2)
@@ -219,7 +233,7 @@ def check_that_training_goes_on(make, family, rule):
     assert min(jax.tree.leaves(moved.networks[0])) > 0
 
 
-def test_batches_wider_than_the_layer_are_refused_and_training_goes_on(network):
+def test_batches_wider_than_the_layer_are_rejected_and_training_goes_on(network):
     family = small_family(samples=9, action="output")
     guarded = sx.UpdateRule.at(range(STEPS), STEPS, guard=sx.Guard(jump=jnp.inf, tolerance=1e-3))
     trace = run(network, family, guarded)
@@ -228,7 +242,7 @@ def test_batches_wider_than_the_layer_are_refused_and_training_goes_on(network):
     check_that_training_goes_on(algorithm_3, family, guarded)
 
 
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("shared", mostly_slow([False, True], ["False"]))
 def test_pairs_of_matrices_have_elements_of_their_own(shared):
     family = small_family(dims=(4, 4, 4, 4), action="output")
     key = jax.random.key(0)
@@ -286,7 +300,7 @@ def test_heads_are_bounded_and_smooth(float64):
     assert np.all(np.isfinite(jax.jacobian(lambda x: of_norm(x, 0.5))(jnp.zeros(2))))
 
 
-def test_bad_networks_are_refused(network, family, unchecked):
+def test_bad_networks_are_rejected(network, family, unchecked):
     key = jax.random.key(0)
     with pytest.raises(ValueError, match=r"any of update, step_size, momentum, got \['step'\]"):
         sx.learned.FlatGradientLSTM(2, emits=("step",), key=key)

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import symmetrax as sx
-from symmetrax.learned._features import Observation
+
+# The cores of the networks, at sizes of their own.
 from symmetrax.learned._networks import GRU, LSTM, MLP
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -155,7 +156,7 @@ def test_inputs_are_read_in_one_order_however_they_are_named(order):
     names = ("iterate", "previous", "orbit_derivative")
     network = sx.learned.FlatGradientLSTM(2, algebra=1, inputs=[names[i] for i in order], width=4, key=KEY)
     g, x, u, slope = (np.arange(2.0) + 1, np.arange(2.0) - 3, np.arange(2.0) / 7, np.array([0.3]))
-    info = Observation(*(jnp.asarray(v, jnp.float32) for v in (g, x, u, slope)), key=None)
+    info = sx.learned.Observation(*(jnp.asarray(v, jnp.float32) for v in (g, x, u, slope)), key=None)
     move, memory = network.propose(info, network.memory(jnp.zeros(2)))
     hidden, state = numpy_lstm(network.core, np.concatenate([g, x, u, slope]), zeros(network.core))
     np.testing.assert_allclose(move.update, linear(network.head, hidden), rtol=0, atol=1e-6)

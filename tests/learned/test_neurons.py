@@ -11,11 +11,14 @@ import optax
 import pytest
 
 import symmetrax as sx
+
+# What the network sees of a unit, before any weight.
 from symmetrax.learned._neurons import FEATURES, unit_features, unit_sums
 from symmetrax.learned._step import step_features
 from symmetrax.tasks._data import Images
 
 from .. import zoo
+from ..cases import mostly_slow
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -68,7 +71,7 @@ ROWS = (
 )
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", mostly_slow(ROWS, set(ROWS) - {"residual CNN, flattened", "relu"}))
 def test_the_slope_of_every_unit_is_that_of_the_squared_gradient_norm(float64, name):
     """No second backward pass, and yet what autodiff finds through the loss: powers, slices, channels."""
     row = zoo.row(name)
@@ -130,9 +133,9 @@ def test_features_and_their_derivatives_are_finite_where_all_is_zero():
     params, symmetry = perceptron(SIZES, 1, np.float32)
     features = lambda w, g: unit_features(symmetry, w, g)  # noqa: E731
     both = jax.jit(lambda w, g: (features(w, g), jax.jacrev(features, argnums=(0, 1))(w, g)))
-    still = jax.tree.map(np.zeros_like, params)
+    zeros = jax.tree.map(np.zeros_like, params)
     dead = {**params, "w1": params["w1"] * np.array([[1], [0], [1], [1], [0]], np.float32)}
-    for w, g in ((params, still), (still, params), (still, still), (dead, dead)):
+    for w, g in ((params, zeros), (zeros, params), (zeros, zeros), (dead, dead)):
         assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(both(w, g)))
 
 
@@ -195,7 +198,7 @@ def test_other_spaces_stay_as_they_are():
     assert memory[0][0].shape == (6, 5)
 
 
-def test_what_has_no_units_to_scale_is_refused():
+def test_what_has_no_units_to_scale_is_rejected():
     network = neurons()
     params = {"w1": np.ones((3, 4)), "w2": np.ones((2, 3))}
     signs = sx.models.mlp_symmetry(params, group=sx.groups.SignDiagonal)
@@ -245,7 +248,7 @@ def both(quick_compilation):
     return sx.learned.Joint((sx.learned.CoordinatewiseLSTM(width=4, key=first), neurons))
 
 
-@pytest.mark.parametrize("widths", [(3,), (6, 2, 5)])
+@pytest.mark.parametrize("widths", [pytest.param((3,), marks=pytest.mark.slow), (6, 2, 5)])
 def test_one_optimizer_teleports_exactly_on_every_width_and_depth(both, widths):
     x, labels = normal(0, 7, 4, dtype=np.float32), np.arange(7) % 2
     images = Images(x, labels.astype(np.int32))
@@ -267,6 +270,7 @@ def test_one_optimizer_teleports_exactly_on_every_width_and_depth(both, widths):
             np.testing.assert_allclose(off.params[name], alone.params[name], rtol=0, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_meta_training_teaches_both_networks(both):
     """The per-neuron head starts at zero, where it has a gradient all the same."""
     fresh = eqx.tree_at(
@@ -355,22 +359,22 @@ def test_step_features_equal_numpy_and_the_unit_of_nothing_matters(float64, obse
 def test_a_step_size_survives_gradients_of_zero(observed):
     network = sx.learned.StepLSTM(emits=("step_size", "momentum"), width=6, key=KEY)
     gradients, params, steps = jax.tree.map(lambda x: x.astype(np.float32), three_steps())
-    still = jax.tree.map(np.zeros_like, gradients[0])
+    zeros = jax.tree.map(np.zeros_like, gradients[0])
 
     def total(network, *seen):
         return sum(jnp.sum(x) for x in observed(network, *seen))
 
     derivative = jax.jit(jax.grad(total, argnums=(0, 1, 2, 3), allow_int=True))
-    for seen in (([still] * 3, params, steps), ([still, *gradients[1:]], [still] * 3, [still] * 3)):
+    for seen in (([zeros] * 3, params, steps), ([zeros, *gradients[1:]], [zeros] * 3, [zeros] * 3)):
         values = observed(network, *seen), derivative(network, *seen)
         assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(values))
     # The unit is the first gradient that is not zero.
-    late = observed(network, [still, *gradients[1:]], params, steps)[1]
+    late = observed(network, [zeros, *gradients[1:]], params, steps)[1]
     assert late[1] * sum(np.sum(g**2) for g in gradients[1].values()) == pytest.approx(0.3, rel=0.5)
     assert late[0] == pytest.approx(0.3, rel=0.5)
 
 
-def test_wrong_settings_of_a_step_network_are_refused():
+def test_wrong_settings_of_a_step_network_are_rejected():
     for options, message in (
         ({"emits": ("momentum",)}, "must contain step_size"),
         ({"emits": ("update",)}, "any of step_size, momentum"),

@@ -8,9 +8,12 @@ import optax
 import pytest
 
 import symmetrax as sx
+
+# What the network sees of an orbit, before any weight.
 from symmetrax.learned._transformation import look
 from symmetrax.objectives._base import slopes
-from symmetrax.search._orbit import Orbit
+
+from ..cases import mostly_slow
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -39,19 +42,20 @@ def network_loss():
     return lambda p: jnp.mean((jax.nn.relu(x @ p["w"].T) @ p["v"].T - 1) ** 2), params, symmetry
 
 
-@pytest.mark.parametrize("name", ["booth", "rosenbrock", "network"])
+@pytest.mark.parametrize("name", mostly_slow(["booth", "rosenbrock", "network"], ("rosenbrock", "network")))
 def test_slopes_along_an_orbit_equal_finite_differences(float64, name):
     """Of log ||grad f(exp(t xi) . w)||^2, whose gradient is taken anew at every point."""
     if name == "network":
         loss, params, symmetry = network_loss()
     else:
-        task = getattr(sx, name)()
+        task = getattr(sx.tasks, name)()
         loss, params, symmetry = task.loss, jnp.array(POINT), task.symmetry()
-    orbit = Orbit(loss, params, symmetry, gradient=jax.grad(loss)(params))
-    found = slopes(orbit, orbit.zero())
+    orbit = sx.search.Orbit(loss, params, symmetry, gradient=jax.grad(loss)(params))
+    found = jax.jit(lambda: slopes(orbit, orbit.zero()))()
+    gradient_at = jax.jit(lambda xi: jax.grad(loss)(symmetry.act(symmetry.exp(xi), params)))
 
     def norm(xi):
-        there = jax.grad(loss)(symmetry.act(symmetry.exp(xi), params))
+        there = gradient_at(xi)
         return float(np.log(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(there))))
 
     h = 1e-4
@@ -74,12 +78,12 @@ def test_at_a_zero_gradient_all_that_is_seen_and_done_is_finite():
         )
         return task.loss(x + updates)
 
-    updates, state = optimizer.update(
-        jnp.zeros(2), optimizer.init(optimum), optimum, value=jnp.array(0.0), value_fn=task.loss
-    )
+    update = jax.jit(lambda g, s, x: optimizer.update(g, s, x, value=jnp.array(0.0), value_fn=task.loss))
+    updates, state = update(jnp.zeros(2), optimizer.init(optimum), optimum)
     assert np.all(np.isfinite(updates))
     assert np.isfinite(state.memory.first_loss)
-    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(jax.grad(end)(network, optimum)))
+    slopes_at = eqx.filter_jit(eqx.filter_grad(end))
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(slopes_at(network, optimum)))
 
 
 @pytest.mark.parametrize("apart", [1e-7, 1e-11, 1e-18])
@@ -87,9 +91,10 @@ def test_slopes_stay_those_of_the_orbit_where_gradients_are_tiny(apart):
     """Close to a minimum the square of the squared gradient norm is no number of float32 any more."""
     task = sx.tasks.generalized_booth([[0.5, 0.0], [0.0, 3.0]])
 
+    @jax.jit
     def found(length):
         x = length * jnp.array([0.6, 0.8])
-        orbit = Orbit(task.loss, x, task.symmetry(), gradient=jax.grad(task.loss)(x))
+        orbit = sx.search.Orbit(task.loss, x, task.symmetry(), gradient=jax.grad(task.loss)(x))
         return slopes(orbit, orbit.zero())
 
     for near, far in zip(found(apart), found(1.0), strict=True):
@@ -101,7 +106,7 @@ def test_the_crest_is_the_best_angle_of_a_quadratic(float64):
         entries = np.random.default_rng(seed).normal(size=(4, 2))
         task = sx.tasks.generalized_booth(entries[:2], entries[2])
         x, symmetry = jnp.asarray(entries[3]), task.symmetry()
-        orbit = Orbit(task.loss, x, symmetry, gradient=jax.grad(task.loss)(x))
+        orbit = sx.search.Orbit(task.loss, x, symmetry, gradient=jax.grad(task.loss)(x))
         there = symmetry.act(symmetry.exp(slopes(orbit, orbit.zero()).peak), x)
         steepest = 2 * np.linalg.norm(entries[:2], 2) * np.sqrt(task.loss(x))
         assert np.linalg.norm(jax.grad(task.loss)(there)) == pytest.approx(steepest, rel=1e-9)
@@ -114,12 +119,12 @@ def test_a_network_that_emits_nothing_goes_to_the_crest_if_that_is_its_centre():
     network = eqx.tree_at(lambda n: n.algebra_head, network, head)
     rule = sx.UpdateRule.at([0], 1, guard=None, order="teleport-first")
     trace = sx.unroll(rule(network, task), task, KEY, 1, watch=("algebra",))
-    orbit = Orbit(task.loss, jnp.array([5.0, -5.0]), task.symmetry())
+    orbit = sx.search.Orbit(task.loss, jnp.array([5.0, -5.0]), task.symmetry())
     np.testing.assert_allclose(trace.watched["algebra"][-1], slopes(orbit, orbit.zero()).peak, rtol=1e-5)
     assert abs(float(trace.watched["algebra"][-1, 0])) <= network.algebra_bound
 
 
-@pytest.mark.parametrize("teleports", [True, False])
+@pytest.mark.parametrize("teleports", mostly_slow([True, False], ["True"]))
 def test_nothing_depends_on_the_units_of_loss_and_parameters(float64, teleports):
     """f(x) = c^2 ||h(s x)||^2 is optimized as ||h(x)||^2 is, in other numbers."""
     c, s = 3e3, 1e-2
@@ -150,7 +155,8 @@ def test_its_step_is_the_learned_share_of_polyaks():
     task, network = sx.tasks.booth(start=[5.0, -5.0]), made(rates=(1.0, 1.0 + 1e-7))
     network = eqx.tree_at(lambda n: n.head, network, jax.tree.map(jnp.zeros_like, network.head))
     info = seen(task)
-    step = network.propose(info, network.memory(info.params))[0].update(info.gradient)
+    move = eqx.filter_jit(lambda i: network.propose(i, network.memory(i.params))[0].update(i.gradient))
+    step = move(info)
     polyak = -info.value / jnp.sum(info.gradient**2) * info.gradient
     np.testing.assert_allclose(step, polyak, rtol=1e-5)
 
@@ -179,12 +185,13 @@ def test_a_gate_is_smooth_in_training_and_hard_at_test(z, hard):
 def test_a_soft_gate_has_a_derivative_and_a_hard_one_none():
     task = sx.tasks.booth(start=[5.0, -5.0])
 
-    def end(z, gate):
-        rule = sx.UpdateRule.at([0], 2, guard=None, gate=gate)
+    def end(z, rule):
         return sx.unroll(rule(gate_at(z), task), task, KEY, 2).loss[-1]
 
-    assert jax.grad(end)(-0.2, "soft") != 0
-    assert jax.grad(end)(-0.2, "hard") == 0
+    slope = eqx.filter_jit(jax.grad(end))
+    soft, hard = (sx.UpdateRule.at([0], 2, guard=None, gate=gate) for gate in ("soft", "hard"))
+    assert slope(jnp.array(-0.2), soft) != 0
+    assert slope(jnp.array(-0.2), hard) == 0
 
 
 def test_bad_uses_say_what_is_missing(unchecked):
@@ -231,6 +238,7 @@ def test_the_best_coordinates_are_those_of_the_oracle():
     assert info.slopes is None
 
 
+@pytest.mark.slow
 def test_it_learns_to_optimize_with_and_without_teleports():
     family = sx.tasks.make_family("ellipse-random")
     guard = sx.Guard(jump=jnp.inf, relative=1.0, shorten=True)

@@ -119,7 +119,7 @@ def test_it_serves_any_network_and_comes_back_from_its_file(tmp_path):
         ({"beta2": -0.1}, r"in \[0, 1\), got beta1=0.95, beta2=-0.1"),
     ],
 )
-def test_bad_settings_are_refused(options, message):
+def test_bad_settings_are_rejected(options, message):
     with pytest.raises(ValueError, match=message):
         sx.learned.RNNProp(**options, key=KEY)
 

@@ -10,6 +10,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import symmetrax as sx
 
+from ..cases import mostly_slow
+
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 KEY, OTHER = jax.random.split(jax.random.key(0))
@@ -30,17 +32,12 @@ ANY = {
 }
 
 
-def some(*names, of):
-    """These names, and all others `of` which in the long version."""
-    return [name if name in names else pytest.param(name, marks=pytest.mark.slow) for name in of]
-
-
 def mlp():
     """17 parameters: weights of shapes (3, 2) and (2, 3), biases of 3 and 2."""
     return eqx.nn.MLP(2, 2, 3, 1, key=OTHER)
 
 
-@pytest.mark.parametrize("name", some("coordinatewise", "step", of=ANY))
+@pytest.mark.parametrize("name", mostly_slow(ANY, ("coordinatewise", "step")))
 def test_parameters_may_be_modules_that_can_be_called(name):
     params, static = eqx.partition(mlp(), eqx.is_inexact_array)
     assert callable(params)
@@ -77,7 +74,7 @@ def test_the_step_may_be_a_function_whatever_the_parameters():
     del params
 
 
-@pytest.mark.parametrize("name", some("coordinatewise", "online", of=[*ANY, "online"]))
+@pytest.mark.parametrize("name", mostly_slow([*ANY, "online"], ("coordinatewise", "online")))
 def test_leaves_that_are_no_floats_stay_and_python_floats_move(name):
     w = {"w1": jnp.ones((3, 2)), "w2": jnp.ones((2, 3)), "b": jnp.ones(4)}
     params = {
@@ -123,7 +120,7 @@ def test_leaves_that_are_no_floats_stay_and_python_floats_move(name):
         assert not np.allclose(after["w1"], params["w1"])
 
 
-def test_a_float_without_a_gradient_and_complex_parameters_are_refused_by_name():
+def test_a_float_without_a_gradient_and_complex_parameters_are_rejected_by_name():
     transform = coordinatewise().transform()
     params = {"w": jnp.ones(2), "b": jnp.ones(2)}
     with pytest.raises(ValueError, match="gradient of b is missing"):
@@ -180,7 +177,7 @@ def transforms_of_a_perceptron(symmetry):
 DONATED = ("whole", "first", "gru", "together", "rnnprop", "step", "pairs", "online")
 
 
-@pytest.mark.parametrize("name", some("whole", "together", "online", of=DONATED))
+@pytest.mark.parametrize("name", mostly_slow(DONATED, ("whole", "together", "online")))
 def test_states_can_be_donated_and_nothing_compiles_twice(name):
     params, loss, symmetry = perceptron()
     transform = transforms_of_a_perceptron(symmetry)[name]
@@ -206,8 +203,8 @@ def test_states_can_be_donated_and_nothing_compiles_twice(name):
 SPLITS = ({"w1": ("d", None), "w2": (None, "d")}, {"w1": (None, None), "w2": ("d", None)})
 
 
-@pytest.mark.parametrize("axes", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("name", some("coordinatewise", "step", of=ANY))
+@pytest.mark.parametrize("axes", [AxisType.Explicit, pytest.param(AxisType.Auto, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", mostly_slow(ANY, ("coordinatewise", "step")))
 def test_updates_lie_on_the_devices_as_the_parameters_do(name, axes):
     params, loss, _ = perceptron()
     params = {"w1": params["w1"], "w2": params["w2"]}
@@ -240,9 +237,9 @@ def squares(x):
     return jnp.sum((A @ x + B) ** 2)
 
 
-@pytest.mark.parametrize("guard", [None, sx.Guard()])
+@pytest.mark.parametrize("guard", [pytest.param(None, marks=pytest.mark.slow), sx.Guard()])
 def test_where_nothing_moves_the_gradient_is_the_one_that_was_given(guard):
-    """A map without an inverse, coordinates zero; and a teleport that is refused; with a gradient of -0."""
+    """A map without an inverse, coordinates zero; and a teleport that is rejected; with a gradient of -0."""
     gradient = jax.grad(squares)(X)
     for symmetry, start in ((SINGULAR, 0.0), (sx.tasks.rosenbrock().symmetry(), 1.5)):
         guarded = guard if start == 0 else sx.Guard(jump=1e-3)
@@ -280,7 +277,7 @@ class Still(sx.learned.AbstractLearnedOptimizer):
         return {"emits": ["algebra"]}
 
 
-@pytest.mark.parametrize("name", some("orbit", "step", "online", of=[*ANY, "online"]))
+@pytest.mark.parametrize("name", mostly_slow([*ANY, "online"], ("orbit", "step", "online")))
 def test_a_gradient_that_is_no_number_costs_one_step_and_nothing_else(name):
     params = jnp.linspace(0.5, 2.0, 17)
     if name == "online":
@@ -300,7 +297,7 @@ def test_a_gradient_that_is_no_number_costs_one_step_and_nothing_else(name):
         assert there[1].outcome == 0
 
 
-@pytest.mark.parametrize("name", some("orbit", "step", of=ANY))
+@pytest.mark.parametrize("name", mostly_slow(ANY, ("orbit", "step")))
 def test_weights_have_finite_derivatives_through_steps_that_are_not_made(name):
     params = jnp.linspace(0.5, 2.0, 17)
 
@@ -353,9 +350,9 @@ COUNTING = {
 }
 
 
-@pytest.mark.parametrize("name", COUNTING)
+@pytest.mark.parametrize("name", mostly_slow(COUNTING, ("learned", "online")))
 def test_states_count_teleports_and_lost_steps_by_their_outcome(name):
-    """Teleports at steps 1 to 3: accepted, refused because another loss is told, no step at a NaN."""
+    """Teleports at steps 1 to 3: accepted, rejected because another loss is given, no step at a NaN."""
     task = sx.tasks.booth()
     transform = COUNTING[name](task.symmetry())
     x = jnp.array([5.0, -5.0])
@@ -364,8 +361,8 @@ def test_states_count_teleports_and_lost_steps_by_their_outcome(name):
     for number in range(5):
         value, gradient = jax.value_and_grad(task.loss)(x)
         gradient = jnp.full(2, jnp.nan) if number == 3 else gradient
-        told = (lambda x: x[0] ** 3) if number == 2 else task.loss
-        updates, state = transform.update(gradient, state, x, value=value, value_fn=told)
+        given = (lambda x: x[0] ** 3) if number == 2 else task.loss
+        updates, state = transform.update(gradient, state, x, value=value, value_fn=given)
         x = x + updates
         seen.append(int(state.outcome))
     assert seen[0] == seen[4] == 0

@@ -11,6 +11,8 @@ import pytest
 import safetensors.numpy
 
 import symmetrax as sx
+
+# Checkpoints are damaged array by array, which takes the functions that read and write them.
 from symmetrax._files import load_arrays, save_arrays
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -74,8 +76,8 @@ def test_an_interrupted_training_continues_bit_for_bit(tmp_path, stops):
 
 def test_it_continues_where_it_stopped_and_a_finished_one_does_nothing(checkpoint):
     with pytest.raises(Interruption):
-        train(checkpoint, stop_at=6)  # told once, after the last two runs
-    found = train(checkpoint, stop_at=6)  # not told again
+        train(checkpoint, stop_at=6)  # reported once, after the last two runs
+    found = train(checkpoint, stop_at=6)  # not reported again
     assert eqx.tree_equal(found, train())
     assert found.losses.shape == (2, 6)
 
@@ -94,7 +96,7 @@ def test_it_continues_where_it_stopped_and_a_finished_one_does_nothing(checkpoin
     ],
     ids=lambda other: str(next(iter(other))),
 )
-def test_the_checkpoint_of_another_training_is_refused_by_name(checkpoint, other):
+def test_the_checkpoint_of_another_training_is_rejected_by_name(checkpoint, other):
     before = checkpoint.read_bytes()
     with pytest.raises(ValueError, match=r"run\.safetensors holds the state of another meta-training"):
         train(checkpoint, **other)
@@ -129,7 +131,7 @@ def test_what_differs_from_the_call_that_wrote_it_is_told(checkpoint, other, mes
     assert checkpoint.read_bytes() == before
 
 
-def test_other_precision_is_refused(checkpoint):
+def test_other_precision_is_rejected(checkpoint):
     with jax.enable_x64(True), pytest.raises(ValueError, match="different precision"):
         train(checkpoint)
 
@@ -167,7 +169,7 @@ FORGERIES = {
 
 
 @pytest.mark.parametrize("message", FORGERIES)
-def test_a_forged_checkpoint_is_refused(checkpoint, message):
+def test_a_forged_checkpoint_is_rejected(checkpoint, message):
     forge(checkpoint, FORGERIES[message])
     forged = checkpoint.read_bytes()
     with pytest.raises(ValueError, match=rf"run\.safetensors.*({message})"):
@@ -176,14 +178,14 @@ def test_a_forged_checkpoint_is_refused(checkpoint, message):
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_a_checkpoint_whose_card_is_a_list_is_refused(checkpoint):
+def test_a_checkpoint_whose_card_is_a_list_is_rejected(checkpoint):
     arrays, _ = load_arrays(checkpoint, "meta-training checkpoint")
     save_arrays(checkpoint, arrays, [])
     with pytest.raises(ValueError, match="checkpoint of format None"):
         train(checkpoint)
 
 
-def test_an_edited_count_is_refused(checkpoint):
+def test_an_edited_count_is_rejected(checkpoint):
     with safetensors.safe_open(checkpoint, framework="numpy") as file:
         metadata = file.metadata()
     arrays = safetensors.numpy.load(checkpoint.read_bytes())

@@ -10,6 +10,8 @@ from jax.flatten_util import ravel_pytree
 
 import symmetrax as sx
 
+from ..cases import mostly_slow
+
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 KEY = jax.random.key(0)
@@ -43,7 +45,7 @@ def test_loss_weights_are_powers_that_sum_to_one(float64, ratio):
     )
 
 
-@pytest.mark.parametrize("tasks", [1, 3])
+@pytest.mark.parametrize("tasks", mostly_slow([1, 3], ["3"]))
 def test_the_meta_loss_is_the_weighted_sum_of_exactly_unroll_losses(float64, tasks):
     """S03, S04: f(x_1) ... f(x_T) in the first window and the next T in the second, summed by hand."""
     it, network = estimator(tasks), small()
@@ -104,8 +106,8 @@ class Script(eqx.Module):
 def scripted(symmetry):
     def make_transform(network, task):
         def update(updates, count, params=None, **extra):
-            landing = params + network.pushes[count]
-            there = symmetry.act(symmetry.exp(network.angles[count][None]), landing)
+            end = params + network.pushes[count]
+            there = symmetry.act(symmetry.exp(network.angles[count][None]), end)
             return there - params, count + 1
 
         return optax.GradientTransformationExtraArgs(lambda params: jnp.array(0), update)
@@ -133,7 +135,7 @@ def test_every_update_and_teleport_of_a_window_reaches_its_losses(float64, invar
 
 
 def test_a_batch_of_tasks_gives_the_mean_of_single_gradients():
-    """To 1e-5: the tasks of a crew one by one, as crews without a task axis."""
+    """To 1e-5: the tasks of rollouts one by one, as rollouts without a task axis."""
     it, network = estimator(tasks=5, rule=sx.UpdateRule(schedule=jnp.ones(6, bool), guard=None)), small(8)
     carry = init(it, network)
     for _ in range(2):
@@ -166,7 +168,7 @@ def test_windows_that_do_not_fit_are_an_error_with_the_numbers(numbers):
         )
 
 
-@pytest.mark.parametrize("tasks", [1, 3])
+@pytest.mark.parametrize("tasks", mostly_slow([1, 3], ["3"]))
 def test_logarithms_of_losses_are_averaged_and_no_scale_enters(float64, tasks):
     it, network = estimator(tasks, measure="log"), small()
     trace = sx.unroll_many(it.make_transform, network, it.family, KEY, 2 * UNROLL, tasks)

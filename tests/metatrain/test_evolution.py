@@ -11,6 +11,8 @@ import pytest
 
 import symmetrax as sx
 
+from ..cases import mostly_slow
+
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 KEY = jax.random.key(0)
@@ -102,6 +104,7 @@ def test_a_pair_that_diverges_is_left_out():
     assert np.isfinite(gradient["rate"])
 
 
+@pytest.mark.slow
 def test_it_trains_a_network():
     family = sx.tasks.make_family("ellipse-fixed")
     it = sx.metatrain.PES(family, sx.UpdateRule(), steps=20, truncation=5, tasks=8, pairs=16, sigma=0.02)
@@ -164,7 +167,7 @@ def test_a_horizon_outside_the_run_is_an_error(shortest):
         horizon(shortest=shortest)
 
 
-@pytest.mark.parametrize("tasks", [1, 3])
+@pytest.mark.parametrize("tasks", mostly_slow([1, 3], ["3"]))
 def test_the_distance_to_the_optimum_is_added_to_every_loss(float64, tasks):
     family = sx.tasks.make_family("rosenbrock-random")
     losses = {}

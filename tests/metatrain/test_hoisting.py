@@ -10,6 +10,8 @@ import scipy.linalg
 from jax.flatten_util import ravel_pytree
 
 import symmetrax as sx
+
+# Deferred products change no result: only the private functions show that there are any.
 from symmetrax.groups._exponentials import exponential_pair
 from symmetrax.groups._inverse import inverse
 from symmetrax.learned import _products

@@ -128,7 +128,7 @@ def test_a_learner_that_imitates_becomes_the_expert():
 
 
 def test_nothing_to_imitate_is_no_loss():
-    """An expert that stands still: zero, with finite derivatives, in single precision."""
+    """An expert that does not move: zero, with finite derivatives, in single precision."""
     it = sx.metatrain.Imitation(usual(tasks=1), optax.sgd(0.0), share=1.0)
     loss, gradient, _ = step(it, weights(), init(it, weights(), KEY))
     assert float(loss) == 0.0
@@ -143,6 +143,6 @@ def test_nothing_to_imitate_is_no_loss():
         ({"weight": -1.0}, "at least 0, got weight=-1.0"),
     ],
 )
-def test_bad_settings_are_refused(options, message):
+def test_bad_settings_are_rejected(options, message):
     with pytest.raises(ValueError, match=message):
         sx.metatrain.Imitation(usual(), **options)

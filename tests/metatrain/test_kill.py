@@ -75,7 +75,7 @@ def wait(child, until):
         time.sleep(0.001)
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_training_killed_at_random_moments_ends_in_the_same_weights(kills, start, tmp_path):
     """Kills fall into the start-up, between checkpoints and into their writing."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"

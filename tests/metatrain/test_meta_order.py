@@ -34,7 +34,9 @@ def setting(inputs):
     return task, np.asarray(weights), transform
 
 
-@pytest.mark.parametrize("inputs", [(), ("iterate", "previous", "orbit_derivative")])
+@pytest.mark.parametrize(
+    "inputs", [pytest.param((), marks=pytest.mark.slow), ("iterate", "previous", "orbit_derivative")]
+)
 def test_second_order_is_the_derivative_of_what_happens(inputs):
     task, weights, transform = setting(inputs)
 

@@ -141,6 +141,6 @@ def test_a_learned_optimizer_keeps_its_best_weights():
     np.testing.assert_allclose(best, np.min(trained.validation, axis=1), rtol=1e-4)
 
 
-def test_a_patience_of_zero_is_refused():
+def test_a_patience_of_zero_is_rejected():
     with pytest.raises(ValueError, match="patience of at least 1, got patience=0"):
         sx.metatrain.EarlyStopping(lambda network: 0.0, patience=0)

@@ -8,6 +8,8 @@ import pytest
 
 import symmetrax as sx
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 KEY = jax.random.key(0)
 
 
@@ -143,8 +145,15 @@ def cnn(training, size):
     return loss, params | {name: jnp.ones(s) for name, s in kernels.items()} | {"head": jnp.ones((2, stream))}
 
 
-@pytest.mark.parametrize("group", [sx.groups.PositiveDiagonal, sx.groups.Permutation])
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("training", "group"),
+    [
+        (True, sx.groups.PositiveDiagonal),
+        (False, sx.groups.Permutation),
+        pytest.param(True, sx.groups.Permutation, marks=pytest.mark.slow),
+        pytest.param(False, sx.groups.PositiveDiagonal, marks=pytest.mark.slow),
+    ],
+)
 def test_channels_of_a_network_with_batch_normalization_in_both_modes(training, group):
     with jax.enable_x64(True):
         loss, params = cnn(training, (4, 3))

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 import symmetrax as sx
+
+# The curvature along a curve, and the direction that `CurvatureStep` draws, to be measured apart.
 from symmetrax.objectives._landscape import curvature, unit_direction
+
+from ..cases import mostly_slow
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "float64")
 RUNS = 64
@@ -37,7 +41,7 @@ def share(condition):
     return float(np.mean(np.asarray(condition)))
 
 
-@pytest.mark.parametrize("name", SYMMETRIES)
+@pytest.mark.parametrize("name", mostly_slow(SYMMETRIES, ["scaling"]))
 def test_a_curvature_step_bends_the_curve_the_way_it_was_asked(name):
     """B06, for 64 networks: along the curve that the step took, its curvature there against that here."""
     symmetry = SYMMETRIES[name]
@@ -65,6 +69,7 @@ def test_a_curvature_step_bends_the_curve_the_way_it_was_asked(name):
     assert np.min(step) > 0
 
 
+@pytest.mark.slow
 def test_ascent_on_sharpness_and_mean_curvature_moves_them_both_ways():
     """B06 and B07, for 64 networks and three steps of ascent on rescalings."""
     symmetry = SYMMETRIES["scaling"]

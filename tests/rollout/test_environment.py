@@ -1,4 +1,4 @@
-"""E24: an environment that is told every move makes the trajectory of the optimizer that made them."""
+"""E24: an environment that is given every move makes the trajectory of the optimizer that made them."""
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +62,7 @@ def test_many_environments_step_at_once():
     assert jnp.all(after.value < states.value)
 
 
-def test_a_move_without_a_step_is_refused():
+def test_a_move_without_a_step_is_rejected():
     environment = sx.rollout.Environment(sx.tasks.booth())
     with pytest.raises(ValueError, match="emits no step"):
         environment.step(environment.reset(KEY), sx.learned.Proposal(algebra=jnp.zeros(1)))

@@ -48,7 +48,7 @@ class Probe(NamedTuple):
 
 
 def probe():
-    """Descent that notes whether what it is told fits together."""
+    """Descent that notes whether what it is given fits together."""
 
     def init(params):
         return Probe(jnp.zeros(()), jnp.zeros(()), jnp.zeros(64), jnp.zeros(2, jnp.uint32))
@@ -140,7 +140,7 @@ def test_two_runs_give_equal_arrays():
 
 
 def test_value_gradient_and_value_fn_are_of_the_same_minibatch():
-    """Every step draws new images, and all that the optimizer is told is about the same ones."""
+    """Every step draws new images, and all that the optimizer is given is about the same ones."""
     task, steps = sx.tasks.make_family("digits").task((), 12), 6
     trace = jax.jit(lambda key: sx.unroll(probe(), task, key, steps, watch=Probe._fields))(KEY)
     np.testing.assert_allclose(trace.watched["gap"], 0.0, atol=1e-6)
@@ -166,6 +166,7 @@ def test_the_loss_in_a_trace_is_at_the_new_point_on_the_new_minibatch():
     np.testing.assert_allclose(found.loss, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_many_classifiers_train_at_once():
     family = sx.tasks.make_family("digits")
     loss = many(descent, 0.3, family, KEY, 15, 3, shape=family.shapes[1]).loss

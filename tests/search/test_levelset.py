@@ -12,6 +12,8 @@ from jax import lax
 
 import symmetrax as sx
 
+from ..cases import mostly_slow
+
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 BOOTH = np.array([[1.0, 2.0], [2.0, 1.0]])  # f(x) = ||BOOTH x + b||^2
@@ -219,10 +221,10 @@ def test_trials_that_are_not_finite_are_only_shorter_steps(float64):
 
 
 def test_derivatives_see_a_constant_jump(float64):
-    def landing(x, weight):
+    def end(x, weight):
         return travel(sx.search.LevelSet(steps=5), lambda w: weight * sx.tasks.booth().loss(w), x).params
 
-    by_x, by_weight = jax.jacrev(landing, (0, 1))(jnp.array([5.0, -5.0]), jnp.array(2.0))
+    by_x, by_weight = jax.jacrev(end, (0, 1))(jnp.array([5.0, -5.0]), jnp.array(2.0))
     assert jnp.array_equal(by_x, jnp.eye(2))
     assert not jnp.any(by_weight)
 
@@ -366,7 +368,7 @@ def by_path(tree):
     return {jax.tree_util.keystr(p, simple=True, separator="."): np.asarray(x) for p, x in pairs}
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", mostly_slow(NETWORKS, ["transformer"]))
 def test_a_null_space_keeps_the_batch_and_raises_the_gradient(float64, name):
     params, batch, layers, inputs = NETWORKS[name]()
     named, start = inputs(params, batch), by_path(params)

@@ -89,7 +89,7 @@ def holds(symmetry, params, batch):
     return symmetry.holds(params, batch)
 
 
-def words(symmetry, params, batch):
+def verdict(symmetry, params, batch):
     found = holds(symmetry, params, batch)
     return symmetry.reasons[int(found.code)], float(found.residual)
 
@@ -113,7 +113,7 @@ def test_outputs_and_loss_stay_on_the_batch(form, name):
         assert abs(float(loss(there, batch) / loss(params, batch)) - 1) <= 1e-12
         moved = [gap(there[name], params[name]) for name in symmetry.weights]
         assert min(moved) > 1e-2
-    assert words(symmetry, params, batch)[0] == "holds"
+    assert verdict(symmetry, params, batch)[0] == "holds"
 
 
 @pytest.mark.parametrize("form", ["output", "preimage"])
@@ -124,7 +124,7 @@ def test_outputs_stay_in_single_precision(form):
         there = act(symmetry, symmetry.exp(coordinates(symmetry, 0.1)), params, batch)
         assert all(leaf.dtype == np.float32 for leaf in there.values())
         assert gap(features(there, batch[0])[-1], features(params, batch[0])[-1]) <= 1e-5
-        assert words(symmetry, params, batch)[0] == "holds"
+        assert verdict(symmetry, params, batch)[0] == "holds"
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_the_drift_beyond_the_width_is_measured_and_grows_linearly():
     assert 5e-3 < found[0] < 5e-2
     assert found[0] / found[1] == pytest.approx(10, rel=0.2)
     assert found[1] / found[2] == pytest.approx(10, rel=0.02)
-    reason, residual = words(symmetry, params, x)
+    reason, residual = verdict(symmetry, params, x)
     assert reason == "layer 1: the batch has more samples than the layer has units"
     assert 5e-3 < residual < 5e-2
 
@@ -307,33 +307,33 @@ WIDE = "the batch has more samples than the layer has"
 
 def test_holds_names_the_layer_that_the_batch_is_too_wide_for():
     params, batch = network((9, 8, 3, 8, 2), 5)
-    assert words(symmetry_of(params, "output"), params, batch)[0] == f"layer 2: {WIDE} units"
-    reason, residual = words(symmetry_of(params, "preimage"), params, batch)
+    assert verdict(symmetry_of(params, "output"), params, batch)[0] == f"layer 2: {WIDE} units"
+    reason, residual = verdict(symmetry_of(params, "preimage"), params, batch)
     assert reason == f"layer 3: {WIDE} inputs"
     assert residual > 1e-4
     enough, batch = network((9, 4, 8, 2), 5, bias=True)  # a bias is one more unit
-    assert words(symmetry_of(enough, "output"), enough, batch)[0] == "holds"
+    assert verdict(symmetry_of(enough, "output"), enough, batch)[0] == "holds"
     without = {name: leaf for name, leaf in enough.items() if not name.startswith("b")}
-    assert words(symmetry_of(without, "output"), without, batch)[0] == f"layer 1: {WIDE} units"
+    assert verdict(symmetry_of(without, "output"), without, batch)[0] == f"layer 1: {WIDE} units"
 
 
 def test_holds_names_the_layer_that_lost_rank():
     params, (x, _) = network(*EXACT["square"])
     twice = x.at[3].set(x[1])
-    assert words(symmetry_of(params, "output"), params, twice)[0] == "layer 1: the features have lost rank"
-    assert words(symmetry_of(params, "preimage"), params, twice)[0] == "layer 1: the inputs have lost rank"
+    assert verdict(symmetry_of(params, "output"), params, twice)[0] == "layer 1: the features have lost rank"
+    assert verdict(symmetry_of(params, "preimage"), params, twice)[0] == "layer 1: the inputs have lost rank"
     silent = params | {"w2": params["w2"].at[4].set(0.0)}
-    assert words(symmetry_of(params, "output"), silent, x)[0] == "layer 2: the features have lost rank"
+    assert verdict(symmetry_of(params, "output"), silent, x)[0] == "layer 2: the features have lost rank"
     silent = params | {"w1": params["w1"].at[4].set(0.0)}
-    assert words(symmetry_of(params, "preimage"), silent, x)[0] == "layer 2: the inputs have lost rank"
-    assert words(symmetry_of(params, "output"), params, x * jnp.nan)[0].startswith("layer 1: the features")
+    assert verdict(symmetry_of(params, "preimage"), silent, x)[0] == "layer 2: the inputs have lost rank"
+    assert verdict(symmetry_of(params, "output"), params, x * jnp.nan)[0].startswith("layer 1: the features")
 
 
 def test_the_svd_solver_is_exact_on_repeated_samples():
     params, (x, _) = network(*EXACT["square"])
     twice = x.at[3].set(x[1])
     for form in ("output", "preimage"):
-        reason, residual = words(symmetry_of(params, form, solver="svd"), params, twice)
+        reason, residual = verdict(symmetry_of(params, form, solver="svd"), params, twice)
         assert "lost rank" in reason
         assert residual <= 1e-12
 
@@ -342,21 +342,21 @@ def test_holds_names_the_layer_whose_values_leave_the_domain():
     params, batch = network(*EXACT["square"])
     symmetry = symmetry_of(params, "preimage", activation=jnp.tanh, inverse_activation=jnp.arctanh)
     small = params | {"w1": 0.1 * params["w1"]}
-    assert words(symmetry, small, batch)[0] == "holds"
+    assert verdict(symmetry, small, batch)[0] == "holds"
     domain = "a value left the domain of the inverse activation"
-    assert words(symmetry, params | {"w1": 30 * params["w1"]}, batch)[0] == f"layer 1: {domain}"
-    assert words(symmetry, small | {"w2": 300 * params["w2"]}, batch)[0] == f"layer 2: {domain}"
-    assert words(symmetry_of(params, "output", activation=jnp.tanh), params, batch)[0] == "holds"
+    assert verdict(symmetry, params | {"w1": 30 * params["w1"]}, batch)[0] == f"layer 1: {domain}"
+    assert verdict(symmetry, small | {"w2": 300 * params["w2"]}, batch)[0] == f"layer 2: {domain}"
+    assert verdict(symmetry_of(params, "output", activation=jnp.tanh), params, batch)[0] == "holds"
 
 
 def test_holds_reports_outputs_that_rounding_spoils():
     """A condition number of 1e12: QR keeps the digits that an explicit pseudo-inverse loses."""
     params, (x, _) = network((9, 8, 3), 5)
     near = x.at[3].set(x[1] + 1e-12 * x[2])
-    reason, residual = words(symmetry_of(params, "output"), params, near)
+    reason, residual = verdict(symmetry_of(params, "output"), params, near)
     assert reason == "holds"
     assert residual <= 1e-14
-    reason, residual = words(symmetry_of(params, "output", solver="svd"), params, near)
+    reason, residual = verdict(symmetry_of(params, "output", solver="svd"), params, near)
     assert reason == "the outputs on the batch change by more than rounding"
     assert residual > 1e-7
 
@@ -383,7 +383,7 @@ def test_other_leaves_stay_and_elements_can_be_mapped_over():
 
 
 @pytest.mark.parametrize(("form", "samples"), [("output", 5), ("output", 40), ("preimage", 5)])
-def test_teleport_raises_the_gradient_and_is_refused_where_the_loss_moves(form, samples):
+def test_teleport_raises_the_gradient_and_is_rejected_where_the_loss_moves(form, samples):
     params, batch = network((9, 6, 3), samples)
     weights = {name: params[name] for name in ("w1", "w2")}
     symmetry, guard = symmetry_of(weights, form), sx.Guard(jump=10.0, tolerance=1e-9)
@@ -402,7 +402,7 @@ def test_teleport_raises_the_gradient_and_is_refused_where_the_loss_moves(form, 
         assert all(np.array_equal(there[name], weights[name]) for name in weights)
 
 
-def test_what_does_not_fit_is_refused_with_words():
+def test_what_does_not_fit_is_rejected_with_a_reason():
     params, batch = network((9, 8, 3), 5)
     two = ("w1", "w2")
     for options, message in (

@@ -8,6 +8,8 @@ import pytest
 
 import symmetrax as sx
 
+from ..cases import mostly_slow
+
 pytestmark = pytest.mark.usefixtures("quick_compilation", "float64")
 
 
@@ -58,7 +60,7 @@ def test_two_minima_of_one_orbit_are_joined_by_the_curve(pair):
     np.testing.assert_allclose(curve["w1"][-1], other["w1"], rtol=1e-12)
 
 
-@pytest.mark.parametrize("net", ["relu", "linear"])
+@pytest.mark.parametrize("net", mostly_slow(["relu", "linear"], ["linear"]))
 def test_a_horizontal_update_has_no_part_along_the_orbit(params, pair, net):
     loss, tree, group = (
         (relu_net, params, sx.groups.PositiveDiagonal)

@@ -9,6 +9,8 @@ import pytest
 
 import symmetrax as sx
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 KEY = jax.random.key(0)
 X = jax.random.normal(KEY, (6, 3))
 PARAMS = {"s": jnp.array([1.0, 2.0]), "w1": jnp.ones((4, 3)), "w2": jnp.ones((2, 4))}
@@ -19,7 +21,7 @@ class Squeeze(sx.symmetry.AbstractLieSymmetry):
 
     linear: ClassVar[bool] = True
     reasons: ClassVar[tuple[str, ...]] = ("holds", "is never said")
-    algebra = (1, 1)
+    algebra = (1, 1)  # pyright: ignore[reportAssignmentType]  (stands in for the property)
 
     def identity(self):
         return jnp.ones(1)
@@ -86,4 +88,4 @@ def test_an_optimizer_teleports_along_both():
 
 def test_only_symmetries_with_an_algebra_join():
     with pytest.raises(TypeError, match="have a Lie algebra, got int"):
-        sx.models.mlp_symmetry(PARAMS, ["w1", "w2"]) | 3
+        _ = sx.models.mlp_symmetry(PARAMS, ["w1", "w2"]) | 3

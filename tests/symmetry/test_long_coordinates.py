@@ -136,9 +136,12 @@ OTHERS += [
     sx.groups.ScaledRotation(PER, unit=True),
     sx.groups.Orthogonal(3, PER, fix="mean"),
 ]
+DRAWN = [*SCALES, *OTHERS]
 
 
-@pytest.mark.parametrize("group", [*SCALES, *OTHERS], ids=str)
+@pytest.mark.parametrize(
+    "group", [pytest.param(g, marks=pytest.mark.slow if k % 3 else ()) for k, g in enumerate(DRAWN)], ids=str
+)
 def test_no_element_drawn_is_the_identity_in_any_copy(group):
     drawn = jax.vmap(group.sample)(jax.random.split(jax.random.key(1), 300))
     fixed = [

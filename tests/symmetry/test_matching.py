@@ -1,4 +1,4 @@
-"""Matching of units: permuted copies come back exactly, whatever shares their axes; what is left is told."""
+"""Matching of units: permuted copies come back exactly, whatever shares their axes; the rest is reported."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import symmetrax as sx
+
+from ..cases import mostly_slow
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 P = sx.groups.Permutation
@@ -65,7 +67,18 @@ def shuffled(symmetry, random):
     }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    mostly_slow(
+        NETWORKS,
+        (
+            "recurrent, for every layer",
+            "layers that are coupled",
+            "heads and their entries",
+            "gated, merged axes",
+        ),
+    ),
+)
 def test_permuted_copies_are_recovered_exactly(name):
     for seed in range(20 if name.startswith("recurrent") else 5):
         symmetry, tree, random = network(name, seed)

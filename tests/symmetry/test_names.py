@@ -10,6 +10,8 @@ import pytest
 from flax import nnx
 
 import symmetrax as sx
+
+# The names of leaves are what specs are looked up by; no public function returns them.
 from symmetrax._tree import leaf_names
 
 KEY = jax.random.key(0)
@@ -99,7 +101,7 @@ def test_an_optimizer_of_flax_teleports_with_a_symmetry_of_its_state():
 
 
 @pytest.mark.parametrize(
-    ("tree", "words"),
+    ("tree", "message"),
     [
         ({"params": PLAIN}, ["'w1' (and 2 more)", "under 'params' here"]),
         ({"w1": PLAIN["w1"], "b1": PLAIN["b1"]}, ["'w2', which is not", "There are: b1, w1."]),
@@ -107,7 +109,7 @@ def test_an_optimizer_of_flax_teleports_with_a_symmetry_of_its_state():
         ([*PLAIN.values()], ["'w1' (and 2 more)", "There are: 0, 1, 2."]),
     ],
 )
-def test_a_missing_array_is_an_error_that_names_it(tree, words):
+def test_a_missing_array_is_an_error_that_names_it(tree, message):
     element, curve = SYMMETRY.identity(), jnp.zeros(4)
     uses = [
         lambda: SYMMETRY.act(element, tree),
@@ -131,7 +133,7 @@ def test_a_missing_array_is_an_error_that_names_it(tree, words):
     for use in uses:
         with pytest.raises(ValueError, match="acts on the array") as error:
             use()
-        assert all(word in str(error.value) for word in words), str(error.value)
+        assert all(word in str(error.value) for word in message), str(error.value)
 
 
 def test_a_symmetry_of_a_larger_tree_says_under_what_it_was_made():

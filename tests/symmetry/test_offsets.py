@@ -12,10 +12,14 @@ import optax.contrib
 import pytest
 
 import symmetrax as sx
+
+# Specs with offsets are read, written and taken apart; `carry` is what `transport="carry"` does.
 from symmetrax.learned._neurons import FEATURES, unit_features
 from symmetrax.search._closed_form import has_closed_form
 from symmetrax.symmetry._specs import offset_of, parse, written
 from symmetrax.teleportation._transport import carry
+
+from ..cases import mostly_slow
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -144,7 +148,7 @@ GROUPS = {
 }
 
 
-@pytest.mark.parametrize("name", GROUPS)
+@pytest.mark.parametrize("name", mostly_slow(GROUPS, ("scales", "signs", "dual")))
 @hypothesis.given(seed=st.integers(0, 1000))
 @hypothesis.settings(max_examples=3)
 def test_the_laws_hold(name, seed, float64):
@@ -202,7 +206,7 @@ def test_an_offset_counts_for_a_whole_stack_and_for_untouched_parts_of_none(floa
 # What rests on it.
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("dtype", mostly_slow(["float64", "float32"], ["float32"]))
 def test_verify_says_exact(dtype, float64):
     w, x = draw(0, dtype), data(dtype)
     assert sx.verify(loss, w, symmetry_of(), KEY, x).outcome == "exact"
@@ -254,6 +258,7 @@ def test_moments_are_carried_as_a_replay_has_them(float64):
     check_close(optax.tree.get(carry(start, symmetry, element, w), "x0"), there)
 
 
+@pytest.mark.slow
 def test_a_teleported_run_is_the_one_without_offset(float64):
     """Adam sees gradients alone, so both runs are one, apart by the constant."""
     x, runs = data(), []

@@ -116,7 +116,7 @@ def test_in_single_precision_and_for_traced_singular_matrices():
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
-    ("matrix", "words"),
+    ("matrix", "message"),
     [
         ([[1.0, 2.0, 3.0]], "`matrix` must be a square matrix"),
         ([[2.0]], "at least 2 x 2"),
@@ -125,6 +125,6 @@ def test_in_single_precision_and_for_traced_singular_matrices():
         ([[1.0, 0.0], [0.0, np.inf]], "not finite"),
     ],
 )
-def test_bad_matrices_are_refused(matrix, words):
-    with pytest.raises(ValueError, match=words):
+def test_bad_matrices_are_rejected(matrix, message):
+    with pytest.raises(ValueError, match=message):
         sx.symmetry.QuadraticForm(jnp.asarray(matrix))

@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import symmetrax as sx
+
+# The grammar of specs, node by node.
 from symmetrax.symmetry._specs import Both, Concatenated, Entry, Merged, Plain, parse
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -213,7 +215,7 @@ def test_a_number_has_one_axis_of_length_one(float64):
     assert moved == 6.0
 
 
-# What is refused, and what it is told.
+# Specs that are rejected, and the messages.
 
 PARAMS = {
     "w": jnp.ones((8, 3)),
@@ -276,7 +278,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_specs_are_refused_with_their_place(name):
+def test_bad_specs_are_rejected_with_their_place(name):
     spaces, specs, said = BAD[name]
     with pytest.raises(ValueError) as error:  # noqa: PT011 - every word of the message is checked
         sx.NetworkSymmetry(spaces, specs, like=PARAMS)

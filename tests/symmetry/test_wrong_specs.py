@@ -1,4 +1,4 @@
-"""One wrong word in the specs of a network: `verify` must see it, and name the axis.
+"""One wrong entry in the specs of a network: `verify` must see it, and name the axis.
 
 Every spec of every ready constructor gets every single mistake: a star too many or missing, a name forgotten,
 a name where nothing acts, the parts of a merged axis in another order. What is not a mistake is left out:
@@ -9,7 +9,7 @@ a name where nothing acts, the parts of a merged axis in another order. What is 
   softmax does not see, so that whatever acts on it is a symmetry;
 - the order of parts that are alone in having a length other than 1: the axis is cut the same way.
 
-Every fifth mistake is made in each run of the tests, all of them in the slow one.
+Each run of the tests makes every fifteenth mistake, the slow one all of them.
 """
 
 import dataclasses
@@ -19,16 +19,19 @@ import jax
 import pytest
 
 import symmetrax as sx
-from symmetrax.symmetry._specs import Both, Concatenated, Entry, Merged, Node, Plain, parse
 
+# Mistakes are made node by node.
+from symmetrax.symmetry._specs import Both, Concatenated, Entry, Merged, Node, Plain, entries, parse
+
+from ..cases import mostly_slow
 from ..zoo import READY, Row
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 #: Of every stride and row: array, wrong spec, axis, whether it is named, the number of axes named, right
 #: spec.
-MUTANTS: dict[int, dict[str, list[tuple[str, str, int, bool, int, str]]]] = {1: {}, 5: {}}
-STRIDES = pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.slow)])
+MUTANTS: dict[int, dict[str, list[tuple[str, str, int, bool, int, str]]]] = {1: {}, 15: {}}
+STRIDES = pytest.mark.parametrize("stride", mostly_slow([15, 1], ["15"]))
 
 
 def size(node: Node, symmetry: sx.NetworkSymmetry) -> int | None:
@@ -42,10 +45,10 @@ def size(node: Node, symmetry: sx.NetworkSymmetry) -> int | None:
 
 
 def single_mistakes(node: Node, length: int, symmetry: sx.NetworkSymmetry) -> list[Node]:
-    """All ways in which one word of an axis can be wrong, the sizes being right."""
+    """All ways in which one entry of an axis can be wrong, the sizes being right."""
     spaces = symmetry.spaces
     count = {
-        name: sum(w.name == name for text in symmetry.specs.values() for n in parse(text) for w in words(n))
+        name: sum(w.name == name for text in symmetry.specs.values() for n in parse(text) for w in entries(n))
         for name in spaces
     }
     match node:
@@ -71,7 +74,9 @@ def single_mistakes(node: Node, length: int, symmetry: sx.NetworkSymmetry) -> li
             for k, part in enumerate(parts):
                 for mistake in single_mistakes(part, 0, symmetry):
                     mistakes.append(type(node)((*parts[:k], mistake, *parts[k + 1 :])))
-            if isinstance(node, Merged) and any(w.name in spaces and count[w.name] > 1 for w in words(node)):
+            if isinstance(node, Merged) and any(
+                w.name in spaces and count[w.name] > 1 for w in entries(node)
+            ):
                 for j, k in itertools.combinations(range(len(parts)), 2):
                     order = list(parts)
                     order[j], order[k] = parts[k], parts[j]

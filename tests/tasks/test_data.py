@@ -1,4 +1,4 @@
-"""MNIST from IDX files or a download: what is read, how it is split, and how broken files are refused."""
+"""MNIST from IDX files or a download: what is read, how it is split, and how broken files are rejected."""
 
 import gzip
 import os
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import sklearn.datasets
 
+# Sources of data and their caches, which the families hide.
 from symmetrax.tasks import _data
 from symmetrax.tasks._data import mnist
 
@@ -146,7 +147,7 @@ def test_a_broken_file_of_images_is_named(folder, name):
     assert str(folder) in str(outcome.value)
 
 
-def test_labels_beyond_nine_and_too_few_images_are_refused(folder):
+def test_labels_beyond_nine_and_too_few_images_are_rejected(folder):
     put(folder, BARE, (PIXELS, LABELS + 5))
     with pytest.raises(
         ValueError, match=rf"labels-idx1-ubyte has the label {LABELS.max() + 5}, expected 0 to"
@@ -158,7 +159,7 @@ def test_labels_beyond_nine_and_too_few_images_are_refused(folder):
 
 
 @pytest.mark.parametrize("alone", [0, 1])
-def test_images_without_labels_and_labels_without_images_are_refused(folder, alone):
+def test_images_without_labels_and_labels_without_images_are_rejected(folder, alone):
     put(folder, TRAIN, some(6))
     put(folder, TEST, some(6))
     (folder / TEST[1 - alone]).unlink()
@@ -192,7 +193,7 @@ def test_without_files_the_standard_split_is_downloaded(monkeypatch):
 
     def fetch(name, **options):
         calls.append((name, options))
-        # As scikit-learn returns them: numbers, and labels as words.
+        # As scikit-learn returns them: numbers, and labels as strings.
         return np.broadcast_to(row.astype(float), (70_000, 784)), np.array(list("3141592") * 10_000, object)
 
     monkeypatch.setattr(sklearn.datasets, "fetch_openml", fetch)

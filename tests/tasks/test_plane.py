@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import symmetrax as sx
+
+# Rejected draws never leave a family, so that its redrawing is tested by itself.
 from symmetrax.tasks import _plane
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -12,6 +12,8 @@ import scipy.special
 import scipy.stats
 
 import symmetrax as sx
+
+# `Images` is the container that `sx.tasks.ImageFamily` takes apart.
 from symmetrax.tasks import _families
 from symmetrax.tasks._data import Images
 

@@ -11,6 +11,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import symmetrax as sx
 
+from ..cases import mostly_slow
+
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 KEY = jax.random.key(0)
@@ -142,8 +144,11 @@ def kinds(tree):
     return jax.tree.map(lambda x: (x.dtype, x.shape), tree)
 
 
-@pytest.mark.parametrize("x64", [False, True])
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+TYPES = [("float32", True), ("float16", False), ("bfloat16", True)]
+TYPES += [("float32", False), ("float16", True), ("bfloat16", False)]
+
+
+@pytest.mark.parametrize(("dtype", "x64"), mostly_slow(TYPES, TYPES[:3], unpack=True))
 def test_dtypes_stay_as_init_gave_them(dtype, x64):
     """One program of `teleport` and of ten steps of `teleported` in a scan, for every dtype."""
     with jax.enable_x64(x64):
@@ -178,6 +183,7 @@ def test_dtypes_stay_as_init_gave_them(dtype, x64):
         assert all(np.all(np.isfinite(np.asarray(leaf, float))) for leaf in end[0].values())
 
 
+@pytest.mark.slow  # tests/symmetry/test_sharding.py and tests/learned/test_uses.py split arrays as well
 @pytest.mark.parametrize("axis", [0, 1])
 def test_parameters_that_are_split_over_devices_move_as_whole_ones(axis):
     """A mesh with explicit axes, as `jax.make_mesh` makes it."""

@@ -11,6 +11,8 @@ import pytest
 
 import symmetrax as sx
 
+from ..cases import mostly_slow
+
 pytestmark = pytest.mark.usefixtures("quick_compilation", "float64")
 
 A = np.diag([0.25, 9.0])
@@ -139,7 +141,7 @@ def test_on_random_quadratics_it_is_nearly_always_ahead_but_does_not_align():
     assert np.median(np.log10(gentle / plain)) <= -1
 
 
-@pytest.mark.parametrize("n", [3, 5])
+@pytest.mark.parametrize("n", mostly_slow([3, 5], ["3"]))
 def test_in_more_dimensions_the_slope_is_that_of_finite_differences(n, central_differences):
     random = np.random.default_rng(n)
     root = random.normal(size=(n, n))
@@ -179,7 +181,11 @@ def network():
         return sx.models.mlp_symmetry(params, ["w1", "w2"]), params, loss
 
 
-@pytest.mark.parametrize("make", [lambda: optax.sgd(0.01), lambda: optax.adam(0.01)], ids=["sgd", "adam"])
+@pytest.mark.parametrize(
+    "make",
+    [pytest.param(lambda: optax.sgd(0.01), marks=pytest.mark.slow), lambda: optax.adam(0.01)],
+    ids=["sgd", "adam"],
+)
 def test_networks_learn_their_scales_with_any_optimizer(network, make, central_differences):
     symmetry, params, loss = network
     start = jnp.linspace(-0.1, 0.1, 6)
@@ -203,7 +209,7 @@ def test_networks_learn_their_scales_with_any_optimizer(network, make, central_d
     np.testing.assert_allclose(state.algebra, start - 0.05 * slope, rtol=1e-6, atol=1e-9)
 
 
-def test_a_refused_teleport_stays_and_forgets_its_coordinates():
+def test_a_rejected_teleport_stays_and_forgets_its_coordinates():
     task = sx.tasks.rosenbrock()
     x = jnp.array([-1.0, -1.0])
     optimizer = sx.online_teleported(
@@ -321,7 +327,7 @@ def test_an_optimizer_of_its_own_for_the_coordinates_and_a_slope_that_is_not_fin
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_bad_arguments_are_refused():
+def test_bad_arguments_are_rejected():
     symmetry = sx.symmetry.QuadraticForm(jnp.asarray(A))
     with pytest.raises(ValueError, match="`order` must be 1 or 2, got 3"):
         sx.online_teleported(optax.sgd(0.1), symmetry, 0.1, order=3)

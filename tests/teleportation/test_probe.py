@@ -49,7 +49,7 @@ def test_it_finds_what_the_closed_form_finds_on_a_network(float64):
     assert float(found.over_here) == pytest.approx(float(found.largest / found.here))
 
 
-def test_what_the_guard_refuses_does_not_count():
+def test_what_the_guard_rejects_does_not_count():
     """On Rosenbrock's function far turns are long; a tight bound leaves near ones only."""
     task, x = sx.tasks.rosenbrock(), jnp.array([-1.0, 2.0])
     options = {"samples": 200, "bound": 1.5}

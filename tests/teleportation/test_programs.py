@@ -9,7 +9,11 @@ import optax
 import pytest
 
 import symmetrax as sx
+
+# A learned teleport inverts matrices without LAPACK: the inverse has a program of its own.
 from symmetrax.groups._inverse import inverse
+
+from ..cases import mostly_slow
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -168,7 +172,7 @@ QUICK = {
     *("teleported, adam, closed form", "teleport, closed over", "unroll, teleported", "a learned step"),
     *("meta-training", "online", "verify", "exp, rotations", "exp, general linear", "inverse"),
 }
-NAMES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in ENTRIES]
+NAMES = mostly_slow(ENTRIES, QUICK)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,4 +1,4 @@
-"""The state of every optimizer of optax is carried as its history in the new coordinates says, or refused."""
+"""The state of every optimizer of optax is that of its history in the new coordinates, or rejected."""
 
 import functools
 import inspect
@@ -12,7 +12,11 @@ import optax.contrib
 import pytest
 
 import symmetrax as sx
+
+# `carry` is what `transport="carry"` does to a state, here with elements that no search finds.
 from symmetrax.teleportation._transport import carry
+
+from ..cases import mostly_slow
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "float64")
 
@@ -48,7 +52,7 @@ WRAPPED = {
     "split": optax.contrib.split_real_and_imaginary(optax.adam(0.1)),
     "momentum of L-BFGS": optax.chain(optax.scale_by_lbfgs(2), optax.trace(0.9)),
 }
-#: Those that can be carried, by name; all others must be refused.
+#: Those that can be carried, by name; all others must be rejected.
 CARRIED = {
     *(
         "adabelief",
@@ -146,11 +150,11 @@ QUICK = {
     "dog",
     "madgrad",
 }
-NAMES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in sorted(OPTIMIZERS)]
+NAMES = mostly_slow(sorted(OPTIMIZERS), QUICK)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_state_is_that_of_the_moved_history_or_refused(name):
+def test_the_state_is_that_of_the_moved_history_or_rejected(name):
     optimizer = OPTIMIZERS[name]
     symmetry = sx.NetworkSymmetry(
         {"h": sx.groups.NonzeroDiagonal(3)}, {"w1": "h _", "w2": "_ h*"}, like=SHAPES_LIKE

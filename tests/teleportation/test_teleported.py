@@ -10,8 +10,12 @@ import optax
 import pytest
 
 import symmetrax as sx
+
+# Which steps are due, for every kind of schedule, without a run of each; and the programs inside of one.
 from symmetrax._programs import programs_in
 from symmetrax.schedules._schedule import due
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 START = (5.0, -5.0)
 MATRIX = np.array([[1.0, 2.0], [2.0, 1.0]])
@@ -83,7 +87,16 @@ def test_the_oracle_and_one_step_solve_a_quadratic(float64):
     assert run(optimizer, steps=1).loss[-1] < 1e-20
 
 
-@pytest.mark.parametrize("schedule", [(), set(), lambda count: count < 0, jnp.zeros(10, bool), {10, 99}])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        (),
+        lambda count: count < 0,
+        {10, 99},
+        pytest.param(set(), marks=pytest.mark.slow),
+        pytest.param(jnp.zeros(10, bool), marks=pytest.mark.slow),
+    ],
+)
 def test_without_a_due_teleport_it_is_the_inner_optimizer_exactly(schedule):
     inner = optax.adam(0.1)
     wrapped = sx.teleported(inner, sx.tasks.booth().symmetry(), schedule=schedule)
@@ -144,21 +157,21 @@ def test_a_sweep_over_schedules_compiles_once():
 
 
 @pytest.mark.parametrize("transport", ["keep", "reset"])
-@pytest.mark.parametrize("refuse", [False, True])
-def test_the_inner_state_is_kept_or_reset_when_a_teleport_happens(float64, transport, refuse):
-    """Adam by hand: the point jumps at step 1; moments go on, or start anew unless the jump is refused."""
+@pytest.mark.parametrize("reject", [False, True])
+def test_the_inner_state_is_kept_or_reset_when_a_teleport_happens(float64, transport, reject):
+    """Adam by hand: the point jumps at step 1; moments go on, or start anew unless the jump is rejected."""
     task, angle, rate = sx.tasks.booth(start=START), 0.3, 0.1
     optimizer = sx.teleported(
         optax.adam(rate),
         task.symmetry(),
         search=Turn(angle),
         schedule={1},
-        guard=sx.Guard(jump=1e-3 if refuse else 1e3),
+        guard=sx.Guard(jump=1e-3 if reject else 1e3),
         transport=transport,
     )
     x, m, v, count, points = np.array(START), np.zeros(2), np.zeros(2), 0, [START]
     for t in range(4):
-        if t == 1 and not refuse:
+        if t == 1 and not reject:
             x = np.linalg.solve(MATRIX, turn(angle) @ (MATRIX @ x - [7, 5]) + [7, 5])
             if transport == "reset":
                 m, v, count = np.zeros(2), np.zeros(2), 0
@@ -168,7 +181,7 @@ def test_the_inner_state_is_kept_or_reset_when_a_teleport_happens(float64, trans
         points.append(x)
     trace = run(optimizer, steps=4, points=True)
     np.testing.assert_allclose(trace.params, points, rtol=1e-11)
-    assert np.array_equal(trace.watched["outcome"], [0, 0, 2 if refuse else 0, 0, 0])
+    assert np.array_equal(trace.watched["outcome"], [0, 0, 2 if reject else 0, 0, 0])
     assert (trace.watched["loss_change"][2] >= 0).item()
 
 
@@ -251,7 +264,11 @@ def ascending(rate, task, schedule):
 
 @pytest.mark.parametrize(
     "schedule",
-    [{3}, sx.schedules.every_n_steps(4), sx.schedules.Plateau(patience=1)],
+    [
+        {3},
+        pytest.param(sx.schedules.every_n_steps(4), marks=pytest.mark.slow),
+        sx.schedules.Plateau(patience=1),
+    ],
     ids=["once", "often", "plateau"],
 )
 def test_many_tasks_search_only_at_the_steps_where_one_of_them_teleports(schedule):
@@ -263,12 +280,16 @@ def test_many_tasks_search_only_at_the_steps_where_one_of_them_teleports(schedul
 
     # A condition that differs from task to task would be no branch any more, but a choice: both sides run.
     assert conditions(jax.make_jaxpr(many)(key).jaxpr) > 0
-    found = many(key)
-    shape = family.shapes[0]
+
+    @jax.jit
+    def one(key):
+        draw, start = jax.random.split(key)
+        task = family.task(family.draw(draw), family.shapes[0])
+        return sx.unroll(make(0.02, task), task, start, 6, watch=("outcomes", "algebra"))
+
+    found = jax.jit(many)(key)
     for k, own in enumerate(jax.random.split(key, 5)):
-        draw, start = jax.random.split(own)
-        task = family.task(family.draw(draw), shape)
-        alone = sx.unroll(make(0.02, task), task, start, 6, watch=("outcomes", "algebra"))
+        alone = one(own)
         np.testing.assert_allclose(found.loss[:, k], alone.loss, rtol=1e-4)
         np.testing.assert_array_equal(found.watched["outcomes"][..., k], alone.watched["outcomes"])
         np.testing.assert_allclose(found.watched["algebra"][..., k], alone.watched["algebra"], atol=1e-4)

@@ -9,7 +9,11 @@ import optax.contrib
 import pytest
 
 import symmetrax as sx
+
+# Which steps are due, also where the schedule is traced.
 from symmetrax.schedules._schedule import due
+
+from ..cases import mostly_slow
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -40,7 +44,7 @@ NO_SCHEDULES = [
 
 
 @pytest.mark.parametrize("schedule", NO_SCHEDULES)
-def test_what_is_no_schedule_is_refused_where_it_is_given(schedule, unchecked):
+def test_what_is_no_schedule_is_rejected_where_it_is_given(schedule, unchecked):
     network = sx.learned.FlatGradientLSTM(2, algebra=1, width=2, key=jax.random.key(0))
     with pytest.raises(ValueError, match=r"`schedule` must be .*got"):
         sx.teleported(optax.sgd(0.1), SYMMETRY, schedule=schedule)
@@ -129,7 +133,7 @@ def plain_steps(optimizer, steps):
 
 #: One of each kind; the others take longer.
 QUICK = {"L-BFGS", "backtracking", "sharpness-aware", "momo"}
-NAMES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in SEARCHES]
+NAMES = mostly_slow(SEARCHES, QUICK)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -140,8 +144,8 @@ def test_inner_optimizers_get_what_they_take(name):
     expected = plain_steps(optimizer, 3)
     trace = sx.unroll(optimizer, TASK, jax.random.key(0), 3, points=True)
     np.testing.assert_allclose(trace.params[-1], expected, rtol=2e-4, atol=1e-4)
-    still = sx.teleported(optimizer, SYMMETRY, schedule=(), search=sx.search.Oracle())
-    trace = sx.unroll(still, TASK, jax.random.key(0), 3, points=True)
+    idle = sx.teleported(optimizer, SYMMETRY, schedule=(), search=sx.search.Oracle())
+    trace = sx.unroll(idle, TASK, jax.random.key(0), 3, points=True)
     np.testing.assert_allclose(trace.params[-1], expected, rtol=2e-4, atol=1e-4)
     moving = sx.teleported(
         optimizer, SYMMETRY, schedule={1}, search=sx.search.Oracle(), guard=None, transport="reset"
@@ -242,7 +246,7 @@ def test_leaves_that_are_no_floats_stay_where_they_are(search, transport):
 )
 @pytest.mark.parametrize("search", [sx.search.Oracle(), sx.search.LevelSet(steps=1)], ids=repr)
 def test_the_state_keeps_its_types_and_has_no_empty_arrays(schedule, search):
-    """Weak types too: a second type is a second program, and a carry that `lax.scan` refuses."""
+    """Weak types too: a second type is a second program, and a carry that `lax.scan` rejects."""
     optimizer = sx.teleported(optax.adam(0.1), SYMMETRY, search=search, schedule=schedule)
     state = optimizer.init(START)
 
@@ -337,7 +341,7 @@ def test_a_seed_is_no_key(key, unchecked):
     sx.unroll(optax.sgd(0.1), TASK, jax.random.PRNGKey(0), 1)  # the older keys serve as well
 
 
-def test_parameters_without_a_bound_array_are_refused_before_the_first_step():
+def test_parameters_without_a_bound_array_are_rejected_before_the_first_step():
     params = {"w1": jnp.ones((3, 2)), "w2": jnp.ones((1, 3))}
     optimizer = sx.teleported(
         optax.sgd(0.1), sx.models.mlp_symmetry(params, ["w1", "w2"]), search=sx.search.ClosedForm()

@@ -1,4 +1,4 @@
-"""`teleported` around networks: as part of training loops of all kinds, and what it refuses."""
+"""`teleported` around networks: as part of training loops of all kinds, and what it rejects."""
 
 from functools import partial
 
@@ -249,7 +249,7 @@ def tanh_value(params):
     ("guard", "function", "code"),
     [(sx.Guard(jump=1e-9), value_fn, 2), (sx.Guard(jump=1e9, tolerance=1e-6), tanh_value, 3)],
 )
-def test_a_refused_teleport_changes_nothing_and_the_inner_step_is_taken(float64, guard, function, code):
+def test_a_rejected_teleport_changes_nothing_and_the_inner_step_is_taken(float64, guard, function, code):
     inner, w = optax.sgd(0.1, momentum=0.9), draw()
     optimizer = wrap(inner, guard=guard, schedule={1}, transport="carry")
     gradient, state, plain = jax.grad(function)(w), optimizer.init(w), inner.init(w)
@@ -259,7 +259,7 @@ def test_a_refused_teleport_changes_nothing_and_the_inner_step_is_taken(float64,
         assert eqx.tree_equal(updates, expected)
         assert eqx.tree_equal(state.inner, plain)
         assert state.outcome == (code if state.count == 2 else 0)
-    assert np.any(state.algebra)  # what was found, and refused
+    assert np.any(state.algebra)  # what was found, and rejected
 
 
 @pytest.mark.parametrize("group", [sx.groups.PositiveDiagonal, sx.groups.GeneralLinear])
@@ -271,10 +271,10 @@ def test_one_gradient_serves_the_search_and_the_step(float64, group):
     def without(params):
         return true(params, BATCH)
 
-    def refuse(*_):
+    def reject(*_):
         raise AssertionError("no derivative of the loss should be taken")
 
-    without.defvjp(refuse, refuse)
+    without.defvjp(reject, reject)
     w, recorder = draw(), optax.trace(0.0)
     symmetry = sx.models.mlp_symmetry(w, WEIGHTS, BIASES, group=group)
     optimizer = sx.teleported(recorder, symmetry, search=SEARCH)
@@ -303,14 +303,14 @@ def test_one_gradient_serves_the_search_and_the_step(float64, group):
 )
 def test_the_state_counts_what_teleport_says_it_costs(float64, options, cost):
     _, states = jax.jit(partial(train, wrap(optax.sgd(0.01), **options), steps=3))(draw())
-    prices = []
+    costs = []
     jax.eval_shape(
-        lambda w: prices.append(
+        lambda w: costs.append(
             sx.teleport(loss, w, SYMMETRY, BATCH, **{"search": SEARCH} | options)[1].evaluations
         ),
         draw(),
     )
-    assert prices == [cost]
+    assert costs == [cost]
     assert np.array_equal(states.evaluations, [cost, cost, 2 * cost])
 
 

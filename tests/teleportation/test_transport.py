@@ -11,6 +11,8 @@ import optax.contrib
 import pytest
 
 import symmetrax as sx
+
+# `carry` is what `transport="carry"` does to a state, here with elements that no search finds.
 from symmetrax.teleportation._transport import carry
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -166,12 +168,14 @@ def test_momentum_goes_along_with_any_matrix(float64, replay, name):
         assert moved_as_replayed(replay, name, group, element, dual)
 
 
-@pytest.mark.parametrize(("kind", "words"), [("GL", r"GeneralLinear\(4\)"), ("rotation", r"Orthogonal\(4\)")])
-def test_squares_do_not_go_along_with_groups_that_mix_entries(float64, replay, kind, words):
+@pytest.mark.parametrize(("kind", "group_name"), [("GL", "GeneralLinear"), ("rotation", "Orthogonal")])
+def test_squares_do_not_go_along_with_groups_that_mix_entries(float64, replay, kind, group_name):
     group, element, _ = MIXING[kind]
     for name in ("Adam", "RMSprop", "AdaGrad", "AMSgrad", "Muon", "AdaDelta"):
         state, _ = replay(name, draw(7, STEPS))
-        with pytest.raises(ValueError, match=words + " mixes the entries.*transport='keep' or 'reset'"):
+        with pytest.raises(
+            ValueError, match=rf"{group_name}\(4\) mixes the entries.*transport='keep' or 'reset'"
+        ):
             carry(state, symmetry_of(group), {"hidden1": jax.tree.map(jnp.asarray, element)}, draw(0))
 
 
@@ -237,7 +241,7 @@ def strange():
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "words"),
+    ("optimizer", "message"),
     [
         (optax.chain(optax.clip(1.0), strange()), r"cannot move the unknown state Strange.mystery\['b1'\]:"),
         (optax.adafactor(0.1), r"cannot move the unknown state FactoredState.v_row\['b1'\]:"),
@@ -252,9 +256,9 @@ def strange():
         (optax.chain(optax.contrib.muon(0.1), optax.trace(0.9)), r"cannot move TraceState: .* in a chain"),
     ],
 )
-def test_what_is_not_known_is_refused_by_name(optimizer, words):
+def test_what_is_not_known_is_rejected_by_name(optimizer, message):
     params = {name: jnp.ones(shape) for name, shape in SHAPES.items()}
-    with pytest.raises(ValueError, match=words + ".*transport='keep' or 'reset'"):
+    with pytest.raises(ValueError, match=message + ".*transport='keep' or 'reset'"):
         carry(
             optimizer.init(params), symmetry_of(sx.groups.PositiveDiagonal), {"hidden1": jnp.ones(4)}, params
         )
@@ -288,8 +292,8 @@ class Always(sx.search.AbstractSearch):
         return 0
 
 
-@pytest.mark.parametrize("refuse", [False, True])
-def test_an_optimizer_carries_its_state_where_it_teleports(float64, refuse):
+@pytest.mark.parametrize("reject", [False, True])
+def test_an_optimizer_carries_its_state_where_it_teleports(float64, reject):
     """Adam by hand in NumPy: moments move with the point before step 2, and the count goes on."""
     rng = np.random.default_rng(3)
     x, y, params = rng.normal(size=(6, 3)), rng.normal(size=(6, 2)), draw(4)
@@ -304,7 +308,7 @@ def test_an_optimizer_carries_its_state_where_it_teleports(float64, refuse):
         back = on * (error @ p["w2"])
         return {"w1": back.T @ x, "b1": back.sum(0), "w2": error.T @ h, "b2": error.sum(0)}
 
-    guard = sx.Guard(jump=1e-3 if refuse else 1e3)
+    guard = sx.Guard(jump=1e-3 if reject else 1e3)
     optimizer = sx.teleported(
         optax.adam(0.1),
         symmetry_of(sx.groups.PositiveDiagonal),
@@ -324,8 +328,8 @@ def test_an_optimizer_carries_its_state_where_it_teleports(float64, refuse):
     m = v = {k: np.zeros(shape) for k, shape in SHAPES.items()}
     for t in range(4):
         w, state = step(w, state)
-        assert state.outcome == (2 if refuse and t == 2 else 0)
-        if t == 2 and not refuse:
+        assert state.outcome == (2 if reject and t == 2 else 0)
+        if t == 2 and not reject:
             params, m, v = scaled(1 / SCALES)(params), scaled(SCALES)(m), scaled(SCALES**2)(v)
         g = numpy_gradient(params)
         m = {k: 0.9 * m[k] + 0.1 * g[k] for k in g}

@@ -333,7 +333,7 @@ def test_in_single_precision_too():
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
-    ("hessian", "words"),
+    ("hessian", "message"),
     [
         (np.ones((2, 3)), r"`hessian` must be a square matrix, got shape \(2, 3\)"),
         (np.array([[1.0, 2.0], [0.0, 1.0]]), r"entry \(0, 1\) is 2.0 and \(1, 0\) is 0.0"),
@@ -341,13 +341,13 @@ def test_in_single_precision_too():
         (np.diag([1.0, np.nan]), "use as `hessian` a point that is not finite"),
     ],
 )
-def test_bad_hessians_are_refused(hessian, words):
-    with pytest.raises(ValueError, match=words):
+def test_bad_hessians_are_rejected(hessian, message):
+    with pytest.raises(ValueError, match=message):
         theory.newton_parts(jnp.ones(2), jnp.asarray(hessian))
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_bad_gradients_are_refused():
+def test_bad_gradients_are_rejected():
     for function in (theory.newton_parts, theory.saddle_free):
         with pytest.raises(ValueError, match="use as `gradient` a point that is not finite"):
             function(jnp.array([1.0, jnp.inf]), jnp.eye(2))

@@ -150,7 +150,7 @@ def test_the_teleport_keeps_the_loss_to_twelve_digits(random_steps):
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_bad_roots_and_orders_are_refused():
+def test_bad_roots_and_orders_are_rejected():
     x, angle = jnp.ones(2), jnp.array(0.0)
     with pytest.raises(ValueError, match=r"must have shape \(2, 2\), got \(3, 3\)"):
         theory.angle_slope(jnp.eye(3), x, angle, 0.1)
