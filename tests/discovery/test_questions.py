@@ -152,7 +152,10 @@ class SameScales(Refinement):
     charge: str
     group = sx.groups.PositiveDiagonal(5)
     gap = (0.0, 0.5)
-    axes = frozenset({("w", 0), ("b", 0), ("out", 1)})
+
+    @property
+    def axes(self):
+        return frozenset({("w", 0), ("b", 0), ("out", 1)})
 
     def named(self, number):
         name = f"s{number}"

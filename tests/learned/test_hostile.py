@@ -1,5 +1,7 @@
 """Learned transforms on hostile tasks: every update is finite, or zero with the reason in the state."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -333,7 +333,7 @@ def test_bad_arguments_are_rejected():
         sx.online_teleported(optax.sgd(0.1), symmetry, 0.1, order=3)
     with pytest.raises(ValueError, match="`guard` must be a Guard, None or 'default', got 'nope'"):
         sx.online_teleported(optax.sgd(0.1), symmetry, 0.1, guard="nope")
-    with pytest.raises(TypeError, match="LogisticMap is no AbstractLieSymmetry"):
+    with pytest.raises(TypeError, match="must be an AbstractLieSymmetry, got LogisticMap"):
         sx.online_teleported(optax.sgd(0.1), type("LogisticMap", (), {})(), 0.1)
     with pytest.raises(ValueError, match=r"shape of the algebra's coordinates, \(1,\), got \(2,\)"):
         sx.online_teleported(optax.sgd(0.1), symmetry, 0.1, start=jnp.zeros(2))

@@ -81,7 +81,7 @@ class AbstractLearnedOptimizer(eqx.Module):
     @property
     def proposes_elements(self) -> bool:
         """Whether the network proposes group elements, as its contract says."""
-        return any("algebra" in name for name in self.contract()["emits"])
+        return any("algebra" in name for name in self.contract().get("emits", ()))
 
     def transform(
         self,

@@ -81,6 +81,10 @@ class Joint(AbstractLearnedOptimizer):
     def config(self) -> dict[str, Any]:
         return {"networks": [{"kind": network.kind, **network.config()} for network in self.networks]}
 
+    @property
+    def proposes_elements(self) -> bool:
+        return any(network.proposes_elements for network in self.networks)
+
     def contract(self) -> dict[str, Any]:
         parts = [network.contract() for network in self.networks]
         return {
