@@ -98,7 +98,7 @@ def main():
     reports = []
     for name, symmetry in (("shift", shift), ("scale", scale)):
         reports.append(sx.verify(loss, params, symmetry, keys[3], batch, trials=2))
-        print(f"{name}: {reports[-1].outcome}, worst defect {reports[-1].worst:.1e}")
+        print(f"{name}: {reports[-1].outcome}, worst error {reports[-1].worst:.1e}")
     elsewhere = shift.holds(params, (2 * x, batch[1]))
     print(f"on other data: {shift.reasons[elsewhere.code]}")
     # One coordinate: a grid finds the steepest scale, from one gradient.
