@@ -212,6 +212,7 @@ def test_lost_rank_is_rejected_and_training_goes_on(network, transport):
     check_that_training_goes_on(algorithm_3, family, guarded)
 
 
+@pytest.mark.slow
 def test_overflowing_elements_are_rejected_and_training_goes_on(family):
     def make(key):
         network = algorithm_3(key, max_norm=None)
@@ -233,6 +234,7 @@ def check_that_training_goes_on(make, family, rule):
     assert min(jax.tree.leaves(moved.networks[0])) > 0
 
 
+@pytest.mark.slow
 def test_batches_wider_than_the_layer_are_rejected_and_training_goes_on(network):
     family = small_family(samples=9, action="output")
     guarded = sx.UpdateRule.at(range(STEPS), STEPS, guard=sx.Guard(jump=jnp.inf, tolerance=1e-3))
