@@ -364,7 +364,7 @@ def test_one_gradient_serves_a_search_of_any_length(deep):
 
 def test_a_search_that_does_not_fit_says_what_would(deep):
     params, symmetry, batch = deep
-    with pytest.raises(ValueError, match=r"ClosedForm needs a NetworkSymmetry .* use Ascent"):
+    with pytest.raises(ValueError, match=r"ClosedForm needs a NetworkSymmetry.* use Ascent"):
         sx.teleport(
             relu_net,
             params,
