@@ -6,6 +6,7 @@ too.
 """
 
 from collections.abc import Collection
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -116,16 +117,16 @@ def scaled(tree: PyTree, scale: Float[Array, ""]) -> PyTree:
     return jax.tree.map(lambda x: widened(x) / scale.astype(widened(x).dtype), tree)
 
 
-def replicated(x: Array) -> Array:
-    """Replicates `x` on every device of a mesh with explicit axes: for small or indivisible arrays.
+def replicated(x: Any) -> Any:
+    """Replicates an array on every device of a mesh with explicit axes: for small or indivisible arrays.
 
     >>> mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
     >>> x = jax.device_put(jnp.arange(4), NamedSharding(mesh, PartitionSpec("x")))
     >>> print(jax.typeof(x), jax.typeof(replicated(x)))
     int32[4@x] int32[4]
     """
-    sharding = jax.typeof(x).sharding
-    if all(axis is None for axis in sharding.spec):
+    sharding = jax.typeof(x).sharding if isinstance(x, jax.Array) else None
+    if sharding is None or all(axis is None for axis in sharding.spec):
         return x
     return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec()))
 

@@ -100,7 +100,8 @@ def times(schedule: Schedule, steps: int) -> Bool[np.ndarray, " all"]:
     [True, False, True, False]
     """
     schedule = settled(schedule)
-    return np.array([bool(due(schedule, jnp.array(step))) for step in range(steps)], bool)
+    with jax.ensure_compile_time_eval():  # also inside compiled code, where the schedule is a constant
+        return np.array([bool(due(schedule, jnp.array(step))) for step in range(steps)], bool)
 
 
 def settled(schedule: Any) -> Schedule:
