@@ -99,6 +99,6 @@ class Unknown(sx.tasks.Classification):
 def test_nothing_can_teleport_without_a_symmetry():
     task = Unknown(FAMILY.train, FAMILY.test, 12, 64)
     rule = sx.UpdateRule(schedule=jnp.ones(3, bool))
-    network = sx.learned.CoordinatewiseLSTM(width=4, key=jax.random.key(0))
+    network = sx.learned.PerNeuronLSTM(width=4, key=jax.random.key(0))
     with pytest.raises(ValueError, match="Unknown describes no symmetry"):
         rule(network, task)

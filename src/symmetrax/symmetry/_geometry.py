@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from symmetrax._programs import once
 from symmetrax.groups._diagonal import AbstractGroup
 from symmetrax.groups._matrices import GeneralLinear, ScaledRotation
 from symmetrax.symmetry._base import AbstractLieSymmetry
@@ -76,8 +77,13 @@ def project_horizontal(
     # In the wider of the two precisions, so that a float32 update of bfloat16 parameters keeps its digits.
     numbers = jax.tree.map(lambda w, u: jnp.asarray(w, _wide(w, u)), numbers, given)
     given = jax.tree.map(jnp.asarray, given)
-    project = partial(_project, symmetry, rest=rest, batch=batch, steps=steps)
-    return eqx.combine(split_like(given, project, numbers, given), others)
+
+    def projected(symmetry, batch, numbers, given):
+        project = partial(_project, symmetry, rest=rest, batch=batch, steps=steps)
+        return split_like(given, project, numbers, given)
+
+    # One program: operation by operation, the first call on a network compiles dozens.
+    return eqx.combine(once(projected, symmetry, batch, numbers, given), others)
 
 
 def conserved_quantities(symmetry: NetworkSymmetry, params: PyTree) -> dict[str, Array]:
