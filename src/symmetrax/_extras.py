@@ -98,9 +98,9 @@ def updated(
             return stepper.update(updates, state, params, **given)
         except TypeError as error:
             # optax optimizers do not declare what they accept: those in a chain are hidden in closures.
-            outcome = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-            if outcome is not None and outcome[1] in given:
-                del given[outcome[1]]
+            unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            if unexpected is not None and unexpected[1] in given:
+                del given[unexpected[1]]
             elif value is not None and "value" not in given and re.search(r"missing .*'value'", str(error)):
                 given["value"] = value()
             else:

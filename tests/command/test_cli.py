@@ -99,10 +99,10 @@ def test_help_says_something_of_every_option(capsys, command):
 
 
 def test_a_run_that_is_refused_leaves_no_folder(tmp_path, monkeypatch):
-    def outcome(*_):
+    def rejects(*_):
         raise ValueError("no images")
 
-    monkeypatch.setattr(plane, "run", outcome)
+    monkeypatch.setattr(plane, "run", rejects)
     with pytest.raises(ValueError, match="no images"):
         run_experiment("fig3", "quick", tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()

@@ -88,7 +88,7 @@ def tamper(path, change):
     path.write_bytes(safetensors.numpy.save(arrays, metadata))
 
 
-def outcome(path, **options):
+def message_of(path, **options):
     """What `load` says of a file that it rejects: always in one line."""
     with pytest.raises(sx.learned.ArtifactError) as caught:
         sx.load(path, **options)
@@ -227,18 +227,18 @@ def test_recurrent_weights_that_were_changed_are_rejected(saved, change):
 
     content = saved.read_bytes()
     tamper(saved, to_recurrent)
-    assert "is damaged" in outcome(saved)
+    assert "is damaged" in message_of(saved)
     if change in ("one bit", "half"):  # with a checksum that fits these are other weights, and as good
         return
     saved.write_bytes(content)
     rewrite(saved, lambda card, arrays: to_recurrent(arrays))
-    message = outcome(saved)
+    message = message_of(saved)
     assert ("does not reproduce its recorded steps: step1" in message) or "weight_hh" in message
 
 
 def test_weights_that_are_nan_are_rejected(saved):
     rewrite(saved, lambda card, arrays: arrays.update({"weights.head.bias": np.full(2, np.nan, np.float32)}))
-    assert "2 entries of 2 in 'weights.head.bias' that are infinite or NaN" in outcome(saved)
+    assert "2 entries of 2 in 'weights.head.bias' that are infinite or NaN" in message_of(saved)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -277,23 +277,23 @@ def test_double_precision_is_not_cut_to_single(tmp_path):
         loaded, _ = sx.load(sx.save(network, path))
         assert loaded.core.layers[0].weight.dtype == jnp.float64
         assert eqx.tree_equal(loaded, network)
-    assert "float64, which JAX supports only with 64-bit types" in outcome(path)
+    assert "float64, which JAX supports only with 64-bit types" in message_of(path)
 
 
 def test_a_file_without_a_recorded_step_is_rejected(saved):
     rewrite(saved, lambda card, arrays: arrays.pop("recorded.step1.update"))
-    assert "lacks the array 'recorded.step1.update'" in outcome(saved)
+    assert "lacks the array 'recorded.step1.update'" in message_of(saved)
 
 
 def test_an_array_too_many_is_rejected(saved):
     rewrite(saved, lambda card, arrays: arrays.update({"weights.extra": np.ones(2)}))
-    assert "arrays that do not belong there: 'weights.extra'" in outcome(saved)
+    assert "arrays that do not belong there: 'weights.extra'" in message_of(saved)
 
 
 def test_an_artifact_of_the_first_format_is_rejected(saved):
     card = json.dumps({"format": 1, "kind": "flat-gradient-lstm"})
     saved.write_bytes(safetensors.numpy.save({"weights.head.bias": np.ones(2)}, {"card": card}))
-    assert "has no checksum" in outcome(saved)
+    assert "has no checksum" in message_of(saved)
 
 
 def test_a_file_without_a_card_is_rejected(tmp_path):
@@ -332,7 +332,7 @@ def test_an_own_optimizer_comes_back_if_its_class_is_given(tmp_path):
     assert eqx.tree_equal(loaded, network)
     assert card["kind"] == "tiny"
     assert card["classes"]["tiny"].endswith(":Tiny")
-    message = outcome(path)
+    message = message_of(path)
     assert "is of kind 'tiny', saved from the class" in message
     assert "load(path, classes=[Tiny])" in message
 
@@ -343,7 +343,7 @@ def test_own_optimizers_may_be_joined_with_others(tmp_path):
     )
     path = sx.save(network, tmp_path / "joined.safetensors")
     assert eqx.tree_equal(sx.load(path, classes=(Tiny,))[0], network)
-    assert "classes=[Tiny]" in outcome(path)
+    assert "classes=[Tiny]" in message_of(path)
 
 
 def test_a_file_cannot_have_anything_imported(tmp_path, monkeypatch):
@@ -355,8 +355,8 @@ def test_a_file_cannot_have_anything_imported(tmp_path, monkeypatch):
 
     rewrite(path, elsewhere)
     monkeypatch.setattr("importlib.import_module", lambda name: pytest.fail(f"{name} was imported"))
-    assert "saved from the class antigravity:fly" in outcome(path)
-    assert "saved from the class antigravity:fly" in outcome(path, classes=[Tiny])
+    assert "saved from the class antigravity:fly" in message_of(path)
+    assert "saved from the class antigravity:fly" in message_of(path, classes=[Tiny])
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -462,7 +462,7 @@ HOSTILE = {
 @pytest.mark.parametrize("change", HOSTILE)
 def test_a_hostile_card_is_rejected_in_one_line(saved, change):
     rewrite(saved, HOSTILE[change])
-    outcome(saved)
+    message_of(saved)
 
 
 def test_joined_networks_are_bounded_even_where_all_are_there(tmp_path):
@@ -505,27 +505,27 @@ CONTENTS = {
 def test_what_is_no_file_of_arrays_is_rejected_in_one_line(tmp_path, content):
     path = tmp_path / "hostile.safetensors"
     path.write_bytes(CONTENTS[content])
-    outcome(path)
+    message_of(path)
 
 
 def test_a_huge_file_of_nothing_is_rejected_unread(tmp_path):
     path = tmp_path / "sparse.safetensors"
     path.write_bytes(header(b"{}"))
     os.truncate(path, 2**40)
-    assert "not a whole safetensors file" in outcome(path)
+    assert "not a whole safetensors file" in message_of(path)
 
 
 def test_what_is_no_file_is_rejected_in_one_line(tmp_path, saved):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
-    assert "is a folder. Expected a trained optimizer" in outcome(tmp_path)
-    assert "is a pipe" in outcome(tmp_path / "pipe")
-    assert "is a device" in outcome("/dev/zero")
-    assert "Cannot read" in outcome(tmp_path / "circle")
-    assert "Cannot read" in outcome(saved / "inside")
-    assert "There is no trained optimizer at" in outcome(tmp_path / "a" / "b")
-    assert "Cannot read" in outcome(tmp_path / ("x" * 300))
-    outcome("with\0zero")
+    assert "is a folder. Expected a trained optimizer" in message_of(tmp_path)
+    assert "is a pipe" in message_of(tmp_path / "pipe")
+    assert "is a device" in message_of("/dev/zero")
+    assert "Cannot read" in message_of(tmp_path / "circle")
+    assert "Cannot read" in message_of(saved / "inside")
+    assert "There is no trained optimizer at" in message_of(tmp_path / "a" / "b")
+    assert "Cannot read" in message_of(tmp_path / ("x" * 300))
+    message_of("with\0zero")
 
 
 def test_saving_follows_links_and_replaces_nothing_but_files(saved, tmp_path):

@@ -142,9 +142,9 @@ def test_a_broken_file_of_images_is_named(folder, name):
     content, message = BROKEN[name]
     put(folder, BARE, (PIXELS, LABELS))
     (folder / BARE[0]).write_bytes(content)
-    with pytest.raises(ValueError, match=message) as outcome:
+    with pytest.raises(ValueError, match=message) as error:
         mnist()
-    assert str(folder) in str(outcome.value)
+    assert str(folder) in str(error.value)
 
 
 def test_labels_beyond_nine_and_too_few_images_are_rejected(folder):
@@ -173,14 +173,14 @@ def test_without_files_and_network_the_error_says_both(folder, monkeypatch, wher
         monkeypatch.setenv("SYMMETRAX_DATA", str(folder / "nowhere"))
     if where == "unset":
         monkeypatch.delenv("SYMMETRAX_DATA")
-    with pytest.raises(ValueError, match=r"Download from OpenML: URLError: .*no network") as outcome:
+    with pytest.raises(ValueError, match=r"Download from OpenML: URLError: .*no network") as error:
         mnist()
-    text = str(outcome.value)
+    text = str(error.value)
     assert ("SYMMETRAX_DATA: it is not set" in text) == (where == "unset")
     assert (f"the folder {folder}" in text) == (where != "unset")
     assert all(name in text for name in (*TRAIN, *TEST, *BARE))
     assert "\n" not in text
-    assert isinstance(outcome.value.__cause__, urllib.error.URLError)
+    assert isinstance(error.value.__cause__, urllib.error.URLError)
     # The failure is not remembered.
     put(folder, BARE, some(5))
     monkeypatch.setenv("SYMMETRAX_DATA", str(folder))

@@ -377,11 +377,11 @@ def test_a_teleport_that_does_next_to_nothing_says_so():
     task, x = sx.tasks.booth(), jnp.array([5.0, -5.0])
     assert sx.teleport(task.loss, x, task.symmetry(), search=sx.search.Ascent(1, 1e-9))[1].negligible
     assert not sx.teleport(task.loss, x, task.symmetry())[1].negligible
-    outcome = sx.teleport(
+    rejected = sx.teleport(
         task.loss, x, task.symmetry(), search=sx.search.Oracle(), guard=sx.Guard(jump=1e-3)
     )[1]
-    assert outcome.outcome == 2
-    assert outcome.negligible
+    assert rejected.outcome == 2
+    assert rejected.negligible
 
 
 @pytest.mark.parametrize(

@@ -261,7 +261,7 @@ def _entry(one: Found) -> dict[str, Any]:
 def _json(value: Any) -> Any:
     """Converts a field of a certificate: a number, or the numbers of all arrays."""
     if isinstance(value, dict):
-        return {path: _finite(loss_change) for path, loss_change in value.items()}
+        return {path: _finite(error) for path, error in value.items()}
     return _finite(value) if isinstance(value, float) else value
 
 
