@@ -1,7 +1,9 @@
-"""Suggestions of near matches for unknown names."""
+"""Text for messages and comparisons: near matches of unknown names, and what objects print."""
 
 import difflib
+import re
 from collections.abc import Iterable
+from typing import Any
 
 
 def near_match(name: str, names: Iterable[str]) -> str:
@@ -12,3 +14,12 @@ def near_match(name: str, names: Iterable[str]) -> str:
     """
     near = difflib.get_close_matches(name, list(names), 1)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def without_addresses(value: Any) -> str:
+    """Returns `repr(value)` without addresses in memory, which differ from process to process.
+
+    >>> without_addresses([print, lambda x: x])
+    '[<built-in function print>, <function <lambda>>]'
+    """
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))

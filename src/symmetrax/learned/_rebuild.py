@@ -5,7 +5,6 @@ So every value in a file is bounded by the file's actual contents before anythin
 """
 
 import json
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from symmetrax._files import Layout, check_layout, layout_of
-from symmetrax._text import near_match
+from symmetrax._text import near_match, without_addresses
 from symmetrax.learned._base import AbstractLearnedOptimizer
 from symmetrax.learned._coordinatewise import CoordinatewiseLSTM
 from symmetrax.learned._flat_gradient import FlatGradientGRU, FlatGradientLSTM, FlatGradientMLP
@@ -242,7 +241,7 @@ def _non_arrays(network: AbstractLearnedOptimizer) -> tuple[str, ...]:
     """Returns everything except arrays: the structure with its static fields, and the other leaves."""
     rest = eqx.filter(network, is_array, inverse=True)
     recorded = (jax.tree.structure(rest), jax.tree.leaves(rest))
-    return tuple(re.sub(r" at 0x[0-9a-f]+", "", repr(x)) for x in recorded)
+    return tuple(map(without_addresses, recorded))
 
 
 def _text(value: Any) -> str:

@@ -2,7 +2,6 @@
 
 import hashlib
 import pathlib
-import re
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -22,6 +21,7 @@ from symmetrax._files import (
     restore,
     save_arrays,
 )
+from symmetrax._text import without_addresses
 from symmetrax._tree import safe_norm
 from symmetrax.metatrain._estimators import AbstractMetaGradient
 from symmetrax.metatrain._stopping import EarlyStopping
@@ -201,17 +201,12 @@ def _digest(tree: PyTree) -> str:
     """Hashes a tree: its structure with static fields, its arrays, and the names of functions."""
     # A typed key has no bytes of its own: hash its data, and its dtype for the implementation.
     leaves, structure = jax.tree.flatten(tree)
-    digest = hashlib.sha256(_without_addresses(structure).encode())
+    digest = hashlib.sha256(without_addresses(structure).encode())
     for leaf in leaves:
         if eqx.is_array_like(leaf):
             array = np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
             digest.update(f"{leaf.dtype if is_key(leaf) else array.dtype}{array.shape}".encode())
             digest.update(array.tobytes())
         else:
-            digest.update(_without_addresses(leaf).encode())
+            digest.update(without_addresses(leaf).encode())
     return digest.hexdigest()
-
-
-def _without_addresses(value: Any) -> str:
-    # Functions print their address in memory, which differs from process to process.
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
