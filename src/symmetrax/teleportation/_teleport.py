@@ -185,7 +185,8 @@ def check_auto(symmetry: str) -> None:
 class Teleporter(NamedTuple):
     """All that decides a teleport except the point that it starts from: orbit, objective, search and guard.
 
-    Build one with `Teleporter.of`, which fills in the defaults and checks that the parts fit together.
+    Build one with `Teleporter.of`, which fills in the defaults and checks that the parts fit together. A
+    search without a group has no `symmetry`.
 
     >>> import jax.numpy as jnp, symmetrax as sx
     >>> task = sx.tasks.booth()
@@ -208,9 +209,8 @@ class Teleporter(NamedTuple):
         guard: GuardChoice = "default",
     ) -> "Teleporter":
         """Returns the teleporter with all defaults filled in; see `teleport` for the arguments."""
-        return cls(
-            symmetry, objective, check_search(symmetry, search, objective), settled_guard(guard, symmetry)
-        )
+        search, guard = check_search(symmetry, search, objective), settled_guard(guard, symmetry)
+        return cls(None if isinstance(search, AbstractPointSearch) else symmetry, objective, search, guard)
 
     def __call__(
         self,
@@ -249,16 +249,12 @@ class Teleporter(NamedTuple):
 
     def zero(self) -> Float[Array, "..."] | None:
         """The coordinates of the identity; None for a search without a group."""
-        if self.symmetry is None or isinstance(self.search, AbstractPointSearch):
-            return None
-        return self.symmetry.zero()
+        return None if self.symmetry is None else self.symmetry.zero()
 
     @property
     def carries_gradients(self) -> bool:
         """Whether the gradient after the teleport follows from the one before: the action is linear."""
-        if self.symmetry is None or isinstance(self.search, AbstractPointSearch):
-            return False
-        return self.symmetry.linear
+        return self.symmetry is not None and self.symmetry.linear
 
 
 def check_search(

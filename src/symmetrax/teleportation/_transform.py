@@ -143,11 +143,11 @@ def teleported(
 
 
 class _Discovered(NamedTuple):
-    """The symmetries found for parameters of one structure, and those used, joined."""
+    """The symmetries found for parameters of one structure, and the teleporter along all of them."""
 
     structure: Any
     discovery: Discovery
-    symmetry: NetworkSymmetry | None
+    teleporter: Teleporter
 
 
 class _Start(NamedTuple):
@@ -159,12 +159,16 @@ class _Start(NamedTuple):
     value_fn: Callable[[PyTree], Float[Array, ""]]
     batch: PyTree
 
+    def whole(self, numbers: PyTree) -> PyTree:
+        """The parameters with these floating-point ones."""
+        return eqx.combine(numbers, self.rest)
+
     def value(self, numbers: PyTree) -> Float[Array, ""]:
-        return self.value_fn(eqx.combine(numbers, self.rest))
+        return self.value_fn(self.whole(numbers))
 
     def after(self, displacement: PyTree) -> PyTree:
         """The parameters at the end of a displacement."""
-        return eqx.combine(optax.tree.add(self.numbers, displacement), self.rest)
+        return self.whole(optax.tree.add(self.numbers, displacement))
 
 
 class _Moved(NamedTuple):
@@ -189,6 +193,8 @@ class _Teleported:
     loss: Callable[[PyTree, PyTree], Float[Array, ""]] | None
     batch: PyTree
     discoveries: list[_Discovered] = dataclasses.field(default_factory=list)
+    #: The teleporter along the symmetry given; None if the symmetries are to be found.
+    given: Teleporter | None = dataclasses.field(init=False, default=None)
 
     def __post_init__(self):
         if self.transport not in get_args(Transport):
@@ -205,7 +211,7 @@ class _Teleported:
             check_movable(makers(self.inner))
         object.__setattr__(self, "schedule", settled(self.schedule))
         if not isinstance(self.symmetry, str):
-            self._teleporter(self.symmetry)  # raises for parts that do not fit together
+            object.__setattr__(self, "given", self._teleporter(self.symmetry))
             return
         check_auto(self.symmetry)
         settled_guard(self.guard, None)
@@ -292,8 +298,8 @@ class _Teleported:
         if self.transport == "reset":
             inner = self._stepper.init(start.after(displacement))
         elif self.transport == "carry" and teleporter.symmetry is not None:
-            whole = eqx.combine(start.numbers, start.rest)
-            inner = carry(inner, teleporter.symmetry, step.element, whole, start.batch, self.inner)
+            params = start.whole(start.numbers)
+            inner = carry(inner, teleporter.symmetry, step.element, params, start.batch, self.inner)
         if teleporter.carries_gradients:
             gradient = step.gradient(start.gradient)
         else:
@@ -328,28 +334,27 @@ class _Teleported:
 
     def _along(self, params: PyTree) -> Teleporter:
         """Returns the teleporter along the symmetry given, or found for parameters of this structure."""
-        if not isinstance(self.symmetry, str):
-            return self._teleporter(self.symmetry)
-        found = self._found(params)
-        if found is None:
-            raise ValueError(
-                "symmetry='auto' has not looked at parameters of this structure yet: call init(params) "
-                "once in this process, before the first update and before you use a state that was saved."
-            )
-        return self._teleporter(found.symmetry)
-
-    def _found(self, params: PyTree) -> _Discovered | None:
+        if self.given is not None:
+            return self.given
         structure = _structure(params)
-        return next((found for found in self.discoveries if found.structure == structure), None)
+        for found in self.discoveries:
+            if found.structure == structure:
+                return found.teleporter
+        raise ValueError(
+            "symmetry='auto' has not looked at parameters of this structure yet: call init(params) "
+            "once in this process, before the first update and before you use a state that was saved."
+        )
 
     def _discover(self, params: PyTree, state: optax.OptState) -> None:
         """Finds the symmetries of the loss, once per structure of the parameters."""
-        if self._found(params) is None:
+        structure = _structure(params)
+        if all(found.structure != structure for found in self.discoveries):
             assert self.loss is not None  # checked when the optimizer was made
             carries = self.transport == "carry"
             groups = groups_carried(state, params, self.inner) if carries else GROUPS
             found = discovered(self.loss, params, self.batch, groups)
-            self.discoveries.append(_Discovered(_structure(params), found, found.joined(compact=False)))
+            teleporter = self._teleporter(found.joined(compact=False))
+            self.discoveries.append(_Discovered(structure, found, teleporter))
 
 
 def _structure(params: PyTree) -> Any:
