@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from symmetrax.experiments._registry import EXPERIMENTS
+from symmetrax.studies._registry import EXPERIMENTS
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 SEEDS = (0, 1)

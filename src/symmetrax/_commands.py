@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from symmetrax.experiments._registry import EXPERIMENTS, PRESETS, checked_seed, run_experiment
+from symmetrax.studies._registry import EXPERIMENTS, PRESETS, checked_seed, run_experiment
 
 
 def _argument(metavar: str, default: str | None = None) -> Any:
@@ -66,7 +66,7 @@ def _evaluate(
         tasks: Number of tasks.
         seed: Seed of the tasks.
     """
-    from symmetrax.experiments.evaluation import evaluate_artifact
+    from symmetrax.studies.evaluation import evaluate_artifact
 
     evaluate_artifact(artifact, family, steps=steps, tasks=tasks, seed=seed)
 
@@ -77,8 +77,8 @@ def _claims(json: bool = False) -> None:
     Args:
         json: Print a JSON list instead of a table.
     """
-    from symmetrax.experiments._report import Reporter, claims_table
-    from symmetrax.experiments.claims import CLAIMS, check
+    from symmetrax.studies.claims import CLAIMS, check
+    from symmetrax.studies.core._console import Reporter, claims_table
 
     rows = [check(claim) for claim in CLAIMS]
     if json:

@@ -99,7 +99,7 @@ def _asked(arguments: list[str]) -> Callable[[], None]:
     import tyro
 
     from symmetrax._commands import COMMANDS, deferred
-    from symmetrax.experiments._registry import choose
+    from symmetrax.studies._registry import choose
 
     if not arguments or arguments[0].startswith("-"):
         _parser().parse_args(arguments)  # ends here for --help, and for unknown options

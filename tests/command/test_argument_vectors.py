@@ -140,8 +140,8 @@ def place(tmp_path_factory):
 
 def _run_folder(folder, results):
     """A run of fig3 that is complete, but for what its results say."""
-    from symmetrax.experiments import plane
-    from symmetrax.experiments._folder import RunFolder, as_json
+    from symmetrax.studies import plane
+    from symmetrax.studies.core._folder import RunFolder, as_json
 
     settings = json.loads(as_json(plane.config("fig3", "quick", 0)))
     RunFolder(folder, "fig3", "quick", settings)

@@ -13,10 +13,10 @@ import pytest
 import symmetrax as sx
 from symmetrax import _commands
 from symmetrax.cli import main
-from symmetrax.experiments import claims, evaluation, plane
-from symmetrax.experiments._registry import EXPERIMENTS, run_experiment
-from symmetrax.experiments._report import Reporter
-from symmetrax.experiments._stats import over_tasks
+from symmetrax.studies import claims, evaluation, plane
+from symmetrax.studies._registry import EXPERIMENTS, run_experiment
+from symmetrax.studies.core._console import Reporter
+from symmetrax.studies.core._statistics import over_tasks
 from symmetrax.tasks._families import family_names
 
 

@@ -50,5 +50,5 @@ def test_the_core_imports_no_experiment():
     source = pathlib.Path(sx.__file__).parent
     for path in source.rglob("*.py"):
         place = path.relative_to(source)
-        if place.parts[0] not in ("experiments", "cli.py", "_commands.py"):
-            assert "symmetrax.experiments" not in path.read_text(), place
+        if place.parts[0] not in ("studies", "cli.py", "_commands.py"):
+            assert "symmetrax.studies" not in path.read_text(), place

@@ -62,12 +62,12 @@ def test_data_say_how_to_install_what_they_need():
 
 def test_no_module_of_the_core_imports_the_experiments():
     for path in SOURCE.rglob("*.py"):
-        if path.relative_to(SOURCE).parts[0] in ("experiments", *THIN):
+        if path.relative_to(SOURCE).parts[0] in ("studies", *THIN):
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not any(name.startswith("symmetrax.experiments") for name in names), path
+            assert not any(name.startswith("symmetrax.studies") for name in names), path
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from symmetrax._files import (
     save_arrays,
     write_atomic,
 )
-from symmetrax.experiments._folder import RunFolder
+from symmetrax.studies.core._folder import RunFolder
 
 fcntl = pytest.importorskip("fcntl")
 

@@ -11,10 +11,10 @@ import optax
 import pytest
 
 import symmetrax as sx
+from symmetrax.learned._heads import between, of_norm, within
 
 # A network with constants for outputs, and the functions that bound outputs.
-from symmetrax.experiments._control_networks import Fixed
-from symmetrax.learned._heads import between, of_norm, within
+from symmetrax.studies.core._control_networks import Fixed
 
 from ..cases import mostly_slow
 

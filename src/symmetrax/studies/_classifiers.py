@@ -1,0 +1,269 @@
+"""Learned optimizers of classifiers: the arms of `classification`, and what is measured where a run ends.
+
+Three kinds of networks. *lr*: a step size, alone or with momentum, from a few global features, and group
+elements from an LSTM shared by all hidden units, so that they serve networks of any size. *update*: the
+coordinate-wise LSTM, with or without the same. *whole*: the two LSTMs over the whole gradient of algorithm 3,
+for one size.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, PyTree
+
+from symmetrax.learned._base import AbstractLearnedOptimizer
+from symmetrax.learned._coordinatewise import CoordinatewiseLSTM
+from symmetrax.learned._features import Observation, Proposal
+from symmetrax.learned._flat_gradient import FlatGradientLSTM
+from symmetrax.learned._joint import each_network
+from symmetrax.learned._neurons import PerNeuronLSTM
+from symmetrax.learned._step import StepLSTM
+from symmetrax.learned._update_rule import UpdateRule
+from symmetrax.studies.core._control_networks import AbstractControl, RandomDirection
+from symmetrax.studies.core._learned_arms import Build, BuildJoint, LearnedArm
+from symmetrax.studies.core._learned_runs import Ran, learned_constant
+from symmetrax.tasks._base import AbstractTask
+from symmetrax.tasks._data import Images, digits, mnist
+from symmetrax.tasks._supervised import Classification, ImageFamily, Widths
+from symmetrax.teleportation._guard import Guard
+from symmetrax.teleportation._step import Transport
+
+#: Bounds of the step sizes of networks for one size: the learning rates among which baselines are tuned.
+RATES = (1e-3, 3.0)
+
+How = Literal["off", "random", "constant", "still"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trains:
+    """What a learned arm emits beside its step, and what becomes of its velocity at a teleport.
+
+    >>> Trains("lr", momentum=True).teleports
+    False
+    """
+
+    step: Literal["lr", "update", "whole"]
+    teleports: bool = False
+    momentum: bool = False
+    transport: Transport = "keep"
+
+
+TRAINED = {
+    "lr": Trains("lr"),
+    "lr-momentum": Trains("lr", momentum=True),
+    "lr-tele": Trains("lr", teleports=True),
+    "lr-tele-momentum": Trains("lr", teleports=True, momentum=True),
+    "lr-tele-momentum-carry": Trains("lr", teleports=True, momentum=True, transport="carry"),
+    "lr-tele-momentum-reset": Trains("lr", teleports=True, momentum=True, transport="reset"),
+    "update": Trains("update"),
+    "update-tele": Trains("update", teleports=True),
+    "whole-lr": Trains("whole"),
+    "whole-lr-tele": Trains("whole", teleports=True),
+    "whole-lr-tele-momentum": Trains("whole", teleports=True, momentum=True),
+}
+
+#: The networks of a trained arm, run in another way: no teleport is due ("off"); elements keep their size and
+#: are random; step size and momentum stay at their medians on the training stream ("constant"); what comes
+#: with a teleport happens, and nothing moves ("still").
+CONTROLS: dict[str, tuple[str, How]] = {
+    "lr-constant": ("lr", "constant"),
+    "lr-tele-off": ("lr-tele", "off"),
+    "lr-tele-random": ("lr-tele", "random"),
+    "lr-tele-constant": ("lr-tele", "constant"),
+    "lr-tele-momentum-off": ("lr-tele-momentum", "off"),
+    "lr-tele-momentum-random": ("lr-tele-momentum", "random"),
+    "lr-tele-momentum-constant": ("lr-tele-momentum", "constant"),
+    "lr-tele-momentum-reset-still": ("lr-tele-momentum-reset", "still"),
+    "update-tele-off": ("update-tele", "off"),
+    "update-tele-random": ("update-tele", "random"),
+    "whole-lr-tele-off": ("whole-lr-tele", "off"),
+    "whole-lr-tele-random": ("whole-lr-tele", "random"),
+    "whole-lr-tele-momentum-off": ("whole-lr-tele-momentum", "off"),
+    "whole-lr-tele-momentum-random": ("whole-lr-tele-momentum", "random"),
+}
+
+
+class Adjusted(AbstractControl):
+    """A network, or one of its controls, by numbers that are arguments of a compiled program: one serves all.
+
+    Coordinates are multiplied by `share` (0: nothing moves) and, where `random`, point in a random direction
+    at the same norm; where `held`, step size and momentum are the given ones. `update` needs the extra
+    argument `key`. Every field but the network has the seeds first, as the networks have.
+
+    >>> network = Adjusted.plain(StepLSTM(key=jax.random.key(0)), seeds=2)
+    >>> network.held.tolist()
+    [False, False]
+    """
+
+    kind: ClassVar[str] = "adjusted"
+    network: AbstractLearnedOptimizer
+    share: Float[Array, "*seeds"]
+    random: Bool[Array, "*seeds"]
+    held: Bool[Array, "*seeds"]
+    step_size: Float[Array, "*seeds"]
+    momentum: Float[Array, "*seeds"]
+
+    @classmethod
+    def plain(cls, networks: AbstractLearnedOptimizer, seeds: int) -> "Adjusted":
+        """The networks as they are."""
+        no, zero = jnp.zeros(seeds, bool), jnp.zeros(seeds)
+        return cls(networks, jnp.ones(seeds), no, no, zero, zero)
+
+    def change(self, proposal: Proposal, observation: Observation) -> Proposal:
+        if proposal.step_size is not None:
+            proposal = proposal._replace(step_size=jnp.where(self.held, self.step_size, proposal.step_size))
+        if proposal.momentum is not None:
+            proposal = proposal._replace(momentum=jnp.where(self.held, self.momentum, proposal.momentum))
+        if proposal.algebra is not None:
+            drawn = RandomDirection(self.network).change(proposal, observation).algebra
+            proposal = proposal._replace(algebra=self.share * jnp.where(self.random, drawn, proposal.algebra))
+        return proposal
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How large the learned networks are, and how they are used and trained.
+
+    Teleports come before steps `every`, 2 `every`, ... of `steps`. `width` is that of the LSTMs that serve
+    any network, `whole_width` of those over the whole gradient; `rates` are those of the outer Adam, for the
+    network that emits the step and for the one that emits the group element.
+
+    >>> Size().schedule
+    (5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 55, 60, 65, 70, 75, 80, 85, 90, 95)
+    """
+
+    steps: int = 100
+    every: int = 5
+    width: int = 20
+    update_width: int = 10
+    whole_width: int = 100
+    rates: tuple[float, float] = (5e-4, 5e-4)
+    update_rates: tuple[float, float] = (3e-3, 1e-3)
+    whole_rates: tuple[float, float] = (1e-3, 1e-3)
+    clip: float = 0.05
+    tolerance: float = 1e-3
+
+    @property
+    def schedule(self) -> tuple[int, ...]:
+        return tuple(range(self.every, self.steps, self.every))
+
+
+def image_family(name: str, widths: tuple[Widths, ...], batch: int) -> ImageFamily:
+    """ReLU classifiers of "digits" or "mnist" with biases; the images lie on the device.
+
+    Raises ValueError for "mnist" where there are no images.
+
+    >>> image_family("digits", (16, (8, 8)), 64).shapes
+    (16, (8, 8))
+    """
+    sets = {"digits": digits, "mnist": mnist}[name]()
+    train, test = (Images(*(jnp.asarray(part) for part in images)) for images in sets)
+    return ImageFamily(name, train, test, widths, batch)
+
+
+def trained_arm(name: str, family: ImageFamily, size: Size) -> LearnedArm:
+    """The arm `name` of `TRAINED` on a family; an arm of the kind "whole" serves its first width alone.
+
+    >>> trained_arm("lr-tele", image_family("digits", (16,), 64), Size()).rule.transport
+    'keep'
+    """
+    trains = TRAINED[name]
+    rule = scheduled(size, trains.transport) if trains.teleports else UpdateRule((), _guard(size))
+    if trains.step == "whole":
+        builds, rates = _whole(family.task((), family.shapes[0]), trains, size), size.whole_rates
+    else:
+        builds, rates = _for_any_size(trains, size), size.rates if trains.step == "lr" else size.update_rates
+    # Together even if there is one: the networks for the step of all arms of a kind then start equal.
+    outer = clipped_adams(rates[: len(builds)], size.clip)
+    return LearnedArm(name, BuildJoint(builds), rule, outer, family)
+
+
+def _for_any_size(trains: Trains, size: Size) -> tuple[Build, ...]:
+    if trains.step == "update":
+        step = Build.of(CoordinatewiseLSTM, width=size.update_width)
+    else:
+        emits = ("step_size", "momentum") if trains.momentum else ("step_size",)
+        step = Build.of(StepLSTM, emits=emits, width=size.width)
+    return (step, Build.of(PerNeuronLSTM, width=size.width)) if trains.teleports else (step,)
+
+
+def _whole(task: Classification, trains: Trains, size: Size) -> tuple[Build, ...]:
+    """A network for the step size; one for the group element and, as in algorithm 3, the momentum."""
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    build = functools.partial(Build.of, FlatGradientLSTM, size=parameters, width=size.whole_width)
+    step = build(emits=("step_size",), rates=RATES)
+    if not trains.teleports:
+        return (step,)
+    (coordinates,) = task.symmetry().algebra
+    emits = ("momentum",) if trains.momentum else ()
+    # Within the ball in which every unit is scaled by e^(1/2) at most on average, as PerNeuronLSTM has it.
+    return step, build(emits=emits, algebra=coordinates, max_norm=0.5 * math.sqrt(coordinates))
+
+
+def _guard(size: Size) -> Guard:
+    """Every teleport's defect is measured, and no jump is too long: the action is linear and exact."""
+    return Guard(jump=jnp.inf, tolerance=size.tolerance)
+
+
+def scheduled(size: Size, transport: Transport = "keep") -> UpdateRule:
+    """Teleports on schedule, each with its defect measured.
+
+    >>> int(scheduled(Size()).schedule.sum())
+    19
+    """
+    return UpdateRule.at(size.schedule, size.steps, guard=_guard(size), transport=transport)
+
+
+@functools.cache
+def clipped_adams(rates: tuple[float, ...], clip: float) -> optax.GradientTransformation:
+    """One clipped Adam for each network; arms of equal rates get one object, and so share programs.
+
+    >>> clipped_adams((1e-3,), 1.0) is clipped_adams((1e-3,), 1.0)
+    True
+    """
+    clipped = optax.clip_by_global_norm(clip)
+    return each_network(*(optax.chain(clipped, optax.adam(rate)) for rate in rates))
+
+
+def ends(task: AbstractTask, params: PyTree) -> dict[str, Array]:
+    """The loss on all training images and on unseen ones, and the accuracy on the latter."""
+    assert isinstance(task, Classification)
+    loss, accuracy = task.held_out(params)
+    return {"train": task.loss(params, tuple(task.train)), "test": loss, "accuracy": accuracy}
+
+
+def joined(parts: list[Ran]) -> Ran:
+    """Runs on several widths as one, the tasks side by side; the seconds add up.
+
+    >>> one = Ran(np.ones((2, 3, 5)), {"length": np.ones((2, 3, 4))}, {}, 0.1)
+    >>> joined([one, one]).told["length"].shape
+    (2, 6, 4)
+    """
+
+    def beside(dicts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        return {name: np.concatenate([d[name] for d in dicts], axis=1) for name in dicts[0]}
+
+    return Ran(
+        np.concatenate([part.losses for part in parts], axis=1),
+        beside([part.told for part in parts]),
+        beside([part.measured for part in parts]),
+        sum(part.seconds for part in parts),
+    )
+
+
+def medians(ran: Ran) -> dict[str, Float[Array, " seeds"]]:
+    """For every seed, the medians over runs and steps of what its network emitted.
+
+    >>> told = {"step_size": np.ones((2, 3, 4)), "momentum": np.full((2, 3, 4), -1.0)}
+    >>> medians(Ran(np.ones((2, 3, 5)), told, {}, 0.1))
+    {'step_size': Array([1., 1.], dtype=float32)}
+    """
+    emitted = [name for name in ("step_size", "momentum") if np.all(ran.told[name] >= 0)]
+    return {name: learned_constant(ran, name) for name in emitted}

@@ -1,0 +1,211 @@
+"""What figure 7 claims, what its controls ask, and the gain of teleports here and on the plane."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import rich.table
+from jaxtyping import Float
+
+from symmetrax.studies import plane
+from symmetrax.studies.core._arms import TrainedArm
+from symmetrax.studies.core._console import Reporter, number, titled_table
+from symmetrax.studies.core._folder import RunFolder
+from symmetrax.studies.core._learned_runs import Ran, remembered
+from symmetrax.studies.core._statistics import LEVEL, intervals, log_ratios, verdict
+from symmetrax.studies.core._streams import Streams
+from symmetrax.tasks._families import make_family
+
+FIGURE = "section 5.2, figure 7"
+BEFORE = "arXiv:2305.13404, learning to teleport"
+CONTROL = "not in the paper: a control"
+
+#: Claims: the first arm is better than the second.
+CLAIMS = (
+    ("lr-tele-momentum", "lr-tele", "(lr, tele, momentum) beats (lr, tele)", FIGURE),
+    ("lr-tele-momentum", "gd-3e-4", "(lr, tele, momentum) beats gradient descent at 3e-4", FIGURE),
+    ("lr-tele", "gd-3e-4", "(lr, tele) beats gradient descent at 3e-4", BEFORE),
+    ("update-tele", "update", "(update, tele) beats (update)", BEFORE),
+    ("update", "lr-tele", "(update) beats (lr, tele)", BEFORE),
+    ("lr-tele", "lr", "teleports help a learned step size", CONTROL),
+    ("lr-tele", "lr-tele-off", "(lr, tele) needs its teleports at test", CONTROL),
+    ("lr-tele", "lr-tele-random", "elements of (lr, tele) beat random ones of their size", CONTROL),
+    ("lr-tele", "gd-at-lr-tele", "(lr, tele) beats gradient descent at its median step size", CONTROL),
+    ("lr-tele", "lr-tele-constant", "(lr, tele) beats itself at its median step size", CONTROL),
+    ("lr-tele", "as-long-as-lr-tele", "(lr, tele) beats gradient steps of its lengths", CONTROL),
+    ("lr-tele", "warm", "(lr, tele) beats descent tuned after a first step at 1e-4", CONTROL),
+    ("lr-momentum", "lr", "learned momentum helps without teleports", CONTROL),
+    ("lr-momentum", "warm-momentum", "(lr, momentum) beats momentum tuned after such a step", CONTROL),
+    ("lr-tele-momentum", "warm-momentum", "algorithm 3 beats momentum tuned after such a step", CONTROL),
+    ("lr-tele-momentum", "lr-momentum", "teleports help beside learned momentum", CONTROL),
+    ("lr-tele-momentum", "lr-tele-momentum-off", "algorithm 3 needs its teleports at test", CONTROL),
+    ("lr-tele-momentum", "lr-tele-momentum-random", "elements of algorithm 3 beat random ones", CONTROL),
+    ("lr-tele-momentum", "gd-at-lr-tele-momentum", "algorithm 3 beats descent at its median step", CONTROL),
+    ("lr-tele-momentum", "lr-tele-momentum-constant", "algorithm 3 beats itself at its median step", CONTROL),
+    ("lr-tele-momentum", "lr-tele-momentum-no-momentum", "algorithm 3 needs its momentum at test", CONTROL),
+    (
+        "lr-tele-momentum",
+        "lr-tele-momentum-constant-momentum",
+        "algorithm 3 beats its median momentum",
+        CONTROL,
+    ),
+    ("lr-tele-momentum", "as-long-as-lr-tele-momentum", "algorithm 3 beats descent of its lengths", CONTROL),
+    ("lr-tele-momentum", "as-printed", "algorithm 3 as repaired beats it as printed", CONTROL),
+    ("lr-tele-momentum-output", "lr-tele-momentum", "2305.13404's action beats 2205.10637's in it", CONTROL),
+    ("lr-tele-momentum-sized", "lr-tele-momentum", "elements of learned size beat size 0.01 in it", CONTROL),
+    ("every-10", "lr-momentum", "a teleport every ten steps helps beside learned momentum", CONTROL),
+    ("every-10-carry", "every-10", "carrying the velocity along beats keeping it", CONTROL),
+    ("every-10-reset", "every-10", "resetting the velocity beats keeping it", CONTROL),
+    ("every-10-reset", "every-10-reset-only-reset", "teleports with resets beat the resets alone", CONTROL),
+    ("update-tele", "update-tele-off", "(update, tele) needs its teleports at test", CONTROL),
+    ("update-tele", "update-tele-random", "elements of (update, tele) beat random ones", CONTROL),
+    ("coordinates-neurons", "coordinates", "per-neuron teleports help a coordinate-wise update", CONTROL),
+    ("coordinates-neurons", "coordinates-neurons-off", "per-neuron teleports help at test", CONTROL),
+    ("coordinates-neurons", "coordinates-neurons-random", "per-neuron teleports beat random ones", CONTROL),
+)
+#: What is asked in the end, and the claims, by their arms, that bear on it.
+QUESTIONS = {
+    "Does learned momentum help, as the paper says?": (
+        ("lr-tele-momentum", "lr-tele"),
+        ("lr-momentum", "lr"),
+    ),
+    "Is it better than momentum tuned by hand?": (
+        ("lr-momentum", "warm-momentum"),
+        ("lr-tele-momentum", "warm-momentum"),
+    ),
+    "Do teleports help?": (
+        ("lr-tele", "lr"),
+        ("lr-tele-momentum", "lr-momentum"),
+        ("update-tele", "update"),
+        ("coordinates-neurons", "coordinates"),
+        ("every-10", "lr-momentum"),
+    ),
+    "Are learned elements better than none at test, or random ones?": (
+        ("lr-tele", "lr-tele-off"),
+        ("lr-tele", "lr-tele-random"),
+        ("lr-tele-momentum", "lr-tele-momentum-off"),
+        ("lr-tele-momentum", "lr-tele-momentum-random"),
+        ("update-tele", "update-tele-off"),
+        ("update-tele", "update-tele-random"),
+        ("coordinates-neurons", "coordinates-neurons-off"),
+        ("coordinates-neurons", "coordinates-neurons-random"),
+    ),
+    "Is a learned step size better than its own median?": (
+        ("lr-tele", "gd-at-lr-tele"),
+        ("lr-tele", "lr-tele-constant"),
+        ("lr-tele-momentum", "lr-tele-momentum-constant"),
+    ),
+}
+#: An arm with teleports, and the same without.
+PAIRS = (
+    ("lr-tele", "lr"),
+    ("lr-tele-momentum", "lr-momentum"),
+    ("update-tele", "update"),
+    ("coordinates-neurons", "coordinates"),
+)
+
+Losses = dict[str, Float[np.ndarray, "seeds tasks points"]]
+
+
+def verdicts(
+    study: str, losses: Losses, epochs: tuple[int, ...], at_cap: dict[str, int]
+) -> list[dict[str, Any]]:
+    """Every claim whose arms ran, at epoch 29 and at the last one.
+
+    `at_cap` says how many meta-seeds of an arm were still improving where their training had to end.
+    """
+    rows = []
+    asked = [row for row in CLAIMS if row[0] in losses and row[1] in losses]
+    for epoch in sorted({epochs[-1], *({29} & set(epochs))}):
+        cut = {name: x[..., : epoch + 1] for name, x in losses.items()}
+        found = intervals({(a, b): log_ratios(cut[a], cut[b]) for a, b, _, _ in asked})
+        for a, b, text, source in asked:
+            row = verdict(f"{study}: {text}, at epoch {epoch}", source, found[a, b])
+            capped = [f"{at_cap[arm]} seeds of {arm}" for arm in (a, b) if at_cap.get(arm)]
+            if capped:
+                row["why"] += f"; still improving when training ended: {', '.join(capped)}"
+            rows.append({**row, "arms": [a, b], "epoch": epoch})
+    return rows
+
+
+def answers(study: str, rows: list[dict[str, Any]]) -> list[str]:
+    """The questions in words, at the last epoch; and how many claims chance alone would decide.
+
+    >>> row = {"arms": ["lr-tele", "lr"], "epoch": 99, "outcome": "reversed"}
+    >>> answers("uniform", [row])[0]
+    'uniform, epoch 99: Do teleports help? Of 1 comparisons 0 say yes, 1 say no, 0 cannot tell.'
+    """
+    if not rows:
+        return []
+    last = max(row["epoch"] for row in rows)
+    outcomes = {tuple(row["arms"]): row["outcome"] for row in rows if row["epoch"] == last}
+    said = []
+    for question, pairs in QUESTIONS.items():
+        own = [outcomes[pair] for pair in pairs if pair in outcomes]
+        if own:
+            yes, no = own.count("reproduced"), own.count("reversed")
+            said.append(
+                f"{study}, epoch {last}: {question} Of {len(own)} comparisons {yes} say yes, {no} say no, "
+                f"{len(own) - yes - no} cannot tell."
+            )
+    decided = sum(row["outcome"] != "inconclusive" for row in rows)
+    chance = (1 - LEVEL) * len(rows)
+    said.append(
+        f"{study}: {decided} of {len(rows)} claims are decided; were there nothing to find, chance would "
+        f"decide about {chance:.0f}."
+    )
+    return said
+
+
+def gains(study: str, losses: Losses) -> dict[str, dict[str, float]]:
+    """The last loss of each arm with teleports over the same without, with its interval."""
+    pairs = [pair for pair in PAIRS if pair[0] in losses and pair[1] in losses]
+    found = intervals({pair: log_ratios(losses[pair[0]], losses[pair[1]]) for pair in pairs})
+    return {f"regression, {study}: {a} / {b}": found[a, b]._asdict() for a, b in pairs}
+
+
+def fresh_losses(ran: dict[str, Ran]) -> dict[str, dict[str, float]]:
+    """For each arm the median loss on data that it was not trained on, and its ratio to the same arm with its
+    teleports switched off: elements keep the loss on the batch, and what do they do elsewhere?"""
+    measured = {name: r.measured["fresh"] for name, r in ran.items() if "fresh" in r.measured}
+    fresh = {name: np.where(np.isfinite(x), x, np.inf)[..., None] for name, x in measured.items()}
+    pairs = {name: log_ratios(x, fresh[f"{name}-off"]) for name, x in fresh.items() if f"{name}-off" in fresh}
+    found = intervals(pairs)
+    return {
+        name: {"median": float(np.median(x)), **(found[name]._asdict() if name in found else {})}
+        for name, x in fresh.items()
+    }
+
+
+def plane_gains(
+    figure: str, seed: int, seeds: int, tasks: int, runs: int, folder: RunFolder, reporter: Reporter
+) -> dict[str, dict[str, float]]:
+    """The same on a family of the plane: an update with teleports, guarded or not, over one without."""
+    names = ("vanilla", "teleport", "teleport-guarded")
+    full = plane.config(figure, seed=seed)
+    settings = dataclasses.replace(full, seeds=seeds, tasks=tasks, runs=runs, arms=names, far=False)
+    losses, _ = remembered(folder, f"plane-{figure}", lambda: (_on_the_plane(settings, folder, reporter), {}))
+    ratios = {name: log_ratios(losses[name].losses, losses["vanilla"].losses) for name in names[1:]}
+    found = intervals(ratios)
+    return {f"{settings.family}: {name} / vanilla": found[name]._asdict() for name in names[1:]}
+
+
+def _on_the_plane(settings: plane.Config, folder: RunFolder, reporter: Reporter) -> dict[str, Ran]:
+    plane_family, streams = make_family(settings.family), Streams.of(settings.seed, settings.seeds)
+    arms = [arm for arm in plane.ARMS if isinstance(arm, TrainedArm) and arm.name in settings.arms]
+    ran = {}
+    for arm in arms:
+        # A name of its own, since the four figures share this folder.
+        named = dataclasses.replace(arm, name=f"{settings.figure}-{arm.name}")
+        trained = plane.train(named, settings, plane_family, streams, folder, reporter)
+        found = plane.run_arm(arm, settings, plane_family, streams, {arm.name: trained}, {})
+        ran[arm.name] = Ran(found.losses, {}, {}, found.seconds)
+    return ran
+
+
+def epoch_table(title: str, arms: dict[str, Any], epochs: tuple[int, ...]) -> rich.table.Table:
+    """Median losses at some epochs, in the order of the last."""
+    table = titled_table(title, "arm", [str(epoch) for epoch in epochs])
+    for name, arm in sorted(arms.items(), key=lambda item: number(item[1]["loss_median"][-1])):
+        table.add_row(name, *(f"{number(arm['epochs'][str(epoch)]):.4g}" for epoch in epochs))
+    return table

@@ -1,0 +1,257 @@
+"""What optimizers do on unseen tasks: a few numbers of every step, and what to tell of them."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from symmetrax._files import load_arrays, save_arrays
+from symmetrax._tree import safe_norm
+from symmetrax.learned._update_rule import UpdateRule
+from symmetrax.metatrain._devices import spread
+from symmetrax.rollout._unroll import MakeTransform, Rollouts, advance_many, begin_many
+from symmetrax.studies.core._folder import RunFolder, as_json
+from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
+
+#: What a learned optimizer tells of every step.
+TOLD = ("step_size", "momentum", "algebra", "loss_change", "outcome")
+
+
+@dataclasses.dataclass(frozen=True)
+class Ran:
+    """What an optimizer did on unseen tasks. All arrays have the axes seeds, tasks, steps.
+
+    `losses` start with f(x_0), so they have one entry more than what is `told` of each step: "length" of the
+    step (update and teleport together), "gradient_norm" after it, and what was watched, vectors by their
+    norms. `measured` holds what was measured at the end, axes seeds, tasks. `seconds` is for all runs.
+
+    >>> Ran(np.ones((2, 3, 5)), {}, {}, 0.1).steps
+    4
+    """
+
+    losses: Float[np.ndarray, "seeds tasks points"]
+    told: dict[str, Float[np.ndarray, "seeds tasks steps"]]
+    measured: dict[str, np.ndarray]
+    seconds: float
+
+    @property
+    def steps(self) -> int:
+        return self.losses.shape[-1] - 1
+
+    @property
+    def runs(self) -> int:
+        return self.losses.shape[0] * self.losses.shape[1]
+
+
+def run_many(
+    make: MakeTransform,
+    networks: PyTree,
+    family: AbstractTaskFamily,
+    keys: Key[Array, " seeds"],
+    *,
+    steps: int,
+    tasks: int,
+    shape: Any = None,
+    watch: tuple[str, ...] = TOLD,
+    measure: Callable[[AbstractTask, PyTree], dict[str, Array]] | None = None,
+    parts: int = 2,
+) -> Ran:
+    """Run every seed's network on that seed's `tasks` tasks, in `parts` equal parts.
+
+    The first part compiles, the others are timed: `seconds` is what all would take at their median speed. The
+    tasks depend on `keys` alone, so that all arms meet the same ones. Raises ValueError if `parts` does not
+    divide `tasks`.
+
+    **Arguments:** `make(network, task)` gives the transformation, an `UpdateRule` say; `networks` has the
+    seeds as first axis; `watch` names what to read from the optimizer's state; `measure(task, params)` is
+    evaluated where the runs end.
+
+    >>> from symmetrax.studies.core._arms import descent
+    >>> from symmetrax.tasks._families import make_family
+    >>> hyper = {"rate": jnp.full(3, 0.05), "momentum": jnp.zeros(3)}
+    >>> keys = jax.random.split(jax.random.key(0), 3)
+    >>> ran = run_many(descent, hyper, make_family("booth"), keys, steps=5, tasks=4)
+    >>> ran.losses.shape, sorted(ran.told)
+    ((3, 4, 6), ['gradient_norm', 'length'])
+    """
+    if min(tasks, parts) < 1 or tasks % parts:
+        raise ValueError(f"`run_many` cannot run {tasks} tasks in {parts} equal parts.")
+    shape = family.shapes[0] if shape is None else shape
+    found, seconds = [], []
+    for part in range(parts):
+        began = time.perf_counter()
+        own = jax.vmap(lambda key, part=part: jax.random.fold_in(key, part))(keys)
+        arrays = _run_many(make, networks, family, own, steps, tasks // parts, shape, watch, measure)
+        found.append(jax.tree.map(np.asarray, arrays))
+        seconds.append(time.perf_counter() - began)
+    told, measured = (
+        {name: np.concatenate([arrays[i][name] for arrays in found], axis=1) for name in found[0][i]}
+        for i in range(2)
+    )
+    return Ran(told.pop("loss"), told, measured, parts * float(np.median(seconds[1:] or seconds)))
+
+
+@eqx.filter_jit
+def _run_many(make, networks, family, keys, steps, tasks, shape, watch, measure):
+    """What is told of every step (seeds, tasks, steps), and measured after the last (seeds, tasks)."""
+    arrays, static = eqx.partition(networks, eqx.is_array)
+
+    def one(inputs):
+        arrays, key = inputs
+        network = eqx.combine(arrays, static)
+        rollouts = begin_many(make, network, family, shape, tasks, key)
+        single = rollouts.carry.value.ndim == 0
+        per_task = safe_norm if single else jax.vmap(safe_norm, in_axes=-1)
+
+        def body(rollouts, _):
+            after, trace = advance_many(make, network, family, shape, rollouts, 1, watch=watch)
+            moved = optax.tree.sub(after.carry.params, rollouts.carry.params)
+            told = {name: _scalars(x, tasks, per_task) for name, x in trace.watched.items()}
+            told |= {"length": per_task(moved), "gradient_norm": trace.gradient_norm[0]}
+            return after, {"loss": trace.loss[0], **told}
+
+        start = rollouts.carry.value
+        after, told = jax.lax.scan(body, rollouts, None, length=steps)
+        told["loss"] = jnp.concatenate([start[None], told["loss"]])
+        told = jax.tree.map(lambda x: x.reshape(len(x), tasks).T, told)
+        return told, {} if measure is None else _measured(measure, family, shape, after, single)
+
+    return spread(one, (arrays, keys))
+
+
+def _scalars(value: PyTree, tasks: int, per_task: Callable) -> Array:
+    """One number for each task: what was watched, if it is a scalar, else its norm."""
+    value = jax.tree.map(lambda x: x[0], value)
+    leaves = jax.tree.leaves(value)
+    if len(leaves) == 1 and leaves[0].size == tasks:
+        return leaves[0].astype(float).reshape(-1)
+    return per_task(value)
+
+
+def _measured(measure, family, shape, rollouts: Rollouts, single: bool) -> dict[str, Array]:
+    def one(drawn, params):
+        return measure(family.task(drawn, shape), params)
+
+    if single:
+        return jax.tree.map(lambda x: x[None], one(rollouts.drawn, rollouts.carry.params))
+    return jax.vmap(one, in_axes=-1)(rollouts.drawn, rollouts.carry.params)
+
+
+def learned_constant(seen: Ran, name: str) -> Float[Array, " seeds"]:
+    """The median of what each seed's network emitted under a name ("step_size"), over steps and tasks.
+
+    The first step, which often is special, and tasks whose losses did not stay finite are left out.
+
+    >>> seen = Ran(np.ones((2, 3, 5)), {"step_size": np.full((2, 3, 4), 0.5)}, {}, 0.1)
+    >>> learned_constant(seen, "step_size")
+    Array([0.5, 0.5], dtype=float32)
+    """
+    return jnp.asarray(np.nanmedian(_kept(seen, name)[..., 1:], axis=(1, 2)), jnp.float32)
+
+
+def learned_course(seen: Ran, name: str) -> Float[np.ndarray, "seeds steps"]:
+    """The median over tasks of what each seed's network did at each step, without tasks that diverged.
+
+    >>> learned_course(Ran(np.ones((2, 3, 5)), {"length": np.ones((2, 3, 4))}, {}, 0.1), "length").shape
+    (2, 4)
+    """
+    return np.nanmedian(_kept(seen, name), axis=1)
+
+
+def left_out(seen: Ran) -> int:
+    """How many runs have losses that are not all finite.
+
+    >>> left_out(Ran(np.array([[[1.0, np.inf], [1.0, 2.0]]]), {}, {}, 0.1))
+    1
+    """
+    return int(np.sum(~np.isfinite(seen.losses).all(axis=-1)))
+
+
+def _kept(seen: Ran, name: str) -> Float[np.ndarray, "seeds tasks steps"]:
+    finite = np.isfinite(seen.losses).all(axis=-1, keepdims=True)
+    if np.any(np.sum(finite, axis=1) == 0):
+        raise ValueError(f"No run of some seed stayed finite, so nothing was learned of {name}.")
+    return np.where(finite, seen.told[name], np.nan)
+
+
+def due(rule: UpdateRule, steps: int) -> Int[np.ndarray, " due"]:
+    """The steps at which a rule teleports.
+
+    >>> due(UpdateRule.at((0, 2), 4), 4).tolist()
+    [0, 2]
+    """
+    if not rule.teleports:
+        return np.zeros(0, int)
+    if rule.as_printed:
+        return np.arange(steps)
+    return np.flatnonzero(np.asarray(rule.schedule)[:steps])
+
+
+def facts(ran: Ran, rule: UpdateRule | None = None) -> dict[str, Any]:
+    """What `results.json` tells of a run beside its losses.
+
+    Seconds and gradient evaluations (one for each step; a learned teleport costs none); medians over all runs
+    of what was told of each step; of the teleports that were due, the share refused and, over those that were
+    applied, the largest and median relative change of the loss that was found (None if nothing measured it).
+
+    >>> facts(Ran(np.ones((2, 3, 5)), {"length": np.ones((2, 3, 4))}, {}, 0.1))["told"]["length"]
+    [1.0, 1.0, 1.0, 1.0]
+    """
+    told = {name: values for name, values in ran.told.items() if name not in ("loss_change", "outcome")}
+    found: dict[str, Any] = {
+        "seconds": ran.seconds,
+        "gradient_evaluations": float(ran.steps),
+        "told": {name: _medians(values) for name, values in told.items() if np.any(values != -1.0)},
+    }
+    steps = np.zeros(0, int) if rule is None else due(rule, ran.steps)
+    if len(steps) and rule is not None and rule.guard is not None:
+        outcome, loss_change = (ran.told[name][..., steps] for name in ("outcome", "loss_change"))
+        applied = loss_change[outcome == 0]
+        found["rejected"] = float(np.mean(outcome > 0))
+        found["loss_change_max"] = float(np.max(applied)) if applied.size else None
+        found["loss_change_median"] = float(np.median(applied)) if applied.size else None
+    return found
+
+
+def remembered(
+    folder: RunFolder, name: str, compute: Callable[[], tuple[dict[str, Ran], dict[str, Any]]]
+) -> tuple[dict[str, Ran], dict[str, Any]]:
+    """What `compute` returns, runs by name and facts; from the folder, if an earlier call left it there.
+
+    An experiment of many arms goes through them one by one, keeps what each did, and forgets its networks:
+    the checkpoints of training called `name` are deleted. All is dropped when the experiment is complete.
+    """
+    path = folder.path / "checkpoints" / "parts" / f"{name}.safetensors"
+    if not path.exists():
+        ran, found = compute()
+        arrays = {
+            f"{arm}|{field}|{key}": np.ascontiguousarray(array)
+            for arm, r in ran.items()
+            for field, values in (("told", {"": r.losses, **r.told}), ("measured", r.measured))
+            for key, array in values.items()
+        }
+        seconds = {arm: r.seconds for arm, r in ran.items()}
+        save_arrays(path, arrays, {"seconds": seconds, "facts": json.loads(as_json(found))})
+        for suffix in (".safetensors", ".json"):
+            (folder.path / "checkpoints" / f"{name}{suffix}").unlink(missing_ok=True)
+    arrays, card = load_arrays(path, "part of a run")
+    ran = {}
+    for arm, seconds in card["seconds"].items():
+        own = {tuple(key.split("|")[1:]): a for key, a in arrays.items() if key.split("|")[0] == arm}
+        told = {key: a for (field, key), a in own.items() if field == "told"}
+        measured = {key: a for (field, key), a in own.items() if field == "measured"}
+        ran[arm] = Ran(told.pop(""), told, measured, seconds)
+    return ran, card["facts"]
+
+
+def _medians(values: Float[np.ndarray, "seeds tasks steps"]) -> list[float]:
+    flat = np.where(np.isfinite(values), values, np.inf).reshape(-1, values.shape[-1]).astype(float)
+    return np.quantile(flat, 0.5, axis=0, method="inverted_cdf").tolist()

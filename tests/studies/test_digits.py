@@ -1,0 +1,83 @@
+"""The experiment on real images, at its smallest size."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import symmetrax as sx
+from symmetrax.studies import demo, digits
+from symmetrax.studies.core._console import Reporter
+from symmetrax.studies.core._folder import RunFolder
+from symmetrax.tasks._data import digits as images
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+TINY = dataclasses.replace(
+    digits.config("digits"), seeds=2, tasks=3, tuning_tasks=2, runs=2, steps=4, unroll=2, width=4
+)
+
+
+# Slow: learned optimizers are trained for every arm, which test_fig7.py and test_harness.py do always.
+@pytest.fixture(scope="module", params=[pytest.param("tiny", marks=pytest.mark.slow)])
+def ran(tmp_path_factory):
+    """One width, so that there is little to compile."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(digits, "make_family", lambda name: sx.tasks.ImageFamily(name, *images(), (4,), 16))
+    folder = RunFolder(tmp_path_factory.mktemp("runs") / "digits", "digits", "tiny", dataclasses.asdict(TINY))
+    results = digits.run(TINY, folder, Reporter(quiet=True))
+    patch.undo()
+    return folder.path, results
+
+
+def test_every_arm_has_all_its_runs_and_its_accuracy(ran):
+    arms = ran[1]["groups"]["digits"]["arms"]
+    assert set(arms) == {"learned", "gd", "adam"}
+    for arm in arms.values():
+        assert arm["runs"] == 6
+        assert len(arm["loss_median"]) == TINY.steps + 1
+        assert 0 <= arm["test_accuracy"] <= 1
+        assert arm["seconds"] > 0
+    assert arms["adam"]["hyperparameters"]["4"]["momentum"] == 0.9
+
+
+def test_arms_start_from_the_same_networks_on_the_same_minibatches(ran):
+    with np.load(ran[0] / "digits-losses.npz", allow_pickle=False) as losses:
+        starts = [losses[name][..., 0] for name in ("learned", "gd", "adam")]
+    np.testing.assert_allclose(starts[0], starts[1], rtol=1e-5)
+    np.testing.assert_allclose(starts[0], starts[2], rtol=1e-5)
+    assert len(np.unique(starts[0])) == 6
+
+
+def test_its_artifact_optimizes_any_network(ran):
+    network, card = sx.load(ran[0] / "artifacts" / "digits-coordinatewise.safetensors")
+    assert card["training"]["family"] == "digits"
+    assert 0 <= card["evaluation"]["test_accuracy"] <= 1
+    params = {"w": np.ones((2, 3), np.float32)}
+    updates, _ = network.transform().update(params, network.transform().init(params), params)
+    assert updates["w"].shape == (2, 3)
+
+
+def test_its_table_prints(ran, capsys):
+    digits.show(TINY, ran[1], Reporter())
+    printed = capsys.readouterr().out
+    assert "accuracy on unseen images: learned" in printed
+    assert "a learned optimizer beats tuned Adam" in printed
+
+
+def test_the_demo_is_the_plane_and_digits():
+    settings = demo.config("demo")
+    assert settings.plane.tasks == 200
+    assert set(settings.plane.hand_made) >= {"adam", "newton"}
+    assert set(settings.plane.paper) >= {"vanilla", "teleport"}
+    assert settings.digits == digits.config("digits", "quick")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "found"),
+    [(-2.0, -0.1, "yes"), (0.1, 2.0, "no"), (-0.1, 0.1, "not decided"), ("-inf", "inf", "not decided")],
+)
+def test_the_demo_answers_only_what_the_whole_interval_says(low, high, found):
+    told = demo.answer("Is it?", {"log_ratio": 0.0, "low": low, "high": high})
+    assert told["answer"] == found
+    assert told["why"].startswith("its final loss is 1 times the other's (95 % interval: ")

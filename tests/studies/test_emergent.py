@@ -1,0 +1,145 @@
+"""What trained optimizers do: the measures on optimizers that are known, and the smallest experiment."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import symmetrax as sx
+from symmetrax.rollout._unroll import draw_many
+from symmetrax.studies import _predictors_behaviour as behaviour
+from symmetrax.studies import emergent
+from symmetrax.studies._orbit_arms import VARIANTS, Training, as_used, orbit_arm
+from symmetrax.studies._predictors_tracks import follow_many, newton
+from symmetrax.studies.core._console import Reporter
+from symmetrax.studies.core._folder import RunFolder
+from symmetrax.tasks._families import make_family
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+TRAINING = Training(runs=2, tasks=2, steps=8, unroll=4, width=4)
+TINY = emergent.Config(
+    (
+        emergent.Study("ellipse-random", ("vanilla", "crest")),
+        emergent.Study("rosenbrock-random", ("teleport",)),
+    ),
+    seeds=2,
+    tasks=6,
+    training=TRAINING,
+)
+
+
+def descent(rate: float, momentum: float, shape: tuple[int, int, int] = (2, 20, 12)) -> dict[str, np.ndarray]:
+    """Tracks of descent with momentum on f(x) = x1^2 + 2 x2^2, in double precision."""
+    scale = np.array([2.0, 4.0])
+    x, velocity = np.random.default_rng(0).normal(size=(*shape[:2], 2)), np.zeros((*shape[:2], 2))
+    told: dict[str, list] = {name: [] for name in ("update", "gradient", "newton", "loss")}
+    for _ in range(shape[2]):
+        gradient = scale * x
+        velocity = momentum * velocity - rate * gradient
+        for name, value in (("update", velocity), ("gradient", gradient), ("newton", -x)):
+            told[name].append(value)
+        told["loss"].append(0.5 * np.sum(scale * x**2, axis=-1))
+        x = x + velocity
+    told["loss"].append(0.5 * np.sum(scale * x**2, axis=-1))
+    tracks = {name: np.stack(values, axis=2) for name, values in told.items()}
+    nothing = np.zeros(shape)
+    return {**tracks, "gate": nothing - 1, "algebra": nothing, "outcome": nothing, "oracle": nothing * np.nan}
+
+
+def test_descent_has_slope_one_no_momentum_and_no_clipping():
+    tracks = descent(rate=0.1, momentum=0.0)
+    found = behaviour.saturation(tracks, (0.05, 5.0))
+    for name in ("slope", "small", "large"):
+        assert found[name]["mean"] == pytest.approx(1.0)
+    assert found["bend"]["mean"] == pytest.approx(0.0, abs=1e-9)
+    lags = behaviour.momentum(tracks)
+    assert lags["r2"][0]["mean"] > 0.9
+    assert behaviour.gate(tracks) is None
+    assert behaviour.agreement(tracks) is None
+
+
+def test_past_gradients_explain_descent_with_momentum():
+    plain, heavy = (behaviour.momentum(descent(0.05, beta)) for beta in (0.0, 0.7))
+    assert heavy["r2"][-1]["mean"] - heavy["r2"][0]["mean"] > 0.02
+    assert plain["r2"][-1]["mean"] - plain["r2"][0]["mean"] < 0.02
+
+
+def test_clipped_steps_bend():
+    tracks = descent(rate=0.1, momentum=0.0)
+    length = np.linalg.norm(tracks["update"], axis=-1, keepdims=True)
+    bound = np.median(length[:, :, 1:])
+    tracks["update"] *= np.minimum(1.0, bound / length)
+    assert behaviour.saturation(tracks, (0.05, 5.0))["bend"]["mean"] < -0.3
+
+
+def test_agreement_counts_closed_gates_as_wrong():
+    tracks = descent(rate=0.1, momentum=0.0, shape=(2, 4, 4))
+    oracle = np.broadcast_to(np.array([0.5, -0.5, 0.5, -0.5])[:, None], (2, 4, 4))
+    angle = np.where(np.arange(4) < 3, oracle, 0.0)
+    found = behaviour.agreement({**tracks, "oracle": oracle, "algebra": angle})
+    assert found is not None
+    assert found["all"]["mean"] == pytest.approx(0.75)
+    assert found["turned"]["mean"] == 1.0
+    assert found["chance"]["mean"] == 0.0
+    assert found["crest"]["mean"] == pytest.approx(1.0)
+    around = behaviour.agreement({**tracks, "oracle": oracle, "algebra": oracle - np.pi * np.sign(oracle)})
+    assert around is not None
+    assert around["turned"]["mean"] == 0.0
+    assert around["nearer"]["mean"] == 1.0
+
+
+def test_newtons_step_solves_a_quadratic():
+    matrix = jnp.array([[3.0, 1.0], [1.0, -2.0]])
+    x = jnp.array([0.5, -1.5])
+    np.testing.assert_allclose(newton(matrix, matrix @ x), -x, rtol=1e-5)
+
+
+def _check_tracks() -> None:
+    """On f(x) = ||A x + b||^2 with H = 2 A'A, Newton's step n and a step u lead from n'Hn / 2 to
+    (u - n)'H(u - n) / 2: teleports in between change nothing of that."""
+    arm = orbit_arm("crest", make_family("ellipse-random"), TRAINING, VARIANTS["crest"])
+    networks = jax.vmap(arm.make)(jax.random.split(jax.random.key(0), 2))
+    keys = jax.random.split(jax.random.key(1), 2)
+    tracks = follow_many(as_used(arm.rule, 3), networks, arm.family, keys, steps=3, tasks=5)
+    matrices = np.stack([np.moveaxis(draw_many(arm.family, 5, key).matrix, -1, 0) for key in keys])
+    newton, rest = tracks["newton"], tracks["update"] - tracks["newton"]
+    before, after = (np.sum(np.einsum("stij,stkj->stki", matrices, v) ** 2, -1) for v in (newton, rest))
+    np.testing.assert_allclose(before, tracks["loss"][..., :-1], rtol=1e-2)
+    np.testing.assert_allclose(after, tracks["loss"][..., 1:], rtol=1e-2)
+    assert np.all(tracks["headroom"] >= 0)
+    assert np.any(tracks["algebra"] != 0)
+    assert np.all(np.abs(tracks["oracle"]) <= np.pi / 2 + 1e-6)
+
+
+@pytest.mark.slow
+def test_the_smallest_run_tells_of_every_arm(tmp_path, capsys):
+    folder = RunFolder(tmp_path / "run", "emergent", "tiny", dataclasses.asdict(TINY))
+    results = emergent.run(TINY, folder, Reporter(quiet=True))
+    folder.results(results)
+    results = json.loads((folder.path / "results.json").read_text())
+    _check_tracks()
+    for study in TINY.studies:
+        arms = results["groups"][study.family]["arms"]
+        assert set(arms) == set(study.arms)
+        assert {arm["runs"] for arm in arms.values()} == {12}
+        for told in results["behaviour"][study.family].values():
+            assert len(told["schedule"]) == TRAINING.steps
+            assert len(told["lags"]["r2"]) == behaviour.LAGS + 1
+    told = results["behaviour"]["ellipse-random"]
+    assert told["vanilla"]["gate"] is None
+    assert told["vanilla"]["sign"] is None
+    assert 0 <= told["crest"]["sign"]["all"]["mean"] <= 1
+    assert results["behaviour"]["rosenbrock-random"]["teleport"]["sign"] is None
+    assert (folder.path / "behaviour.png").stat().st_size > 10_000
+    emergent.show(TINY, results, Reporter())
+    assert "cosine with Newton's step" in capsys.readouterr().out
+
+
+def test_the_full_preset_has_the_setting_of_figure_3():
+    studies = {study.family: study.arms for study in emergent.config("emergent").studies}
+    assert "teleport" in studies["ellipse-fixed"]
+    assert sx.tasks.make_family("ellipse-fixed").name == "ellipse-fixed"

@@ -1,0 +1,159 @@
+"""The experiment on other groups: its families, its controls, and a run in a tiny setting."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from symmetrax.learned._orbit import OrbitLSTM
+from symmetrax.rollout._unroll import unroll
+from symmetrax.studies import groups
+from symmetrax.studies._group_families import dimensions, draw_map, group_family, invariance
+from symmetrax.studies._orbit_arms import Training, how
+from symmetrax.studies.core._arms import adam
+from symmetrax.studies.core._console import Reporter
+from symmetrax.studies.core._folder import RunFolder
+from symmetrax.teleportation._probe import teleport_gain
+
+TINY = Training(runs=2, tasks=2, steps=4, unroll=2, width=4)
+SETTINGS = dataclasses.replace(
+    groups.config("groups", "quick"),
+    tasks=4,
+    tuning_tasks=4,
+    families=("torus-4", "permutation-3"),
+    probed=("so-3",),
+    horizons=(2, 4),
+    training=TINY,
+    trials=5,
+    samples=4,
+)
+
+
+@pytest.mark.parametrize("name", ["so-3", "torus-5", "scaling-2", "permutation-3"])
+def test_losses_are_invariant_to_rounding(name, quick_compilation):
+    assert invariance(group_family(name), jax.random.key(0), 20) <= 1e-12
+
+
+def test_maps_are_inverted_and_their_condition_is_bounded(float64):
+    h = draw_map(jax.random.key(3), 6)
+    np.testing.assert_allclose(h.matrix @ h.back, np.eye(6), atol=1e-13)
+    assert np.linalg.cond(h.matrix) <= 10
+    x = jnp.arange(6.0)
+    np.testing.assert_allclose(h.inverse(h(x)), x, atol=1e-12)
+
+
+def test_the_torus_is_part_of_the_rotations(float64):
+    whole, torus = (group_family(name) for name in ("so-5", "torus-5"))
+    drawn, x = whole.draw(jax.random.key(0)), jnp.arange(5.0)
+    angles = jnp.array([0.7, -1.2])
+    turned, expected = torus.task(drawn).symmetry(), whole.task(drawn).symmetry()
+    assert turned is not None
+    assert expected is not None
+    matrix = np.eye(5)
+    for i, angle in enumerate(angles):
+        c, s = np.cos(angle), np.sin(angle)
+        matrix[2 * i : 2 * i + 2, 2 * i : 2 * i + 2] = [[c, -s], [s, c]]
+    there = expected.act(jnp.asarray(matrix), x)
+    np.testing.assert_allclose(turned.act(angles, x), there, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "coordinates"),
+    [("so-20", 20, 190), ("torus-20", 20, 10), ("scaling-3", 6, 3), ("permutation-4", 8, 0)],
+)
+def test_dimensions(name, parameters, coordinates):
+    assert dimensions(group_family(name)) == (parameters, coordinates)
+
+
+@pytest.mark.parametrize("name", ["so", "so-1", "so-x", "rotation-3"])
+def test_names_of_families_are_checked(name):
+    with pytest.raises(ValueError, match=f"A family is one of so, torus, .*got '{name}'") as error:
+        group_family(name)
+    assert "\n" not in str(error.value)
+
+
+def test_no_teleport_is_learned_without_an_algebra():
+    family = group_family("permutation-4")
+    task = family.task(family.draw(jax.random.key(0)))
+    params, symmetry = task.init(jax.random.key(1)), task.symmetry()
+    assert symmetry is not None
+    with pytest.raises(ValueError, match="its groups are discrete") as searched:
+        teleport_gain(task.loss, params, symmetry, jax.random.key(2))
+    network = OrbitLSTM(8, algebra=1, width=2, key=jax.random.key(3))
+    optimizer = how(groups.VARIANTS["crest"], 2)(network, task)
+    gradient = jax.grad(task.loss)(params)
+    with pytest.raises(ValueError, match="no algebra to take derivatives in") as looked:
+        optimizer.update(gradient, optimizer.init(params), params, value=jnp.array(1.0), value_fn=task.loss)
+    with pytest.raises(ValueError, match="No teleport can be learned on permutation-4") as asked:
+        groups.arm("crest", family, TINY)
+    assert all("\n" not in str(error.value) for error in (searched, looked, asked))
+
+
+def test_permutations_change_no_gradient_norm(float64):
+    family = group_family("permutation-4")
+    task = family.task(family.draw(jax.random.key(0)))
+    symmetry, params = task.symmetry(), task.init(jax.random.key(1))
+    assert symmetry is not None
+    there = symmetry.act(symmetry.sample(jax.random.key(2)), params)
+    norms = [sum(jnp.sum(x**2) for x in jax.tree.leaves(jax.grad(task.loss)(w))) for w in (params, there)]
+    np.testing.assert_allclose(*norms, rtol=1e-13)
+
+
+def test_shuffled_adam_is_adam_if_its_memory_is_carried(float64, quick_compilation):
+    family = group_family("permutation-4")
+    task = family.task(family.draw(jax.random.key(0)))
+    hyper = {"rate": jnp.array(0.1), "momentum": jnp.array(0.9)}
+    makes = {
+        "adam": adam,
+        "kept": groups.Shuffled(adam),
+        "carried": groups.Shuffled(adam, carried=True),
+    }
+    losses = {name: _losses(make({**hyper}, task), task) for name, make in makes.items()}
+    np.testing.assert_allclose(losses["carried"], losses["adam"], rtol=1e-10)
+    assert not np.allclose(losses["kept"], losses["adam"], rtol=1e-2)
+
+
+def _losses(optimizer, task):
+    return unroll(optimizer, task, jax.random.key(1), steps=4).loss
+
+
+def test_gradients_are_counted():
+    family = group_family("torus-10")
+    assert groups.evaluations("gd", family) == 1
+    assert groups.evaluations("vanilla", family) == 1 + 4 * 5
+    assert groups.evaluations("crest", family) == 1 + 4 * 5 + 2 / 3
+    assert groups.evaluations("vanilla", group_family("scaling-3")) == 1
+
+
+def test_the_choice_is_made_among_learned_teleports_by_quality():
+    found = {"crest": [1, -5.0], "teleport": [0, -2.0], "crest-near": [0, -1.0], "gd": [0, -9.0]}
+    assert groups.choice({name: {"quality": quality} for name, quality in found.items()}) == "teleport"
+    assert groups.choice({"vanilla": {}}) is None
+
+
+@pytest.mark.slow
+def test_a_tiny_run_has_all_runs_of_all_arms(tmp_path, quick_compilation):
+    folder = RunFolder(tmp_path / "tiny", "groups", "tiny", dataclasses.asdict(SETTINGS))
+    results = groups.run(SETTINGS, folder, Reporter(quiet=True))
+    groups.show(SETTINGS, results, Reporter(quiet=True))
+    assert set(results["groups"]) == {f"{f} after {h} steps" for f in SETTINGS.families for h in (2, 4)}
+    for name, group in results["groups"].items():
+        family, horizon = name.split()[0], name.split()[2]
+        arms = group["arms"]
+        assert {"vanilla", "gd", "adam"} < set(arms)
+        assert ("crest-near-off" in arms) == (family == "torus-4")
+        assert ("adam-shuffled-carried" in arms) == (family == "permutation-3")
+        with np.load(folder.path / f"losses-{family}.npz") as losses:
+            for own, arm in arms.items():
+                assert arm["runs"] == 2 * 4
+                assert losses[f"{own} {horizon}"].shape == (2, 4, int(horizon) + 1)
+                start = losses[f"{own} {horizon}"][..., 0]
+                np.testing.assert_allclose(start, losses[f"vanilla {horizon}"][..., 0], rtol=1e-5)
+        assert arms["gd"]["gradient_evaluations"] == int(horizon)
+    assert set(results["families"]) == {"torus-4", "permutation-3", "so-3"}
+    assert all(found["invariance"] <= 1e-12 for found in results["families"].values())
+    assert "discrete" in results["families"]["permutation-3"]["refusal"]
+    assert len(results["verdicts"]) == 2 * (2 + 1)
+    assert (folder.path / "groups.png").stat().st_size > 10_000
