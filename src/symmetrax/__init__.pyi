@@ -7,6 +7,7 @@ from . import objectives as objectives
 from . import rollout as rollout
 from . import schedules as schedules
 from . import search as search
+from . import studies as studies
 from . import symmetry as symmetry
 from . import tasks as tasks
 from . import teleportation as teleportation

@@ -1,6 +1,7 @@
 """The examples do what they say; and the symmetry that softmax forgets."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import equinox as eqx
@@ -35,6 +36,15 @@ def test_every_example_is_tested_here():
     names = sorted(path.stem for path in EXAMPLES.glob("*.py"))
     assert names
     assert all(f'example("{name}")' in source for name in names)
+
+
+@pytest.mark.slow
+def test_study(tmp_path):
+    study = example("study").STUDY
+    assert len([line for line in (EXAMPLES / "study.py").read_text().splitlines() if line]) <= 40
+    path = sx.studies.run_experiment(study, "quick", tmp_path / "run", quiet=True)
+    arms = json.loads((path / "results.json").read_text())["groups"]["fits"]["arms"]
+    assert list(arms) == ["plain", "teleporting", "switched-off"]
 
 
 def test_equinox_mlp(capsys):

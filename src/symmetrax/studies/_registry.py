@@ -152,21 +152,20 @@ def checked_seed(seed: int) -> int:
 
 
 def run_experiment(
-    name: str, preset: str = "full", out: str | Path | None = None, seed: int = 0, *, quiet: bool = False
+    name: Any, preset: str = "full", out: str | Path | None = None, seed: int = 0, *, quiet: bool = False
 ) -> Path:
     """Run a study, or continue it, in its folder (by default `runs/NAME-PRESET-SEED`).
 
-    `name` is one of `EXPERIMENTS`, or the path of a Python file that defines a `Study` (see `study_of`). A
-    complete run is not repeated. Raises ValueError for unknown names, for a folder that holds anything but a
-    run of these settings, and while another process runs in it.
+    `name` is one of `EXPERIMENTS`, a `Study`, or the path of a Python file that defines one (see `study_of`).
+    A complete run is not repeated. Raises ValueError for unknown names, for a folder that holds anything but
+    a run of these settings, and while another process runs in it.
 
     >>> run_experiment("fig0")
     Traceback (most recent call last):
     ValueError: Unknown experiment 'fig0'; choose one of demo, digits, ... Did you mean 'fig7'?
     """
-    own = name.partition(":")[0].endswith(".py")
     module = None
-    if not own:
+    if isinstance(name, str) and not name.partition(":")[0].endswith(".py"):
         module = importlib.import_module(EXPERIMENTS[choose("experiment", name, EXPERIMENTS)].module)
     choose("preset", preset, PRESETS)
     checked_seed(seed)
@@ -175,7 +174,10 @@ def run_experiment(
     from symmetrax.studies.core._runner import run_study, show_study
 
     if module is None or hasattr(module, "STUDIES"):
-        study = study_of(name) if module is None else module.STUDIES[name]
+        if module is not None:
+            study = module.STUDIES[name]
+        else:
+            study = study_of(name) if isinstance(name, str) else name
         settings: Any = study.preset(preset, seed)
         name, identity, run, show = study.name, settings.identity(), run_study, show_study
     else:

@@ -58,12 +58,17 @@ class BuildJoint(eqx.Module):
         return Joint(tuple(part(jax.random.fold_in(key, i)) for i, part in enumerate(self.parts)))
 
 
+#: The outer optimizer of arms that name none; one object, so that they share compiled programs.
+OUTER = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(3e-3))
+
+
 @dataclasses.dataclass(frozen=True)
 class Learned:
     """A learned optimizer: how its network is built, meta-trained, and used on unseen tasks.
 
-    `make(key)` builds the network, `rule` is its use in training (if it has several, as `UpdateRule`), and
-    `outer` the optimizer of its weights. On unseen tasks it is used by `used(steps)`, or else by `rule`.
+    `make(key)` builds the network, `rule` is its use in training (by default a teleport at every step, if the
+    network proposes elements), and `outer` the optimizer of its weights (by default Adam at 3e-3 with clipped
+    gradients). On unseen tasks it is used by `used(steps)`, or else by `rule`.
     `family` is given where arms see one law of tasks with different symmetries, `budget` where the arm is
     trained otherwise than the others of its study. `extra` counts the gradients that a step costs beside the
     one at its end, and `saved` says whether the network of the first meta-seed is written as an artifact.
@@ -71,14 +76,14 @@ class Learned:
 
     >>> from symmetrax.learned._flat_gradient import FlatGradientLSTM
     >>> build = Build.of(FlatGradientLSTM, size=2)
-    >>> Learned("update", build, UpdateRule(), optax.adam(1e-3)).saved
+    >>> Learned("update", build).rule.teleports
     True
     """
 
     name: str
     make: MakeNetwork
-    rule: UpdateRule
-    outer: optax.GradientTransformation
+    rule: UpdateRule = UpdateRule()  # noqa: RUF009 (frozen)
+    outer: optax.GradientTransformation = OUTER
     family: Any = None
     used: Callable[[int], UpdateRule] | None = None
     budget: Any = None
@@ -123,8 +128,11 @@ def switched_off(rule: UpdateRule) -> UpdateRule:
     >>> switched_off(UpdateRule.at((0, 2), 4)).schedule.tolist()
     [False, False, False, False]
     """
-    off = jax.tree.map(jnp.zeros_like, rule.schedule)
-    return dataclasses.replace(rule, schedule=off) if rule.teleports else rule
+    if not rule.teleports:
+        return rule
+    due: Any = rule.schedule
+    flags = isinstance(due, jax.Array) and due.dtype == bool
+    return dataclasses.replace(rule, schedule=jnp.zeros_like(due) if flags else [False])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,8 +32,8 @@ class Budget:
 
     After every `chunk` runs the networks are validated on `validation_tasks` tasks of the training stream
     (always the same, never trained on); training ends when `patience` rounds have brought nothing, and the
-    best networks are returned. `patience=0` trains for all runs. Validation sees networks of one `shape`, by
-    default the first of the family's. `measure` and `distance` are those of `TruncatedBPTT`.
+    best networks are returned. `patience=0`, the default, trains for all runs. Validation sees networks of
+    one `shape`, by default the first of the family's. `measure` and `distance` are those of `TruncatedBPTT`.
 
     >>> Budget(runs=200, seeds=5, steps=100).unroll
     10
@@ -45,7 +45,7 @@ class Budget:
     unroll: int = 10
     tasks: int = 1
     chunk: int = 100
-    patience: int = 1
+    patience: int = 0
     validation_tasks: int = 32
     ratio: float = 1.0
     remat: bool = False

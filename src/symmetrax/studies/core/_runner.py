@@ -60,7 +60,13 @@ class Played(NamedTuple):
 class Run:
     """A study being run: its folder and random streams, and what is known so far.
 
-    `played` has what all arms did, by family, and `results` are those of `results.json`.
+    The `analyse` hook of a study receives it when all arms have run: `played` has what they did, by family,
+    `results` are those of `results.json` so far, and `streams` the random keys.
+
+    >>> import symmetrax as sx
+    >>> gaps = lambda run: {"least": float(run.played["booth"].losses("", 12)["sgd"].min())}
+    >>> sx.studies.Study("least", "How far do losses fall?", ["booth"], [], analyse=gaps).analyse is gaps
+    True
     """
 
     study: Study
@@ -105,7 +111,7 @@ class Run:
                 name = "-".join(part for part in (family, test, horizon) if part)
                 losses = played.losses(test, steps)
                 seeds, tasks, _ = next(iter(losses.values())).shape
-                arms = compare(losses, self.study.references, seeds * tasks)
+                arms = compare(losses, self.study.against, seeds * tasks)
                 yield name, {a: {**arms[a], **_scaled(played.facts[a], steps, played.steps)} for a in arms}
 
     def verdicts(self, family: str) -> Iterator[dict[str, str]]:
@@ -143,7 +149,7 @@ class Match:
         trained = train(named, run.budget(arm), run.streams, run.folder, run.reporter)
         run.reporter.note(f"run {named.name} and {len(controls)} controls on unseen tasks")
         rule = arm.rule_for(self.steps)
-        if not len(due(rule, self.steps)):
+        if not trained.networks.proposes_elements or not len(due(rule, self.steps)):
             rule = dataclasses.replace(rule, schedule=())  # the same, without the cost of a symmetry
         uses: dict[str, tuple[UpdateRule, PyTree]] = {arm.name: (rule, trained.networks)}
         for control in controls:
@@ -302,9 +308,8 @@ def show_study(study: Study, results: dict[str, Any], reporter: Reporter) -> Non
         arms = group["arms"]
         runs = next(iter(arms.values()))["runs"]
         steps = len(next(iter(arms.values()))["loss_median"]) - 1
-        against = study.references[0] if study.references else next(iter(arms))
         title = f"{study.name}: loss after {steps} steps on {name}, all {runs:,} unseen runs"
-        reporter.print(arms_table(title, arms, against))
+        reporter.print(arms_table(title, arms, study.against[0]))
     reporter.print(verdict_table(results["verdicts"]))
 
 

@@ -18,6 +18,7 @@ from symmetrax._tree import safe_norm
 from symmetrax.learned._update_rule import UpdateRule
 from symmetrax.metatrain._devices import spread
 from symmetrax.rollout._unroll import MakeTransform, Rollouts, Trace, advance_many, begin_many, unroll_many
+from symmetrax.schedules._schedule import times
 from symmetrax.studies.core._folder import RunFolder, as_json
 from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
 
@@ -214,9 +215,7 @@ def due(rule: UpdateRule, steps: int) -> Int[np.ndarray, " due"]:
     """
     if not rule.teleports:
         return np.zeros(0, int)
-    if rule.as_printed:
-        return np.arange(steps)
-    return np.flatnonzero(np.asarray(rule.schedule)[:steps])
+    return np.arange(steps) if rule.as_printed else np.flatnonzero(times(rule.schedule, steps))
 
 
 def facts(ran: Runs, rule: UpdateRule | None = None) -> dict[str, Any]:

@@ -46,11 +46,11 @@ class Study:
     and `Control` arms, or a function of the study and a family that returns them, where they depend on it; so
     may be `horizons`, and `claims` a function of the study and the name of a family. `references` name the
     arms that all others are compared with, at first the one of the tables. `horizons` are the numbers of
-    steps after which losses are compared. `tests(study, family)` are further families on which the arms of
-    `family` are run, by name. `measure(task, params)` is evaluated where the runs end. `analyse(run)` returns
-    further results, and `figures` draw them. `settings` holds whatever else the functions of the study read;
-    like all numbers here it is written to `config.json`, and a folder is resumed only with equal ones.
-    `quick` are the fields that the preset "quick" replaces.
+    steps after which losses are compared, by default those of training. `tests(study, family)` are further
+    families on which the arms of `family` are run, by name. `measure(task, params)` is evaluated where the
+    runs end. `analyse(run)` returns further results, and `figures` draw them. `settings` holds whatever else
+    the functions of the study read; like all numbers here it is written to `config.json`, and a folder is
+    resumed only with equal ones. `quick` are the fields that the preset "quick" replaces.
 
     >>> import optax, symmetrax as sx
     >>> arms = tuple(Tuned(str(r), lambda h, task: optax.sgd(h["rate"]), rates=(r,)) for r in (0.01, 0.05))
@@ -70,7 +70,7 @@ class Study:
     seeds: int = 8
     tasks: int = 100
     tuning_tasks: int = 100
-    horizons: tuple[int, ...] | Callable[["Study", AbstractTaskFamily], tuple[int, ...]] = (12,)
+    horizons: tuple[int, ...] | Callable[["Study", AbstractTaskFamily], tuple[int, ...]] = ()
     parts: int | None = 2
     watch: tuple[str, ...] = ("algebra", "loss_change", "outcome")
     tests: Callable[["Study", AbstractTaskFamily], Mapping[str, AbstractTaskFamily]] | None = None
@@ -119,9 +119,15 @@ class Study:
     def horizons_on(self, family: AbstractTaskFamily) -> tuple[int, ...]:
         """The horizons of a family. Raises ValueError for other things than numbers of steps."""
         horizons = tuple(self.horizons(self, family) if callable(self.horizons) else self.horizons)
-        if not horizons or any(type(steps) is not int or steps < 1 for steps in horizons):
+        horizons = horizons or (self.budget.steps,)
+        if any(type(steps) is not int or steps < 1 for steps in horizons):
             raise ValueError(f"`horizons` must be numbers of steps of at least 1, got {horizons!r}.")
         return horizons
+
+    @property
+    def against(self) -> tuple[str, ...]:
+        """The arms that all others are compared with: `references`, or else the first arm."""
+        return self.references or tuple(arm.name for arm in self.arms_on(self.made()[0])[:1])
 
     def claims_on(self, family: str) -> list[Claim]:
         """The claims about a family."""

@@ -1,0 +1,14 @@
+from ._registry import run_experiment as run_experiment
+from .core._arm import Build as Build
+from .core._arm import BuildJoint as BuildJoint
+from .core._arm import Control as Control
+from .core._arm import Learned as Learned
+from .core._arm import Tuned as Tuned
+from .core._arm import switched_off as switched_off
+from .core._control_networks import AbstractControl as AbstractControl
+from .core._control_networks import Fixed as Fixed
+from .core._control_networks import RandomDirection as RandomDirection
+from .core._meta_training import Budget as Budget
+from .core._runner import Run as Run
+from .core._study import Claim as Claim
+from .core._study import Study as Study
