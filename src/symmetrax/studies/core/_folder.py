@@ -109,16 +109,27 @@ class RunFolder:
 
     def finished(self) -> dict[str, Any] | None:
         """The results of a complete run, else None. Raises ValueError for what `results` did not write."""
-        path = self.path / "results.json"
-        if not path.exists():
-            return None
-        try:
-            found = json.loads(path.read_text())
-        except (ValueError, RecursionError, OSError) as error:
-            raise ValueError(f"{path} has no results that can be read ({error}); {_MAKE_ANEW}.") from error
-        if not isinstance(found, dict) or not found:
-            raise ValueError(f"{path} has no results, but {found!r}; {_MAKE_ANEW}.")
-        return found
+        return read_results(self.path)
+
+
+def read_results(folder: pathlib.Path) -> dict[str, Any] | None:
+    """The results in a run folder, or None if the run is not complete.
+
+    Raises ValueError if `results.json` is damaged.
+
+    >>> read_results(pathlib.Path("no-such-run")) is None
+    True
+    """
+    path = folder / "results.json"
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text())
+    except (ValueError, RecursionError, OSError) as error:
+        raise ValueError(f"{path} has no results that can be read ({error}); {_MAKE_ANEW}.") from error
+    if not isinstance(found, dict) or not found:
+        raise ValueError(f"{path} has no results, but {found!r}; {_MAKE_ANEW}.")
+    return found
 
 
 def machine() -> dict[str, Any]:
