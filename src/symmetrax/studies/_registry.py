@@ -166,6 +166,10 @@ def run_experiment(
     checked_seed(seed)
     from symmetrax.studies.core._console import Reporter
     from symmetrax.studies.core._folder import RunFolder
+    from symmetrax.studies.core._report import (
+        write_report,  # here: what is missing is said before hours of work
+    )
+    from symmetrax.studies.core._run_files import REPORT
 
     settings = module.config(name, preset, seed)
     path = Path("runs", f"{name}-{preset}-{seed}") if out is None else Path(out)
@@ -186,6 +190,7 @@ def run_experiment(
             folder.results({"experiment": name, "preset": preset, "seconds": seconds, **results})
             folder.drop_checkpoints()
         reporter.note(f"done in {seconds:.0f} s")
+        write_report(path)
         module.show(settings, results, reporter)
     else:
         try:
@@ -196,5 +201,7 @@ def run_experiment(
                 "and the same command makes it anew."
             ) from error
         reporter.note(f"{path} held this run already; delete it to run again")
-    reporter.note(f"results, plots and artifacts: {path}")
+        if not (path / REPORT).exists():
+            write_report(path)
+    reporter.note(f"results, plots and artifacts: {path}; open {path / REPORT}")
     return path

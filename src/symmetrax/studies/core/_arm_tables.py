@@ -11,9 +11,9 @@ from symmetrax.studies.core._styles import dash_array, styles
 Arms = dict[str, dict[str, Any]]
 
 #: Entries of an arm that have a place of their own on the page.
-_SHOWN = frozenset(
-    "runs diverged loss_q25 loss_median loss_q75 loss_mean points versus gradient_evaluations seconds "
-    "rejected training_seconds evaluations_curve seconds_curve".split()
+_SHOWN = (
+    *("runs", "diverged", "rejected", "loss_q25", "loss_median", "loss_q75", "loss_mean", "points", "versus"),
+    *("gradient_evaluations", "seconds", "training_seconds", "evaluations_curve", "seconds_curve"),
 )
 #: Intervals are drawn up to this natural log of a ratio; longer ones leave the picture.
 _FAR = math.log(1e6)
@@ -26,7 +26,11 @@ def arms_of(group: Any) -> Arms:
     {'adam': {'runs': 3}}
     """
     arms = group.get("arms") if isinstance(group, dict) else None
-    return {str(name): arm for name, arm in arms.items() if isinstance(arm, dict)} if isinstance(arms, dict) else {}
+    return (
+        {str(name): arm for name, arm in arms.items() if isinstance(arm, dict)}
+        if isinstance(arms, dict)
+        else {}
+    )
 
 
 def last(arm: dict[str, Any], name: str = "loss_median") -> float | None:
@@ -48,8 +52,7 @@ def by_loss(arms: Arms) -> list[str]:
 
     def order(name: str) -> tuple[bool, float]:
         value = last(arms[name])
-        unknown = value is None or math.isnan(value)
-        return unknown, 0.0 if unknown else value
+        return (True, 0.0) if value is None or math.isnan(value) else (False, value)
 
     return sorted(arms, key=order)
 
@@ -120,7 +123,9 @@ def versus_table(arms: Arms, caption: str) -> Table | None:
         row = {"arm": Cell(name, name)}
         for other in columns:
             versus = _versus(arms[name], other)
-            row[f"/ {other}"] = Cell(ratio_text(versus), sort_key(versus["log_ratio"])) if versus else Cell("")
+            row[f"/ {other}"] = (
+                Cell(ratio_text(versus), sort_key(versus["log_ratio"])) if versus else Cell("")
+            )
         rows.append(row)
     return _without_empty(caption, rows)
 
@@ -162,7 +167,9 @@ def _versus(arm: dict[str, Any], other: str) -> dict[str, Any] | None:
     """The comparison with another arm, if it is there and whole."""
     versus = arm.get("versus")
     found = versus.get(other) if isinstance(versus, dict) else None
-    whole = isinstance(found, dict) and all(real(found.get(key)) is not None for key in ("log_ratio", "low", "high"))
+    whole = isinstance(found, dict) and all(
+        real(found.get(key)) is not None for key in ("log_ratio", "low", "high")
+    )
     return found if whole else None
 
 

@@ -2,6 +2,7 @@
 
 import html
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,11 +15,22 @@ from symmetrax.studies.core._styles import dash_array, styles
 
 #: With more arms than this, bands are hidden at first: they would cover each other.
 _BANDED = 8
-#: Curves that diverge do not squeeze the others: the axis ends at this many times the largest loss at the start.
+#: The axis ends at this many times the largest initial loss: curves that diverge don't squeeze the others.
 _CEILING = 1e3
-_DRAWN = 500
+#: At most about this many points of a curve are drawn.
+_DRAWN = 300
 #: Visible on light and dark pages alike.
-GRID = "rgba(128,128,128,0.22)"
+GRID, AXIS = "rgba(128,128,128,0.22)", "rgba(128,128,128,0.6)"
+#: The layout of all charts; the page adds colors of text, which depend on its theme, and sizes.
+LAYOUT = {
+    "template": {"data": {}},  # plotly's own template sets colors of a light page
+    "paper_bgcolor": "rgba(0,0,0,0)",
+    "plot_bgcolor": "rgba(0,0,0,0)",
+    "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "#888888", "activecolor": "#888888"},
+    "font": {"family": "inherit", "size": 13},
+    "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
+    "hovermode": "closest",
+}
 #: The horizontal axes, by the entry of an arm with the values at its steps; None are the steps themselves.
 AXES = {"step": None, "gradient evaluations": "evaluations_curve", "seconds per run": "seconds_curve"}
 
@@ -70,7 +82,7 @@ def loss_chart(arms: Arms, span: tuple[float, float] | None = None) -> Chart | N
         return None
     axes = [axis for axis, entry in AXES.items() if all(_places(arm, entry) for arm in drawn.values())]
     log, banded = span[0] > 0, len(drawn) <= _BANDED
-    figure = plotly.graph_objects.Figure(layout={"template": plotly.graph_objects.layout.Template()})
+    figure = plotly.graph_objects.Figure(layout=LAYOUT)
     looks = styles(arms)
     ranks = {name: rank for rank, name in enumerate(by_loss(drawn))}
     for name in sorted(drawn, key=lambda name: looks[name]["zorder"]):
@@ -81,11 +93,14 @@ def loss_chart(arms: Arms, span: tuple[float, float] | None = None) -> Chart | N
             if trace["meta"]["band"]:
                 trace["visible"] = banded
             else:
-                trace["line"] |= {"dash": dash_array(looks[name]) or "solid", "width": looks[name]["linewidth"]}
+                trace["line"] |= {
+                    "dash": dash_array(looks[name]) or "solid",
+                    "width": looks[name]["linewidth"],
+                }
             figure.add_scatter(name=label(name), legendgroup=name, legendrank=ranks[name], **trace)
     figure.update_layout(_layout(span, axes[0], log))
     missing = [name for name in arms if name not in drawn or not math.isfinite(_least(drawn[name]))]
-    return Chart(as_script(figure.to_json()), axes, banded, log, missing)
+    return Chart(as_script(str(figure.to_json())), axes, banded, log, missing)
 
 
 def loss_span(arms: Arms) -> tuple[float, float] | None:
@@ -109,7 +124,7 @@ def _traces(arm: dict[str, Any], places: dict[str, list[float]], span: tuple[flo
     """The band, if there are quartiles, and the line of an arm."""
     low, high = span
     bottom, top = (low / 1e3, high * 1e3) if low > 0 else (low - (high - low), high + (high - low))
-    # An infinite quartile leaves the picture at the top, as it should; a gap there would look like a finite one.
+    # An infinite quartile leaves the picture at the top: a gap there would look like a finite one.
     inside = lambda x: min(max(x, bottom), top)  # noqa: E731
     median = _numbers(arm["loss_median"])
     q25, q75 = _numbers(arm.get("loss_q25")), _numbers(arm.get("loss_q75"))
@@ -124,7 +139,10 @@ def _traces(arm: dict[str, Any], places: dict[str, list[float]], span: tuple[flo
     heights = [max(x, bottom) if math.isfinite(x) else None for x in median]
     line = {"line": {}, "mode": "lines", "hovertemplate": "%{x}: %{y:.3g}<extra>%{fullData.name}</extra>"}
     if any(y is not None and y != x for x, y in zip(median, heights, strict=True)):  # drawn at the floor
-        line |= {"text": [text_of(x) for x in median], "hovertemplate": line["hovertemplate"].replace("y:.3g", "text")}
+        line |= {
+            "text": [text_of(x) for x in median],
+            "hovertemplate": line["hovertemplate"].replace("y:.3g", "text"),
+        }
     return [*traces, _at(places, heights, False) | line]
 
 
@@ -137,7 +155,7 @@ def _few(count: int) -> list[int]:
     return np.unique(np.round([*even, *early]).astype(int)).tolist()
 
 
-def _at(places: dict[str, list[float]], y: list[float | None], band: bool) -> dict[str, Any]:
+def _at(places: dict[str, list[float]], y: Sequence[float | None], band: bool) -> dict[str, Any]:
     """A trace that knows its places on every horizontal axis, for the buttons of the page."""
     short = {axis: [_short(x) for x in xs] for axis, xs in places.items()}
     first = next(iter(short))
@@ -151,34 +169,46 @@ def _short(x: float) -> float:
 
 
 def _layout(span: tuple[float, float], axis: str, log: bool) -> dict[str, Any]:
-    low, high = span
-    edge = 0.04 * ((high - low) or abs(high) or 1.0)
-    ranges = {"linear": [min(0.0, low) - edge / 2 if low >= 0 else low - edge, high + edge]}
-    if log:
-        margin = max(0.05 * math.log10(high / low), 0.05)
-        ranges["log"] = [math.log10(low) - margin, math.log10(high) + margin]
-    kind = "log" if log else "linear"
-    lines = {"gridcolor": GRID, "zeroline": False, "linecolor": "rgba(128,128,128,0.6)", "ticks": "outside"}
-    lines |= {"tickcolor": "rgba(128,128,128,0.6)", "automargin": True}
+    scales = {"linear": _linear(*span)} | ({"log": _logarithmic(*span)} if log else {})
+    lines = {"gridcolor": GRID, "zeroline": False, "linecolor": AXIS, "ticks": "outside", "tickcolor": AXIS}
     return {
-        "meta": {"ranges": ranges},
-        "xaxis": {**lines, "title": {"text": axis, "font": {"size": 13}}, "showline": True},
-        "yaxis": {
+        "xaxis": {
             **lines,
-            "title": {"text": "loss", "font": {"size": 13}},
-            "tickfont": {"size": 13},
-            "type": kind,
-            "range": ranges[kind],
-            "exponentformat": "power",
-            "dtick": _decades(low, high) if log else None,
+            "automargin": True,
+            "showline": True,
+            "title": {"text": axis, "font": {"size": 13}},
         },
+        "yaxis": {**lines, "automargin": True, "title": {"text": "loss", "font": {"size": 13}}},
+        "legend": {"tracegroupgap": 0},
+        "meta": scales,  # what the buttons of the page change
+        **{name.replace(".", "_"): value for name, value in scales["log" if log else "linear"].items()},
     }
 
 
-def _decades(low: float, high: float) -> float | None:
-    """One label for each decade, or for every second, third ... of many; plotly's own choice for few."""
-    decades = math.log10(high / low)
-    return None if decades < 2 else max(1, round(decades / 7))
+def _linear(low: float, high: float) -> dict[str, Any]:
+    edge = 0.04 * ((high - low) or abs(high) or 1.0)
+    bottom = min(0.0, low) - edge / 2 if low >= 0 else low - edge
+    return _scale("linear", [bottom, high + edge], {"tickmode": "auto", "dtick": None})
+
+
+def _logarithmic(low: float, high: float) -> dict[str, Any]:
+    """A label for each decade, or every second, third ... of many; of few decades at 1, 2 and 5."""
+    bottom, top = math.log10(low), math.log10(high)
+    margin = max(0.05 * (top - bottom), 0.05)
+    if top - bottom >= 2:
+        ticks = {"tickmode": "linear", "dtick": max(1, round((top - bottom) / 7)), "tick0": 0}
+    else:
+        decades = range(math.floor(bottom - margin), math.ceil(top + margin))
+        values = [float(f"{digit}e{k}") for k in decades for digit in (1, 2, 5)]
+        ticks = {"tickmode": "array", "tickvals": values, "ticktext": [f"{x:g}" for x in values]}
+    return _scale("log", [bottom - margin, top + margin], ticks)
+
+
+def _scale(kind: str, ends: list[float], ticks: dict[str, Any]) -> dict[str, Any]:
+    size = 10.5 if kind == "log" else 13  # plotly enlarges powers of ten
+    size = 13 if ticks.get("tickmode") == "array" else size
+    entries = {"type": kind, "range": ends, "exponentformat": "power", "tickfont.size": size, **ticks}
+    return {f"yaxis.{name}": value for name, value in entries.items()}
 
 
 def _places(arm: dict[str, Any], entry: str | None) -> list[float]:

@@ -7,12 +7,45 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects
 
-from symmetrax.studies.core._charts import as_script
+from symmetrax.studies.core._charts import LAYOUT, as_script
 from symmetrax.studies.core._styles import styles
 
 _LEVELS = 14
 #: Heights are written as 16-bit numbers: 65535 steps between two of 14 levels are more than a screen shows.
 _TOP = 65535
+_AXIS = {"showgrid": False, "zeroline": False, "ticks": "outside", "tickcolor": "#888888", "automargin": True}
+# One scale for both axes, so that arrows and arcs keep their shape.
+_LAYOUT = {
+    **LAYOUT,
+    "showlegend": False,
+    "xaxis": {**_AXIS, "nticks": 5, "constrain": "domain"},
+    "yaxis": {**_AXIS, "nticks": 5, "constrain": "domain", "scaleanchor": "x"},
+}
+#: Updates, teleports, points after each step, and the two ends; the page adds places and colors.
+_TRACES = [
+    {
+        "mode": "lines+markers",
+        "line": {"width": 2},
+        "marker": {"symbol": "arrow", "angleref": "previous", "opacity": 1, "line": {"width": 0}},
+        "hoverinfo": "skip",
+    },
+    {"mode": "lines", "line": {"width": 1.6, "dash": "4px,3px"}, "hoverinfo": "skip"},
+    {
+        "mode": "markers",
+        "marker": {"size": 5},
+        "hovertemplate": "%{text}<br>(%{x:.4g}, %{y:.4g})<extra></extra>",
+    },
+    {
+        "mode": "markers",
+        "marker": {
+            "size": [12, 13],
+            "symbol": ["circle-open", "star"],
+            "opacity": 1,
+            "line": {"width": [2, 0]},
+        },
+        "hoverinfo": "skip",
+    },
+]
 
 
 def plane_panels(arrays: dict[str, np.ndarray]) -> tuple[str, list[str], int, int] | None:
@@ -40,14 +73,23 @@ def plane_panels(arrays: dict[str, np.ndarray]) -> tuple[str, list[str], int, in
             if frame not in grids:
                 grids[frame] = len(grids), _level_sets(x, y, loss)
             digits = max(0, 4 - math.floor(math.log10(max(float(np.ptp(x)), 1e-300))))
-            part: dict[str, Any] = {"grid": grids[frame][0], "points": _line(arrays[f"{arm}.points"][task], digits)}
+            part: dict[str, Any] = {
+                "grid": grids[frame][0],
+                "points": _line(arrays[f"{arm}.points"][task], digits),
+            }
+            part |= {"width": float(np.ptp(x)), "height": float(np.ptp(y))}
             part["arrows"] = _lines(arrays[f"{arm}.arrows"][task], digits)
             if f"{arm}.arcs" in arrays:
                 part["arcs"] = _lines(arrays[f"{arm}.arcs"][task], digits)
                 part["stride"] = arrays[f"{arm}.arcs"].shape[2] + 1
             parts.append(part)
         data[arm] = {"color": looks[arm]["color"], "tasks": parts}
-    content = {"arms": data, "grids": [grid for _, grid in grids.values()]}
+    content = {
+        "arms": data,
+        "grids": [grid for _, grid in grids.values()],
+        "traces": _TRACES,
+        "layout": _LAYOUT,
+    }
     return as_script(json.dumps(content, allow_nan=False)), arms, tasks, steps
 
 
@@ -66,7 +108,7 @@ def _level_sets(x: np.ndarray, y: np.ndarray, loss: np.ndarray) -> dict[str, Any
         y0=float(y[0]),
         dy=float(y[-1] - y[0]) / (len(y) - 1),
         contours={"coloring": "heatmap", "start": 0, "end": _TOP, "size": _TOP / _LEVELS},
-        colorscale=[[k / 4, f"rgba(110,125,150,{0.55 * (1 - k / 4) ** 2:.2f})"] for k in range(5)],
+        colorscale=[[k / 4, f"rgba(110,125,150,{0.05 + 0.5 * (1 - k / 4) ** 2:.2f})"] for k in range(5)],
         line={"width": 0.6, "color": "rgba(128,128,128,0.65)"},
         showscale=False,
         hoverinfo="skip",

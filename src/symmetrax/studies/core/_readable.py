@@ -116,7 +116,7 @@ def text_of(value: Any) -> str:
     if isinstance(value, dict):
         if not value:
             return ""
-        return ratio_text(value) if "log_ratio" in value else mean_text(value, ".3g")
+        return ratio_text(value) if "log_ratio" in value else mean_text(value, ".2g")
     if len(value) <= _SHORT:
         return ", ".join(text_of(item) for item in value)
     return f"{text_of(value[0])}, {text_of(value[1])}, ..., {text_of(value[-1])} ({len(value)} entries)"

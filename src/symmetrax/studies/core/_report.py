@@ -17,7 +17,14 @@ import plotly.offline
 
 from symmetrax._files import write_atomic
 from symmetrax.studies.core import _comparison
-from symmetrax.studies.core._arm_tables import arms_of, arms_table, costs_table, other_facts, versus_table
+from symmetrax.studies.core._arm_tables import (
+    arms_of,
+    arms_table,
+    costs_table,
+    other_facts,
+    references,
+    versus_table,
+)
 from symmetrax.studies.core._charts import loss_chart
 from symmetrax.studies.core._plane_charts import plane_panels
 from symmetrax.studies.core._readable import readable, text_of
@@ -66,11 +73,15 @@ def write_comparison(folders: Sequence[str | pathlib.Path], out: str | pathlib.P
 
 def _page(template: str, content: dict[str, Any]) -> str:
     parts = importlib.resources.files("symmetrax.studies.core") / "page"
-    return _environment().get_template(template).render(
-        **content,
-        css=(parts / "report.css").read_text(encoding="utf-8"),
-        js=(parts / "report.js").read_text(encoding="utf-8"),
-        plotly=plotly.offline.get_plotlyjs(),
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            **content,
+            css=(parts / "report.css").read_text(encoding="utf-8"),
+            js=(parts / "report.js").read_text(encoding="utf-8"),
+            plotly=plotly.offline.get_plotlyjs(),
+        )
     )
 
 
@@ -105,7 +116,9 @@ def _run_content(run: RunFiles, path: pathlib.Path) -> dict[str, Any]:
         "summary": summary(verdicts),
         "answers": answers,
         "groups": [_group(name, arms, groups[name]) for name, arms in named.items()],
-        "panels": [panel for stem, arrays in run.trajectories.items() if (panel := _panel(stem, arrays))],
+        "panels": [
+            panel for stem, arrays in run.trajectories.items() if (panel := _panel(stem, arrays, named))
+        ],
         "more": {str(key): readable(item) for key, item in unplaced.items()},
         "pictures": [
             {"name": picture.name, "data": base64.b64encode(picture.read_bytes()).decode()}
@@ -135,21 +148,26 @@ def _group(name: str, arms: dict[str, Any], group: dict[str, Any]) -> dict[str, 
     }
 
 
-def _panel(stem: str, arrays: dict[str, Any]) -> dict[str, Any] | None:
+def _panel(stem: str, arrays: dict[str, Any], groups: dict[str, Any]) -> dict[str, Any] | None:
     found = plane_panels(arrays)
     if found is None:
         return None
     data, arms, tasks, steps = found
-    # One that teleports beside one that does not, if there are both.
+    # At first, one that teleports beside what it is compared with.
+    compared = [name for group in groups.values() for name in references(group) if name in arms]
     teleports = [arm for arm in arms if f"{arm}.arcs" in arrays]
-    others = [arm for arm in arms if arm not in teleports]
-    first = [*teleports[:1], *others[:1], *teleports[1:], *others[1:]][:2]
+    first = list(dict.fromkeys([*teleports[:1], *compared, *arms]))[:2]
     return {"name": stem, "data": data, "arms": arms, "tasks": tasks, "steps": steps, "first": first}
 
 
 def _facts(run: RunFiles, groups: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
     arms = sum(map(len, groups.values()))
-    runs = sum(arm.get("runs", 0) for named in groups.values() for arm in named.values() if isinstance(arm.get("runs", 0), int))
+    runs = sum(
+        arm.get("runs", 0)
+        for named in groups.values()
+        for arm in named.values()
+        if isinstance(arm.get("runs", 0), int)
+    )
     seconds = (run.results or {}).get("seconds")
     return [
         ("preset", run.preset),
@@ -166,8 +184,8 @@ def _sections(content: dict[str, Any]) -> list[tuple[str, str]]:
         *([("answers", "Answers")] if content["answers"] else []),
         *((f"group-{place + 1}", group["name"]) for place, group in enumerate(content["groups"])),
         *((panel["name"], "Trajectories") for panel in content["panels"]),
-        *([("more", "More")] if content["more"] else []),
         *([("figures", "Figures")] if content["pictures"] else []),
+        *([("more", "More")] if content["more"] else []),
         ("run", "How it was made"),
     ]
 
@@ -224,7 +242,7 @@ def _cited(text: str) -> markupsafe.Markup:
 def _link(file: pathlib.Path, page: pathlib.Path, folder: pathlib.Path | None = None) -> dict[str, str]:
     """A link from the page to a file, relative, so that both can be moved together."""
     relative = pathlib.Path(os.path.relpath(file, page.parent)).as_posix()
-    name = (file.name if folder is None else file.relative_to(folder).as_posix())
+    name = file.name if folder is None else file.relative_to(folder).as_posix()
     size = file.stat().st_size
     text = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB" if size >= 1e3 else f"{size} B"
     return {"href": urllib.parse.quote(relative), "name": name, "size": text}

@@ -92,7 +92,7 @@ def read_run(folder: str | pathlib.Path) -> RunFiles:
         if path.parent == folder and path.name.startswith("trajectories") and path.suffix == ".npz":
             try:
                 with np.load(path, allow_pickle=False) as arrays:
-                    trajectories[path.stem] = dict(arrays)
+                    trajectories[path.stem] = _checked(dict(arrays))
             except _UNREADABLE as error:
                 problems.append(f"{path.name} could not be read: {error}")
     return RunFiles(
@@ -120,6 +120,17 @@ def _read_config(folder: pathlib.Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("experiment"), str):
         raise ValueError(f"{path} is not the config of a run: expected an object with 'experiment'.")
     return config
+
+
+def _checked(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays, if they are those of `trajectories` in `_trajectories.py`, else a ValueError."""
+    dimensions = {"points": 3, "arrows": 4, "grid.x": 2, "grid.y": 2, "grid.loss": 3}
+    for name in [name.removesuffix(".points") for name in arrays if name.endswith(".points")]:
+        for part, expected in dimensions.items():
+            found = arrays.get(f"{name}.{part}")
+            if found is None or found.ndim != expected or found.dtype.kind != "f":
+                raise ValueError(f"{name}.{part} is not a float array of {expected} dimensions")
+    return arrays
 
 
 def _is_shown(path: pathlib.Path, folder: pathlib.Path) -> bool:

@@ -6,23 +6,25 @@ const preferred = matchMedia("(prefers-color-scheme: dark)");
 const dark = () => (root.style.colorScheme || (preferred.matches ? "dark" : "light")) === "dark";
 const ink = () => getComputedStyle(document.body).color;
 const shown = (color) => (color === "#000000" ? ink() : color); // black arms follow the text
-const plain = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
-const bare = { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", modebar: { bgcolor: "rgba(0,0,0,0)", color: "#888", activecolor: "#888" } };
+const options = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
 const press = (button) => all("button", button.parentElement).forEach((b) => b.setAttribute("aria-pressed", b === button));
 
 for (const place of all(".chart")) {
-  const figure = data(place.nextElementSibling), arms = new Set(figure.data.map((t) => t.legendgroup)).size;
-  const narrow = place.clientWidth < 640;
-  figure.data.forEach((t) => (t.line.color = shown(t.meta.color)));
-  Plotly.newPlot(place, figure.data, { ...figure.layout, ...bare, font: { family: "inherit", size: 13, color: ink() }, hovermode: "closest",
-    height: narrow ? 330 + 13 * arms : Math.max(420, 90 + 19 * arms), margin: { l: 10, r: 10, t: 10, b: 10 },
-    legend: { tracegroupgap: 0, ...(narrow ? { orientation: "h", y: -0.2 } : {}) } }, plain);
+  const { data: traces, layout } = data(place.nextElementSibling), arms = new Set(traces.map((t) => t.legendgroup)).size;
+  traces.forEach((trace) => (trace.line.color = shown(trace.meta.color)));
+  layout.font.color = ink();
+  layout.height = Math.max(420, 90 + 19 * arms);
+  if (place.clientWidth < 640) { // no room for a legend at the side
+    layout.height = 330 + 13 * arms;
+    Object.assign(layout.legend, { orientation: "h", y: -0.2 });
+  }
+  Plotly.newPlot(place, traces, layout, options);
 }
 
 for (const button of all("[data-chart]")) button.addEventListener("click", () => {
   const chart = document.getElementById(button.dataset.chart), traces = chart.data;
   if (button.dataset.scale) {
-    Plotly.relayout(chart, { "yaxis.type": button.dataset.scale, "yaxis.range": [...chart.layout.meta.ranges[button.dataset.scale]] });
+    Plotly.relayout(chart, structuredClone(chart.layout.meta[button.dataset.scale]));
     press(button);
   } else if (button.dataset.axis) {
     Plotly.update(chart, { x: traces.map((t) => t.meta.x[button.dataset.axis]) }, { "xaxis.title.text": button.dataset.axis, "xaxis.autorange": true });
@@ -36,35 +38,36 @@ for (const button of all("[data-chart]")) button.addEventListener("click", () =>
 });
 
 for (const plane of all(".plane")) {
-  const { arms, grids } = data(plane.querySelector("script")), slider = plane.querySelector(".step"), play = plane.querySelector(".play");
-  const now = (panel) => { const arm = arms[panel.querySelector(".arm").value]; return { color: shown(arm.color), ...arm.tasks[plane.querySelector(".task").value] }; };
-  const cut = (lines, count) => ({ x: lines ? lines.x.slice(0, count) : [], y: lines ? lines.y.slice(0, count) : [] });
-  const parts = (task, step) => [cut(task.arrows, 3 * step), cut(task.arcs, task.stride * step), cut(task.points, step + 1)];
+  const find = (selector) => plane.querySelector(selector), { arms, grids, traces, layout } = data(find("script"));
+  const slider = find(".step"), play = find(".play");
+  const cut = (line, count, style) => ({ ...style, x: line ? line.x.slice(0, count) : [], y: line ? line.y.slice(0, count) : [] });
   const draw = (panel) => {
-    const task = now(panel), [arrows, arcs, points] = parts(task, +slider.value), line = { color: task.color, width: 2 };
-    const axis = { showgrid: false, zeroline: false, ticks: "outside", tickcolor: "#888", automargin: true, nticks: 5 }, grid = grids[task.grid];
-    const ends = (low, step) => [low, low + step * 120];
-    Plotly.react(panel.querySelector(".map"), [grid,
-      { ...arrows, mode: "lines+markers", line, marker: { symbol: "arrow", angleref: "previous", size: task.arrows.x.map((_, k) => (k % 3 === 1 ? 11 : 0)), color: task.color, line: { width: 0 } }, hoverinfo: "skip" },
-      { ...arcs, mode: "lines", line: { ...line, width: 1.6, dash: "4px,3px" }, hoverinfo: "skip" },
-      { ...points, mode: "markers", marker: { size: 5, color: ink() }, text: points.x.map((_, k) => `step ${k}`), hovertemplate: "%{text}<br>(%{x:.4g}, %{y:.4g})<extra></extra>" },
-      { x: [points.x[0], points.x.at(-1)], y: [points.y[0], points.y.at(-1)], mode: "markers", hoverinfo: "skip",
-        marker: { size: [12, 13], symbol: ["circle-open", "star"], color: ink(), line: { width: [2, 0] } } },
-    ], { ...bare, showlegend: false, hovermode: "closest", font: { family: "inherit", size: 12, color: ink() }, margin: { l: 10, r: 10, t: 10, b: 10 },
-      xaxis: { ...axis, range: ends(grid.x0, grid.dx), constrain: "domain" }, yaxis: { ...axis, range: ends(grid.y0, grid.dy), scaleanchor: "x", constrain: "domain" } }, plain);
+    const arm = arms[panel.querySelector(".arm").value], task = arm.tasks[find(".task").value], grid = grids[task.grid];
+    const color = shown(arm.color), step = +slider.value, [arrows, arcs, points, ends] = structuredClone(traces);
+    arrows.line.color = arrows.marker.color = arcs.line.color = color;
+    arrows.marker.size = task.arrows.x.map((_, k) => (k % 3 === 1 ? 11 : 0)); // a head at the end of every pair
+    points.marker.color = ends.marker.color = ink();
+    points.text = task.points.x.map((_, k) => `step ${k}`);
+    const path = cut(task.points, step + 1, points);
+    const outer = { x: [path.x[0], path.x[step]], y: [path.y[0], path.y[step]] };
+    const frame = structuredClone(layout);
+    frame.font.color = ink();
+    frame.xaxis.range = [grid.x0, grid.x0 + task.width];
+    frame.yaxis.range = [grid.y0, grid.y0 + task.height];
+    Plotly.react(panel.querySelector(".map"), [grid, cut(task.arrows, 3 * step, arrows), cut(task.arcs, task.stride * step, arcs), path,
+      { ...ends, ...outer }], frame, options);
   };
-  const redraw = () => { plane.querySelector("output").value = `${slider.value} of ${slider.max}`; all(".panel", plane).forEach(draw); };
-  all("select, .step", plane).forEach((e) => e.addEventListener("input", redraw));
+  plane.redraw = () => { find("output").value = `${slider.value} of ${slider.max}`; all(".panel", plane).forEach(draw); };
+  all("select, .step", plane).forEach((control) => control.addEventListener("input", plane.redraw));
   let timer = 0;
+  const stop = () => { clearInterval(timer); timer = 0; play.textContent = "play"; };
   play.addEventListener("click", () => {
-    clearInterval(timer);
-    if (play.textContent === "pause") { play.textContent = "play"; return; }
+    if (timer) return stop();
     if (slider.value === slider.max) slider.value = 0;
     play.textContent = "pause";
-    timer = setInterval(() => { slider.stepUp(); redraw(); if (slider.value === slider.max) { clearInterval(timer); play.textContent = "play"; } }, 350);
+    timer = setInterval(() => { slider.stepUp(); plane.redraw(); if (slider.value === slider.max) stop(); }, 350);
   });
-  plane.redraw = redraw;
-  redraw();
+  plane.redraw();
 }
 
 for (const button of all("th button")) button.addEventListener("click", () => {
