@@ -49,7 +49,7 @@ def _run(
 
 
 def _report(
-    folders: Annotated[tuple[Path, ...], _argument("FOLDER [FOLDER ...]")],
+    folders: Annotated[tuple[Path, ...], _argument("FOLDER [FOLDER ...]", "required: one or more")],
     /,
     out: Annotated[Path | None, _argument("FILE", "default: FOLDER/report.html, or comparison.html")] = None,
 ) -> None:

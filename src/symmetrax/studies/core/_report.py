@@ -119,7 +119,7 @@ def _run_content(run: RunFiles, path: pathlib.Path) -> dict[str, Any]:
         "panels": [
             panel for stem, arrays in run.trajectories.items() if (panel := _panel(stem, arrays, named))
         ],
-        "more": {str(key): readable(item) for key, item in unplaced.items()},
+        "more": {str(key): readable(item, str(key)) for key, item in unplaced.items()},
         "pictures": [
             {"name": picture.name, "data": base64.b64encode(picture.read_bytes()).decode()}
             for picture in run.pictures
@@ -220,7 +220,7 @@ def duration(seconds: float) -> str:
     """A time for people.
 
     >>> duration(12.3), duration(150.0), duration(7300.0)
-    ('12 s', '2.5 min', '2 h 2 min')
+    ('12 s', '2.5 min', '2 h 1 min')
     """
     if seconds < 100:
         return f"{seconds:.0f} s"

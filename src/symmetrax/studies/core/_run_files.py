@@ -91,7 +91,8 @@ def read_run(folder: str | pathlib.Path) -> RunFiles:
     for path in names:
         if path.parent == folder and path.name.startswith("trajectories") and path.suffix == ".npz":
             try:
-                with np.load(path, allow_pickle=False) as arrays:
+                # Opened here: `np.load` leaves a damaged file open.
+                with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                     trajectories[path.stem] = _checked(dict(arrays))
             except _UNREADABLE as error:
                 problems.append(f"{path.name} could not be read: {error}")
@@ -130,6 +131,8 @@ def _checked(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             found = arrays.get(f"{name}.{part}")
             if found is None or found.ndim != expected or found.dtype.kind != "f":
                 raise ValueError(f"{name}.{part} is not a float array of {expected} dimensions")
+            if part in ("grid.x", "grid.y") and not np.all(np.isfinite(found)):
+                raise ValueError(f"{name}.{part} is not finite")
     return arrays
 
 

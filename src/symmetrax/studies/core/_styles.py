@@ -108,7 +108,7 @@ def dash_array(style: dict[str, Any]) -> str:
     """The dashes of a style as SVG and plotly write them, in pixels; empty for a solid line.
 
     >>> dash_array(styles(["momentum"])["momentum"])
-    '6px,2.2px'
+    '6px,2.25px'
     """
     if style["linestyle"] == "-":
         return ""
