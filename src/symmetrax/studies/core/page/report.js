@@ -13,7 +13,7 @@ for (const place of all(".chart")) {
   const { data: traces, layout } = data(place.nextElementSibling), arms = new Set(traces.map((t) => t.legendgroup)).size;
   traces.forEach((trace) => (trace.line.color = shown(trace.meta.color)));
   layout.font.color = ink();
-  layout.height = Math.max(420, 90 + 19 * arms);
+  layout.height = Math.max(420, 90 + 21 * arms);
   if (place.clientWidth < 640) { // no room for a legend at the side
     layout.height = 330 + 13 * arms;
     Object.assign(layout.legend, { orientation: "h", y: -0.2 });
