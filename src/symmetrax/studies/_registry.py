@@ -154,8 +154,9 @@ def run_experiment(
 ) -> Path:
     """Run an experiment, or continue it, in its folder (by default `runs/NAME-PRESET-SEED`).
 
-    A complete run is not repeated. Raises ValueError for unknown names, for a folder that holds anything
-    but a run of these settings, and while another process runs in it.
+    A complete run is not repeated; its `report.html` is written again if it is missing. Raises ValueError
+    for unknown names, for a folder that holds anything but a run of these settings, and while another process
+    runs in it.
 
     >>> run_experiment("fig0")
     Traceback (most recent call last):

@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from symmetrax.studies.core._console import ratio_text
-from symmetrax.studies.core._readable import Cell, Interval, Table, Tree, readable, real, sort_key
+from symmetrax.studies.core._readable import Cell, Table, Tree, Whisker, readable, real, sort_key
 from symmetrax.studies.core._styles import dash_array, styles
 
 Arms = dict[str, dict[str, Any]]
@@ -88,8 +88,8 @@ def arms_table(arms: Arms, caption: str) -> Table:
     """
     against = next(iter(references(arms)), "")
     column, looks = f"loss / {against} (95 %)", styles(arms)
-    intervals = _intervals({name: _versus(arm, against) for name, arm in arms.items()})
-    one = next((Interval(*[found.one] * 4) for found in intervals.values()), None)
+    whiskers = _whiskers({name: _versus(arm, against) for name, arm in arms.items()})
+    one = next((Whisker(*[found.one] * 4) for found in whiskers.values()), None)
     rows = []
     for name in by_loss(arms):
         arm, versus = arms[name], _versus(arms[name], against)
@@ -98,13 +98,13 @@ def arms_table(arms: Arms, caption: str) -> Table:
             "median loss": Cell.of(last(arm)),
             "mean loss": Cell.of(last(arm, "loss_mean")),
             "diverged": _share(real(arm.get("diverged")), real(arm.get("runs"))),
-            column: Cell("1, the reference", "0", interval=one) if name == against else Cell(""),
+            column: Cell("1, the reference", "0", whisker=one) if name == against else Cell(""),
             "gradients": Cell.of(real(arm.get("gradient_evaluations"))),
             "µs / step": Cell.of(_per_step(arm)),
             "rejected": _share(real(arm.get("rejected")), 1.0),
         }
         if versus:
-            row[column] = Cell(ratio_text(versus), sort_key(versus["log_ratio"]), interval=intervals[name])
+            row[column] = Cell(ratio_text(versus), sort_key(versus["log_ratio"]), whisker=whiskers[name])
         rows.append(row)
     return _without_empty(caption, rows)
 
@@ -173,7 +173,7 @@ def _versus(arm: dict[str, Any], other: str) -> dict[str, Any] | None:
     return found if whole else None
 
 
-def _intervals(versus: dict[str, dict[str, Any] | None]) -> dict[str, Interval]:
+def _whiskers(versus: dict[str, dict[str, Any] | None]) -> dict[str, Whisker]:
     """All intervals on one logarithmic axis that has 1 on it."""
     logs = {
         name: [min(max(real(found[key]) or 0.0, -_FAR), _FAR) for key in ("low", "log_ratio", "high")]
@@ -185,7 +185,7 @@ def _intervals(versus: dict[str, dict[str, Any] | None]) -> dict[str, Interval]:
     low, high = min([0.0, *ends]), max([0.0, *ends])
     place = lambda x: round(4 + 92 * (x - low) / ((high - low) or 1.0), 1)  # noqa: E731
     return {
-        name: Interval(max(place(row[0]), 0.0), place(row[1]), min(place(row[2]), 100.0), place(0.0))
+        name: Whisker(max(place(row[0]), 0.0), place(row[1]), min(place(row[2]), 100.0), place(0.0))
         for name, row in logs.items()
     }
 

@@ -14,10 +14,10 @@ _INTERVAL = ("mean", "log_ratio", "low", "high")
 _SHORT = 8
 
 
-class Interval(NamedTuple):
+class Whisker(NamedTuple):
     """A ratio and its interval on the common axis of a column, in percent of its width.
 
-    >>> Interval(low=10.0, middle=20.0, high=30.0, one=50.0).one
+    >>> Whisker(low=10.0, middle=20.0, high=30.0, one=50.0).one
     50.0
     """
 
@@ -31,14 +31,14 @@ class Cell(NamedTuple):
     """A cell of a table: its text, what it is sorted by ("" stays last), and how it is decorated.
 
     >>> Cell.of(0.25)
-    Cell(text='0.25', key='0.25', tip='', swatch=None, interval=None)
+    Cell(text='0.25', key='0.25', tip='', swatch=None, whisker=None)
     """
 
     text: str
     key: str = ""
     tip: str = ""
     swatch: dict[str, Any] | None = None
-    interval: Interval | None = None
+    whisker: Whisker | None = None
 
     @classmethod
     def of(cls, value: Any) -> "Cell":

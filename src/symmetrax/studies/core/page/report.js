@@ -15,7 +15,7 @@ for (const place of all(".chart")) {
   layout.font.color = ink();
   layout.height = Math.max(420, 90 + 21 * arms);
   if (place.clientWidth < 640) { // no room for a legend at the side
-    layout.height = 330 + 13 * arms;
+    layout.height = 330 + 20 * arms;
     Object.assign(layout.legend, { orientation: "h", y: -0.2 });
   }
   Plotly.newPlot(place, traces, layout, options);
@@ -27,12 +27,14 @@ for (const button of all("[data-chart]")) button.addEventListener("click", () =>
     Plotly.relayout(chart, structuredClone(chart.layout.meta[button.dataset.scale]));
     press(button);
   } else if (button.dataset.axis) {
-    Plotly.update(chart, { x: traces.map((t) => t.meta.x[button.dataset.axis]) }, { "xaxis.title.text": button.dataset.axis, "xaxis.autorange": true });
+    const axis = button.dataset.axis, places = traces.map((t) => t.meta.x[axis]);
+    Plotly.update(chart, { x: places }, { "xaxis.title.text": axis, "xaxis.autorange": true });
     press(button);
   } else { // bands that are false stay off when the legend switches their arm
     const on = button.getAttribute("aria-pressed") === "false";
     const hidden = new Set(traces.filter((t) => !t.meta.band && t.visible === "legendonly").map((t) => t.legendgroup));
-    Plotly.restyle(chart, { visible: traces.map((t) => (!t.meta.band ? t.visible ?? true : !on ? false : hidden.has(t.legendgroup) ? "legendonly" : true)) });
+    const band = (arm) => (on ? (hidden.has(arm) ? "legendonly" : true) : false);
+    Plotly.restyle(chart, { visible: traces.map((t) => (t.meta.band ? band(t.legendgroup) : t.visible ?? true)) });
     button.setAttribute("aria-pressed", on);
   }
 });
@@ -49,7 +51,7 @@ for (const plane of all(".plane")) {
     points.marker.color = ends.marker.color = ink();
     points.text = task.points.x.map((_, k) => `step ${k}`);
     const path = cut(task.points, step + 1, points);
-    const outer = { x: [path.x[0], path.x[step]], y: [path.y[0], path.y[step]] };
+    const outer = { x: [path.x[0], path.x.at(-1)], y: [path.y[0], path.y.at(-1)] };
     const frame = structuredClone(layout);
     frame.font.color = ink();
     frame.xaxis.range = [grid.x0, grid.x0 + task.width];
