@@ -380,7 +380,7 @@ def test_buttons_change_scale_axis_and_bands(page):
     axis = "document.getElementById('chart-1')._fullLayout.{}"
     chart.get_by_role("button", name="linear").click()
     assert page.evaluate(axis.format("yaxis.type")) == "linear"
-    assert 3 < page.locator("#chart-1 .ytick").count() < 15
+    assert 3 < page.locator("#chart-1 .ytick text").count() < 15
     assert chart.get_by_role("button", name="linear").get_attribute("aria-pressed") == "true"
     chart.get_by_role("button", name="log", exact=True).click()
     assert page.evaluate(axis.format("yaxis.type")) == "log"
