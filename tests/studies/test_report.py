@@ -127,7 +127,7 @@ def test_the_page_holds_everything_in_one_file(run):
     page, text = read(path)
     for part in (
         *(
-            "Of 2 claims, 1 is reproduced and 1 is reversed.",
+            "2 claims. Reproduced: 1. Reversed: 1.",
             "Does it help?",
             "it ends lower",
             "0.5 (0.37",
@@ -229,7 +229,7 @@ def test_trajectories_that_are_damaged_are_left_out(run):
     (run / "trajectories.npz").write_bytes(content[:1000])
     _, text = read(write_report(run))
     assert "trajectories.npz could not be read" in text
-    assert "Of 2 claims" in text
+    assert "2 claims." in text
     arrays = trajectories()
     del arrays["adam.grid.x"]
     np.savez(run / "trajectories.npz", **arrays)

@@ -32,7 +32,7 @@ from symmetrax.studies.core._run_files import REPORT, RunFiles, read_run
 
 #: Results that have a place of their own on the page.
 _PLACED = ("experiment", "preset", "seconds", "groups", "verdicts", "answers")
-_GOOD, _BAD = ("reproduced", "yes"), ("reversed", "no")
+_GOOD, _BAD = ("reproduced", "yes", "holds"), ("reversed", "no", "does not hold", "failed")
 
 
 def write_report(folder: str | pathlib.Path, out: str | pathlib.Path | None = None) -> pathlib.Path:
@@ -201,19 +201,16 @@ def rows_of(rows: Any, names: tuple[str, ...]) -> list[dict[str, str]]:
 
 
 def summary(verdicts: list[dict[str, str]]) -> str:
-    """How many claims have which outcome, in a sentence.
+    """How many claims have which outcome.
 
     >>> summary([{"outcome": "reproduced"}, {"outcome": "reversed"}, {"outcome": "reproduced"}])
-    'Of 3 claims, 2 are reproduced and 1 is reversed.'
+    '3 claims. Reproduced: 2. Reversed: 1.'
     """
     order = ("reproduced", "reversed", "inconclusive")
     counts = collections.Counter(row["outcome"] for row in verdicts)
     names = [*(name for name in order if name in counts), *(name for name in counts if name not in order)]
-    parts = [f"{counts[name]} {'is' if counts[name] == 1 else 'are'} {name}" for name in names]
-    if len(verdicts) < 2:
-        return f"The claim is {names[0]}." if names else ""
-    listed = " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
-    return f"Of {len(verdicts)} claims, {listed}."
+    total = f"{len(verdicts)} claim{'' if len(verdicts) == 1 else 's'}"
+    return ". ".join([total, *(f"{name[:1].upper()}{name[1:]}: {counts[name]}" for name in names)]) + "."
 
 
 def duration(seconds: float) -> str:
