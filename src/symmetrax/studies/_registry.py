@@ -204,5 +204,6 @@ def run_experiment(
         reporter.note(f"{path} held this run already; delete it to run again")
         if not (path / REPORT).exists():
             write_report(path)
-    reporter.note(f"results, plots and artifacts: {path}; open {path / REPORT}")
+    reporter.note(f"results, plots and artifacts: {path}")
+    reporter.note(f"to look at: {path / REPORT}")
     return path
