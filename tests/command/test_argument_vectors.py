@@ -143,7 +143,7 @@ def _run_folder(folder, results):
     from symmetrax.studies import plane
     from symmetrax.studies.core._folder import RunFolder, as_json
 
-    settings = json.loads(as_json(plane.config("fig3", "quick", 0)))
+    settings = json.loads(as_json(plane.STUDIES["fig3"].preset("quick").identity()))
     RunFolder(folder, "fig3", "quick", settings)
     (folder / "results.json").write_text(results, errors="surrogateescape")
 

@@ -13,8 +13,10 @@ import pytest
 import symmetrax as sx
 from symmetrax import _commands
 from symmetrax.cli import main
-from symmetrax.studies import claims, evaluation, plane
+from symmetrax.studies import claims, evaluation
 from symmetrax.studies._registry import EXPERIMENTS, run_experiment
+from symmetrax.studies.core import _runner
+from symmetrax.studies.core._artifacts import usage
 from symmetrax.studies.core._console import Reporter
 from symmetrax.studies.core._statistics import over_tasks
 from symmetrax.tasks._families import family_names
@@ -53,8 +55,8 @@ def test_an_interrupted_run_says_how_to_go_on(capsys, monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         main(["run", "fig3", "--out", "a folder"])
     assert stopped.value.code == 130
-    told = capsys.readouterr().err
-    assert told == (
+    recorded = capsys.readouterr().err
+    assert recorded == (
         "symmetrax: stopped; the same command goes on from here: symmetrax run fig3 --out 'a folder'\n"
     )
 
@@ -74,9 +76,9 @@ def test_an_interrupt_ends_the_process_wherever_it_falls():
     with subprocess.Popen([sys.executable, "-c", script], stdout=pipe, stderr=pipe, text=True) as child:
         assert child.stdout.readline() == "ready\n"
         child.send_signal(signal.SIGINT)
-        told = child.communicate(timeout=60)[1]
+        recorded = child.communicate(timeout=60)[1]
     assert child.returncode == 130
-    assert told == "symmetrax: stopped; the same command goes on from here: symmetrax run fig3\n"
+    assert recorded == "symmetrax: stopped; the same command goes on from here: symmetrax run fig3\n"
 
 
 def test_an_option_that_is_misspelt_is_told_in_one_line(capsys):
@@ -102,7 +104,7 @@ def test_a_run_that_is_refused_leaves_no_folder(tmp_path, monkeypatch):
     def rejects(*_):
         raise ValueError("no images")
 
-    monkeypatch.setattr(plane, "run", rejects)
+    monkeypatch.setattr(_runner, "run_study", rejects)
     with pytest.raises(ValueError, match="no images"):
         run_experiment("fig3", "quick", tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
@@ -111,9 +113,9 @@ def test_a_run_that_is_refused_leaves_no_folder(tmp_path, monkeypatch):
 def test_an_arm_that_is_finished_shows_done(capsys):
     with Reporter().training("vanilla", 200):
         pass  # nothing to do: the checkpoint has all runs
-    told = capsys.readouterr().err
-    assert "200/200 done" in told
-    assert "compiling" not in told.splitlines()[-1]
+    recorded = capsys.readouterr().err
+    assert "200/200 done" in recorded
+    assert "compiling" not in recorded.splitlines()[-1]
 
 
 def test_list_names_every_experiment_and_family(capsys):
@@ -225,7 +227,7 @@ def test_evaluate_follows_a_card_to_the_letter():
     network = sx.learned.FlatGradientLSTM(2, algebra=1, width=3, depth=1, key=jax.random.key(0))
     rule = sx.UpdateRule(guard=sx.Guard(jump=np.inf, relative=0.5, shorten=True), order="teleport-first")
     for schedule in ([1, 3], [False, True, False, True]):
-        card = json.loads(json.dumps({"schedule": schedule, "use": evaluation.usage(rule)}))
+        card = json.loads(json.dumps({"schedule": schedule, "use": usage(rule)}))
         found = evaluation._rule(network, card, 4, sx.tasks.booth())
         assert found.schedule.tolist() == [False, True, False, True]
         assert (found.guard, found.order, found.transport) == (rule.guard, rule.order, rule.transport)
@@ -354,9 +356,9 @@ def test_discover_prints_cost_table_and_code_and_writes_json(model, capsys):
     assert "s0 = sx.NetworkSymmetry(" in printed
     assert "'w': 's0* _'," in printed
     assert "Certified on fresh data too" in printed
-    told = json.loads((model / "found.json").read_text())
-    assert [found["outcome"] for found in told["found"]] == ["exact", "exact"]
-    assert told["found"][0]["certificate"]["tolerance"] == 1e-9
+    recorded = json.loads((model / "found.json").read_text())
+    assert [found["outcome"] for found in recorded["found"]] == ["exact", "exact"]
+    assert recorded["found"][0]["certificate"]["tolerance"] == 1e-9
     assert not jax.config.jax_enable_x64
 
 

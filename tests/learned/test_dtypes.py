@@ -138,9 +138,9 @@ def test_no_leaf_of_updates_or_state_changes_its_type(name):
             state = jax.eval_shape(transform.init, params)
             strict = dtype == "float32" and not double and name not in LENIENT
             with jax.numpy_dtype_promotion("strict" if strict else "standard"):
-                after, told, updates = jax.eval_shape(one_step(transform, loss), params, state)
+                after, recorded, updates = jax.eval_shape(one_step(transform, loss), params, state)
             kept = [(leaf.shape, leaf.dtype, False) for leaf in jax.tree.leaves(state)]
-            assert types(told) == kept, (dtype, double)
+            assert types(recorded) == kept, (dtype, double)
             assert types(updates) == types(params) == types(after), (dtype, double)
 
 
@@ -152,8 +152,8 @@ def test_the_types_are_those_of_arrays_that_run():
     state = transform.init(params)
     assert not any(leaf.weak_type for leaf in jax.tree.leaves(state))
     step = jax.jit(one_step(transform, loss))
-    once, told, _ = step(params, state)
-    step(once, told)
+    once, recorded, _ = step(params, state)
+    step(once, recorded)
     assert step._cache_size() == 1
     alone = lambda carry, _: (step(*carry)[:2], loss(carry[0]))  # noqa: E731
     (end, _), losses = jax.lax.scan(alone, (params, state), None, length=20)

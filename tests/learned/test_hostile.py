@@ -108,9 +108,9 @@ def network_tasks(random, count):
 def run(transform, loss, params, given, own):
     """What every step gave, on gradients that are `given` or the loss's `own`."""
 
-    def step(carry, told):
+    def step(carry, recorded):
         params, state = carry
-        gradient, own = told
+        gradient, own = recorded
         value, true = jax.value_and_grad(loss)(params)
         gradient = jax.tree.map(lambda t, g: jnp.where(own, t, g), true, gradient)
         updates, after = transform.update(gradient, state, params, value=value, value_fn=loss)

@@ -22,7 +22,7 @@ from symmetrax.studies._classifiers import (
 )
 from symmetrax.studies.core._console import Reporter
 from symmetrax.studies.core._folder import RunFolder
-from symmetrax.studies.core._learned_runs import Ran
+from symmetrax.studies.core._runs import Runs
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -97,8 +97,8 @@ def test_arms_are_paired_and_controls_differ_where_they_should(ran):
     held = arrays["lr-tele-momentum-constant.step_size"]
     assert np.all(held == held[:, :1, :1])
     assert np.all(np.ptp(arrays["lr-tele-momentum.step_size"], axis=2) > 0)
-    told = ran[1]["groups"]["digits"]["arms"]["lr-tele-momentum-constant"]["constants"]["4"]
-    np.testing.assert_allclose(held[:, 0, 0], told["step_size"], rtol=1e-6)
+    recorded = ran[1]["groups"]["digits"]["arms"]["lr-tele-momentum-constant"]["constants"]["4"]
+    np.testing.assert_allclose(held[:, 0, 0], recorded["step_size"], rtol=1e-6)
 
 
 def test_verdicts_pictures_and_tables(ran, capsys):
@@ -234,7 +234,7 @@ def test_statistics_are_of_the_loss_on_all_training_images():
 
     def runs(train, accuracy):
         ends = {"train": train, "test": 2 * train, "accuracy": accuracy}
-        return Ran(np.ones((2, 3, 5)), {}, {k: np.full((2, 3), v) for k, v in ends.items()}, 0.1)
+        return Runs(np.ones((2, 3, 5)), {}, {k: np.full((2, 3), v) for k, v in ends.items()}, 0.1)
 
     described = describe({"lr": runs(0.5, 0.9), "adam": runs(1.0, 0.8)}, {"lr": {"x": 1}, "adam": {}})
     arm = described["arms"]["lr"]

@@ -78,6 +78,6 @@ def test_the_demo_is_the_plane_and_digits():
     [(-2.0, -0.1, "yes"), (0.1, 2.0, "no"), (-0.1, 0.1, "not decided"), ("-inf", "inf", "not decided")],
 )
 def test_the_demo_answers_only_what_the_whole_interval_says(low, high, found):
-    told = demo.answer("Is it?", {"log_ratio": 0.0, "low": low, "high": high})
-    assert told["answer"] == found
-    assert told["why"].startswith("its final loss is 1 times the other's (95 % interval: ")
+    recorded = demo.answer("Is it?", {"log_ratio": 0.0, "low": low, "high": high})
+    assert recorded["answer"] == found
+    assert recorded["why"].startswith("its final loss is 1 times the other's (95 % interval: ")

@@ -36,16 +36,16 @@ def descent(rate: float, momentum: float, shape: tuple[int, int, int] = (2, 20, 
     """Tracks of descent with momentum on f(x) = x1^2 + 2 x2^2, in double precision."""
     scale = np.array([2.0, 4.0])
     x, velocity = np.random.default_rng(0).normal(size=(*shape[:2], 2)), np.zeros((*shape[:2], 2))
-    told: dict[str, list] = {name: [] for name in ("update", "gradient", "newton", "loss")}
+    recorded: dict[str, list] = {name: [] for name in ("update", "gradient", "newton", "loss")}
     for _ in range(shape[2]):
         gradient = scale * x
         velocity = momentum * velocity - rate * gradient
         for name, value in (("update", velocity), ("gradient", gradient), ("newton", -x)):
-            told[name].append(value)
-        told["loss"].append(0.5 * np.sum(scale * x**2, axis=-1))
+            recorded[name].append(value)
+        recorded["loss"].append(0.5 * np.sum(scale * x**2, axis=-1))
         x = x + velocity
-    told["loss"].append(0.5 * np.sum(scale * x**2, axis=-1))
-    tracks = {name: np.stack(values, axis=2) for name, values in told.items()}
+    recorded["loss"].append(0.5 * np.sum(scale * x**2, axis=-1))
+    tracks = {name: np.stack(values, axis=2) for name, values in recorded.items()}
     nothing = np.zeros(shape)
     return {**tracks, "gate": nothing - 1, "algebra": nothing, "outcome": nothing, "oracle": nothing * np.nan}
 
@@ -126,13 +126,13 @@ def test_the_smallest_run_tells_of_every_arm(tmp_path, capsys):
         arms = results["groups"][study.family]["arms"]
         assert set(arms) == set(study.arms)
         assert {arm["runs"] for arm in arms.values()} == {12}
-        for told in results["behaviour"][study.family].values():
-            assert len(told["schedule"]) == TRAINING.steps
-            assert len(told["lags"]["r2"]) == behaviour.LAGS + 1
-    told = results["behaviour"]["ellipse-random"]
-    assert told["vanilla"]["gate"] is None
-    assert told["vanilla"]["sign"] is None
-    assert 0 <= told["crest"]["sign"]["all"]["mean"] <= 1
+        for recorded in results["behaviour"][study.family].values():
+            assert len(recorded["schedule"]) == TRAINING.steps
+            assert len(recorded["lags"]["r2"]) == behaviour.LAGS + 1
+    recorded = results["behaviour"]["ellipse-random"]
+    assert recorded["vanilla"]["gate"] is None
+    assert recorded["vanilla"]["sign"] is None
+    assert 0 <= recorded["crest"]["sign"]["all"]["mean"] <= 1
     assert results["behaviour"]["rosenbrock-random"]["teleport"]["sign"] is None
     assert (folder.path / "behaviour.png").stat().st_size > 10_000
     emergent.show(TINY, results, Reporter())

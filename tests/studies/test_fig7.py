@@ -14,17 +14,17 @@ from symmetrax.studies import fig7
 from symmetrax.studies._fig7_arms import SPECS, Networks, controls, learned_arm
 from symmetrax.studies._fig7_hand import as_long, warm
 from symmetrax.studies._fig7_verdicts import CLAIMS, QUESTIONS, answers, gains, verdicts
-from symmetrax.studies.core._arms import descent
 from symmetrax.studies.core._console import Reporter
 from symmetrax.studies.core._folder import RunFolder
-from symmetrax.studies.core._learned_arms import Validation
-from symmetrax.studies.core._learned_runs import (
-    Ran,
+from symmetrax.studies.core._hand_made import descent
+from symmetrax.studies.core._meta_training import Validation
+from symmetrax.studies.core._runs import (
+    Runs,
     facts,
     learned_constant,
     learned_course,
     left_out,
-    remembered,
+    resumable,
     run_many,
 )
 from symmetrax.tasks._families import make_family
@@ -108,7 +108,7 @@ def test_a_finished_part_is_not_repeated(ran):
     def never():
         raise AssertionError("computed again")
 
-    found, card = remembered(ran[0], "uniform-lr-tele-momentum", never)
+    found, card = resumable(ran[0], "uniform-lr-tele-momentum", never)
     np.testing.assert_array_equal(found["lr-tele-momentum-off"].losses.shape, (2, 4, 4))
     assert card["lr-tele-momentum"]["trajectories"] == 2
     # Neither its checkpoint nor its clock is kept.
@@ -159,7 +159,7 @@ def test_runs_tell_what_an_unrolled_optimizer_does(quick_compilation):
         points = np.concatenate([np.asarray(trace.params) for trace in traces], axis=2)
         np.testing.assert_allclose(ran.losses[seed], losses, rtol=1e-5)
         lengths = np.linalg.norm(np.diff(points, axis=0), axis=1).T
-        np.testing.assert_allclose(ran.told["length"][seed], lengths, rtol=1e-4)
+        np.testing.assert_allclose(ran.recorded["length"][seed], lengths, rtol=1e-4)
         ends = np.linalg.norm(points[-1] - np.array([[1.0], [3.0]]), axis=0)
         np.testing.assert_allclose(ran.measured["distance"][seed], ends, rtol=1e-5)
     quality = eqx.filter_jit(Validation(descent, family, jax.random.fold_in(keys[1], 0), steps=5, tasks=3))
@@ -177,7 +177,7 @@ def test_what_was_learned_leaves_out_the_first_step_and_what_diverged():
     losses[0, 1, 3] = np.inf
     rates = np.tile([9.0, 1.0, 2.0, 3.0], (2, 3, 1))
     rates[0, 1] = np.nan
-    seen = Ran(losses, {"step_size": rates}, {}, 1.0)
+    seen = Runs(losses, {"step_size": rates}, {}, 1.0)
     assert left_out(seen) == 1
     assert learned_constant(seen, "step_size").tolist() == [2.0, 2.0]
     assert learned_course(seen, "step_size").tolist() == [[9.0, 1.0, 2.0, 3.0]] * 2
@@ -188,18 +188,18 @@ def test_what_was_learned_leaves_out_the_first_step_and_what_diverged():
 
 def test_refused_teleports_are_counted_and_do_not_count_as_applied():
     rule = sx.UpdateRule.at((0, 2), 3, guard=sx.Guard())
-    told = {name: np.zeros((1, 2, 3)) for name in ("outcome", "loss_change", "length")}
-    told["outcome"][0, 1, 2] = 3
-    told["loss_change"][0, 0] = [1e-7, -1, 3e-7]
-    told["loss_change"][0, 1] = [2e-7, -1, 0.5]
-    found = facts(Ran(np.ones((1, 2, 4)), told, {}, 1.0), rule)
+    recorded = {name: np.zeros((1, 2, 3)) for name in ("outcome", "loss_change", "length")}
+    recorded["outcome"][0, 1, 2] = 3
+    recorded["loss_change"][0, 0] = [1e-7, -1, 3e-7]
+    recorded["loss_change"][0, 1] = [2e-7, -1, 0.5]
+    found = facts(Runs(np.ones((1, 2, 4)), recorded, {}, 1.0), rule)
     assert found["rejected"] == 0.25
     assert found["loss_change_max"] == 3e-7
     assert found["loss_change_median"] == pytest.approx(2e-7)
-    assert found["told"] == {"length": [0.0, 0.0, 0.0]}
+    assert found["recorded"] == {"length": [0.0, 0.0, 0.0]}
     # To the letter, algorithm 3 teleports at every step.
-    told["loss_change"][told["loss_change"] < 0] = 1e-7
-    found = facts(Ran(np.ones((1, 2, 4)), told, {}, 1.0), dataclasses.replace(rule, as_printed=True))
+    recorded["loss_change"][recorded["loss_change"] < 0] = 1e-7
+    found = facts(Runs(np.ones((1, 2, 4)), recorded, {}, 1.0), dataclasses.replace(rule, as_printed=True))
     assert found["rejected"] == pytest.approx(1 / 6)
 
 

@@ -11,9 +11,10 @@ import pytest
 import symmetrax as sx
 from symmetrax.studies import plane
 from symmetrax.studies._registry import run_experiment
-from symmetrax.studies.core._arms import evaluate
 from symmetrax.studies.core._console import Reporter
 from symmetrax.studies.core._folder import RunFolder
+from symmetrax.studies.core._runner import run_study
+from symmetrax.studies.core._runs import evaluate
 from symmetrax.studies.core._streams import Streams
 from symmetrax.tasks._families import make_family
 
@@ -25,9 +26,13 @@ LAST = 11
 
 def run(tmp_path, figure, arms, seeds=5):
     """The published budget with 200 unseen tasks per meta-seed; losses by arm, (seeds, tasks, 13)."""
-    settings = dataclasses.replace(plane.config(figure), seeds=seeds, tasks=200, arms=arms, far=False)
-    folder = RunFolder(tmp_path / figure, figure, "slow", dataclasses.asdict(settings))
-    plane.run(settings, folder, Reporter(quiet=True))
+    study = plane.STUDIES[figure]
+    some = [arm for arm in study.arms_on(study.made()[0]) if arm.name in arms]
+    settings = dataclasses.replace(
+        study, seeds=seeds, tasks=200, arms=some, tests=None, analyse=None, figures=()
+    )
+    folder = RunFolder(tmp_path / figure, figure, "slow", settings.identity())
+    run_study(settings, folder, Reporter(quiet=True))
     with np.load(folder.path / "losses.npz", allow_pickle=False) as losses:
         return {name: np.where(np.isfinite(x), x, np.inf).astype(float) for name, x in losses.items()}
 
@@ -64,11 +69,12 @@ def test_figure_3_is_learned_without_an_lstm():
 
 def test_the_meta_loss_falls_in_every_seed(tmp_path):
     """S01: over training on figure 3, from the first to the last tenth of the runs."""
-    settings = dataclasses.replace(plane.config("fig3"), seeds=5)
-    arm = next(a for a in plane.ARMS if a.name == "vanilla")
-    folder = RunFolder(tmp_path / "run", "fig3", "slow", dataclasses.asdict(settings))
     family, streams = make_family("ellipse-fixed"), Streams.of(0, 5)
-    trained = plane.train(arm, settings, family, streams, folder, Reporter(quiet=True))
+    arm, budget = plane.learned("vanilla", family), plane.STUDIES["fig3"].budget
+    estimator = sx.metatrain.TruncatedBPTT(family, arm.rule, budget.steps, budget.unroll)
+    trained = sx.meta_train(
+        arm.make, estimator, arm.outer, streams.train, outer_steps=budget.runs, seeds=5, chunk=100
+    )
     first, last = (np.median(trained.losses[:, part], axis=1) for part in (slice(50), slice(-50, None)))
     assert np.all(last < first / 10)
     assert np.all(trained.skipped == 0)
@@ -106,9 +112,9 @@ def test_the_demo_does_its_main_job(tmp_path, capsys):
     assert digits["learned"]["test_accuracy"] > 0.85
     answers = [row["answer"] for row in results["answers"]]
     assert answers[:3] == ["yes"] * 3
-    told = capsys.readouterr()
-    assert "In words" in told.out
-    assert "Warning" not in told.err
+    recorded = capsys.readouterr()
+    assert "In words" in recorded.out
+    assert "Warning" not in recorded.err
     for name in ("curves.png", "trajectories.png", "digits.png", "config.json"):
         assert (path / name).stat().st_size > 0
     assert sorted(p.stem for p in (path / "artifacts").iterdir()) == [

@@ -7,36 +7,44 @@ import pytest
 
 from symmetrax.studies import frequency
 from symmetrax.studies._fig7_arms import Networks
+from symmetrax.studies._fig7_arms import family as regression
+from symmetrax.studies.core._arm import Learned
 from symmetrax.studies.core._console import Reporter
 from symmetrax.studies.core._folder import RunFolder
+from symmetrax.studies.core._meta_training import Budget
+from symmetrax.studies.core._runner import run_study, show_study
 
-SETTINGS = dataclasses.replace(
-    frequency.config("frequency", "quick"),
+NETWORKS = Networks(units=4, width=4)
+REGRESSION = regression("uniform", NETWORKS)
+TINY = dataclasses.replace(
+    frequency.STUDIES["frequency"],
+    families=("ellipse-random", REGRESSION),
+    seeds=2,
     tasks=4,
-    validation_tasks=2,
-    families=("ellipse-random", frequency.REGRESSION),
-    every=(1, 2),
-    plane=frequency.Horizon(steps=4, unroll=2, runs=2, chunk=2),
-    plane_width=4,
-    regression=frequency.Horizon(steps=4, unroll=2, runs=2, chunk=1),
-    networks=Networks(units=4, width=4),
+    budget=Budget(runs=2, steps=4, unroll=2, chunk=2, patience=0),
+    settings=frequency.Settings(
+        every=(1, 2),
+        plane_width=4,
+        regression=Budget(runs=2, steps=4, unroll=2, chunk=1, patience=3, validation_tasks=2),
+        networks=NETWORKS,
+    ),
 )
 
 
-# Slow: learned optimizers are trained for every arm, which test_fig7.py and test_harness.py do always.
+# Slow: learned optimizers are trained for every arm, which test_fig7.py and test_plane.py do always.
 @pytest.fixture(scope="module", params=[pytest.param("tiny", marks=pytest.mark.slow)])
 def ran(tmp_path_factory, quick_compilation):
     """The smallest run: its folder and results."""
     path = tmp_path_factory.mktemp("runs") / "tiny"
-    folder = RunFolder(path, "frequency", "tiny", dataclasses.asdict(SETTINGS))
-    results = frequency.run(SETTINGS, folder, Reporter(quiet=True))
-    frequency.show(SETTINGS, results, Reporter(quiet=True))
+    folder = RunFolder(path, "frequency", "tiny", TINY.identity())
+    results = run_study(TINY, folder, Reporter(quiet=True))
+    show_study(TINY, results, Reporter(quiet=True))
     return folder.path, results
 
 
 def test_every_schedule_has_all_its_runs_on_the_same_tasks(ran):
     path, results = ran
-    assert set(results["groups"]) == set(SETTINGS.families)
+    assert set(results["groups"]) == {"ellipse-random", "regression-20"}
     for family, group in results["groups"].items():
         arms = group["arms"]
         assert set(arms) == {"never", "every-1", "every-1-off", "every-2", "every-2-off"}
@@ -50,13 +58,13 @@ def test_every_schedule_has_all_its_runs_on_the_same_tasks(ran):
 
 
 def test_schedules_are_those_asked_for():
-    settings = frequency.config("frequency")
-    for family, steps in (("rosenbrock-random", 20), (frequency.REGRESSION, 100)):
-        for every, times in ((1, steps), (5, steps // 5), (10, steps // 10), (None, 0)):
-            teleports = np.asarray(frequency.arm(family, every, settings).rule.schedule)
+    study = frequency.STUDIES["frequency"]
+    for family, steps in zip(study.made(), (20, 20, 100), strict=True):
+        arms = [arm for arm in study.arms_on(family) if isinstance(arm, Learned)]
+        for arm, every in zip(arms, (None, 1, 5, 10), strict=True):
+            teleports = np.asarray(arm.rule.schedule)
             assert teleports.shape == (steps,)
-            assert teleports.sum() == times
-            assert every is None or np.all(np.flatnonzero(teleports) == np.arange(0, steps, every))
+            assert np.flatnonzero(teleports).tolist() == (list(range(0, steps, every)) if every else [])
 
 
 def test_verdicts_compare_with_never_and_with_every_step(ran):

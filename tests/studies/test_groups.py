@@ -12,9 +12,9 @@ from symmetrax.rollout._unroll import unroll
 from symmetrax.studies import groups
 from symmetrax.studies._group_families import dimensions, draw_map, group_family, invariance
 from symmetrax.studies._orbit_arms import Training, how
-from symmetrax.studies.core._arms import adam
 from symmetrax.studies.core._console import Reporter
 from symmetrax.studies.core._folder import RunFolder
+from symmetrax.studies.core._hand_made import adam
 from symmetrax.teleportation._probe import teleport_gain
 
 TINY = Training(runs=2, tasks=2, steps=4, unroll=2, width=4)

@@ -11,7 +11,7 @@ from symmetrax.studies._league_verdicts import targets, verdicts
 from symmetrax.studies._orbit_arms import VANILLA, VARIANTS, Training, choose_arm, orbit_arm, quality
 from symmetrax.studies.core._console import Reporter
 from symmetrax.studies.core._folder import RunFolder
-from symmetrax.studies.core._learned_runs import Ran
+from symmetrax.studies.core._runs import Runs
 from symmetrax.tasks._families import make_family
 
 TINY = dataclasses.replace(
@@ -69,7 +69,7 @@ def test_arms_without_teleports_have_the_features_and_the_training_of_the_others
 def test_the_step_at_which_a_task_is_solved_is_the_first_below_a_millionth():
     settings = dataclasses.replace(TINY, horizons=(2, 4))
     runs = np.array([[[1.0, 0.5, 1e-7, 0.3, 1e-9], [1.0, 0.5, 0.4, np.nan, np.inf]]])
-    kept = plane_league._kept(Ran(runs, {}, {}, 0.1), settings)
+    kept = plane_league._kept(Runs(runs, {}, {}, 0.1), settings)
     assert kept.measured["solved_at"].tolist() == [[2.0, 5.0]]
 
 

@@ -14,8 +14,8 @@ from symmetrax.studies import _fig7_arms, momentum_correlation
 from symmetrax.studies.core._console import Reporter
 from symmetrax.studies.core._correlations import CLOSEST, MEASURES, correlations, fisher_interval
 from symmetrax.studies.core._folder import RunFolder
-from symmetrax.studies.core._learned_arms import Budget
-from symmetrax.studies.core._learned_runs import due
+from symmetrax.studies.core._meta_training import Budget
+from symmetrax.studies.core._runs import due
 from symmetrax.studies.momentum_correlation import Config, Group, make_arm
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -48,8 +48,8 @@ def test_all_measures_have_intervals_and_verdicts(ran, capsys):
                 assert -1 <= low <= mean <= high <= 1
                 assert len(entry["seeds"]) == 2
     assert len(results["verdicts"]) == 4
-    told = results["teleports"]["regression-20"]
-    assert told["teleports"] == 2 * 5 * 4
+    recorded = results["teleports"]["regression-20"]
+    assert recorded["teleports"] == 2 * 5 * 4
     arms = results["groups"]["regression-20"]["arms"]
     assert {arm["runs"] for arm in arms.values()} == {10}
     assert (path / "correlations.png").exists()

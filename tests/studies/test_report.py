@@ -224,6 +224,13 @@ def test_a_run_that_was_stopped_says_how_to_go_on(tmp_path):
     assert "Trajectories" in text
 
 
+def test_the_command_of_a_study_of_ones_own_names_its_file(run):
+    (run / "config.json").write_text(as_json({"experiment": "mine", "preset": "full"}))
+    _, text = read(write_report(run))
+    assert f"symmetrax run FILE.py --out {run}" in text
+    assert "FILE.py is the file that defines the study mine." in text
+
+
 def test_trajectories_that_are_damaged_are_left_out(run):
     content = (run / "trajectories.npz").read_bytes()
     (run / "trajectories.npz").write_bytes(content[:1000])

@@ -16,7 +16,7 @@ from symmetrax.studies._registry import EXPERIMENTS
 from symmetrax.studies._transfer_verdicts import answers, judge, pooled
 from symmetrax.studies.core._console import Reporter
 from symmetrax.studies.core._folder import RunFolder
-from symmetrax.studies.core._learned_runs import Ran
+from symmetrax.studies.core._runs import Runs
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -88,7 +88,7 @@ def test_arms_differ_by_their_teleports_alone(ran):
 def made_up(end, shift=0.0):
     """Three seeds, two runs: the loss falls from 1 to `end`, times e^(shift seed)."""
     losses = np.ones((3, 2, 5))
-    return Ran(losses, {}, {"train": end * np.exp(shift * np.arange(3.0))[:, None] * np.ones((3, 2))}, 1.0)
+    return Runs(losses, {}, {"train": end * np.exp(shift * np.arange(3.0))[:, None] * np.ones((3, 2))}, 1.0)
 
 
 def test_networks_of_a_kind_count_alike():

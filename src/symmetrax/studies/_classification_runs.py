@@ -20,17 +20,17 @@ from symmetrax.studies._classifiers import (
     Size,
     ends,
     image_family,
-    joined,
     medians,
     trained_arm,
 )
-from symmetrax.studies.core._arms import MOMENTA, RATES, adam, descent
+from symmetrax.studies.core._arm import Learned, switched_off
+from symmetrax.studies.core._artifacts import usage
 from symmetrax.studies.core._console import Reporter
 from symmetrax.studies.core._folder import RunFolder
-from symmetrax.studies.core._learned_arms import Budget, LearnedArm, switched_off, train
-from symmetrax.studies.core._learned_runs import Ran, facts, remembered, run_many
+from symmetrax.studies.core._hand_made import MOMENTA, RATES, adam, descent
+from symmetrax.studies.core._meta_training import Budget, train
+from symmetrax.studies.core._runs import Runs, facts, joined, resumable, run_many
 from symmetrax.studies.core._streams import Streams
-from symmetrax.studies.evaluation import usage
 from symmetrax.tasks._base import AbstractTaskFamily
 from symmetrax.tasks._supervised import Widths
 
@@ -116,15 +116,15 @@ class Config:
 
 
 #: Runs of arms by name, and what to tell of each beside its losses.
-Outcomes = tuple[dict[str, Ran], dict[str, Any]]
+Outcomes = tuple[dict[str, Runs], dict[str, Any]]
 
 
 def run_group(settings: Config, group: Group, folder: RunFolder, reporter: Reporter) -> Outcomes:
     """Every arm of a group on the same unseen runs, and what to tell of each beside its losses."""
     streams = Streams.of(settings.seed, settings.seeds)
     family = image_family(group.data, group.widths, settings.batch)
-    rans: dict[str, Ran] = {}
-    told: dict[str, Any] = {}
+    rans: dict[str, Runs] = {}
+    recorded: dict[str, Any] = {}
 
     def learned(name: str) -> Outcomes:
         seen = image_family(group.data, group.trained or group.widths, settings.batch)
@@ -148,11 +148,11 @@ def run_group(settings: Config, group: Group, folder: RunFolder, reporter: Repor
         return _baselines(settings, group, family, streams)
 
     for name in (name for name in TRAINED if name in group.arms):
-        own, facts_of = remembered(folder, f"{group.name}-{name}", lambda name=name: learned(name))
-        rans, told = rans | own, told | facts_of
-    own, facts_of = remembered(folder, f"{group.name}-baselines", baselines)
-    rans, told = rans | own, told | facts_of
-    return {name: rans[name] for name in group.arms}, told
+        own, facts_of = resumable(folder, f"{group.name}-{name}", lambda name=name: learned(name))
+        rans, recorded = rans | own, recorded | facts_of
+    own, facts_of = resumable(folder, f"{group.name}-baselines", baselines)
+    rans, recorded = rans | own, recorded | facts_of
+    return {name: rans[name] for name in group.arms}, recorded
 
 
 def _budget(settings: Config, group: Group, name: str) -> Budget:
@@ -175,7 +175,7 @@ def _uses(
     settings: Config,
     group: Group,
     name: str,
-    arm: LearnedArm,
+    arm: Learned,
     family: AbstractTaskFamily,
     networks: PyTree,
     streams: Streams,
@@ -237,7 +237,7 @@ def _run(
     family: AbstractTaskFamily,
     keys: Key[Array, " seeds"],
     only: Hashable = None,
-) -> Ran:
+) -> Runs:
     """Runs on all widths of a group (or `only` one), with what is measured at their ends.
 
     `networks` may be a dict from widths to networks.
@@ -254,7 +254,7 @@ def _run(
 
 def _baselines(settings: Config, group: Group, family: AbstractTaskFamily, streams: Streams) -> Outcomes:
     """The tuned optimizers, each with the best hyperparameters for each width."""
-    parts: dict[str, list[Ran]] = {name: [] for name in TUNED if name in group.arms}
+    parts: dict[str, list[Runs]] = {name: [] for name in TUNED if name in group.arms}
     chosen: dict[str, dict[str, Any]] = {name: {} for name in parts}
     for width in family.shapes:
         best = tune(settings, family, width, streams, tuple(parts))
@@ -291,7 +291,7 @@ def tune(
 
 
 def _save(
-    settings: Config, group: Group, folder: RunFolder, arm: LearnedArm, networks: PyTree, ran: Ran, name: str
+    settings: Config, group: Group, folder: RunFolder, arm: Learned, networks: PyTree, ran: Runs, name: str
 ) -> None:
     """The first meta-seed's network as an artifact."""
     training = {

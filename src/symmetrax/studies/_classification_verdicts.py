@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from symmetrax.studies.core._console import number
-from symmetrax.studies.core._learned_runs import Ran
+from symmetrax.studies.core._runs import Runs
 from symmetrax.studies.core._statistics import Interval, compare, summary, t_interval, verdict
 
 SOURCE = "arXiv:2504.15399, section 5.2"
@@ -96,12 +96,12 @@ QUESTIONS = {
 }
 
 
-def seen_ends(ran: Ran, name: str = "train") -> Float[np.ndarray, "seeds tasks 2"]:
+def seen_ends(ran: Runs, name: str = "train") -> Float[np.ndarray, "seeds tasks 2"]:
     """The first loss of each run, and what was measured where it ends."""
     return np.stack([ran.losses[..., 0], ran.measured[name]], axis=-1)
 
 
-def describe(rans: dict[str, Ran], told: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def describe(rans: dict[str, Runs], recorded: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """A group of `results.json`: every arm's statistics over all runs.
 
     The curves are of the loss on the next minibatch; "versus" and "diverged" are by the loss on all training
@@ -127,7 +127,7 @@ def describe(rans: dict[str, Ran], told: dict[str, dict[str, Any]]) -> dict[str,
             },
             "test_accuracy": float(np.mean(accuracy)),
             "test_accuracy_interval": t_interval(accuracy),
-            **told[name],
+            **recorded[name],
         }
         if "adam" in rans:
             difference = accuracy - np.mean(rans["adam"].measured["accuracy"], axis=1)

@@ -25,9 +25,9 @@ from symmetrax.learned._joint import each_network
 from symmetrax.learned._neurons import PerNeuronLSTM
 from symmetrax.learned._step import StepLSTM
 from symmetrax.learned._update_rule import UpdateRule
+from symmetrax.studies.core._arm import Build, BuildJoint, Learned
 from symmetrax.studies.core._control_networks import AbstractControl, RandomDirection
-from symmetrax.studies.core._learned_arms import Build, BuildJoint, LearnedArm
-from symmetrax.studies.core._learned_runs import Ran, learned_constant
+from symmetrax.studies.core._runs import Runs, learned_constant
 from symmetrax.tasks._base import AbstractTask
 from symmetrax.tasks._data import Images, digits, mnist
 from symmetrax.tasks._supervised import Classification, ImageFamily, Widths
@@ -167,7 +167,7 @@ def image_family(name: str, widths: tuple[Widths, ...], batch: int) -> ImageFami
     return ImageFamily(name, train, test, widths, batch)
 
 
-def trained_arm(name: str, family: ImageFamily, size: Size) -> LearnedArm:
+def trained_arm(name: str, family: ImageFamily, size: Size) -> Learned:
     """The arm `name` of `TRAINED` on a family; an arm of the kind "whole" serves its first width alone.
 
     >>> trained_arm("lr-tele", image_family("digits", (16,), 64), Size()).rule.transport
@@ -181,7 +181,7 @@ def trained_arm(name: str, family: ImageFamily, size: Size) -> LearnedArm:
         builds, rates = _for_any_size(trains, size), size.rates if trains.step == "lr" else size.update_rates
     # Together even if there is one: the networks for the step of all arms of a kind then start equal.
     outer = clipped_adams(rates[: len(builds)], size.clip)
-    return LearnedArm(name, BuildJoint(builds), rule, outer, family)
+    return Learned(name, BuildJoint(builds), rule, outer, family)
 
 
 def _for_any_size(trains: Trains, size: Size) -> tuple[Build, ...]:
@@ -239,31 +239,12 @@ def ends(task: AbstractTask, params: PyTree) -> dict[str, Array]:
     return {"train": task.loss(params, tuple(task.train)), "test": loss, "accuracy": accuracy}
 
 
-def joined(parts: list[Ran]) -> Ran:
-    """Runs on several widths as one, the tasks side by side; the seconds add up.
-
-    >>> one = Ran(np.ones((2, 3, 5)), {"length": np.ones((2, 3, 4))}, {}, 0.1)
-    >>> joined([one, one]).told["length"].shape
-    (2, 6, 4)
-    """
-
-    def beside(dicts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        return {name: np.concatenate([d[name] for d in dicts], axis=1) for name in dicts[0]}
-
-    return Ran(
-        np.concatenate([part.losses for part in parts], axis=1),
-        beside([part.told for part in parts]),
-        beside([part.measured for part in parts]),
-        sum(part.seconds for part in parts),
-    )
-
-
-def medians(ran: Ran) -> dict[str, Float[Array, " seeds"]]:
+def medians(ran: Runs) -> dict[str, Float[Array, " seeds"]]:
     """For every seed, the medians over runs and steps of what its network emitted.
 
-    >>> told = {"step_size": np.ones((2, 3, 4)), "momentum": np.full((2, 3, 4), -1.0)}
-    >>> medians(Ran(np.ones((2, 3, 5)), told, {}, 0.1))
+    >>> recorded = {"step_size": np.ones((2, 3, 4)), "momentum": np.full((2, 3, 4), -1.0)}
+    >>> medians(Runs(np.ones((2, 3, 5)), recorded, {}, 0.1))
     {'step_size': Array([1., 1.], dtype=float32)}
     """
-    emitted = [name for name in ("step_size", "momentum") if np.all(ran.told[name] >= 0)]
+    emitted = [name for name in ("step_size", "momentum") if np.all(ran.recorded[name] >= 0)]
     return {name: learned_constant(ran, name) for name in emitted}

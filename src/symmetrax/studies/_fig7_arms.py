@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -16,9 +17,9 @@ from symmetrax.learned._flat_gradient import FlatGradientLSTM
 from symmetrax.learned._joint import each_network
 from symmetrax.learned._neurons import PerNeuronLSTM
 from symmetrax.learned._update_rule import UpdateRule
+from symmetrax.studies.core._arm import Build, BuildJoint, Control, Learned, switched_off
 from symmetrax.studies.core._control_networks import AbstractControl, Fixed, RandomDirection
-from symmetrax.studies.core._learned_arms import Build, BuildJoint, Control, LearnedArm, switched_off
-from symmetrax.studies.core._learned_runs import Ran, learned_constant
+from symmetrax.studies.core._runs import Runs, learned_constant
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.tasks._regression import Action, RegressionFamily, Start
 from symmetrax.teleportation._guard import Guard
@@ -107,7 +108,7 @@ def family(law: Start, networks: Networks, action: Action = "preimage") -> Regre
     return RegressionFamily(name, dims=(n, n, n), samples=n, start=law, data=law, action=action)
 
 
-def learned_arm(name: str, law: Start, networks: Networks, steps: int) -> LearnedArm:
+def learned_arm(name: str, law: Start, networks: Networks, steps: int) -> Learned:
     """The trained arm of this name, for a horizon of `steps` steps.
 
     >>> arm = learned_arm("every-10", "uniform", Networks(), 100)
@@ -123,7 +124,7 @@ def learned_arm(name: str, law: Start, networks: Networks, steps: int) -> Learne
         rule = UpdateRule.at(times, steps, guard=guard, **options)
     make = BuildJoint(tuple(_network(part, spec, networks) for part in spec.parts))
     outer = _outer(tuple(_rate(part, spec, networks) for part in spec.parts))
-    return LearnedArm(name, make, rule, outer, family(law, networks, spec.action))
+    return Learned(name, make, rule, outer, family(law, networks, spec.action))
 
 
 def _network(part: Part, spec: Spec, networks: Networks) -> Build:
@@ -165,7 +166,7 @@ CONTROLS = (
 )
 
 
-def controls(arm: LearnedArm) -> list[Control]:
+def controls(arm: Learned) -> list[Control]:
     """What is asked of the networks of a trained arm.
 
     Teleports switched off (C11), or in a random direction, drawn anew at each step (C5); the step size held,
@@ -180,7 +181,7 @@ def controls(arm: LearnedArm) -> list[Control]:
         return [Control(f"{name}-only-reset", name, change=lambda n, seen: Fixed(n, algebra=0.0))]
     if spec.every and not spec.as_printed:
         found = [
-            Control(f"{name}-off", name, switched_off(arm.rule)),
+            Control(f"{name}-off", name, switched_off),
             Control(f"{name}-random", name, change=lambda n, seen: RandomDirection(n)),
         ]
     if name in ("lr", "lr-tele", "lr-momentum", "lr-tele-momentum"):
@@ -191,12 +192,12 @@ def controls(arm: LearnedArm) -> list[Control]:
     return found
 
 
-def _constant_step(networks: PyTree, seen: Ran) -> "ConstantStep":
-    return ConstantStep(networks, learned_constant(seen, "step_size"))
+def _constant_step(networks: PyTree, seen: Callable[[], Runs]) -> "ConstantStep":
+    return ConstantStep(networks, learned_constant(seen(), "step_size"))
 
 
-def _constant_momentum(networks: PyTree, seen: Ran) -> Fixed:
-    return Fixed(networks, momentum=learned_constant(seen, "momentum"))
+def _constant_momentum(networks: PyTree, seen: Callable[[], Runs]) -> Fixed:
+    return Fixed(networks, momentum=learned_constant(seen(), "momentum"))
 
 
 class ConstantStep(AbstractControl):

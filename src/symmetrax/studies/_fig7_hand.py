@@ -8,10 +8,12 @@ import optax
 from jaxtyping import Array
 
 from symmetrax.studies._fig7_arms import FIRST
-from symmetrax.studies.core._arms import TunedArm, descent, tune
+from symmetrax.studies.core._arm import Tuned
 from symmetrax.studies.core._console import Reporter
-from symmetrax.studies.core._learned_runs import Ran, facts, run_many
+from symmetrax.studies.core._hand_made import descent
+from symmetrax.studies.core._runs import Runs, facts, run_many
 from symmetrax.studies.core._streams import Streams
+from symmetrax.studies.core._tuning import tune
 from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
 
 #: Learning rates that are tried; the published one is 3e-4.
@@ -45,10 +47,10 @@ def as_long(hyper: dict[str, Array], task: AbstractTask | None) -> optax.Gradien
 
 
 TUNED = (
-    TunedArm("gd", descent, RATES, (0.0,)),
-    TunedArm("momentum", descent, RATES),
-    TunedArm("warm", warm, RATES, (0.0,)),
-    TunedArm("warm-momentum", warm, RATES),
+    Tuned("gd", descent, RATES, (0.0,)),
+    Tuned("momentum", descent, RATES),
+    Tuned("warm", warm, RATES, (0.0,)),
+    Tuned("warm-momentum", warm, RATES),
 )
 #: Learned arms whose constant step size and step lengths gradient descent is given.
 FOLLOWED = ("lr", "lr-tele", "lr-tele-momentum")
@@ -56,21 +58,21 @@ FOLLOWED = ("lr", "lr-tele", "lr-tele-momentum")
 
 def part(
     family: AbstractTaskFamily,
-    told: dict[str, dict[str, Any]],
+    recorded: dict[str, dict[str, Any]],
     settings: Any,
     streams: Streams,
     reporter: Reporter,
-) -> tuple[dict[str, Ran], dict[str, dict[str, Any]]]:
+) -> tuple[dict[str, Runs], dict[str, dict[str, Any]]]:
     """Tune on the training stream and run on the unseen trajectories; what to tell of each.
 
-    What the learned arms learned comes from their facts `told`. As "gd-at-ARM" gradient descent has, after
-    a first step at 1e-4, the median of each meta-seed's learned step size (C4), as "as-long-as-ARM" steps of
-    the learned median lengths, without teleports (C7). Of tuned hyperparameters it is told whether they are
+    What the learned arms learned comes from their facts, `recorded`. As "gd-at-ARM" gradient descent has,
+    after a first step at 1e-4, the median of each meta-seed's learned step size, as "as-long-as-ARM" steps of
+    the learned median lengths, without teleports. Of tuned hyperparameters it is told whether they are
     at an end of what was tried.
     """
     steps, seeds = settings.test_steps, settings.seeds
     reporter.note("tune gradient descent on the training stream, run it on unseen trajectories")
-    found = tune(list(TUNED), family, streams.tune, steps=steps, tasks=settings.tuning_tasks)
+    found = tune(TUNED, family, streams.tune, horizons=(steps,), tasks=settings.tuning_tasks)[steps]
     tuned = {arm.name: (arm.make, found[arm.name]) for arm in TUNED}
     tuned = {"gd-3e-4": (descent, {"rate": PUBLISHED, "momentum": 0.0}), **tuned}
     arms: dict[str, Any] = {
@@ -78,11 +80,11 @@ def part(
         for name, (make, hyper) in tuned.items()
     }
     for name in FOLLOWED:
-        if "learned_step_size" in told.get(name, {}):
-            rates = jnp.asarray(told[name]["learned_step_size"], jnp.float32)
+        if "learned_step_size" in recorded.get(name, {}):
+            rates = jnp.asarray(recorded[name]["learned_step_size"], jnp.float32)
             arms[f"gd-at-{name}"] = (warm, {"rate": rates, "momentum": jnp.zeros(seeds)})
-        if "lengths" in told.get(name, {}):
-            lengths = jnp.asarray(told[name]["lengths"], jnp.float32)
+        if "lengths" in recorded.get(name, {}):
+            lengths = jnp.asarray(recorded[name]["lengths"], jnp.float32)
             arms[f"as-long-as-{name}"] = (as_long, {"lengths": lengths})
     options = {"steps": steps, "tasks": settings.tasks, "watch": (), "parts": settings.parts}
     ran = {

@@ -8,13 +8,11 @@ import rich.table
 from jaxtyping import Float
 
 from symmetrax.studies import plane
-from symmetrax.studies.core._arms import TrainedArm
 from symmetrax.studies.core._console import Reporter, number, titled_table
 from symmetrax.studies.core._folder import RunFolder
-from symmetrax.studies.core._learned_runs import Ran, remembered
+from symmetrax.studies.core._runner import OWN, Run
+from symmetrax.studies.core._runs import Runs
 from symmetrax.studies.core._statistics import LEVEL, intervals, log_ratios, verdict
-from symmetrax.studies.core._streams import Streams
-from symmetrax.tasks._families import make_family
 
 FIGURE = "section 5.2, figure 7"
 BEFORE = "arXiv:2305.13404, learning to teleport"
@@ -164,7 +162,7 @@ def gains(study: str, losses: Losses) -> dict[str, dict[str, float]]:
     return {f"regression, {study}: {a} / {b}": found[a, b]._asdict() for a, b in pairs}
 
 
-def fresh_losses(ran: dict[str, Ran]) -> dict[str, dict[str, float]]:
+def fresh_losses(ran: dict[str, Runs]) -> dict[str, dict[str, float]]:
     """For each arm the median loss on data that it was not trained on, and its ratio to the same arm with its
     teleports switched off: elements keep the loss on the batch, and what do they do elsewhere?"""
     measured = {name: r.measured["fresh"] for name, r in ran.items() if "fresh" in r.measured}
@@ -182,25 +180,17 @@ def plane_gains(
 ) -> dict[str, dict[str, float]]:
     """The same on a family of the plane: an update with teleports, guarded or not, over one without."""
     names = ("vanilla", "teleport", "teleport-guarded")
-    full = plane.config(figure, seed=seed)
-    settings = dataclasses.replace(full, seeds=seeds, tasks=tasks, runs=runs, arms=names, far=False)
-    losses, _ = remembered(folder, f"plane-{figure}", lambda: (_on_the_plane(settings, folder, reporter), {}))
-    ratios = {name: log_ratios(losses[name].losses, losses["vanilla"].losses) for name in names[1:]}
+    study = plane.STUDIES[figure]
+    (family,) = study.made()
+    arms = [dataclasses.replace(plane.learned(name, family), saved=False) for name in names]
+    budget = dataclasses.replace(study.budget, runs=runs)
+    size: dict[str, Any] = {"seed": seed, "seeds": seeds, "tasks": tasks, "budget": budget}
+    small = dataclasses.replace(study, arms=arms, tests=None, **size)
+    played = Run(small, folder, reporter).play(family)
+    losses = played.losses(OWN, played.steps)
+    ratios = {name: log_ratios(losses[name], losses["vanilla"]) for name in names[1:]}
     found = intervals(ratios)
-    return {f"{settings.family}: {name} / vanilla": found[name]._asdict() for name in names[1:]}
-
-
-def _on_the_plane(settings: plane.Config, folder: RunFolder, reporter: Reporter) -> dict[str, Ran]:
-    plane_family, streams = make_family(settings.family), Streams.of(settings.seed, settings.seeds)
-    arms = [arm for arm in plane.ARMS if isinstance(arm, TrainedArm) and arm.name in settings.arms]
-    ran = {}
-    for arm in arms:
-        # A name of its own, since the four figures share this folder.
-        named = dataclasses.replace(arm, name=f"{settings.figure}-{arm.name}")
-        trained = plane.train(named, settings, plane_family, streams, folder, reporter)
-        found = plane.run_arm(arm, settings, plane_family, streams, {arm.name: trained}, {})
-        ran[arm.name] = Ran(found.losses, {}, {}, found.seconds)
-    return ran
+    return {f"{family.name}: {name} / vanilla": found[name]._asdict() for name in names[1:]}
 
 
 def epoch_table(title: str, arms: dict[str, Any], epochs: tuple[int, ...]) -> rich.table.Table:

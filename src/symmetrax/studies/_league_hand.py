@@ -1,6 +1,6 @@
 """Hand-made optimizers of the league: classical ones, and those that know, or guess, where an orbit is best.
 
-Each is `make(hyperparameters, task)` for a `TunedArm`; "rate" and "momentum" are what is tuned, whatever they
+Each is `make(hyperparameters, task)` for a `Tuned`; "rate" and "momentum" are what is tuned, whatever they
 mean to the optimizer.
 """
 
@@ -13,7 +13,8 @@ from jaxtyping import Array, Float
 
 from symmetrax.search._searches import AbstractSearch, GoldenSection, Oracle, SinusoidPeak
 from symmetrax.studies._orbit_arms import GUARD
-from symmetrax.studies.core._arms import TunedArm, adam, descent, search_evaluations, symmetry_of
+from symmetrax.studies.core._arm import Tuned
+from symmetrax.studies.core._hand_made import adam, descent, search_evaluations, symmetry_of
 from symmetrax.tasks._base import AbstractTask
 from symmetrax.teleportation._guard import Guard
 from symmetrax.teleportation._online import online_teleported
@@ -140,14 +141,14 @@ def _searching(search: AbstractSearch, losses: float = 0.0):
 
 
 ARMS = (
-    TunedArm("gd", descent, momenta=(0.0,)),
-    TunedArm("momentum", descent),
-    TunedArm("adam", adam),
-    TunedArm("polyak", polyak, MULTIPLES, (0.0,)),
-    TunedArm("newton", newton, (1.0,), (0.0,), extra=lambda task: 4),
-    TunedArm("lbfgs", lbfgs, (1.0,), (0.0,)),
-    TunedArm("online", online, momenta=(1e-2, 1e-1, 1.0, 10.0, 100.0), extra=lambda task: GUARD),
-    TunedArm("crest-polyak", crest_polyak, MULTIPLES, (0.4, 1.0, 3.0), _searching(SinusoidPeak(), GUARD)),
-    TunedArm("oracle-gd", oracle_descent, momenta=(0.0,), extra=_searching(_ORACLE)),
-    TunedArm("oracle-polyak", oracle_polyak, MULTIPLES, (0.0,), extra=_searching(_ORACLE)),
+    Tuned("gd", descent, momenta=(0.0,)),
+    Tuned("momentum", descent),
+    Tuned("adam", adam),
+    Tuned("polyak", polyak, MULTIPLES, (0.0,)),
+    Tuned("newton", newton, (1.0,), (0.0,), extra=lambda task: 4),
+    Tuned("lbfgs", lbfgs, (1.0,), (0.0,)),
+    Tuned("online", online, momenta=(1e-2, 1e-1, 1.0, 10.0, 100.0), extra=lambda task: GUARD),
+    Tuned("crest-polyak", crest_polyak, MULTIPLES, (0.4, 1.0, 3.0), _searching(SinusoidPeak(), GUARD)),
+    Tuned("oracle-gd", oracle_descent, momenta=(0.0,), extra=_searching(_ORACLE)),
+    Tuned("oracle-polyak", oracle_polyak, MULTIPLES, (0.0,), extra=_searching(_ORACLE)),
 )

@@ -25,10 +25,10 @@ def targets(results: dict[str, Any], settings: Any) -> list[dict[str, Any]]:
     `met` says that the log ratio to vanilla and its interval end below -0.1, that no run diverged, and that
     from far starts it is not worse. `solved` are the shares of runs that vanilla and the arm have solved by
     then: where both have, final losses are a tie. The arm is the chosen one. On ellipses a crest is the best
-    angle in closed form (`told`), so that there the one that has to learn its angle has rows too.
+    angle in closed form (`in_closed_form`), so that there the one that has to learn its angle has rows too.
     """
     rows = []
-    for family, name, told in _judged(results):
+    for family, name, in_closed_form in _judged(results):
         for horizon in settings.chosen_at:
             arms = results["groups"][f"{family}-{horizon}"]["arms"]
             versus = arms[name]["versus"][VANILLA]
@@ -42,7 +42,7 @@ def targets(results: dict[str, Any], settings: Any) -> list[dict[str, Any]]:
                     "family": family,
                     "horizon": horizon,
                     "arm": name,
-                    "told": told,
+                    "in_closed_form": in_closed_form,
                     "versus": versus,
                     "far": far,
                     "diverged": arms[name]["diverged"],
@@ -58,9 +58,9 @@ def _judged(results: dict[str, Any]) -> Iterator[tuple[str, str, bool]]:
     """Families, arms, and whether the arm is told the best angle there."""
     for family, chosen in results["chosen"].items():
         name = chosen["arm"]
-        told = family.startswith("ellipse") and name.startswith("crest")
-        yield family, name, told
-        if told and LEARNS_ITS_ANGLE in chosen["of"]:
+        in_closed_form = family.startswith("ellipse") and name.startswith("crest")
+        yield family, name, in_closed_form
+        if in_closed_form and LEARNS_ITS_ANGLE in chosen["of"]:
             yield family, LEARNS_ITS_ANGLE, False
 
 
@@ -78,7 +78,7 @@ def target_table(rows: list[dict[str, Any]]) -> rich.table.Table:
         table.add_row(
             row["family"],
             str(row["horizon"]),
-            row["arm"] + (" (told)" if row["told"] else ""),
+            row["arm"] + (" (closed form)" if row["in_closed_form"] else ""),
             ratio_text(row["versus"]),
             "" if row["far"] is None else ratio_text(row["far"]),
             str(row["diverged"]),

@@ -133,12 +133,12 @@ def make_starts(family: AbstractTaskFamily, keys: Key[Array, " lanes"]) -> Start
     return jax.vmap(one)(keys)
 
 
-class Ran(NamedTuple):
+class Runs(NamedTuple):
     """What an arm did in all runs: `loss` from the start on, and at every step the coordinates of its
     teleport, the point that led to (on vectors), its change of the distance to the minimum, relative to that
     distance (zero where the minimum is unknown), and whether it was refused. `seconds` are those of all runs.
 
-    >>> Ran._fields
+    >>> Runs._fields
     ('loss', 'algebra', 'there', 'farther', 'outcome', 'seconds')
     """
 
@@ -159,7 +159,7 @@ def follow(
     *,
     size: Any = 0.0,
     timed: bool = False,
-) -> Ran:
+) -> Runs:
     """Run an arm from all starts; hyperparameters and `size` are numbers or have lanes (and steps) as axes.
 
     >>> import symmetrax as sx
@@ -181,7 +181,7 @@ def follow(
         jax.block_until_ready(_follow(*arguments))
         seconds = time.perf_counter() - began
     loss, algebra, there, farther, outcome = map(np.asarray, found)
-    return Ran(loss, algebra, there, farther, outcome, seconds)
+    return Runs(loss, algebra, there, farther, outcome, seconds)
 
 
 def tuned(

@@ -17,10 +17,11 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from symmetrax.learned._orbit import OrbitLSTM
 from symmetrax.learned._update_rule import UpdateRule
+from symmetrax.studies.core._arm import Build, Learned
 from symmetrax.studies.core._console import Reporter
 from symmetrax.studies.core._folder import RunFolder
-from symmetrax.studies.core._learned_arms import Budget, Build, LearnedArm, Trained, train
-from symmetrax.studies.core._learned_runs import Ran, run_many
+from symmetrax.studies.core._meta_training import Budget, Trained, train
+from symmetrax.studies.core._runs import Runs, run_many
 from symmetrax.studies.core._statistics import DIVERGED, FLOOR
 from symmetrax.studies.core._streams import Streams
 from symmetrax.tasks._base import AbstractTaskFamily
@@ -118,7 +119,7 @@ def orbit_arm(
     *,
     size: int = 2,
     coordinates: int = 1,
-) -> LearnedArm:
+) -> Learned:
     """The arm of a variant, or without teleports (None), with as many algebra coordinates to look along.
 
     >>> from symmetrax.tasks._families import make_family
@@ -139,7 +140,7 @@ def orbit_arm(
         width=training.width,
     )
     rule = how(variant, training.steps) if variant else UpdateRule(schedule=())
-    return LearnedArm(name, make, rule, _outer(training.rate, training.updates), family)
+    return Learned(name, make, rule, _outer(training.rate, training.updates), family)
 
 
 def how(variant: Variant, steps: int) -> UpdateRule:
@@ -174,7 +175,7 @@ def _outer(rate: float, updates: int) -> optax.GradientTransformation:
 
 
 def trained_arm(
-    arm: LearnedArm,
+    arm: Learned,
     training: Training,
     streams: Streams,
     folder: RunFolder,
@@ -187,7 +188,7 @@ def trained_arm(
 
 
 def run_used(
-    arm: LearnedArm,
+    arm: Learned,
     networks: PyTree,
     keys: Key[Array, " seeds"],
     *,
@@ -195,14 +196,14 @@ def run_used(
     tasks: int,
     family: AbstractTaskFamily | None = None,
     **options: Any,
-) -> Ran:
+) -> Runs:
     """Run an arm's networks on unseen tasks, of its family or another; `options` are those of `run_many`."""
     rule = as_used(arm.rule, steps)
     options = {"watch": WATCHED, "parts": 2, **options}
     return run_many(rule, networks, family or arm.family, keys, steps=steps, tasks=tasks, **options)
 
 
-def gradients_per_step(arm: LearnedArm) -> float:
+def gradients_per_step(arm: Learned) -> float:
     """What a step costs in gradients of the loss.
 
     One, and two nested Jacobian-vector products of the gradient count as four, for each coordinate that the

@@ -188,8 +188,8 @@ def newtons(tracks: Tracks) -> dict[str, Any]:
     good = unsolved(tracks)
     pairs = {"learned": tracks["update"], "gradient": -tracks["gradient"]}
     found = {name: np.where(good, cosine(x, tracks["newton"]), np.nan) for name, x in pairs.items()}
-    told = {name: over_seeds(by_seed(np.nanmean, x)) for name, x in found.items()}
-    return {**told, "more": over_seeds(by_seed(np.nanmean, found["learned"] - found["gradient"]))}
+    recorded = {name: over_seeds(by_seed(np.nanmean, x)) for name, x in found.items()}
+    return {**recorded, "more": over_seeds(by_seed(np.nanmean, found["learned"] - found["gradient"]))}
 
 
 def agreement(tracks: Tracks, share: float = FLOOR) -> dict[str, Any] | None:

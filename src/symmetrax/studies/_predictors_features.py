@@ -11,8 +11,8 @@ from jaxtyping import Array, Float, Key
 from symmetrax._tree import safe_norm
 from symmetrax.search._orbit import Orbit
 from symmetrax.search._searches import SinusoidPeak
-from symmetrax.studies.core._arms import descent
-from symmetrax.studies.core._learned_runs import run_many
+from symmetrax.studies.core._hand_made import descent
+from symmetrax.studies.core._runs import run_many
 from symmetrax.symmetry._maps import Triangular
 from symmetrax.tasks._base import AbstractTaskFamily
 from symmetrax.teleportation._guard import Guard

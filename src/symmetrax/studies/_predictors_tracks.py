@@ -58,21 +58,21 @@ def _follow(rule, networks, family, keys, steps, tasks):
         network, key = eqx.combine(inputs[0], static), inputs[1]
         trace = unroll_many(rule, network, family, key, steps, tasks, watch=watch, points=True)
         drawn = draw_many(family, tasks, key)
-        told = {name: values[1:] for name, values in trace.watched.items()}
+        recorded = {name: values[1:] for name, values in trace.watched.items()}
 
         def at_step(step):
-            point, told = step
+            point, recorded = step
 
             def one(drawn, point, update, algebra, outcome):
                 task = family.task(drawn)
                 return _looked(task, point, update, algebra, outcome, rule.order == "teleport-first")
 
             each = jax.vmap(one, in_axes=-1, out_axes=-1)
-            return each(drawn, point, told["previous"], told["algebra"], told["outcome"])
+            return each(drawn, point, recorded["previous"], recorded["algebra"], recorded["outcome"])
 
-        found = jax.lax.map(at_step, (trace.params[:-1], told))
-        found |= {"update": told["previous"], "algebra": told["algebra"][:, 0], "loss": trace.loss}
-        found |= {"gate": told["gate"], "outcome": told["outcome"]}
+        found = jax.lax.map(at_step, (trace.params[:-1], recorded))
+        found |= {"update": recorded["previous"], "algebra": recorded["algebra"][:, 0], "loss": trace.loss}
+        found |= {"gate": recorded["gate"], "outcome": recorded["outcome"]}
         return {name: jnp.moveaxis(values, (-1, 0), (0, 1)) for name, values in found.items()}
 
     return spread(of_seed, (arrays, keys))

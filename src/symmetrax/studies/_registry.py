@@ -2,6 +2,8 @@
 
 import dataclasses
 import importlib
+import runpy
+import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -152,37 +154,48 @@ def checked_seed(seed: int) -> int:
 def run_experiment(
     name: str, preset: str = "full", out: str | Path | None = None, seed: int = 0, *, quiet: bool = False
 ) -> Path:
-    """Run an experiment, or continue it, in its folder (by default `runs/NAME-PRESET-SEED`).
+    """Run a study, or continue it, in its folder (by default `runs/NAME-PRESET-SEED`).
 
-    A complete run is not repeated; its `report.html` is written again if it is missing. Raises ValueError
-    for unknown names, for a folder that holds anything but a run of these settings, and while another process
-    runs in it.
+    `name` is one of `EXPERIMENTS`, or the path of a Python file that defines a `Study` (see `study_of`). A
+    complete run is not repeated; its `report.html` is written again if it is missing. Raises ValueError for
+    unknown names, for a folder that holds anything but a run of these settings, and while another process runs
+    in it.
 
     >>> run_experiment("fig0")
     Traceback (most recent call last):
     ValueError: Unknown experiment 'fig0'; choose one of demo, digits, ... Did you mean 'fig7'?
     """
-    module = importlib.import_module(EXPERIMENTS[choose("experiment", name, EXPERIMENTS)].module)
+    own = name.partition(":")[0].endswith(".py")
+    module = None
+    if not own:
+        module = importlib.import_module(EXPERIMENTS[choose("experiment", name, EXPERIMENTS)].module)
     choose("preset", preset, PRESETS)
     checked_seed(seed)
     from symmetrax.studies.core._console import Reporter
     from symmetrax.studies.core._folder import RunFolder
-    from symmetrax.studies.core._report import (
-        write_report,  # here: what is missing is said before hours of work
-    )
-    from symmetrax.studies.core._run_files import REPORT
 
-    settings = module.config(name, preset, seed)
+    # Imported before the run: a library that is missing is reported now, not after hours of work.
+    from symmetrax.studies.core._report import write_report
+    from symmetrax.studies.core._run_files import REPORT
+    from symmetrax.studies.core._runner import run_study, show_study
+
+    if module is None or hasattr(module, "STUDIES"):
+        study = study_of(name) if module is None else module.STUDIES[name]
+        settings: Any = study.preset(preset, seed)
+        name, identity, run, show = study.name, settings.identity(), run_study, show_study
+    else:
+        settings = module.config(name, preset, seed)
+        identity, run, show = dataclasses.asdict(settings), module.run, module.show
     path = Path("runs", f"{name}-{preset}-{seed}") if out is None else Path(out)
     fresh = not path.exists()
-    folder = RunFolder(path, name, preset, dataclasses.asdict(settings))
+    folder = RunFolder(path, name, preset, identity)
     reporter = Reporter(quiet=quiet)
     results = folder.finished()
     if results is None:
         began = time.perf_counter()
         with folder.alone():
             try:
-                results = module.run(settings, folder, reporter)
+                results = run(settings, folder, reporter)
             except (ValueError, OSError):
                 if fresh:
                     folder.withdraw()
@@ -192,10 +205,10 @@ def run_experiment(
             folder.drop_checkpoints()
         reporter.note(f"done in {seconds:.0f} s")
         write_report(path)
-        module.show(settings, results, reporter)
+        show(settings, results, reporter)
     else:
         try:
-            module.show(settings, results, reporter)
+            show(settings, results, reporter)
         except (KeyError, IndexError, TypeError, AttributeError, ValueError, StopIteration) as error:
             raise ValueError(
                 f"{path}/results.json does not hold the results of this experiment ({error!r}): delete it, "
@@ -207,3 +220,30 @@ def run_experiment(
     reporter.note(f"results, plots and artifacts: {path}")
     reporter.note(f"to look at: {path / REPORT}")
     return path
+
+
+def study_of(place: str) -> Any:
+    """The `Study` that a Python file defines; with several, write FILE.py:NAME to choose one.
+
+    Raises ValueError if there is no such file, if it fails, or if it defines no study or several.
+
+    >>> study_of("no-such-file.py")
+    Traceback (most recent call last):
+    ValueError: no-such-file.py: there is no such file. Give the path of a file that defines a Study.
+    """
+    from symmetrax._theirs import blamed
+    from symmetrax.studies.core._study import Study
+
+    file, _, wanted = place.partition(":")
+    if not Path(file).is_file():
+        raise ValueError(f"{file}: there is no such file. Give the path of a file that defines a Study.")
+    sys.path.insert(0, str(Path(file).resolve().parent))  # so that it can import its neighbours
+    with blamed(file):
+        found = {name: x for name, x in runpy.run_path(file).items() if isinstance(x, Study)}
+    if wanted:
+        return found[choose(f"study of {file}", wanted, found)]
+    if len(found) == 1:
+        return next(iter(found.values()))
+    if not found:
+        raise ValueError(f"{file} defines no study: assign a symmetrax.studies.Study to a name in it.")
+    raise ValueError(f"{file} defines {', '.join(found)}: choose one, as in {file}:{next(iter(found))}.")

@@ -15,9 +15,9 @@ from symmetrax.learned._neurons import PerNeuronLSTM
 from symmetrax.learned._step import StepLSTM
 from symmetrax.learned._update_rule import UpdateRule
 from symmetrax.studies._classifiers import Adjusted, Size, clipped_adams, scheduled
-from symmetrax.studies.core._arms import RATES, adam, descent
-from symmetrax.studies.core._learned_arms import Build, BuildJoint, LearnedArm, switched_off
-from symmetrax.studies.core._learned_runs import run_many
+from symmetrax.studies.core._arm import Build, BuildJoint, Learned, switched_off
+from symmetrax.studies.core._hand_made import RATES, adam, descent
+from symmetrax.studies.core._runs import run_many
 from symmetrax.studies.core._streams import Streams
 from symmetrax.tasks._supervised import ImageFamily
 
@@ -66,7 +66,7 @@ TARGETS = (
 )
 
 
-def learned_arms(names: tuple[str, ...], size: Size, family: ImageFamily) -> list[LearnedArm]:
+def learned_arms(names: tuple[str, ...], size: Size, family: ImageFamily) -> list[Learned]:
     """What is trained. An arm without teleports has a per-neuron network too, which is never used and learns
     nothing, so that it shares programs with the arm that has them.
 
@@ -79,9 +79,9 @@ def learned_arms(names: tuple[str, ...], size: Size, family: ImageFamily) -> lis
         kind, options = STEPS[name]
         step = Build.of(kind, width=size.width, **options)
         build = BuildJoint((step, Build.of(PerNeuronLSTM, width=size.width)))
-        arms.append(LearnedArm(name, build, switched_off(teleports), outer, family))
+        arms.append(Learned(name, build, switched_off(teleports), outer, family))
         if name in TELEPORTING:
-            arms.append(LearnedArm(f"{name}-tele", build, teleports, outer, family))
+            arms.append(Learned(f"{name}-tele", build, teleports, outer, family))
     return arms
 
 

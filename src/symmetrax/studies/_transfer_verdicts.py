@@ -6,7 +6,7 @@ import numpy as np
 
 from symmetrax.studies._classification_verdicts import seen_ends
 from symmetrax.studies.core._console import number, ratio_text, titled_table
-from symmetrax.studies.core._learned_runs import Ran
+from symmetrax.studies.core._runs import Runs
 from symmetrax.studies.core._statistics import Interval, intervals, log_ratios, verdict
 
 OURS = "what this library adds"
@@ -50,7 +50,7 @@ QUESTIONS = {
 }
 
 
-def pooled(rans: dict[Any, dict[str, Ran]]) -> dict[str, dict[str, Any]]:
+def pooled(rans: dict[Any, dict[str, Runs]]) -> dict[str, dict[str, Any]]:
     """Every comparison of `ASKED`, over the networks of each kind, which count alike.
 
     The number of a meta-seed is the median over networks of the median log ratio over its runs there.

@@ -21,9 +21,9 @@ from symmetrax.objectives._base import GradientNorm, Objective, negate
 from symmetrax.objectives._landscape import NegativeParameterNorm
 from symmetrax.search._closed_form import ClosedForm
 from symmetrax.studies import plots_training
-from symmetrax.studies.core._arms import timed
 from symmetrax.studies.core._console import Reporter, number, titled_table, verdict_table
 from symmetrax.studies.core._folder import RunFolder
+from symmetrax.studies.core._runs import timed
 from symmetrax.studies.core._statistics import Interval, intervals, summary
 from symmetrax.studies.core._streams import Streams
 from symmetrax.tasks._data import Images, digits

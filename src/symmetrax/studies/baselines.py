@@ -26,10 +26,10 @@ from symmetrax.metatrain._imitation import Imitation
 from symmetrax.metatrain._loop import Progress, meta_train
 from symmetrax.rollout._unroll import unroll_many
 from symmetrax.studies import plots
-from symmetrax.studies.core._arms import MOMENTA, RATES, adam, descent
+from symmetrax.studies.core._arm import Build
 from symmetrax.studies.core._console import Reporter, arms_table, verdict_table
 from symmetrax.studies.core._folder import RunFolder
-from symmetrax.studies.core._learned_arms import Build
+from symmetrax.studies.core._hand_made import MOMENTA, RATES, adam, descent
 from symmetrax.studies.core._statistics import Interval, compare, verdict
 from symmetrax.studies.core._streams import Streams
 from symmetrax.tasks._base import AbstractTaskFamily

@@ -32,7 +32,7 @@ from symmetrax.studies._classification_verdicts import answers, describe, judge
 from symmetrax.studies._classifiers import CONTROLS, Size
 from symmetrax.studies.core._console import Reporter, arms_table, number, titled_table, verdict_table
 from symmetrax.studies.core._folder import RunFolder, as_json
-from symmetrax.studies.core._learned_runs import Ran
+from symmetrax.studies.core._runs import Runs
 from symmetrax.tasks._data import FOLDER
 
 #: Controls that take no training and no compilation of their own.
@@ -69,9 +69,9 @@ def run(settings: Config, folder: RunFolder, reporter: Reporter) -> dict[str, An
     """Train, tune, run all arms of all groups; an arm that is done is kept with the checkpoints."""
     groups, verdicts, words = {}, [], {}
     for group in settings.groups:
-        rans, told = run_group(settings, group, folder, reporter)
+        rans, recorded = run_group(settings, group, folder, reporter)
         folder.arrays(f"{group.name}-runs", _arrays(rans))
-        found = groups[group.name] = describe(rans, told)
+        found = groups[group.name] = describe(rans, recorded)
         # As it is read from the file, where infinities are strings.
         found = json.loads(as_json(found))
         rows = judge(group.name, found)
@@ -84,15 +84,15 @@ def run(settings: Config, folder: RunFolder, reporter: Reporter) -> dict[str, An
     return {"groups": groups, "verdicts": verdicts, "answers": words, "notes": notes}
 
 
-def _arrays(rans: dict[str, Ran]) -> dict[str, np.ndarray]:
+def _arrays(rans: dict[str, Runs]) -> dict[str, np.ndarray]:
     """What is kept of all runs: losses, ends, and for teleports defects and refusals."""
     arrays = {}
     for name, ran in rans.items():
         arrays[f"{name}.loss"] = ran.losses.astype(np.float32)
         arrays |= {f"{name}.{end}": values.astype(np.float32) for end, values in ran.measured.items()}
-        for told in ("step_size", "momentum", "loss_change", "outcome"):
-            if told in ran.told and np.any(ran.told[told] > 0):
-                arrays[f"{name}.{told}"] = ran.told[told].astype(np.float32)
+        for recorded in ("step_size", "momentum", "loss_change", "outcome"):
+            if recorded in ran.recorded and np.any(ran.recorded[recorded] > 0):
+                arrays[f"{name}.{recorded}"] = ran.recorded[recorded].astype(np.float32)
     return arrays
 
 
@@ -169,13 +169,16 @@ def _accuracy_table(name: str, arms: dict[str, Any]) -> rich.table.Table:
     for arm, entry in arms.items():
         low, high = (number(x) for x in entry["test_accuracy_interval"])
         over = entry.get("accuracy_over_adam")
-        told = entry.get("told", {})
+        recorded = entry.get("recorded", {})
         loss_change = entry.get("loss_change_max")
         table.add_row(
             arm,
             f"{entry['test_accuracy']:.1%} ({low:.1%} to {high:.1%})",
             "" if over is None else "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * number(x) for x in over)),
-            *(f"{np.median(told[key]):.2g}" if key in told else "" for key in ("step_size", "momentum")),
+            *(
+                f"{np.median(recorded[key]):.2g}" if key in recorded else ""
+                for key in ("step_size", "momentum")
+            ),
             "" if loss_change is None else f"{number(loss_change):.1e}",
             str(entry.get("trajectories", "")),
         )

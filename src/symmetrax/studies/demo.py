@@ -11,9 +11,9 @@ import numpy as np
 from symmetrax.learned._artifact import load
 from symmetrax.studies import digits, plane_league, plots
 from symmetrax.studies._orbit_arms import Training, as_used, orbit_arm
-from symmetrax.studies.core._arms import evaluate
 from symmetrax.studies.core._console import Reporter, arms_table, number, titled_table
 from symmetrax.studies.core._folder import RunFolder
+from symmetrax.studies.core._runs import evaluate
 from symmetrax.studies.core._streams import Streams
 from symmetrax.studies.core._trajectories import TASKS, trajectories
 from symmetrax.tasks._families import make_family

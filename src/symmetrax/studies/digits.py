@@ -22,17 +22,19 @@ from symmetrax.metatrain._estimators import TruncatedBPTT
 from symmetrax.metatrain._loop import MetaTrained, meta_train
 from symmetrax.rollout._unroll import advance_many, begin_many
 from symmetrax.studies import plots
-from symmetrax.studies.core._arms import TunedArm, adam, descent, timed, tune
+from symmetrax.studies.core._arm import Build, Tuned
 from symmetrax.studies.core._console import Reporter, arms_table, verdict_table
 from symmetrax.studies.core._folder import RunFolder
-from symmetrax.studies.core._learned_arms import Build
+from symmetrax.studies.core._hand_made import adam, descent
+from symmetrax.studies.core._runs import timed
 from symmetrax.studies.core._statistics import Interval, compare, verdict
 from symmetrax.studies.core._streams import Streams
+from symmetrax.studies.core._tuning import tune
 from symmetrax.tasks._families import make_family
 
 TUNED = (
-    TunedArm("gd", descent, momenta=(0.0,)),
-    TunedArm("adam", adam, momenta=(0.9,)),
+    Tuned("gd", descent, momenta=(0.0,)),
+    Tuned("adam", adam, momenta=(0.9,)),
 )
 
 
@@ -81,9 +83,8 @@ def run(settings: Config, folder: RunFolder, reporter: Reporter) -> dict[str, An
     seconds = dict.fromkeys(losses, 0.0)
     best = {}
     for shape in family.shapes:
-        tuned = tune(
-            list(TUNED), family, streams.tune, steps=settings.steps, tasks=settings.tuning_tasks, shape=shape
-        )
+        tuning = {"horizons": (settings.steps,), "tasks": settings.tuning_tasks, "shape": shape}
+        tuned = tune(TUNED, family, streams.tune, **tuning)[settings.steps]
         best[str(shape)] = tuned
         uses = {arm.name: (arm.make, _repeat(tuned[arm.name], settings.seeds)) for arm in TUNED}
         uses["learned"] = (UpdateRule(), trained.networks)

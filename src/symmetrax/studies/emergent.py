@@ -24,7 +24,7 @@ from symmetrax.studies._predictors_statistics import judged
 from symmetrax.studies._predictors_tracks import follow_many
 from symmetrax.studies.core._console import Reporter, mean_text, titled_table, verdict_table
 from symmetrax.studies.core._folder import RunFolder
-from symmetrax.studies.core._learned_runs import Ran, remembered
+from symmetrax.studies.core._runs import Runs, resumable
 from symmetrax.studies.core._statistics import compare
 from symmetrax.studies.core._streams import Streams
 from symmetrax.tasks._families import make_family
@@ -88,9 +88,9 @@ def run(settings: Config, folder: RunFolder, reporter: Reporter) -> dict[str, An
     streams = Streams.of(settings.seed, settings.seeds)
     results: dict[str, Any] = {"groups": {}, "behaviour": {}, "verdicts": []}
     for study in settings.studies:
-        losses, told, facts = {}, {}, {}
+        losses, recorded, facts = {}, {}, {}
         for label in study.arms:
-            ran, card = remembered(
+            ran, card = resumable(
                 folder,
                 f"{study.family}-{label}",
                 lambda study=study, label=label: _part(
@@ -98,11 +98,11 @@ def run(settings: Config, folder: RunFolder, reporter: Reporter) -> dict[str, An
                 ),
             )
             losses[label] = ran[label].losses
-            told[label], facts[label] = card["told"], card["facts"]
-            results["verdicts"] += judge(study.family, label, told[label])
+            recorded[label], facts[label] = card["recorded"], card["facts"]
+            results["verdicts"] += judge(study.family, label, recorded[label])
         group = compare(losses, (VANILLA,), settings.seeds * settings.tasks)
         results["groups"][study.family] = {"arms": {arm: {**group[arm], **facts[arm]} for arm in losses}}
-        results["behaviour"][study.family] = told
+        results["behaviour"][study.family] = recorded
         folder.arrays(f"losses-{study.family}", {name: x.astype(np.float32) for name, x in losses.items()})
     plots_predictors.behaviour(folder.path / "behaviour.png", results["behaviour"], LAGS)
     return results
@@ -121,17 +121,17 @@ def _part(family: str, label: str, settings: Config, streams: Streams, folder: R
         steps=steps,
         tasks=settings.tasks,
     )
-    return {label: Ran(tracks["loss"], {}, {}, 0.0)}, {
-        "told": describe(tracks, trained.networks.rates),
+    return {label: Runs(tracks["loss"], {}, {}, 0.0)}, {
+        "recorded": describe(tracks, trained.networks.rates),
         "facts": trained.facts,
     }
 
 
-def judge(family: str, arm: str, told: dict[str, Any]) -> list[dict[str, Any]]:
+def judge(family: str, arm: str, behaviour: dict[str, Any]) -> list[dict[str, Any]]:
     """Whether the arm keeps momentum, clips, opens its gate where the orbit has headroom, comes nearer to
     Newton's direction than the gradient, and turns the oracle's way."""
     where = f"({arm}, {family})"
-    lags, bend, newton = told["lags"], told["saturation"]["r_bend"], told["newton"]
+    lags, bend, newton = behaviour["lags"], behaviour["saturation"]["r_bend"], behaviour["newton"]
     past = lags["past"]
     rows = [
         judged(
@@ -146,8 +146,9 @@ def judge(family: str, arm: str, told: dict[str, Any]) -> list[dict[str, Any]]:
             SOURCE,
             bend,
             f"the log-log slope of r against the gradient norm is {mean_text(bend, '+.2f')} more above the "
-            f"median norm than below; that of the step is {mean_text(told['saturation']['small'])} below it, "
-            f"{mean_text(told['saturation']['large'])} above it",
+            "median norm than below; that of the step is "
+            f"{mean_text(behaviour['saturation']['small'])} below it, "
+            f"{mean_text(behaviour['saturation']['large'])} above it",
             negative=True,
         ),
         judged(
@@ -158,18 +159,18 @@ def judge(family: str, arm: str, told: dict[str, Any]) -> list[dict[str, Any]]:
             f"{mean_text(newton['more'], '+.3f')} more",
         ),
     ]
-    if told["gate"] is not None and told["gate"]["headroom"] is not None:
-        entry = told["gate"]["headroom"]["at equal step"]
+    if behaviour["gate"] is not None and behaviour["gate"]["headroom"] is not None:
+        entry = behaviour["gate"]["headroom"]["at equal step"]
         rows.append(
             judged(
                 f"the gate opens where the orbit has headroom {where}",
                 "not in the papers: a check",
                 entry,
                 f"rank correlation at equal step {mean_text(entry, '+.2f')}; open in "
-                f"{mean_text(told['gate']['open'])} of steps",
+                f"{mean_text(behaviour['gate']['open'])} of steps",
             )
         )
-    sign = told["sign"]
+    sign = behaviour["sign"]
     if sign is not None:
         rows.append(
             judged(
@@ -218,11 +219,11 @@ def show(settings: Config, results: dict[str, Any], reporter: Reporter) -> None:
         title = f"{family}: what trained optimizers do, mean over {settings.seeds} seeds (95 %)"
         table = titled_table(title, "", arms)
         for words, path in ROWS.items():
-            cells = [_at(told, path) for told in arms.values()]
+            cells = [_at(found, path) for found in arms.values()]
             if any(cells):
                 table.add_row(words, *cells)
         medians = [
-            [f"{np.median(np.array(s, float)):.2f}" for s in told["schedule"]] for told in arms.values()
+            [f"{np.median(np.array(s, float)):.2f}" for s in found["schedule"]] for found in arms.values()
         ]
         table.add_row("r at steps 1, 2, 3, 5, 10", *(" ".join(m[i] for i in _few(len(m))) for m in medians))
         reporter.print(table)
@@ -233,9 +234,9 @@ def _few(steps: int) -> list[int]:
     return [t for t in (0, 1, 2, 4, 9) if t < steps]
 
 
-def _at(told: Any, path: tuple) -> str:
+def _at(found: Any, path: tuple) -> str:
     for key in path:
-        if told is None:
+        if found is None:
             return ""
-        told = told[key]
-    return mean_text(told)
+        found = found[key]
+    return mean_text(found)

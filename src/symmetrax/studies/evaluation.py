@@ -14,20 +14,19 @@ from symmetrax.learned._base import AbstractLearnedOptimizer
 from symmetrax.learned._update_rule import UpdateRule
 from symmetrax.rollout._environment import Environment
 from symmetrax.studies._registry import checked_seed
-from symmetrax.studies.core._arms import TunedArm, adam, evaluate, tune
+from symmetrax.studies.core._arm import Tuned
+from symmetrax.studies.core._artifacts import options_of, teleports_at
 from symmetrax.studies.core._console import Reporter, arms_table
-from symmetrax.studies.core._learned_runs import due
+from symmetrax.studies.core._hand_made import adam
+from symmetrax.studies.core._runs import due, evaluate
 from symmetrax.studies.core._statistics import compare, log_ratios, over_tasks
 from symmetrax.studies.core._streams import Streams
+from symmetrax.studies.core._tuning import tune
 from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
 from symmetrax.tasks._families import make_family
-from symmetrax.teleportation._guard import Guard
 
 #: The most tasks, each with a memory of its own, and the most steps of all together, whose losses are kept.
 MOST_TASKS, MOST_STEPS = 10**5, 10**7
-
-#: The numbers of a guard.
-BOUNDS = ("jump", "tolerance", "floor", "relative")
 
 
 def evaluate_artifact(
@@ -87,8 +86,9 @@ def _run(
     seconds = dict.fromkeys(losses, 0.0)
     rejected = []
     for shape, rule in rules.items():
-        arm = TunedArm("adam", adam)
-        tuned = tune([arm], family, streams.tune, steps=steps, tasks=min(tasks, 200), shape=shape)["adam"]
+        arm = Tuned("adam", adam)
+        tuning = {"horizons": (steps,), "tasks": min(tasks, 200), "shape": shape}
+        tuned = tune([arm], family, streams.tune, **tuning)[steps]["adam"]
         same = {name: jnp.full(1, value) for name, value in tuned.items()}
         on = due(rule, steps)
         watch = ("outcome",) if len(on) and rule.guard is not None else ()
@@ -138,55 +138,6 @@ def _rule(
     algebra = jax.eval_shape(emitted, jax.random.key(0))
     if algebra is None or task.symmetry() is None:
         return UpdateRule(schedule=())
-    teleports = _teleports(training.get("schedule"), steps)
+    teleports = teleports_at(training.get("schedule"), steps)
     use, guarded = training.get("use", {}), training.get("guarded", True)
-    return UpdateRule(jnp.asarray(teleports), **_options(use, guarded))
-
-
-def _teleports(schedule: Any, steps: int) -> np.ndarray:
-    """Which steps teleport by the schedule of a card: all, those in a list, or as its booleans say."""
-    teleports = np.zeros(steps, bool)
-    if schedule is None:
-        teleports[:] = True
-    elif isinstance(schedule, list) and all(type(due) is bool for due in schedule):
-        teleports[: len(schedule)] = schedule[:steps]
-    elif isinstance(schedule, list) and all(type(step) is int and step >= 0 for step in schedule):
-        teleports[[step for step in schedule if step < steps]] = True
-    else:
-        raise ValueError(
-            "The card of this artifact cannot be followed: the schedule of its training is a list of steps, "
-            f"counted from 0, or of booleans; got {schedule!r:.200}."
-        )
-    return teleports
-
-
-def usage(rule: UpdateRule) -> dict[str, Any]:
-    """How a rule uses a network, but for its schedule, as JSON values for the card of an artifact.
-
-    >>> usage(UpdateRule(guard=Guard(jump=jnp.inf, relative=0.5), order="teleport-first"))["guard"]["jump"]
-    'inf'
-    """
-    guard = rule.guard
-    given = {} if guard is None else {name: getattr(guard, name) for name in BOUNDS}
-    bounds = {name: str(float(bound)) for name, bound in given.items() if bound is not None}
-    return {
-        "order": rule.order,
-        "transport": rule.transport,
-        "guard": None if guard is None else {**bounds, "shorten": guard.shorten},
-    }
-
-
-def _options(use: Any, guarded: Any) -> dict[str, Any]:
-    """The options of an `UpdateRule` that a card asks for; `guarded` is for cards without a guard."""
-    try:
-        told = use.get("guard", {} if guarded else None)
-        guard = None
-        if told is not None:
-            bounds = {name: float(value) for name, value in told.items() if name != "shorten"}
-            guard = Guard(**bounds, shorten=bool(told.get("shorten", False)))
-        options = {name: use[name] for name in ("order", "transport") if name in use}
-        return {"guard": guard, "gate": "hard", **options}
-    except (TypeError, ValueError, AttributeError) as error:
-        raise ValueError(
-            f"The card of this artifact cannot be followed: its training says `use`: {use!r:.200} ({error})."
-        ) from error
+    return UpdateRule(jnp.asarray(teleports), **options_of(use, guarded))

@@ -27,21 +27,24 @@ from symmetrax.studies._fig7_verdicts import (
     verdicts,
 )
 from symmetrax.studies._registry import choose
+from symmetrax.studies.core._arm import Control, Learned
+from symmetrax.studies.core._artifacts import usage
 from symmetrax.studies.core._console import Reporter, arms_table, verdict_table
 from symmetrax.studies.core._folder import RunFolder
-from symmetrax.studies.core._learned_arms import Budget, LearnedArm, Trained, run_arm, train
-from symmetrax.studies.core._learned_runs import (
-    TOLD,
-    Ran,
+from symmetrax.studies.core._meta_training import Budget, Trained, train
+from symmetrax.studies.core._runs import (
+    RECORDED,
+    Runs,
+    due,
     facts,
     learned_constant,
     learned_course,
     left_out,
-    remembered,
+    resumable,
+    run_many,
 )
 from symmetrax.studies.core._statistics import compare
 from symmetrax.studies.core._streams import Streams
-from symmetrax.studies.evaluation import usage
 from symmetrax.tasks._base import AbstractTask
 from symmetrax.tasks._regression import RegressionFamily, Start
 
@@ -63,7 +66,7 @@ REFERENCES = (
 )
 #: Arms of which the network of the first meta-seed is saved.
 SAVED = ("lr-tele-momentum", "coordinates-neurons")
-WATCH = (*TOLD, "previous")
+WATCH = (*RECORDED, "previous")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,11 +183,11 @@ def run(settings: Config, folder: RunFolder, reporter: Reporter) -> dict[str, An
     """
     results: dict[str, Any] = {"groups": {}, "verdicts": [], "answers": [], "gains": {}, "fresh": {}}
     for name in settings.studies:
-        ran, told = study(name, settings, folder, reporter)
+        ran, recorded = study(name, settings, folder, reporter)
         losses = {arm: r.losses for arm, r in ran.items()}
-        results["groups"] |= _groups(name, losses, told, settings)
+        results["groups"] |= _groups(name, losses, recorded, settings)
         rows = verdicts(
-            name, losses, settings.epochs, {arm: card.get("at_cap", 0) for arm, card in told.items()}
+            name, losses, settings.epochs, {arm: card.get("at_cap", 0) for arm, card in recorded.items()}
         )
         results["verdicts"] += [
             {key: row[key] for key in ("claim", "source", "outcome", "why")} for row in rows
@@ -216,27 +219,27 @@ def show(settings: Config, results: dict[str, Any], reporter: Reporter) -> None:
 
 def study(
     name: str, settings: Config, folder: RunFolder, reporter: Reporter
-) -> tuple[dict[str, Ran], dict[str, dict[str, Any]]]:
+) -> tuple[dict[str, Runs], dict[str, dict[str, Any]]]:
     """What all arms of one study did, by name, and what to tell of each."""
     streams = Streams.of(settings.seed, settings.seeds)
     law, networks = settings.studies[name].law, settings.studies[name].networks
-    ran: dict[str, Ran] = {}
-    told: dict[str, dict[str, Any]] = {}
+    ran: dict[str, Runs] = {}
+    recorded: dict[str, dict[str, Any]] = {}
     for which in settings.studies[name].arms:
         arm = learned_arm(which, law, networks, settings.steps)
-        found, card = remembered(
+        found, card = resumable(
             folder, f"{name}-{which}", lambda arm=arm: _part(name, arm, settings, streams, folder, reporter)
         )
         ran |= found
-        told |= card
+        recorded |= card
     plain = family(law, networks, "scaling")
-    hand, card = remembered(
-        folder, f"{name}-by-hand", lambda: _fig7_hand.part(plain, told, settings, streams, reporter)
+    hand, card = resumable(
+        folder, f"{name}-by-hand", lambda: _fig7_hand.part(plain, recorded, settings, streams, reporter)
     )
-    return {**hand, **ran}, {**card, **told}
+    return {**hand, **ran}, {**card, **recorded}
 
 
-def _part(name: str, arm: LearnedArm, settings: Config, streams: Streams, folder, reporter):
+def _part(name: str, arm: Learned, settings: Config, streams: Streams, folder, reporter):
     """Train one arm; run it and its controls; what to tell of each, with the constants that it learned."""
     named = dataclasses.replace(arm, name=f"{name}-{arm.name}")
     chosen = settings.studies[name]
@@ -252,7 +255,7 @@ def _part(name: str, arm: LearnedArm, settings: Config, streams: Streams, folder
     trained = train(named, budget, streams, folder, reporter)
     asked = [c for c in controls(arm) if c.name.removeprefix(f"{arm.name}-") in chosen.controls]
     reporter.note(f"run {named.name} and {len(asked)} controls on unseen trajectories")
-    ran, seen = run_arm(
+    ran, seen = _run_arm(
         arm,
         asked,
         trained.networks,
@@ -263,16 +266,33 @@ def _part(name: str, arm: LearnedArm, settings: Config, streams: Streams, folder
         watch=WATCH,
         measure=Fresh(family(chosen.law, chosen.networks, "scaling")),
     )
-    rules = {control.name: control.rule or arm.rule for control in asked} | {arm.name: arm.rule}
-    told = {which: facts(r, rules[which]) for which, r in ran.items()}
-    told[arm.name] |= {**trained.facts, "left_out": left_out(seen)}
+    rules = {control.name: control.rule(arm.rule) for control in asked} | {arm.name: arm.rule}
+    recorded = {which: facts(r, rules[which]) for which, r in ran.items()}
+    recorded[arm.name] |= {**trained.facts, "left_out": left_out(seen)}
     if np.all(np.sum(np.isfinite(seen.losses).all(axis=-1), axis=1) > 0):
-        told[arm.name]["lengths"] = learned_course(seen, "previous").tolist()
-        if np.all(seen.told["step_size"] != NOT_EMITTED):
-            told[arm.name]["learned_step_size"] = learned_constant(seen, "step_size").tolist()
+        recorded[arm.name]["lengths"] = learned_course(seen, "previous").tolist()
+        if np.all(seen.recorded["step_size"] != NOT_EMITTED):
+            recorded[arm.name]["learned_step_size"] = learned_constant(seen, "step_size").tolist()
     if arm.name in SAVED:
         _save(name, arm, trained, settings, folder)
-    return ran, told
+    return ran, recorded
+
+
+def _run_arm(arm: Learned, asked: list[Control], networks: PyTree, streams: Streams, **options: Any):
+    """Run an arm and its controls on the unseen tasks; and what the arm did on half as many of training."""
+    steps, tasks, parts = options["steps"], options.pop("tasks"), options.pop("parts")
+    half = max(parts // 2, 1)
+    stream = jax.random.split(jax.random.fold_in(streams.tune, 2), len(streams.test))
+    rule = arm.rule
+    if not len(due(rule, steps)):
+        rule = dataclasses.replace(rule, schedule=())
+    seen = run_many(rule, networks, arm.family, stream, tasks=tasks * half // parts, parts=half, **options)
+    options |= {"tasks": tasks, "parts": parts}
+    ran = {arm.name: run_many(rule, networks, arm.family, streams.test, **options)}
+    for control in asked:
+        changed = control.change(networks, lambda: seen)
+        ran[control.name] = run_many(control.rule(rule), changed, arm.family, streams.test, **options)
+    return ran, seen
 
 
 class Fresh(eqx.Module):
@@ -290,7 +310,7 @@ class Fresh(eqx.Module):
         return {"fresh": task.loss(params, self.family.draw(jax.random.key(0)))}
 
 
-def _save(name: str, arm: LearnedArm, trained: Trained, settings: Config, folder: RunFolder) -> None:
+def _save(name: str, arm: Learned, trained: Trained, settings: Config, folder: RunFolder) -> None:
     training = {
         "family": arm.family.name,
         "arm": arm.name,
@@ -304,7 +324,7 @@ def _save(name: str, arm: LearnedArm, trained: Trained, settings: Config, folder
     save(network, folder.path / "artifacts" / f"{name}-{arm.name}.safetensors", training=training)
 
 
-def _groups(name: str, losses: dict[str, np.ndarray], told, settings: Config) -> dict[str, Any]:
+def _groups(name: str, losses: dict[str, np.ndarray], recorded, settings: Config) -> dict[str, Any]:
     """All runs at the last epoch and at 29, and the published protocol: five trajectories."""
     few = min(settings.published_tasks, settings.tasks)
     cuts = {
@@ -319,17 +339,19 @@ def _groups(name: str, losses: dict[str, np.ndarray], told, settings: Config) ->
         for which, arm in arms.items():
             arm["gradient_evaluations"] = float(len(arm["loss_median"]) - 1)
             if group == name:
-                hidden = ("lengths", "told", "patient_losses")
-                arm |= {key: value for key, value in told[which].items() if key not in hidden}
-                costs = (told[which]["seconds"], told["gd"]["seconds"], settings.test_steps)
-                patient = told["gd"]["patient_losses"]
+                hidden = ("lengths", "recorded", "patient_losses")
+                arm |= {key: value for key, value in recorded[which].items() if key not in hidden}
+                costs = (recorded[which]["seconds"], recorded["gd"]["seconds"], settings.test_steps)
+                patient = recorded["gd"]["patient_losses"]
                 arm["gd_in_equal_seconds"] = _fig7_hand.in_equal_seconds(*costs, patient)
                 arm["epochs"] = {str(t): arm["loss_median"][t] for t in settings.epochs}
         groups[group] = {"arms": arms}
     return groups
 
 
-def _write_arrays(folder: RunFolder, name: str, ran: dict[str, Ran]) -> None:
+def _write_arrays(folder: RunFolder, name: str, ran: dict[str, Runs]) -> None:
     folder.arrays(f"losses-{name}", {arm: r.losses.astype(np.float32) for arm, r in ran.items()})
-    told = {f"{arm}.{key}": np.median(x, axis=(0, 1)) for arm, r in ran.items() for key, x in r.told.items()}
-    folder.arrays(f"told-{name}", told)
+    medians = {
+        f"{arm}.{key}": np.median(x, (0, 1)) for arm, r in ran.items() for key, x in r.recorded.items()
+    }
+    folder.arrays(f"recorded-{name}", medians)

@@ -8,6 +8,8 @@ their tasks.
 
 import dataclasses
 import functools
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,106 +19,79 @@ from symmetrax.learned._flat_gradient import FlatGradientLSTM
 from symmetrax.learned._update_rule import UpdateRule
 from symmetrax.studies import plots_fig7
 from symmetrax.studies._fig7_arms import Networks, learned_arm
-from symmetrax.studies.core._console import Reporter, arms_table, verdict_table
-from symmetrax.studies.core._folder import RunFolder
-from symmetrax.studies.core._learned_arms import (
-    Budget,
-    Build,
-    Control,
-    LearnedArm,
-    run_arm,
-    switched_off,
-    train,
-)
-from symmetrax.studies.core._learned_runs import Ran, facts, remembered
-from symmetrax.studies.core._statistics import Interval, compare, verdict
-from symmetrax.studies.core._streams import Streams
-from symmetrax.tasks._families import make_family
+from symmetrax.studies._fig7_arms import family as regression
+from symmetrax.studies._registry import EXPERIMENTS
+from symmetrax.studies.core._arm import Build, Control, Learned, switched_off
+from symmetrax.studies.core._meta_training import Budget
+from symmetrax.studies.core._study import Arm, Claim, Study
+from symmetrax.tasks._base import AbstractTaskFamily
 from symmetrax.teleportation._guard import Guard
 
-#: The family of the networks; the others are of the plane.
-REGRESSION = "regression-20"
 NEVER = "never"
+SOURCE = "asked by reviewers of arXiv:2504.15399"
 
 
 @dataclasses.dataclass(frozen=True)
-class Horizon:
-    """How long the tasks of a family are, and how much training they get.
+class Settings:
+    """The steps from one teleport to the next, the first at step 0; the networks and their outer rate.
 
-    >>> Horizon(steps=20, unroll=5, runs=500, chunk=100).steps
-    20
-    """
+    `regression` is the budget on the regression, that of `fig7`; on the plane it is the published one.
 
-    steps: int
-    unroll: int
-    runs: int
-    chunk: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """All settings of a run; `every` are the steps from one teleport to the next, the first at step 0.
-
-    On the plane as published: 500 runs of 20 steps, windows of 5, width 100, rate 4e-4. The regression is
-    that of `fig7` with networks of width 100. Unseen trajectories are as long as those of training.
-
-    >>> config("frequency", "quick").seeds
-    2
-    """
-
-    seed: int = 0
-    seeds: int = 6
-    tasks: int = 100
-    validation_tasks: int = 32
-    families: tuple[str, ...] = ("ellipse-random", "rosenbrock-random", REGRESSION)
-    every: tuple[int, ...] = (1, 5, 10)
-    plane: Horizon = Horizon(steps=20, unroll=5, runs=500, chunk=100)
-    plane_width: int = 100
-    plane_rate: float = 4e-4
-    regression: Horizon = Horizon(steps=100, unroll=10, runs=100, chunk=25)
-    networks: Networks = dataclasses.field(default_factory=lambda: Networks(width=100))
-
-    def horizon(self, family: str) -> Horizon:
-        """That of a family."""
-        return self.regression if family == REGRESSION else self.plane
-
-
-def config(name: str, preset: str = "full", seed: int = 0) -> Config:
-    """The settings under a preset: "full", or "quick" with few seeds, tasks and runs.
-
-    >>> config("frequency").every
+    >>> Settings().every
     (1, 5, 10)
     """
-    if preset == "full":
-        return Config(seed=seed)
-    return Config(
-        seed=seed,
-        seeds=2,
-        tasks=40,
-        validation_tasks=16,
-        plane=Horizon(steps=20, unroll=5, runs=100, chunk=50),
-        regression=Horizon(steps=30, unroll=10, runs=40, chunk=20),
-        networks=Networks(units=10, width=20),
-    )
+
+    every: tuple[int, ...] = (1, 5, 10)
+    plane_width: int = 100
+    plane_rate: float = 4e-4
+    regression: Budget = Budget(steps=100, unroll=10, runs=100, chunk=25, patience=3)  # noqa: RUF009 (frozen)
+    networks: Networks = Networks(width=100)  # noqa: RUF009 (frozen)
 
 
-def arm(family: str, every: int | None, settings: Config) -> LearnedArm:
-    """The optimizer that learns to teleport every so many steps, or never (None).
+def arms(study: Study, family: AbstractTaskFamily) -> list[Arm]:
+    """The optimizers that learn to teleport every so many steps, or never, and those switched off.
 
-    >>> arm("ellipse-random", 5, Config()).rule.schedule.sum().item()
+    >>> from symmetrax.tasks._families import make_family
+    >>> family = make_family("ellipse-random")
+    >>> [arm.name for arm in arms(STUDIES["frequency"], family)][:3]
+    ['never', 'every-1', 'every-1-off']
+    """
+    found: list[Arm] = [arm(NEVER, (), study, family)]
+    for every in study.settings.every:
+        name = f"every-{every}"
+        found.append(arm(name, range(0, steps_on(study, family), every), study, family))
+        found.append(Control(f"{name}-off", of=name, rule=switched_off))
+    return found
+
+
+def steps_on(study: Study, family: AbstractTaskFamily) -> int:
+    """The number of steps of training on a family.
+
+    >>> from symmetrax.tasks._families import make_family
+    >>> steps_on(STUDIES["frequency"], make_family("ellipse-random"))
+    20
+    """
+    return (study.budget if family.name in PLANE else study.settings.regression).steps
+
+
+def arm(name: str, times: Any, study: Study, family: AbstractTaskFamily) -> Learned:
+    """The optimizer that learns to teleport at these times.
+
+    >>> from symmetrax.tasks._families import make_family
+    >>> family = make_family("ellipse-random")
+    >>> arm("every-5", range(0, 20, 5), STUDIES["frequency"], family).rule.schedule.sum().item()
     4
     """
-    steps = settings.horizon(family).steps
-    times = range(0, steps, every) if every else ()
-    name = f"every-{every}" if every else NEVER
-    if family == REGRESSION:
+    settings, steps = study.settings, steps_on(study, family)
+    if family.name not in PLANE:
         found = learned_arm("lr-tele-momentum", "uniform", settings.networks, steps)
-        return dataclasses.replace(found, name=name, rule=UpdateRule.at(times, steps, guard=found.rule.guard))
+        rule = UpdateRule.at(times, steps, guard=found.rule.guard)
+        return dataclasses.replace(found, name=name, rule=rule, budget=settings.regression, saved=False)
     make = Build.of(FlatGradientLSTM, size=2, algebra=1, width=settings.plane_width)
-    # The bound on jumps is what the badly conditioned family needs; the other's teleports are of any length.
-    guard = Guard(jump=3.0 if family.startswith("rosenbrock") else np.inf, tolerance=1e-3)
+    # The badly conditioned family needs the bound on jumps; the other's teleports may be of any length.
+    guard = Guard(jump=3.0 if family.name.startswith("rosenbrock") else np.inf, tolerance=1e-3)
     rule = UpdateRule.at(times, steps, guard=guard)
-    return LearnedArm(name, make, rule, _outer(settings.plane_rate), make_family(family))
+    return Learned(name, make, rule, _outer(settings.plane_rate), family, saved=False)
 
 
 @functools.cache
@@ -125,83 +100,49 @@ def _outer(rate: float) -> optax.GradientTransformation:
     return optax.adam(rate)
 
 
-def run(settings: Config, folder: RunFolder, reporter: Reporter) -> dict[str, Any]:
-    """Train and run every schedule on every family; write arrays and plots; return groups and verdicts."""
-    streams = Streams.of(settings.seed, settings.seeds)
-    results: dict[str, Any] = {"groups": {}, "verdicts": []}
-    for family in settings.families:
-        losses, arms = _family(family, settings, streams, folder, reporter)
-        results["groups"][family] = {"arms": arms}
-        results["verdicts"] += verdicts(family, arms, settings)
-        folder.arrays(f"losses-{family}", {name: x.astype(np.float32) for name, x in losses.items()})
-    plots_fig7.frequencies(folder.path / "frequency.png", results["groups"], NEVER)
-    return results
-
-
-def show(settings: Config, results: dict[str, Any], reporter: Reporter) -> None:
-    """Print the tables of a run."""
-    for family, group in results["groups"].items():
-        runs = next(iter(group["arms"].values()))["runs"]
-        steps = settings.horizon(family).steps
-        title = f"{family}: loss after {steps} steps, all {runs:,} unseen runs"
-        reporter.print(arms_table(title, group["arms"], NEVER))
-    reporter.print(verdict_table(results["verdicts"]))
-
-
-def _family(family: str, settings: Config, streams: Streams, folder, reporter):
-    """The losses of all schedules on one family, and the arms of its group."""
-    ran: dict[str, Ran] = {}
-    told: dict[str, dict[str, Any]] = {}
-    for every in (None, *settings.every):
-        own = arm(family, every, settings)
-        found, card = remembered(
-            folder,
-            f"{family}-{own.name}",
-            lambda own=own: _part(family, own, settings, streams, folder, reporter),
-        )
-        ran |= found
-        told |= card
-    losses = {name: r.losses for name, r in ran.items()}
-    references = (NEVER, "every-1", *(name for name in losses if name.endswith("-off")))
-    arms = compare(losses, references, settings.seeds * settings.tasks)
-    return losses, {name: {**arms[name], **told[name]} for name in ran}
-
-
-def _part(family: str, own: LearnedArm, settings: Config, streams: Streams, folder, reporter):
-    """Train for one schedule; run it as trained, and with its teleports switched off."""
-    horizon = settings.horizon(family)
-    budget = Budget(
-        horizon.runs,
-        settings.seeds,
-        horizon.steps,
-        horizon.unroll,
-        chunk=horizon.chunk,
-        validation_tasks=settings.validation_tasks,
-        patience=3 if family == REGRESSION else 0,
-    )
-    named = dataclasses.replace(own, name=f"{family}-{own.name}")
-    trained = train(named, budget, streams, folder, reporter)
-    off = [Control(f"{own.name}-off", own.name, switched_off(own.rule))] if own.name != NEVER else []
-    ran, _ = run_arm(own, off, trained.networks, streams, steps=horizon.steps, tasks=settings.tasks)
-    told = {name: facts(r, own.rule if name == own.name else None) for name, r in ran.items()}
-    told[own.name] |= trained.facts
-    for card in told.values():
-        del card["told"]
-    return ran, told
-
-
-def verdicts(family: str, arms: dict[str, Any], settings: Config) -> list[dict[str, str]]:
-    """Whether each schedule beats none, itself without its teleports, and a teleport at every step."""
-    source = "asked by reviewers of arXiv:2504.15399"
-    rows = []
-    for every in settings.every:
+def claims(study: Study, family: str) -> Iterator[Claim]:
+    """Each schedule beats none, itself without its teleports, and a teleport at every step."""
+    for every in study.settings.every:
         name = f"every-{every}"
         steps = "at every step" if every == 1 else f"every {every} steps"
-        asked = {NEVER: f"a learned teleport {steps} beats none on {family}"}
-        asked[f"{name}-off"] = f"what learned to teleport {steps} needs it at test on {family}"
+        yield Claim(name, NEVER, f"a learned teleport {steps} beats none", SOURCE)
+        yield Claim(name, f"{name}-off", f"what learned to teleport {steps} needs it at test", SOURCE)
         if every > 1:
-            asked["every-1"] = f"a learned teleport every {every} steps beats one at every step on {family}"
-        for other, claim in asked.items():
-            if other in arms[name]["versus"]:
-                rows.append(verdict(claim, source, Interval(**arms[name]["versus"][other])))
-    return rows
+            text = f"a learned teleport every {every} steps beats one at every step"
+            yield Claim(name, "every-1", text, SOURCE)
+
+
+def draw(folder: Path, results: dict[str, Any]) -> None:
+    """Final losses against the number of teleports."""
+    plots_fig7.frequencies(folder / "frequency.png", results["groups"], NEVER)
+
+
+PLANE = ("ellipse-random", "rosenbrock-random")
+_SMALL = Networks(units=10, width=20)
+
+STUDIES = {
+    "frequency": Study(
+        name="frequency",
+        title=EXPERIMENTS["frequency"].title,
+        families=(*PLANE, regression("uniform", Settings().networks)),
+        arms=arms,
+        references=(NEVER, "every-1", "every-1-off", "every-5-off", "every-10-off"),
+        claims=claims,
+        budget=Budget(runs=500, steps=20, unroll=5, chunk=100, patience=0),
+        seeds=6,
+        tasks=100,
+        horizons=lambda study, family: (steps_on(study, family),),
+        figures=(draw,),
+        settings=Settings(),
+        quick={
+            "families": (*PLANE, regression("uniform", _SMALL)),
+            "seeds": 2,
+            "tasks": 40,
+            "budget": Budget(runs=100, steps=20, unroll=5, chunk=50, patience=0),
+            "settings": Settings(
+                regression=Budget(steps=30, unroll=10, runs=40, chunk=20, patience=3, validation_tasks=16),
+                networks=_SMALL,
+            ),
+        },
+    )
+}

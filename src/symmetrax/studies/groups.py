@@ -38,13 +38,14 @@ from symmetrax.studies._orbit_arms import (
     trained_arm,
     validation,
 )
-from symmetrax.studies.core._arms import MOMENTA, TunedArm, adam, descent, tune_at
+from symmetrax.studies.core._arm import Build, Learned, Tuned, switched_off
 from symmetrax.studies.core._console import Reporter, arms_table, number, titled_table, verdict_table
 from symmetrax.studies.core._folder import RunFolder
-from symmetrax.studies.core._learned_arms import Build, LearnedArm, switched_off
-from symmetrax.studies.core._learned_runs import Ran, facts, remembered, run_many
+from symmetrax.studies.core._hand_made import MOMENTA, adam, descent
+from symmetrax.studies.core._runs import Runs, facts, resumable, run_many
 from symmetrax.studies.core._statistics import Interval, compare, log_ratios, verdict
 from symmetrax.studies.core._streams import Streams
+from symmetrax.studies.core._tuning import tune
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
 from symmetrax.teleportation._probe import teleport_gain
@@ -55,7 +56,7 @@ SOURCE = "asked in a review of arXiv:2504.15399"
 WATCH = ("algebra", "gate", "outcome", "loss_change")
 
 #: What arms did at each horizon, and what to tell of them.
-Runs = dict[str, dict[int, Ran]]
+ByHorizon = dict[str, dict[int, Runs]]
 Cards = dict[str, dict[str, Any]]
 
 
@@ -118,7 +119,7 @@ def config(name: str, preset: str = "full", seed: int = 0) -> Config:
     )
 
 
-def arm(name: str, family: AbstractTaskFamily, training: Training) -> LearnedArm:
+def arm(name: str, family: AbstractTaskFamily, training: Training) -> Learned:
     """The arm called "vanilla" or like one of `VARIANTS`, as large as the tasks and the algebra are.
 
     Where the algebra has no coordinates vanilla sees nothing of the orbit. Raises ValueError for a learned
@@ -306,30 +307,30 @@ def _reachable(family: RotationFamily, key: Key[Array, ""], trials: int) -> floa
     return float(np.median(np.linalg.norm(np.asarray(matrices), 2, axis=(1, 2)) ** 2 * np.asarray(shares)))
 
 
-def _family(name: str, settings: Config, streams: Streams, folder, reporter) -> tuple[Runs, Cards]:
+def _family(name: str, settings: Config, streams: Streams, folder, reporter) -> tuple[ByHorizon, Cards]:
     """What all arms of a family did, and what to tell of it, by arm and horizon."""
     family = group_family(name)
-    ran: Runs = {}
-    told: Cards = {}
+    ran: ByHorizon = {}
+    recorded: Cards = {}
     names = (VANILLA, *settings.candidates) if dimensions(family)[1] else (VANILLA,)
     for own in names:
-        found, cards = remembered(
+        found, cards = resumable(
             folder,
             f"{name}-{own}",
             lambda own=own: _learned(own, family, settings, streams, folder, reporter),
         )
         ran |= {key: {steps: _until(r, steps) for steps in settings.horizons} for key, r in found.items()}
-        told |= cards
-    found, cards = remembered(folder, f"{name}-tuned", lambda: _tuned(family, settings, streams, reporter))
+        recorded |= cards
+    found, cards = resumable(folder, f"{name}-tuned", lambda: _tuned(family, settings, streams, reporter))
     for key in cards:
         ran[key] = {steps: _until(found[f"{key} {steps}"], steps) for steps in settings.horizons}
-    told |= cards
-    return ran, told
+    recorded |= cards
+    return ran, recorded
 
 
 def _learned(
     name: str, family: AbstractTaskFamily, settings: Config, streams: Streams, folder, reporter
-) -> tuple[dict[str, Ran], Cards]:
+) -> tuple[dict[str, Runs], Cards]:
     """Train an arm; run it on unseen tasks and on those of validation, and with its teleports switched off,
     or where there are none with random elements of the group."""
     own = arm(name, family, settings.trained(family.name))
@@ -356,7 +357,7 @@ def _learned(
         cards[key] = {}
         for steps in settings.horizons:
             card = facts(_until(r, steps), rule)
-            del card["told"]
+            del card["recorded"]
             card["gradient_evaluations"] = steps * (evaluations_needed - GUARD * key.endswith("-off"))
             cards[key][str(steps)] = card
     cards[name]["quality"] = quality(seen.losses, settings.horizons)
@@ -367,16 +368,16 @@ def _learned(
 
 def _tuned(
     family: AbstractTaskFamily, settings: Config, streams: Streams, reporter: Reporter
-) -> tuple[dict[str, Ran], Cards]:
+) -> tuple[dict[str, Runs], Cards]:
     """Gradient descent and Adam, tuned for each horizon; where there is no algebra also with random elements
     of the group. Runs are all of full length, so that horizons share programs."""
     reporter.note(f"{family.name}: tuning gradient descent and Adam")
     discrete = not dimensions(family)[1]
     ran, cards = {}, {}
     for name, make, momenta in (("gd", descent, (0.0,)), ("adam", adam, tuple(MOMENTA.tolist()))):
-        arm = TunedArm(name, make, momenta=momenta)
+        arm = Tuned(name, make, momenta=momenta)
         options = {"horizons": settings.horizons, "tasks": settings.tuning_tasks}
-        best = {h: found[name] for h, found in tune_at([arm], family, streams.tune, **options).items()}
+        best = {h: found[name] for h, found in tune([arm], family, streams.tune, **options).items()}
         uses: dict[str, MakeTransform] = {name: make}
         if discrete:
             uses[f"{name}-shuffled"] = Shuffled(make)
@@ -390,16 +391,16 @@ def _tuned(
                 r = run_many(use, hyper, family, streams.test, **options)
                 ran[f"{key} {steps}"] = r
                 card = facts(_until(r, steps)) | {"hyperparameters": chosen}
-                del card["told"]
+                del card["recorded"]
                 cards[key][str(steps)] = card
     return ran, cards
 
 
-def _until(ran: Ran, steps: int) -> Ran:
+def _until(ran: Runs, steps: int) -> Runs:
     """The first steps of runs."""
-    told = {name: values[..., :steps] for name, values in ran.told.items()}
+    recorded = {name: values[..., :steps] for name, values in ran.recorded.items()}
     seconds = ran.seconds * steps / ran.steps
-    return dataclasses.replace(ran, losses=ran.losses[..., : steps + 1], told=told, seconds=seconds)
+    return dataclasses.replace(ran, losses=ran.losses[..., : steps + 1], recorded=recorded, seconds=seconds)
 
 
 def choice(cards: Cards) -> str | None:

@@ -21,10 +21,10 @@ from symmetrax.studies._orbit_arms import (
     orbit_arm,
     trained_arm,
 )
+from symmetrax.studies.core._arm import Learned
 from symmetrax.studies.core._console import Reporter, ratio_text, titled_table, verdict_table
 from symmetrax.studies.core._folder import RunFolder
-from symmetrax.studies.core._learned_arms import LearnedArm
-from symmetrax.studies.core._learned_runs import Ran, remembered, run_many
+from symmetrax.studies.core._runs import Runs, resumable, run_many
 from symmetrax.studies.core._statistics import (
     DIVERGED,
     Interval,
@@ -35,7 +35,7 @@ from symmetrax.studies.core._statistics import (
     verdict,
 )
 from symmetrax.studies.core._streams import Streams
-from symmetrax.studies.plane import paper_arm
+from symmetrax.studies.plane import learned
 from symmetrax.tasks._families import make_family
 
 #: Arms of figures 3 to 6 have this prefix.
@@ -81,10 +81,10 @@ def config(name: str, preset: str = "full", seed: int = 0) -> Config:
 def run(settings: Config, folder: RunFolder, reporter: Reporter) -> dict[str, Any]:
     """Train every arm on every family, test each on all; write losses and a picture; return matrices."""
     streams = Streams.of(settings.seed, settings.seeds)
-    ran: dict[str, dict[str, Ran]] = {family: {} for family in settings.families}
+    ran: dict[str, dict[str, Runs]] = {family: {} for family in settings.families}
     for name in settings.arms:
         for source in settings.families:
-            found, _ = remembered(
+            found, _ = resumable(
                 folder,
                 f"{source}-{name}",
                 lambda name=name, source=source: (
@@ -145,14 +145,14 @@ def _has_plain(name: str, settings: Config) -> bool:
     return name != _plain(name) and _plain(name) in settings.arms
 
 
-def _arm(name: str, family: str, settings: Config) -> tuple[LearnedArm, Training]:
+def _arm(name: str, family: str, settings: Config) -> tuple[Learned, Training]:
     if name.startswith(PAPER):
-        arm = paper_arm(name.removeprefix(PAPER), family)
+        arm = learned(name.removeprefix(PAPER), make_family(family))
         return dataclasses.replace(arm, name=name), Training(settings.paper_runs, tasks=1, steps=20, unroll=5)
     return orbit_arm(name, make_family(family), settings.training, VARIANTS.get(name)), settings.training
 
 
-def _tested(name: str, source: str, settings: Config, streams: Streams, folder, reporter) -> dict[str, Ran]:
+def _tested(name: str, source: str, settings: Config, streams: Streams, folder, reporter) -> dict[str, Runs]:
     """What an arm that is trained on one family does on all."""
     arm, training = _arm(name, source, settings)
     networks = trained_arm(arm, training, streams, folder, reporter).networks

@@ -22,11 +22,12 @@ from symmetrax.metatrain._devices import spread
 from symmetrax.rollout._unroll import draw_many, unroll_many
 from symmetrax.studies import _fig7_arms, plots_learning
 from symmetrax.studies._classifiers import Size, image_family, trained_arm
+from symmetrax.studies.core._arm import Learned, switched_off
 from symmetrax.studies.core._console import Reporter, number, titled_table, verdict_table
 from symmetrax.studies.core._correlations import MEASURES, correlations, fisher_interval
 from symmetrax.studies.core._folder import RunFolder
-from symmetrax.studies.core._learned_arms import Budget, LearnedArm, switched_off, train
-from symmetrax.studies.core._learned_runs import due
+from symmetrax.studies.core._meta_training import Budget, train
+from symmetrax.studies.core._runs import due
 from symmetrax.studies.core._statistics import Interval, compare, t_interval, verdict
 from symmetrax.studies.core._streams import Streams
 from symmetrax.tasks._base import AbstractTask
@@ -119,7 +120,7 @@ def run(settings: Config, folder: RunFolder, reporter: Reporter) -> dict[str, An
     return {"groups": groups, "correlations": table, "teleports": teleports, "verdicts": verdicts}
 
 
-def make_arm(group: Group) -> LearnedArm:
+def make_arm(group: Group) -> Learned:
     """The arm that learns step size, momentum and group element, and keeps its velocity.
 
     >>> budget = Budget(runs=1, seeds=1, steps=100)
@@ -137,7 +138,7 @@ def make_arm(group: Group) -> LearnedArm:
 
 
 def measure(
-    arm: LearnedArm,
+    arm: Learned,
     rule: UpdateRule,
     networks: PyTree,
     keys: Key[Array, " seeds"],
@@ -304,13 +305,13 @@ def show(settings: Config, results: dict[str, Any], reporter: Reporter) -> None:
             for kind, measured in kinds.items():
                 table.add_row(f"{pairing}, {kind}", *(_text(measured[measure]) for measure in MEASURES))
         reporter.print(table)
-        told = results["teleports"][name]
-        gains = ", ".join(f"{number(x):.4g}" for x in told["gain_quartiles"])
-        momenta = ", ".join(f"{number(x):.3f}" for x in told["momentum_quartiles"])
-        shift = _text(told["momentum_less_that_without_teleports"], ".3f")
+        recorded = results["teleports"][name]
+        gains = ", ".join(f"{number(x):.4g}" for x in recorded["gain_quartiles"])
+        momenta = ", ".join(f"{number(x):.3f}" for x in recorded["momentum_quartiles"])
+        shift = _text(recorded["momentum_less_that_without_teleports"], ".3f")
         reporter.print(
-            f"{name}: {told['teleports']:,} teleports, gain quartiles {gains}, above 1 in "
-            f"{number(told['share_of_gains_above_1']):.0%}; momentum quartiles {momenta}; with teleports "
+            f"{name}: {recorded['teleports']:,} teleports, gain quartiles {gains}, above 1 in "
+            f"{number(recorded['share_of_gains_above_1']):.0%}; momentum quartiles {momenta}; with teleports "
             f"less without {shift}"
         )
     reporter.print(verdict_table(results["verdicts"]))

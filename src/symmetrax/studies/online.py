@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from symmetrax.studies import plots_online
-from symmetrax.studies._online_arms import OnlineArm, Ran, Starts, follow, make_starts, tuned
+from symmetrax.studies._online_arms import OnlineArm, Runs, Starts, follow, make_starts, tuned
 from symmetrax.studies.core._console import Reporter, number, titled_table, verdict_table
 from symmetrax.studies.core._folder import RunFolder
 from symmetrax.studies.core._shares import average, middle, share, share_text, share_verdict
@@ -186,7 +186,7 @@ def one_ellipse(cap: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         points = jnp.tile(jnp.asarray(point), (len(PAIRS), 1))
         return Starts(matrix, points, jax.random.split(jax.random.key(0), len(PAIRS)))
 
-    def go(arm: OnlineArm, starts: Starts, unit: float) -> Ran:
+    def go(arm: OnlineArm, starts: Starts, unit: float) -> Runs:
         return follow(arm, {"rate": rates / unit, "beta": betas}, family, starts, cap)
 
     here, unit = starts(values, start), 0.5 / float(values[1])
@@ -222,7 +222,7 @@ def family_of(settings: Config, name: str) -> tuple[AbstractTaskFamily, int, int
 
 def run_group(
     settings: Config, name: str, streams: Streams
-) -> tuple[int, dict[str, Ran], dict[str, dict[str, Any]], Starts]:
+) -> tuple[int, dict[str, Runs], dict[str, dict[str, Any]], Starts]:
     """The number of seeds, what every arm of a group did, its hyperparameters, and the starts."""
     family, tasks, steps = family_of(settings, name)
     quadratic, network = name.startswith("quadratic"), name == "network"
@@ -278,7 +278,7 @@ def run_group(
         hyper["gd-best"], hyper["online-best"] = best, {**best, "beta": hyper["online"]["beta"]}
         hyper["online-first-best"] = {**best, "beta": hyper["online-first"]["beta"]}
 
-    arms: dict[str, Ran] = {}
+    arms: dict[str, Runs] = {}
     for arm, values in hyper.items():
         size: Any = _sizes(arms[arm.removesuffix("-random")]) if arm.endswith("-random") else 0.0
         length = 2 * steps if arm.endswith("twice") else steps
@@ -299,7 +299,7 @@ def _kind(arm: str) -> OnlineArm:
 
 
 def describe(
-    arms: dict[str, Ran], hyper: dict[str, dict[str, Any]], starts: Starts, seeds: int
+    arms: dict[str, Runs], hyper: dict[str, dict[str, Any]], starts: Starts, seeds: int
 ) -> dict[str, Any]:
     """The statistics of all arms of a group over all runs, and what their teleports did."""
     losses = {name: _ends(ran, seeds) for name, ran in arms.items()}
@@ -326,12 +326,12 @@ def describe(
     return {"runs": lanes, "arms": found}
 
 
-def _sizes(ran: Ran) -> np.ndarray:
+def _sizes(ran: Runs) -> np.ndarray:
     """Norms of the coordinates of all teleports; zero where they are not finite."""
     return np.nan_to_num(np.linalg.norm(ran.algebra.astype(float), axis=-1), posinf=0.0)
 
 
-def _ends(ran: Ran, seeds: int) -> np.ndarray:
+def _ends(ran: Runs, seeds: int) -> np.ndarray:
     """First and last losses, with the axes of the statistics: arms may differ in length.
 
     A run that has diverged counts as infinite, so that two such runs are a tie.
@@ -341,7 +341,7 @@ def _ends(ran: Ran, seeds: int) -> np.ndarray:
     return np.where(lost & np.array([False, True]), np.inf, ends)
 
 
-def _angles(ran: Ran, matrices: np.ndarray, hyper: dict[str, Any], first: bool) -> dict[str, Any]:
+def _angles(ran: Runs, matrices: np.ndarray, hyper: dict[str, Any], first: bool) -> dict[str, Any]:
     """Degrees between the last point and the short axis, where level sets are circles, before and after the
     last step, and the share of runs where every update of the angle has the sign that the theory gives it."""
     values, axes = np.linalg.eigh(matrices)
@@ -366,7 +366,7 @@ def _angles(ran: Ran, matrices: np.ndarray, hyper: dict[str, Any], first: bool) 
 
 
 def group_verdicts(
-    arms: dict[str, Ran], group: dict[str, Any], seeds: int, name: str
+    arms: dict[str, Runs], group: dict[str, Any], seeds: int, name: str
 ) -> list[dict[str, str]]:
     """What became of the claim on a group, with and against its controls."""
     claim = "Algorithm 2 ends lower than"

@@ -33,15 +33,16 @@ from symmetrax.studies._orbit_arms import (
     trained_arm,
     validation,
 )
-from symmetrax.studies.core._arms import tune_at
+from symmetrax.studies.core._arm import Learned, switched_off
+from symmetrax.studies.core._artifacts import usage
 from symmetrax.studies.core._console import Reporter, arms_table, verdict_table
 from symmetrax.studies.core._folder import RunFolder
-from symmetrax.studies.core._learned_arms import LearnedArm, Trained, switched_off
-from symmetrax.studies.core._learned_runs import Ran, remembered, run_many
+from symmetrax.studies.core._meta_training import Trained
+from symmetrax.studies.core._runs import Runs, resumable, run_many
 from symmetrax.studies.core._statistics import compare, intervals
 from symmetrax.studies.core._streams import Streams
-from symmetrax.studies.evaluation import usage
-from symmetrax.studies.plane import paper_arm
+from symmetrax.studies.core._tuning import tune
+from symmetrax.studies.plane import learned
 from symmetrax.tasks._families import make_family
 
 #: Arms of figures 3 to 6, under this prefix.
@@ -115,7 +116,7 @@ def config(name: str, preset: str = "full", seed: int = 0) -> Config:
 class Played(NamedTuple):
     """What an arm did on one family: runs by name of the starts ("" as in training, "far"), and facts."""
 
-    ran: dict[str, Ran]
+    ran: dict[str, Runs]
     facts: dict[str, Any]
 
 
@@ -162,7 +163,7 @@ def play(family: str, settings: Config, streams: Streams, folder: RunFolder, rep
     played: dict[str, Played] = {}
 
     def part(name: str, compute: Any) -> None:
-        ran, found = remembered(folder, f"{family}-{name}", compute)
+        ran, found = resumable(folder, f"{family}-{name}", compute)
         played[name] = Played({key.removeprefix("start-"): r for key, r in ran.items()}, found)
 
     known, random = family.startswith("ellipse"), family.endswith("random")
@@ -196,16 +197,15 @@ def points(horizons: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted({*range(horizons[0] + 1), *later.tolist(), *horizons}))
 
 
-def _kept(ran: Ran, settings: Config) -> Ran:
+def _kept(ran: Runs, settings: Config) -> Runs:
     """The losses at `points`, the step at which the task was solved, and means of what was told of steps."""
     steps = points(settings.horizons)
     kept = [step for step in steps if step <= ran.steps]
     below = ran.losses <= SOLVED * ran.losses[..., :1]
     first = np.where(below.any(axis=-1), below.argmax(axis=-1), ran.steps + 1).astype(float)
-    told = {name: np.mean(values > 0.5, axis=-1) for name, values in ran.told.items() if name != "algebra"}
-    told = {name: told[name] for name in ("gate", "outcome") if name in told}
-    told |= {"solved_at": first, "steps": np.asarray(ran.steps)}
-    return Ran(ran.losses[..., kept], {}, told, ran.seconds)
+    shares = {n: np.mean(ran.recorded[n] > 0.5, axis=-1) for n in ("gate", "outcome") if n in ran.recorded}
+    shares |= {"solved_at": first, "steps": np.asarray(ran.steps)}
+    return Runs(ran.losses[..., kept], {}, shares, ran.seconds)
 
 
 def _learned(name, family, settings, streams, folder, reporter, distance=False):
@@ -231,17 +231,17 @@ def _learned(name, family, settings, streams, folder, reporter, distance=False):
 
 def _paper(name, family, settings, streams, folder, reporter):
     """Train and run an arm of figures 3 to 6 as published."""
-    arm = paper_arm(name, family)
+    arm = learned(name, make_family(family))
     training = Training(settings.paper_runs, tasks=1, steps=20, unroll=5)
     named = dataclasses.replace(arm, name=PAPER + name)
     trained = trained_arm(named, training, streams, folder, reporter)
-    used = dataclasses.replace(arm, rule=paper_arm(name, family, steps=settings.chosen_at[-1]).rule)
+    used = dataclasses.replace(arm, rule=arm.rule_for(settings.chosen_at[-1]))
     ran, facts = _everywhere(used, trained, settings, streams, settings.chosen_at[-1])
     extra = 2 if "orbit" in name else 0
     return {f"start-{key}": r for key, r in ran.items()}, {**facts, "gradients_per_step": 1.0 + extra}
 
 
-def _everywhere(arm: LearnedArm, trained: Trained, settings: Config, streams: Streams, published=None):
+def _everywhere(arm: Learned, trained: Trained, settings: Config, streams: Streams, published=None):
     """The arm on unseen tasks from near and far starts, and a candidate on the validation stream."""
     ran = {"": _run(arm, trained, settings, streams.test, arm.family, published)}
     if settings.far:
@@ -252,7 +252,7 @@ def _everywhere(arm: LearnedArm, trained: Trained, settings: Config, streams: St
     return ran, trained.facts
 
 
-def _run(arm, trained, settings, keys, family, published: int | None = None) -> Ran:
+def _run(arm, trained, settings, keys, family, published: int | None = None) -> Runs:
     """Run an arm to the last horizon; one of the paper's, by its own rule, to the step `published`."""
     tasks = settings.tasks
     if published is None:
@@ -265,13 +265,13 @@ def _run(arm, trained, settings, keys, family, published: int | None = None) -> 
 
 def _hand_made(arm, family, settings, streams):
     """Tune a hand-made arm for every horizon, and run each choice."""
-    ran: dict[str, Ran] = {}
+    ran: dict[str, Runs] = {}
     trials = 0.0
     near = make_family(family)
     tuning = {"horizons": settings.horizons, "tasks": settings.tuning_tasks}
-    best = {h: found[arm.name] for h, found in tune_at([arm], near, streams.tune, **tuning).items()}
+    best = {h: found[arm.name] for h, found in tune([arm], near, streams.tune, **tuning).items()}
     for start in ("", "far") if settings.far else ("",):
-        made: dict[str, Ran] = {}
+        made: dict[str, Runs] = {}
         for horizon, found in best.items():
             same = {name: jnp.full(settings.seeds, value) for name, value in found.items()}
             if str(found) not in made:
@@ -280,7 +280,7 @@ def _hand_made(arm, family, settings, streams):
                 tasks = make_family(family, far=bool(start))
                 own = run_many(arm.make, same, tasks, streams.test, watch=watch, **options)
                 if watch and not start:
-                    trials = float(np.mean(own.told[TRIALS][..., : settings.horizons[0]]))
+                    trials = float(np.mean(own.recorded[TRIALS][..., : settings.horizons[0]]))
                 made[str(found)] = _kept(own, settings)
             ran[f"start-{start}@{horizon}"] = made[str(found)]
     task = near.task(near.draw(jax.random.key(0)))
@@ -291,7 +291,7 @@ def _first(trained: Trained) -> Any:
     return jax.tree.map(lambda x: x[0], trained.networks)
 
 
-def at(played: Played, start: str, horizon: int) -> Ran | None:
+def at(played: Played, start: str, horizon: int) -> Runs | None:
     """What an arm did within a horizon: in the run that was tuned for it, if there is one."""
     return played.ran.get(f"{start}@{horizon}", played.ran.get(start))
 

@@ -103,15 +103,15 @@ def behaviour(path: pathlib.Path, groups: dict[str, dict[str, Any]], lags: int) 
         len(groups), 3, figsize=(12.5, 3.3 * len(groups)), layout="constrained", squeeze=False
     )
     for row, (family, arms) in zip(axes, groups.items(), strict=True):
-        for arm, told in arms.items():
+        for arm, recorded in arms.items():
             style = {"color": COLORS.get(arm, "#999999"), "label": arm}
-            schedule = np.array(told["schedule"], float)
+            schedule = np.array(recorded["schedule"], float)
             row[0].plot(np.arange(len(schedule)), np.median(schedule, axis=1), marker=".", **style)
             low, high = np.min(schedule, axis=1), np.max(schedule, axis=1)
             row[0].fill_between(np.arange(len(schedule)), low, high, color=style["color"], alpha=0.15)
-            curve = np.array(told["saturation"]["curve"], float)
+            curve = np.array(recorded["saturation"]["curve"], float)
             row[1].plot(np.exp(curve[:, 0]), np.exp(curve[:, 1]), marker=".", **style)
-            r2 = [_three(entry) for entry in told["lags"]["r2"]]
+            r2 = [_three(entry) for entry in recorded["lags"]["r2"]]
             middle = np.array([x[0] for x in r2])
             error = np.abs(np.array([[x[0] - x[1], x[2] - x[0]] for x in r2])).T
             row[2].errorbar(range(lags + 1), middle, np.minimum(error, 1.0), capsize=2, **style)

@@ -42,7 +42,7 @@ from symmetrax.studies.core._console import (
     verdict_table,
 )
 from symmetrax.studies.core._folder import RunFolder
-from symmetrax.studies.core._learned_runs import Ran, facts, remembered
+from symmetrax.studies.core._runs import Runs, facts, resumable
 from symmetrax.studies.core._statistics import compare
 from symmetrax.studies.core._streams import Streams
 from symmetrax.tasks._families import make_family
@@ -93,14 +93,14 @@ def run(settings: Config, folder: RunFolder, reporter: Reporter) -> dict[str, An
     results: dict[str, Any] = {"groups": {}, "predictors": {}, "probes": {}, "verdicts": []}
     panels = {}
     for name in settings.families:
-        ran, told = _runs(name, settings, streams, folder, reporter)
+        ran, recorded = _runs(name, settings, streams, folder, reporter)
         reporter.note(f"{name}: features of all tasks")
         family = make_family(name)
         known = features_of(family, streams.test, settings.tasks, PARTS)
         others = features_of(family, validation(streams), settings.chosen_on, PARTS)
         reported = {arm: ran[arm].losses for arm in (VANILLA, *settings.arms)}
         group = compare(reported, (VANILLA,), settings.seeds * settings.tasks)
-        results["groups"][name] = {"arms": {arm: {**group[arm], **told[arm]} for arm in reported}}
+        results["groups"][name] = {"arms": {arm: {**group[arm], **recorded[arm]} for arm in reported}}
         results["predictors"][name], results["probes"][name] = {}, {}
         gained = {}
         for arm in settings.arms:
@@ -127,8 +127,8 @@ def run(settings: Config, folder: RunFolder, reporter: Reporter) -> dict[str, An
 
 def _runs(name: str, settings: Config, streams: Streams, folder: RunFolder, reporter: Reporter):
     """What all arms did on the tasks that are reported and on those that choose thresholds, and facts."""
-    ran: dict[str, Ran] = {}
-    told: dict[str, Any] = {}
+    ran: dict[str, Runs] = {}
+    recorded: dict[str, Any] = {}
     for label in (VANILLA, *settings.arms):
         arm = orbit_arm(label, make_family(name), settings.training, VARIANTS.get(label))
 
@@ -144,13 +144,13 @@ def _runs(name: str, settings: Config, streams: Streams, folder: RunFolder, repo
                 )
             }
             card = facts(own[label], as_used(arm.rule, settings.steps))
-            del card["told"]
+            del card["recorded"]
             card["gradient_evaluations"] *= gradients_per_step(arm)
             return own, {label: {**card, **trained.facts}}
 
-        found, card = remembered(folder, f"{name}-{label}", compute)
-        ran, told = ran | found, told | card
-    return ran, told
+        found, card = resumable(folder, f"{name}-{label}", compute)
+        ran, recorded = ran | found, recorded | card
+    return ran, recorded
 
 
 def _panel(known: dict[str, PerTask], gain: PerTask, strongest: str) -> dict[str, Any]:
@@ -162,9 +162,9 @@ def judge(family: str, arm: str, found: dict[str, Any], probe: dict[str, Any]) -
 
     >>> entry = {"mean": 0.5, "low": 0.2, "high": 0.8}
     >>> follow = {"auc": {"mean": 0.4, "low": 0.3, "high": 0.45}, "less_always": entry, "share": entry}
-    >>> told = {"all_curved": entry, "curved": {"loss": entry}, "strongest": "loss"}
-    >>> told["spearman"] = told["curved"]
-    >>> rows = judge("ellipse-random", "crest", told, {"probes": {"headroom": follow}})
+    >>> recorded = {"all_curved": entry, "curved": {"loss": entry}, "strongest": "loss"}
+    >>> recorded["spearman"] = recorded["curved"]
+    >>> rows = judge("ellipse-random", "crest", recorded, {"probes": {"headroom": follow}})
     >>> [row["outcome"] for row in rows]
     ['reproduced', 'reversed', 'reproduced']
     """
@@ -238,10 +238,10 @@ def _decisions(family: str, arms: dict[str, Any]) -> Any:
     for name, words in (("always", "always"), ("where_it_wins", "where it wins (not known beforehand)")):
         table.add_row(words, *(mean_text(arm[name]) for arm in arms.values()))
     for name in PROBES:
-        told = [arm["probes"][name] for arm in arms.values()]
-        table.add_row(f"by {WORDS[name]}", *(mean_text(t["mean_gain"]) for t in told))
-        table.add_row("  area under its curve", *(mean_text(t["auc"]) for t in told))
-        table.add_row("  teleports on", *(f"{number(t['share']['mean']):.0%} of tasks" for t in told))
+        recorded = [arm["probes"][name] for arm in arms.values()]
+        table.add_row(f"by {WORDS[name]}", *(mean_text(t["mean_gain"]) for t in recorded))
+        table.add_row("  area under its curve", *(mean_text(t["auc"]) for t in recorded))
+        table.add_row("  teleports on", *(f"{number(t['share']['mean']):.0%} of tasks" for t in recorded))
     shares = [
         " / ".join(f"{number(arm[k]['mean']):.0%}" for k in ("wins", "ties", "losses"))
         for arm in arms.values()

@@ -26,9 +26,9 @@ from symmetrax.search._searches import AbstractSearch, Ascent
 from symmetrax.studies import plots_training
 from symmetrax.studies.core._console import Reporter, number, ratio_text, titled_table, verdict_table
 from symmetrax.studies.core._folder import RunFolder
+from symmetrax.studies.core._race import Arm, Clock, Entry, Proposal, Run, classifier, compared, race
 from symmetrax.studies.core._statistics import LEVEL, Interval, verdict
 from symmetrax.studies.core._streams import Streams
-from symmetrax.studies.core._training import Arm, Clock, Entry, Proposal, Run, classifier, compared, race
 from symmetrax.symmetry._activation import ActivationGL
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.tasks._data import FOLDER

@@ -21,9 +21,7 @@ from symmetrax.search._searches import Ascent
 from symmetrax.studies import plots_training
 from symmetrax.studies.core._console import Reporter, number, ratio_text, titled_table
 from symmetrax.studies.core._folder import RunFolder
-from symmetrax.studies.core._statistics import Interval, verdict
-from symmetrax.studies.core._streams import Streams
-from symmetrax.studies.core._training import (
+from symmetrax.studies.core._race import (
     Arm,
     Clock,
     Entry,
@@ -34,6 +32,8 @@ from symmetrax.studies.core._training import (
     compared,
     race,
 )
+from symmetrax.studies.core._statistics import Interval, verdict
+from symmetrax.studies.core._streams import Streams
 from symmetrax.symmetry._activation import ActivationGL
 from symmetrax.tasks._data import FOLDER
 from symmetrax.tasks._supervised import Classification

@@ -24,13 +24,13 @@ from symmetrax.studies._classification_verdicts import describe
 from symmetrax.studies._classifiers import Size, ends, image_family
 from symmetrax.studies._transfer_arms import STEPS, TARGETS, TUNED, Target, learned_arms, tune, uses
 from symmetrax.studies._transfer_verdicts import answers, cost_table, judge, pooled, ratio_table
-from symmetrax.studies.core._arms import RATES
+from symmetrax.studies.core._artifacts import usage
 from symmetrax.studies.core._console import Reporter, verdict_table
 from symmetrax.studies.core._folder import RunFolder
-from symmetrax.studies.core._learned_arms import Budget, train
-from symmetrax.studies.core._learned_runs import Ran, facts, remembered, run_many
+from symmetrax.studies.core._hand_made import RATES
+from symmetrax.studies.core._meta_training import Budget, train
+from symmetrax.studies.core._runs import Runs, facts, resumable, run_many
 from symmetrax.studies.core._streams import Streams
-from symmetrax.studies.evaluation import usage
 from symmetrax.tasks._data import FOLDER
 from symmetrax.tasks._supervised import ImageFamily
 
@@ -117,13 +117,13 @@ def run(settings: Config, folder: RunFolder, reporter: Reporter) -> dict[str, An
         def compute(target=target, there=there):
             return _run_target(settings, target, networks, there, streams)
 
-        ran, found = remembered(folder, f"on-{target.name.replace(' ', '-')}", compute)
+        ran, found = resumable(folder, f"on-{target.name.replace(' ', '-')}", compute)
         there = there or found["tuned"]
         groups[target.name] = {"kind": target.kind, "parameters": target.parameters}
         groups[target.name] |= describe(ran, found["facts"])
         rans[target] = ran
-    for name, told in training.items():
-        groups[settings.targets[0].name]["arms"][name]["training"] = told
+    for name, recorded in training.items():
+        groups[settings.targets[0].name]["arms"][name]["training"] = recorded
     folder.arrays("runs", _arrays(rans))
     _save(settings, folder, networks, usages, groups[settings.targets[0].name])
     pools = pooled(rans)
@@ -158,21 +158,21 @@ def _family(settings: Config, target: Target) -> ImageFamily:
 
 def _run_target(settings: Config, target: Target, networks, there, streams: Streams):
     """All arms on the unseen runs of one network; facts of each, and the tuned hyperparameters."""
-    family, ran, told = _family(settings, target), {}, {}
+    family, ran, recorded = _family(settings, target), {}, {}
     options = {"steps": settings.size.steps, "tasks": settings.tasks(target), "measure": ends}
     for name, (use, lanes) in uses(networks, settings.size, settings.seeds).items():
         ran[name] = run_many(use, lanes, family, streams.test, **options)
-        told[name] = facts(ran[name], use)
+        recorded[name] = facts(ran[name], use)
     tuned = {name: tune(name, family, streams, settings.rates, **options) for name in settings.baselines}
     for name, (suffix, chosen) in itertools.product(settings.baselines, (("", tuned), ("-there", there))):
         hyper = (chosen or tuned)[name]
         lanes = {key: jnp.full(settings.seeds, value) for key, value in hyper.items()}
         ran[name + suffix] = run_many(TUNED[name][0], lanes, family, streams.test, **options)
-        told[name + suffix] = facts(ran[name + suffix]) | {"hyperparameters": hyper}
-    return ran, {"tuned": tuned, "facts": told}
+        recorded[name + suffix] = facts(ran[name + suffix]) | {"hyperparameters": hyper}
+    return ran, {"tuned": tuned, "facts": recorded}
 
 
-def _arrays(rans: dict[Target, dict[str, Ran]]) -> dict[str, np.ndarray]:
+def _arrays(rans: dict[Target, dict[str, Runs]]) -> dict[str, np.ndarray]:
     """What is kept of all runs: curves, ends, and defects of teleports."""
     arrays = {}
     for target, ran in rans.items():
@@ -180,8 +180,8 @@ def _arrays(rans: dict[Target, dict[str, Ran]]) -> dict[str, np.ndarray]:
             arrays[f"{target.name}|{name}|loss"] = one.losses.astype(np.float32)
             for end, values in one.measured.items():
                 arrays[f"{target.name}|{name}|{end}"] = values.astype(np.float32)
-            if np.any(one.told.get("loss_change", np.array(-1.0)) >= 0):
-                arrays[f"{target.name}|{name}|loss_change"] = one.told["loss_change"].astype(np.float32)
+            if np.any(one.recorded.get("loss_change", np.array(-1.0)) >= 0):
+                arrays[f"{target.name}|{name}|loss_change"] = one.recorded["loss_change"].astype(np.float32)
     return arrays
 
 

@@ -8,7 +8,7 @@ import rich.table
 from jaxtyping import Float
 
 from symmetrax.studies.core._console import number, ratio_text, titled_table
-from symmetrax.studies.core._lanes import OWN, Ran
+from symmetrax.studies.core._lanes import OWN, Runs
 from symmetrax.studies.core._statistics import intervals, log_ratios, summary, verdict
 
 
@@ -23,7 +23,7 @@ class Arm:
     1.0
     """
 
-    ran: Ran
+    ran: Runs
     hyper: dict[str, float]
     after: float = 1.0
     search: float | None = None

@@ -96,11 +96,11 @@ def arms_table(title: str, arms: dict[str, dict[str, Any]], against: str) -> ric
         for name, arm in sorted(arms.items(), key=lambda item: number(item[1]["loss_median"][-1]))
     ]
     table = titled_table(title)
-    told = [column for column in rows[0] if any(row[column] for row in rows)]
-    for column in told:
+    recorded = [column for column in rows[0] if any(row[column] for row in rows)]
+    for column in recorded:
         table.add_column(column, justify="left" if column == "arm" else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*(row[column] for column in told))
+        table.add_row(*(row[column] for column in recorded))
     return table
 
 

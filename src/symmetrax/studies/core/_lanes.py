@@ -176,13 +176,13 @@ def lane_keys(keys: Key[Array, " seeds"], tasks: int) -> Key[Array, " lanes"]:
     return jax.vmap(lambda key: jax.random.split(key, tasks))(keys).ravel()
 
 
-class Ran(NamedTuple):
+class Runs(NamedTuple):
     """The log of an arm, as numpy arrays, its teleports, and what it took.
 
     `seconds` are those of all lanes together, once compiled; `plain_seconds` those of the same program when
     no teleport is due, with the recording in both.
 
-    >>> Ran._fields[-2:]
+    >>> Runs._fields[-2:]
     ('seconds', 'plain_seconds')
     """
 
@@ -203,7 +203,7 @@ def run_lanes(
     length: Any = OWN,
     size: Any = 0.0,
     points: bool = False,
-) -> Ran:
+) -> Runs:
     """Run an arm on every lane, teleporting at the steps that `when` marks.
 
     Arms that are given the same lanes are paired. There must be as many draws as steps, or more.
@@ -222,7 +222,7 @@ def run_lanes(
     arguments = (*_arguments(make, hyper, family, lanes, len(when), length, size), watch, points)
     log, seconds = _timed(jnp.asarray(when), *arguments)
     plain = _timed(jnp.zeros(len(when), bool), *arguments)[1] if np.any(when) else seconds
-    return Ran(jax.tree.map(np.asarray, log), np.asarray(when), seconds, min(plain, seconds))
+    return Runs(jax.tree.map(np.asarray, log), np.asarray(when), seconds, min(plain, seconds))
 
 
 def _arguments(make, hyper, family, lanes: Lanes, steps: int, length: Any = OWN, size: Any = 0.0) -> tuple:
@@ -233,14 +233,14 @@ def _arguments(make, hyper, family, lanes: Lanes, steps: int, length: Any = OWN,
     return make, hyper, family, lanes._replace(draws=lanes.draws[:steps]), *given
 
 
-def cut(ran: Ran, steps: int) -> Ran:
+def cut(ran: Runs, steps: int) -> Runs:
     """The first `steps` steps of an arm that never teleports, as if it had stopped there."""
     part = steps / len(ran.when)
     log = jax.tree.map(
         lambda x: x[:, :steps] if x.ndim > 1 else x, ran.log._replace(loss=ran.log.loss[:, 1:])
     )
     log = log._replace(loss=np.concatenate([ran.log.loss[:, :1], log.loss], axis=1))
-    return Ran(log, ran.when[:steps], ran.seconds * part, ran.plain_seconds * part)
+    return Runs(log, ran.when[:steps], ran.seconds * part, ran.plain_seconds * part)
 
 
 def best_rate(
@@ -284,7 +284,7 @@ def _timed(*arguments: Any) -> tuple[Log, float]:
 
 
 def measured_evaluations(
-    search: AbstractPointSearch, family: AbstractTaskFamily, lanes: Lanes, ran: Ran
+    search: AbstractPointSearch, family: AbstractTaskFamily, lanes: Lanes, ran: Runs
 ) -> float:
     """The mean number of gradients that a point search really spends per teleport of a run with `points`.
 

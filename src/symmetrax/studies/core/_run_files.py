@@ -43,6 +43,11 @@ class RunFiles:
         return str(self.config["experiment"])
 
     @property
+    def is_registered(self) -> bool:
+        """Whether the experiment is one of this library's."""
+        return self.name in EXPERIMENTS
+
+    @property
     def preset(self) -> str:
         """The preset of the settings, "quick" or "full"."""
         return str(self.config.get("preset", "full"))
@@ -55,12 +60,15 @@ class RunFiles:
     @property
     def title(self) -> str:
         """What the experiment asks, in one sentence; empty if it isn't registered."""
-        title = EXPERIMENTS[self.name].title if self.name in EXPERIMENTS else ""
+        title = EXPERIMENTS[self.name].title if self.is_registered else ""
         return title[:1].upper() + title[1:]
 
     def command(self) -> str:
-        """The command that makes this folder, or continues it if it isn't complete."""
-        words = ["symmetrax", "run", self.name]
+        """The command that makes this folder, or continues it if it isn't complete.
+
+        A study of your own is run by the name of its file, which the folder doesn't record: `FILE.py`.
+        """
+        words = ["symmetrax", "run", self.name if self.is_registered else "FILE.py"]
         if self.preset != "full":
             words += ["--preset", self.preset]
         if self.folder.parts[-2:] != ("runs", f"{self.name}-{self.preset}-{self.seed}"):

@@ -1,18 +1,46 @@
 """What a picture of trajectories needs: points, updates, teleport arcs and level sets of a few tasks."""
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
+from symmetrax.learned._artifact import load
 from symmetrax.rollout._unroll import Trace, draw_many
+from symmetrax.studies.core._arm import Learned, Tuned
+from symmetrax.studies.core._runs import evaluate
 from symmetrax.tasks._base import AbstractTaskFamily
+
+if TYPE_CHECKING:  # the runner imports what draws
+    from symmetrax.studies.core._runner import Run
 
 TASKS = 4
 ARC = 33
 GRID = 121
 #: How many times as far as the middle arm of a task an arm goes that has a frame of its own.
 FAR = 4.0
+
+
+def paths(run: "Run", family: AbstractTaskFamily, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """The `trajectories` of some arms of a study on unseen tasks, by the networks of the first meta-seed."""
+    arms = {arm.name: arm for arm in run.study.arms_on(family)}
+    group = run.results["groups"][family.name]["arms"]
+    key, steps = run.streams.test[:1], run.played[family.name].steps
+    options = {"steps": steps, "tasks": min(TASKS, run.study.tasks), "points": True}
+    traces = {}
+    for name in (name for name in names if name in arms):
+        arm, watch = arms[name], ()
+        if isinstance(arm, Tuned):
+            make, networks = arm.make, {k: jnp.full(1, v) for k, v in group[name]["hyperparameters"].items()}
+        else:
+            assert isinstance(arm, Learned)  # a control has no networks of its own
+            network, _ = load(run.folder.path / "artifacts" / f"{name}.safetensors")
+            make, networks = arm.rule_for(steps), jax.tree.map(lambda x: jnp.asarray(x)[None], network)
+            watch = ("algebra", "outcome", "previous") if arm.rule.teleports else ()
+        traces[name], _ = evaluate(make, networks, family, key, watch=watch, **options)
+    return trajectories(traces, family, run.streams.test[0], options["tasks"])
 
 
 def trajectories(

@@ -17,28 +17,28 @@ from symmetrax._files import load_arrays, save_arrays
 from symmetrax._tree import safe_norm
 from symmetrax.learned._update_rule import UpdateRule
 from symmetrax.metatrain._devices import spread
-from symmetrax.rollout._unroll import MakeTransform, Rollouts, advance_many, begin_many
+from symmetrax.rollout._unroll import MakeTransform, Rollouts, Trace, advance_many, begin_many, unroll_many
 from symmetrax.studies.core._folder import RunFolder, as_json
 from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
 
 #: What a learned optimizer tells of every step.
-TOLD = ("step_size", "momentum", "algebra", "loss_change", "outcome")
+RECORDED = ("step_size", "momentum", "algebra", "loss_change", "outcome")
 
 
 @dataclasses.dataclass(frozen=True)
-class Ran:
+class Runs:
     """What an optimizer did on unseen tasks. All arrays have the axes seeds, tasks, steps.
 
-    `losses` start with f(x_0), so they have one entry more than what is `told` of each step: "length" of the
-    step (update and teleport together), "gradient_norm" after it, and what was watched, vectors by their
+    `losses` start with f(x_0), so they have one entry more than what is `recorded` of each step: "length" of
+    the step (update and teleport together), "gradient_norm" after it, and what was watched, vectors by their
     norms. `measured` holds what was measured at the end, axes seeds, tasks. `seconds` is for all runs.
 
-    >>> Ran(np.ones((2, 3, 5)), {}, {}, 0.1).steps
+    >>> Runs(np.ones((2, 3, 5)), {}, {}, 0.1).steps
     4
     """
 
     losses: Float[np.ndarray, "seeds tasks points"]
-    told: dict[str, Float[np.ndarray, "seeds tasks steps"]]
+    recorded: dict[str, Float[np.ndarray, "seeds tasks steps"]]
     measured: dict[str, np.ndarray]
     seconds: float
 
@@ -60,43 +60,48 @@ def run_many(
     steps: int,
     tasks: int,
     shape: Any = None,
-    watch: tuple[str, ...] = TOLD,
+    watch: tuple[str, ...] = RECORDED,
     measure: Callable[[AbstractTask, PyTree], dict[str, Array]] | None = None,
-    parts: int = 2,
-) -> Ran:
+    parts: int | None = 2,
+) -> Runs:
     """Run every seed's network on that seed's `tasks` tasks, in `parts` equal parts.
 
-    The first part compiles, the others are timed: `seconds` is what all would take at their median speed. The
-    tasks depend on `keys` alone, so that all arms meet the same ones. Raises ValueError if `parts` does not
-    divide `tasks`.
+    The first part compiles, the others are timed: `seconds` is what all would take at their median speed.
+    With `parts=None` all tasks run at once, and once more to be timed. The tasks depend on `keys` alone, so
+    that all arms meet the same ones. Raises ValueError if `parts` does not divide `tasks`.
 
     **Arguments:** `make(network, task)` gives the transformation, an `UpdateRule` say; `networks` has the
     seeds as first axis; `watch` names what to read from the optimizer's state; `measure(task, params)` is
     evaluated where the runs end.
 
-    >>> from symmetrax.studies.core._arms import descent
+    >>> from symmetrax.studies.core._hand_made import descent
     >>> from symmetrax.tasks._families import make_family
     >>> hyper = {"rate": jnp.full(3, 0.05), "momentum": jnp.zeros(3)}
     >>> keys = jax.random.split(jax.random.key(0), 3)
     >>> ran = run_many(descent, hyper, make_family("booth"), keys, steps=5, tasks=4)
-    >>> ran.losses.shape, sorted(ran.told)
+    >>> ran.losses.shape, sorted(ran.recorded)
     ((3, 4, 6), ['gradient_norm', 'length'])
     """
-    if min(tasks, parts) < 1 or tasks % parts:
+    if tasks < 1 or (parts is not None and (parts < 1 or tasks % parts)):
         raise ValueError(f"`run_many` cannot run {tasks} tasks in {parts} equal parts.")
     shape = family.shapes[0] if shape is None else shape
+    arguments = (steps, tasks // (parts or 1), shape, watch, measure)
+    draws = [keys] * 2
+    if parts is not None:
+        draws = [jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys) for i in range(parts)]
     found, seconds = [], []
-    for part in range(parts):
+    for own in draws:
         began = time.perf_counter()
-        own = jax.vmap(lambda key, part=part: jax.random.fold_in(key, part))(keys)
-        arrays = _run_many(make, networks, family, own, steps, tasks // parts, shape, watch, measure)
+        arrays = _run_many(make, networks, family, own, *arguments)
         found.append(jax.tree.map(np.asarray, arrays))
         seconds.append(time.perf_counter() - began)
-    told, measured = (
+    found = found[: parts or 1]
+    recorded, measured = (
         {name: np.concatenate([arrays[i][name] for arrays in found], axis=1) for name in found[0][i]}
         for i in range(2)
     )
-    return Ran(told.pop("loss"), told, measured, parts * float(np.median(seconds[1:] or seconds)))
+    spent = (parts or 1) * float(np.median(seconds[1:] or seconds))
+    return Runs(recorded.pop("loss"), recorded, measured, spent)
 
 
 @eqx.filter_jit
@@ -114,15 +119,15 @@ def _run_many(make, networks, family, keys, steps, tasks, shape, watch, measure)
         def body(rollouts, _):
             after, trace = advance_many(make, network, family, shape, rollouts, 1, watch=watch)
             moved = optax.tree.sub(after.carry.params, rollouts.carry.params)
-            told = {name: _scalars(x, tasks, per_task) for name, x in trace.watched.items()}
-            told |= {"length": per_task(moved), "gradient_norm": trace.gradient_norm[0]}
-            return after, {"loss": trace.loss[0], **told}
+            recorded = {name: _scalars(x, tasks, per_task) for name, x in trace.watched.items()}
+            recorded |= {"length": per_task(moved), "gradient_norm": trace.gradient_norm[0]}
+            return after, {"loss": trace.loss[0], **recorded}
 
         start = rollouts.carry.value
-        after, told = jax.lax.scan(body, rollouts, None, length=steps)
-        told["loss"] = jnp.concatenate([start[None], told["loss"]])
-        told = jax.tree.map(lambda x: x.reshape(len(x), tasks).T, told)
-        return told, {} if measure is None else _measured(measure, family, shape, after, single)
+        after, recorded = jax.lax.scan(body, rollouts, None, length=steps)
+        recorded["loss"] = jnp.concatenate([start[None], recorded["loss"]])
+        recorded = jax.tree.map(lambda x: x.reshape(len(x), tasks).T, recorded)
+        return recorded, {} if measure is None else _measured(measure, family, shape, after, single)
 
     return spread(one, (arrays, keys))
 
@@ -145,41 +150,60 @@ def _measured(measure, family, shape, rollouts: Rollouts, single: bool) -> dict[
     return jax.vmap(one, in_axes=-1)(rollouts.drawn, rollouts.carry.params)
 
 
-def learned_constant(seen: Ran, name: str) -> Float[Array, " seeds"]:
+def joined(parts: list[Runs]) -> Runs:
+    """Runs on families of several shapes as one, the tasks side by side; the seconds add up.
+
+    >>> one = Runs(np.ones((2, 3, 5)), {"length": np.ones((2, 3, 4))}, {}, 0.1)
+    >>> joined([one, one]).recorded["length"].shape
+    (2, 6, 4)
+    """
+
+    def beside(dicts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        return {name: np.concatenate([d[name] for d in dicts], axis=1) for name in dicts[0]}
+
+    return Runs(
+        np.concatenate([part.losses for part in parts], axis=1),
+        beside([part.recorded for part in parts]),
+        beside([part.measured for part in parts]),
+        sum(part.seconds for part in parts),
+    )
+
+
+def learned_constant(seen: Runs, name: str) -> Float[Array, " seeds"]:
     """The median of what each seed's network emitted under a name ("step_size"), over steps and tasks.
 
     The first step, which often is special, and tasks whose losses did not stay finite are left out.
 
-    >>> seen = Ran(np.ones((2, 3, 5)), {"step_size": np.full((2, 3, 4), 0.5)}, {}, 0.1)
+    >>> seen = Runs(np.ones((2, 3, 5)), {"step_size": np.full((2, 3, 4), 0.5)}, {}, 0.1)
     >>> learned_constant(seen, "step_size")
     Array([0.5, 0.5], dtype=float32)
     """
     return jnp.asarray(np.nanmedian(_kept(seen, name)[..., 1:], axis=(1, 2)), jnp.float32)
 
 
-def learned_course(seen: Ran, name: str) -> Float[np.ndarray, "seeds steps"]:
+def learned_course(seen: Runs, name: str) -> Float[np.ndarray, "seeds steps"]:
     """The median over tasks of what each seed's network did at each step, without tasks that diverged.
 
-    >>> learned_course(Ran(np.ones((2, 3, 5)), {"length": np.ones((2, 3, 4))}, {}, 0.1), "length").shape
+    >>> learned_course(Runs(np.ones((2, 3, 5)), {"length": np.ones((2, 3, 4))}, {}, 0.1), "length").shape
     (2, 4)
     """
     return np.nanmedian(_kept(seen, name), axis=1)
 
 
-def left_out(seen: Ran) -> int:
+def left_out(seen: Runs) -> int:
     """How many runs have losses that are not all finite.
 
-    >>> left_out(Ran(np.array([[[1.0, np.inf], [1.0, 2.0]]]), {}, {}, 0.1))
+    >>> left_out(Runs(np.array([[[1.0, np.inf], [1.0, 2.0]]]), {}, {}, 0.1))
     1
     """
     return int(np.sum(~np.isfinite(seen.losses).all(axis=-1)))
 
 
-def _kept(seen: Ran, name: str) -> Float[np.ndarray, "seeds tasks steps"]:
+def _kept(seen: Runs, name: str) -> Float[np.ndarray, "seeds tasks steps"]:
     finite = np.isfinite(seen.losses).all(axis=-1, keepdims=True)
     if np.any(np.sum(finite, axis=1) == 0):
         raise ValueError(f"No run of some seed stayed finite, so nothing was learned of {name}.")
-    return np.where(finite, seen.told[name], np.nan)
+    return np.where(finite, seen.recorded[name], np.nan)
 
 
 def due(rule: UpdateRule, steps: int) -> Int[np.ndarray, " due"]:
@@ -195,25 +219,27 @@ def due(rule: UpdateRule, steps: int) -> Int[np.ndarray, " due"]:
     return np.flatnonzero(np.asarray(rule.schedule)[:steps])
 
 
-def facts(ran: Ran, rule: UpdateRule | None = None) -> dict[str, Any]:
+def facts(ran: Runs, rule: UpdateRule | None = None) -> dict[str, Any]:
     """What `results.json` tells of a run beside its losses.
 
     Seconds and gradient evaluations (one for each step; a learned teleport costs none); medians over all runs
     of what was told of each step; of the teleports that were due, the share refused and, over those that were
     applied, the largest and median relative change of the loss that was found (None if nothing measured it).
 
-    >>> facts(Ran(np.ones((2, 3, 5)), {"length": np.ones((2, 3, 4))}, {}, 0.1))["told"]["length"]
+    >>> facts(Runs(np.ones((2, 3, 5)), {"length": np.ones((2, 3, 4))}, {}, 0.1))["recorded"]["length"]
     [1.0, 1.0, 1.0, 1.0]
     """
-    told = {name: values for name, values in ran.told.items() if name not in ("loss_change", "outcome")}
+    recorded = {
+        name: values for name, values in ran.recorded.items() if name not in ("loss_change", "outcome")
+    }
     found: dict[str, Any] = {
         "seconds": ran.seconds,
         "gradient_evaluations": float(ran.steps),
-        "told": {name: _medians(values) for name, values in told.items() if np.any(values != -1.0)},
+        "recorded": {name: _medians(values) for name, values in recorded.items() if np.any(values != -1.0)},
     }
     steps = np.zeros(0, int) if rule is None else due(rule, ran.steps)
     if len(steps) and rule is not None and rule.guard is not None:
-        outcome, loss_change = (ran.told[name][..., steps] for name in ("outcome", "loss_change"))
+        outcome, loss_change = (ran.recorded[name][..., steps] for name in ("outcome", "loss_change"))
         applied = loss_change[outcome == 0]
         found["rejected"] = float(np.mean(outcome > 0))
         found["loss_change_max"] = float(np.max(applied)) if applied.size else None
@@ -221,9 +247,9 @@ def facts(ran: Ran, rule: UpdateRule | None = None) -> dict[str, Any]:
     return found
 
 
-def remembered(
-    folder: RunFolder, name: str, compute: Callable[[], tuple[dict[str, Ran], dict[str, Any]]]
-) -> tuple[dict[str, Ran], dict[str, Any]]:
+def resumable(
+    folder: RunFolder, name: str, compute: Callable[[], tuple[dict[str, Runs], dict[str, Any]]]
+) -> tuple[dict[str, Runs], dict[str, Any]]:
     """What `compute` returns, runs by name and facts; from the folder, if an earlier call left it there.
 
     An experiment of many arms goes through them one by one, keeps what each did, and forgets its networks:
@@ -235,7 +261,7 @@ def remembered(
         arrays = {
             f"{arm}|{field}|{key}": np.ascontiguousarray(array)
             for arm, r in ran.items()
-            for field, values in (("told", {"": r.losses, **r.told}), ("measured", r.measured))
+            for field, values in (("recorded", {"": r.losses, **r.recorded}), ("measured", r.measured))
             for key, array in values.items()
         }
         seconds = {arm: r.seconds for arm, r in ran.items()}
@@ -246,12 +272,60 @@ def remembered(
     ran = {}
     for arm, seconds in card["seconds"].items():
         own = {tuple(key.split("|")[1:]): a for key, a in arrays.items() if key.split("|")[0] == arm}
-        told = {key: a for (field, key), a in own.items() if field == "told"}
+        recorded = {key: a for (field, key), a in own.items() if field == "recorded"}
         measured = {key: a for (field, key), a in own.items() if field == "measured"}
-        ran[arm] = Ran(told.pop(""), told, measured, seconds)
+        ran[arm] = Runs(recorded.pop(""), recorded, measured, seconds)
     return ran, card["facts"]
 
 
 def _medians(values: Float[np.ndarray, "seeds tasks steps"]) -> list[float]:
     flat = np.where(np.isfinite(values), values, np.inf).reshape(-1, values.shape[-1]).astype(float)
     return np.quantile(flat, 0.5, axis=0, method="inverted_cdf").tolist()
+
+
+def evaluate(
+    make: MakeTransform,
+    networks: PyTree,
+    family: AbstractTaskFamily,
+    keys: Key[Array, " seeds"],
+    *,
+    steps: int,
+    tasks: int,
+    shape: Any = None,
+    watch: tuple[str, ...] = (),
+    points: bool = False,
+) -> tuple[Trace, float]:
+    """Unroll every seed's network on that seed's `tasks` tasks; also the seconds it takes once compiled.
+
+    `networks` and `keys` have the seeds as first axis; so has the trace, then steps, then tasks.
+
+    >>> import symmetrax as sx
+    >>> from symmetrax.studies.core._hand_made import descent
+    >>> hyper = {"rate": jnp.full(3, 0.05), "momentum": jnp.zeros(3)}
+    >>> keys = jax.random.split(jax.random.key(0), 3)
+    >>> trace, seconds = evaluate(descent, hyper, sx.tasks.make_family("booth"), keys, steps=12, tasks=10)
+    >>> trace.loss.shape
+    (3, 13, 10)
+    """
+    return timed(_evaluate, make, networks, family, keys, steps, tasks, shape, watch, points)
+
+
+def timed(compiled: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
+    """What a compiled function returns, and the seconds it takes once it is compiled (it is called twice).
+
+    >>> timed(jax.jit(lambda x: x + 1), jnp.array(1.0))[0].item()
+    2.0
+    """
+    jax.block_until_ready(compiled(*arguments))
+    began = time.perf_counter()
+    result = jax.block_until_ready(compiled(*arguments))
+    return result, time.perf_counter() - began
+
+
+@eqx.filter_jit
+def _evaluate(make, networks, family, keys, steps, tasks, shape, watch, points):
+    def one(inputs):
+        network, key = inputs
+        return unroll_many(make, network, family, key, steps, tasks, shape=shape, watch=watch, points=points)
+
+    return spread(one, (networks, keys))

@@ -1,0 +1,147 @@
+"""The kinds of arms: learned, tuned, and controls that run a learned arm's networks in another way."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Key, PyTree
+
+from symmetrax.learned._base import AbstractLearnedOptimizer
+from symmetrax.learned._joint import Joint
+from symmetrax.learned._update_rule import UpdateRule
+from symmetrax.rollout._unroll import MakeTransform
+from symmetrax.studies.core._hand_made import MOMENTA, RATES
+from symmetrax.tasks._base import AbstractTask
+
+MakeNetwork = Callable[[Key[Array, ""]], AbstractLearnedOptimizer]
+
+
+class Build(eqx.Module):
+    """Builds networks of one class with these options from a key; equal builders share compiled programs.
+
+    >>> from symmetrax.learned._flat_gradient import FlatGradientLSTM
+    >>> Build.of(FlatGradientLSTM, size=2, width=4)(jax.random.key(0)).width
+    4
+    """
+
+    kind: Callable[..., AbstractLearnedOptimizer] = eqx.field(static=True)
+    options: tuple[tuple[str, Any], ...] = eqx.field(static=True)
+
+    @classmethod
+    def of(cls, kind: Callable[..., AbstractLearnedOptimizer], **options: Any) -> "Build":
+        """Options must be hashable: tuples, not lists."""
+        return cls(kind, tuple(sorted(options.items())))
+
+    def __call__(self, key: Key[Array, ""]) -> AbstractLearnedOptimizer:
+        return self.kind(**dict(self.options), key=key)
+
+
+class BuildJoint(eqx.Module):
+    """Builds several networks that work as one optimizer, each from its own key: see `Joint`.
+
+    The i-th network depends on the key and i alone, so that arms with the same first network start equal.
+
+    >>> from symmetrax.learned._flat_gradient import FlatGradientLSTM
+    >>> step = Build.of(FlatGradientLSTM, size=2, width=4, emits=("step_size",))
+    >>> element = Build.of(FlatGradientLSTM, size=2, width=4, emits=(), algebra=1)
+    >>> len(BuildJoint((step, element))(jax.random.key(0)).networks)
+    2
+    """
+
+    parts: tuple[MakeNetwork, ...]
+
+    def __call__(self, key: Key[Array, ""]) -> Joint:
+        return Joint(tuple(part(jax.random.fold_in(key, i)) for i, part in enumerate(self.parts)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Learned:
+    """A learned optimizer: how its network is built, meta-trained, and used on unseen tasks.
+
+    `make(key)` builds the network, `rule` is its use in training (if it has several, as `UpdateRule`), and
+    `outer` the optimizer of its weights. On unseen tasks it is used by `used(steps)`, or else by `rule`.
+    `family` is given where arms see one law of tasks with different symmetries, `budget` where the arm is
+    trained otherwise than the others of its study. `extra` counts the gradients that a step costs beside the
+    one at its end, and `saved` says whether the network of the first meta-seed is written as an artifact.
+    Arms that have equal builders, rules but for arrays, and one `outer` object, share compiled programs.
+
+    >>> from symmetrax.learned._flat_gradient import FlatGradientLSTM
+    >>> build = Build.of(FlatGradientLSTM, size=2)
+    >>> Learned("update", build, UpdateRule(), optax.adam(1e-3)).saved
+    True
+    """
+
+    name: str
+    make: MakeNetwork
+    rule: UpdateRule
+    outer: optax.GradientTransformation
+    family: Any = None
+    used: Callable[[int], UpdateRule] | None = None
+    budget: Any = None
+    extra: float = 0.0
+    saved: bool = True
+
+    def rule_for(self, steps: int) -> UpdateRule:
+        """The rule on unseen tasks of so many steps."""
+        return self.rule if self.used is None else self.used(steps)
+
+
+def _same_rule(rule: UpdateRule) -> UpdateRule:
+    return rule
+
+
+def _same_networks(networks: PyTree, seen: Any) -> PyTree:
+    return networks
+
+
+@dataclasses.dataclass(frozen=True)
+class Control:
+    """The networks of the learned arm `of`, used in another way or changed.
+
+    `rule(used)` returns the rule that replaces the arm's, such as `switched_off`. `change(networks, seen)`
+    returns what is run in place of the networks (which are stacked over seeds), for instance
+    `RandomDirection(networks)`; `seen()` runs them on tasks of the training stream, from which constants can
+    be taken (see `learned_constant`).
+
+    >>> Control("teleport-off", of="teleport", rule=switched_off).of
+    'teleport'
+    """
+
+    name: str
+    of: str
+    rule: Callable[[UpdateRule], UpdateRule] = _same_rule
+    change: Callable[[PyTree, Callable[[], Any]], PyTree] = _same_networks
+
+
+def switched_off(rule: UpdateRule) -> UpdateRule:
+    """The same rule, with no teleport due at any step; it shares compiled programs with the first.
+
+    >>> switched_off(UpdateRule.at((0, 2), 4)).schedule.tolist()
+    [False, False, False, False]
+    """
+    off = jax.tree.map(jnp.zeros_like, rule.schedule)
+    return dataclasses.replace(rule, schedule=off) if rule.teleports else rule
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuned:
+    """A hand-made optimizer, `make(hyperparameters, task)`, and where its hyperparameters come from.
+
+    They are "rate" and "momentum" (b1 of Adam), each tuned over these values; arms of one `make` share the
+    program that tunes them. `extra(task)` is the number of gradient evaluations per step beside the one at
+    the new point that every optimizer needs.
+
+    >>> from symmetrax.studies.core._hand_made import descent
+    >>> Tuned("gd", descent, momenta=(0.0,)).rates[0]
+    0.001
+    """
+
+    name: str
+    make: MakeTransform
+    rates: tuple[float, ...] = tuple(RATES.tolist())
+    momenta: tuple[float, ...] = tuple(MOMENTA.tolist())
+    extra: Callable[[AbstractTask], float | int] = lambda task: 0

@@ -1,0 +1,317 @@
+"""Running a study: train, tune, run on unseen tasks, compare, judge, draw."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key, PyTree
+
+from symmetrax.learned._artifact import save
+from symmetrax.learned._update_rule import UpdateRule
+from symmetrax.rollout._unroll import MakeTransform
+from symmetrax.studies.core._arm import Control, Learned, Tuned
+from symmetrax.studies.core._artifacts import usage
+from symmetrax.studies.core._console import Reporter, arms_table, verdict_table
+from symmetrax.studies.core._folder import RunFolder
+from symmetrax.studies.core._meta_training import Budget, Trained, train
+from symmetrax.studies.core._runs import Runs, due, facts, joined, resumable, run_many
+from symmetrax.studies.core._statistics import compare, intervals, log_ratios, summary, verdict
+from symmetrax.studies.core._streams import Streams
+from symmetrax.studies.core._study import Study
+from symmetrax.studies.core._tuning import tune
+from symmetrax.tasks._base import AbstractTaskFamily
+
+#: The test on the family that an arm was trained on; others have names.
+OWN = ""
+
+
+class Played(NamedTuple):
+    """What all arms did on a family: `runs` by test, arm and horizon, and facts about each arm.
+
+    >>> Played._fields
+    ('runs', 'facts', 'horizons')
+    """
+
+    runs: dict[tuple[str, str, int], Runs]
+    facts: dict[str, dict[str, Any]]
+    horizons: tuple[int, ...]
+
+    @property
+    def steps(self) -> int:
+        """The last horizon."""
+        return max(self.horizons)
+
+    @property
+    def tests(self) -> list[str]:
+        """The names of the tests."""
+        return list(dict.fromkeys(test for test, _, _ in self.runs))
+
+    def losses(self, test: str, steps: int) -> dict[str, Float[np.ndarray, "seeds tasks points"]]:
+        """The losses of every arm on a test, up to a horizon."""
+        asked = {arm: runs for (t, arm, h), runs in self.runs.items() if (t, h) == (test, steps)}
+        return {arm: runs.losses[..., : steps + 1] for arm, runs in asked.items()}
+
+
+@dataclasses.dataclass
+class Run:
+    """A study being run: its folder and random streams, and what is known so far.
+
+    `played` has what all arms did, by family, and `results` are those of `results.json`.
+    """
+
+    study: Study
+    folder: RunFolder
+    reporter: Reporter
+    played: dict[str, Played] = dataclasses.field(default_factory=dict)
+    results: dict[str, Any] = dataclasses.field(default_factory=lambda: {"groups": {}, "verdicts": []})
+
+    def __post_init__(self):
+        self.streams = Streams.of(self.study.seed, self.study.seeds)
+
+    def play(self, family: AbstractTaskFamily) -> Played:
+        """Train or tune all arms on a family and run them; parts that an earlier process made are kept."""
+        arms, match = self.study.arms_on(family), Match(self, family)
+        runs: dict[tuple[str, str, int], Runs] = {}
+        cards: dict[str, dict[str, Any]] = {}
+        for arm in arms:
+            if isinstance(arm, Control):
+                continue  # with the arm that it is of
+            controls = [c for c in arms if isinstance(c, Control) and c.of == arm.name]
+
+            def compute(arm: Learned | Tuned = arm, controls: list[Control] = controls):
+                return match.learned(arm, controls) if isinstance(arm, Learned) else match.tuned(arm)
+
+            found, own = resumable(self.folder, f"{family.name}-{arm.name}", compute)
+            runs |= {_place(name): ran for name, ran in found.items()}
+            cards |= own
+        order = {arm.name: k for k, arm in enumerate(arms)}
+        runs = dict(sorted(runs.items(), key=lambda item: order[item[0][1]]))
+        return Played(runs, {arm.name: cards[arm.name] for arm in arms}, match.horizons)
+
+    def budget(self, arm: Learned) -> Budget:
+        """How long an arm is trained."""
+        return dataclasses.replace(arm.budget or self.study.budget, seeds=self.study.seeds)
+
+    def groups(self, family: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The arms of `results.json` for every test and horizon, by the name of the group."""
+        played = self.played[family]
+        for test in played.tests:
+            for steps in played.horizons:
+                horizon = str(steps) if len(played.horizons) > 1 else ""
+                name = "-".join(part for part in (family, test, horizon) if part)
+                losses = played.losses(test, steps)
+                seeds, tasks, _ = next(iter(losses.values())).shape
+                arms = compare(losses, self.study.references, seeds * tasks)
+                yield name, {a: {**arms[a], **_scaled(played.facts[a], steps, played.steps)} for a in arms}
+
+    def verdicts(self, family: str) -> Iterator[dict[str, str]]:
+        """What became of the claims about a family, at every horizon."""
+        played = self.played[family]
+        for steps in played.horizons:
+            losses = played.losses(OWN, steps)
+            asked = [c for c in self.study.claims_on(family) if c.first in losses and c.second in losses]
+            pairs = [(claim.first, claim.second) for claim in asked]
+            found = intervals({(a, b): log_ratios(losses[a], losses[b]) for a, b in pairs})
+            where = f" on {family}" if len(self.study.families) > 1 else ""
+            where += f" after {steps} steps" if len(played.horizons) > 1 else ""
+            for claim in asked:
+                interval = found[claim.first, claim.second]
+                yield verdict(claim.text + where, claim.source, interval, negative=claim.lower)
+
+
+class Match:
+    """A study's arms on one family: training and tuning them, and running them on all tests."""
+
+    def __init__(self, run: Run, family: AbstractTaskFamily):
+        self.run, self.study, self.family = run, run.study, family
+        self.horizons = run.study.horizons_on(family)
+        self.steps = max(self.horizons)
+        self.tests = {OWN: family}
+        if run.study.tests is not None:
+            self.tests |= run.study.tests(run.study, family)
+
+    def learned(self, arm: Learned, controls: Sequence[Control]) -> tuple[dict[str, Runs], dict[str, Any]]:
+        """Train an arm; run it and its controls."""
+        run = self.run
+        named = dataclasses.replace(
+            arm, name=f"{self.family.name}-{arm.name}", family=arm.family or self.family
+        )
+        trained = train(named, run.budget(arm), run.streams, run.folder, run.reporter)
+        run.reporter.note(f"run {named.name} and {len(controls)} controls on unseen tasks")
+        rule = arm.rule_for(self.steps)
+        if not len(due(rule, self.steps)):
+            rule = dataclasses.replace(rule, schedule=())  # the same, without the cost of a symmetry
+        uses: dict[str, tuple[UpdateRule, PyTree]] = {arm.name: (rule, trained.networks)}
+        for control in controls:
+            changed = control.change(trained.networks, lambda: self._seen(rule, trained, named.family))
+            uses[control.name] = control.rule(rule), changed
+        runs, cards = {}, {}
+        for name, (how, networks) in uses.items():
+            for test, tasks_of in self.tests.items():
+                ran = self.roll_out(how, networks, named.family if test == OWN else tasks_of)
+                runs |= {_name(test, name, steps): ran for steps in self.horizons}
+            cards[name] = _facts(runs[_name(OWN, name, self.steps)], how, arm.extra)
+            own_card = {"networks_of": arm.name, "skipped_windows": trained.facts["skipped_windows"]}
+            cards[name] |= trained.facts if name == arm.name else own_card
+        if arm.saved:
+            self._save(named, arm.name, trained, runs[_name(OWN, arm.name, self.steps)])
+        return runs, cards
+
+    def tuned(self, arm: Tuned) -> tuple[dict[str, Runs], dict[str, Any]]:
+        """Tune an arm for every horizon and shape, and run each choice."""
+        self.run.reporter.note(f"{self.family.name}: tune and run {arm.name}")
+        best: dict[int, dict[Any, dict[str, float]]] = {steps: {} for steps in self.horizons}
+        for shape in self.family.shapes:
+            found = tune(
+                [arm],
+                self.family,
+                self.run.streams.tune,
+                horizons=self.horizons,
+                tasks=self.study.tuning_tasks,
+                shape=shape,
+            )
+            for steps, by_arm in found.items():
+                best[steps][shape] = by_arm[arm.name]
+        runs: dict[str, Runs] = {}
+        for test, tasks_of in self.tests.items():
+            made: dict[str, Runs] = {}
+            for steps, hyper in best.items():
+                if str(hyper) not in made:
+                    same = {
+                        shape: {name: jnp.full(self.study.seeds, value) for name, value in point.items()}
+                        for shape, point in hyper.items()
+                    }
+                    made[str(hyper)] = self.roll_out(arm.make, same, tasks_of, watch=())
+                runs[_name(test, arm.name, steps)] = made[str(hyper)]
+        task = self.family.task(self.family.draw(jax.random.key(0)), self.family.shapes[0])
+        card = _facts(runs[_name(OWN, arm.name, self.steps)], None, arm.extra(task))
+        chosen = {
+            str(steps): next(iter(by.values())) if len(by) == 1 else {str(s): x for s, x in by.items()}
+            for steps, by in best.items()
+        }
+        return runs, {arm.name: card | {"hyperparameters": chosen}}
+
+    def roll_out(
+        self,
+        make: MakeTransform,
+        networks: PyTree,
+        family: AbstractTaskFamily,
+        keys: Key[Array, " seeds"] | None = None,
+        **options: Any,
+    ) -> Runs:
+        """Run every seed's network on unseen tasks of a family, of all its shapes side by side.
+
+        `networks` may be a dict with those for each shape. `options` replace the study's own, of `run_many`.
+        """
+        study, keys = self.study, self.run.streams.test if keys is None else keys
+        given: dict[str, Any] = {
+            "steps": self.steps,
+            "tasks": study.tasks,
+            "watch": study.watch,
+            "measure": study.measure,
+            # Two parts time the second; an odd number of tasks runs twice.
+            "parts": None if study.parts is not None and study.tasks % study.parts else study.parts,
+        }
+        given |= options
+        by_shape = isinstance(networks, Mapping) and all(shape in networks for shape in family.shapes)
+        return joined(
+            [
+                run_many(make, networks[s] if by_shape else networks, family, keys, shape=s, **given)
+                for s in family.shapes
+            ]
+        )
+
+    def _seen(self, rule: UpdateRule, trained: Trained, family: AbstractTaskFamily) -> Runs:
+        """What an arm does on the training stream, from which controls take their constants."""
+        keys = jax.random.split(jax.random.fold_in(self.run.streams.tune, 2), self.study.seeds)
+        parts = max((self.study.parts or 1) // 2, 1)
+        tasks = max(self.study.tasks * parts // (self.study.parts or 1), 1)
+        return self.roll_out(rule, trained.networks, family, keys, tasks=tasks, parts=parts)
+
+    def _save(self, arm: Learned, name: str, trained: Trained, ran: Runs) -> None:
+        """Write the network of the first meta-seed, with what it was trained on and how it did."""
+        budget = self.run.budget(arm)
+        steps = due(arm.rule, budget.steps)
+        training = {
+            "family": arm.family.name,
+            "arm": name,
+            "horizon": budget.steps,
+            "unroll": budget.unroll,
+            "runs": budget.runs,
+            "seed": self.study.seed,
+            "schedule": None if len(steps) == budget.steps else steps.tolist(),
+            "guarded": arm.rule.teleports and arm.rule.guard is not None,
+            "use": usage(arm.rule_for(self.steps)),
+        }
+        did = summary(ran.losses, ran.runs)
+        evaluation = {"runs": did["runs"], "diverged": did["diverged"], "steps": self.steps}
+        evaluation["loss_median"] = did["loss_median"][-1]
+        several = len(self.study.families) > 1
+        path = self.run.folder.path / "artifacts" / f"{arm.name if several else name}.safetensors"
+        first = jax.tree.map(lambda x: x[0] if eqx.is_array(x) else x, trained.networks)
+        save(first, path, training=training, evaluation=evaluation)
+
+
+def run_study(study: Study, folder: RunFolder, reporter: Reporter) -> dict[str, Any]:
+    """Run a study in its folder; return its results.
+
+    Every arm of every family is a part that a killed process need not repeat.
+    """
+    run = Run(study, folder, reporter)
+    families = study.made()
+    for family in families:
+        run.played[family.name] = played = run.play(family)
+        run.results["groups"] |= {name: {"arms": arms} for name, arms in run.groups(family.name)}
+        run.results["verdicts"] += run.verdicts(family.name)
+        for test in played.tests:
+            place = (family.name if len(families) > 1 else "", test)
+            kept = {arm: x.astype(np.float32) for arm, x in played.losses(test, played.steps).items()}
+            folder.arrays("-".join(part for part in ("losses", *place) if part), kept)
+        if len(families) > 1:
+            # Hundreds of compiled programs are more memory maps than a process may have.
+            jax.clear_caches()
+    if study.analyse is not None:
+        run.results |= study.analyse(run)
+    for figure in study.figures:
+        figure(folder.path, run.results)
+    return run.results
+
+
+def _facts(ran: Runs, rule: UpdateRule | None, extra: float | int) -> dict[str, Any]:
+    """What `results.json` tells of an arm beside its losses."""
+    found = facts(ran, rule)
+    del found["recorded"]
+    found["gradient_evaluations"] *= 1.0 + extra
+    return found | {f"test_{name}": float(np.mean(values)) for name, values in ran.measured.items()}
+
+
+def _scaled(card: dict[str, Any], steps: int, all_steps: int) -> dict[str, Any]:
+    """The facts about an arm that ran `all_steps` steps, for the first `steps` of them."""
+    scaled = {name: card[name] * steps / all_steps for name in ("seconds", "gradient_evaluations")}
+    tuned = card.get("hyperparameters")
+    return {**card, **scaled, **({} if tuned is None else {"hyperparameters": tuned[str(steps)]})}
+
+
+def show_study(study: Study, results: dict[str, Any], reporter: Reporter) -> None:
+    """Print a table for every group of results, and the verdicts."""
+    for name, group in results["groups"].items():
+        arms = group["arms"]
+        runs = next(iter(arms.values()))["runs"]
+        steps = len(next(iter(arms.values()))["loss_median"]) - 1
+        against = study.references[0] if study.references else next(iter(arms))
+        title = f"{study.name}: loss after {steps} steps on {name}, all {runs:,} unseen runs"
+        reporter.print(arms_table(title, arms, against))
+    reporter.print(verdict_table(results["verdicts"]))
+
+
+def _name(test: str, arm: str, steps: int) -> str:
+    return f"{test}@{arm}@{steps}"
+
+
+def _place(name: str) -> tuple[str, str, int]:
+    test, arm, steps = name.split("@")
+    return test, arm, int(steps)

@@ -1,0 +1,79 @@
+"""The hyperparameters of hand-made arms: chosen on the training stream, never on the tasks reported."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Key
+
+from symmetrax.metatrain._devices import spread
+from symmetrax.rollout._unroll import unroll_many
+from symmetrax.studies.core._arm import Tuned
+from symmetrax.studies.core._statistics import DIVERGED, FLOOR
+from symmetrax.tasks._base import AbstractTaskFamily
+
+
+def tune(
+    arms: Sequence[Tuned],
+    family: AbstractTaskFamily,
+    key: Key[Array, ""],
+    *,
+    horizons: tuple[int, ...],
+    tasks: int,
+    shape: Any = None,
+    floor: float = FLOOR,
+) -> dict[int, dict[str, dict[str, float]]]:
+    """For every horizon and arm, the hyperparameters of the lowest median loss over `tasks` training tasks.
+
+    All points of the grid run together, to the last horizon. Below `floor` times the first loss all are
+    equal, as in comparisons; of equal medians the one wins with fewer diverged runs, and then the one with
+    the lower mean of logarithms.
+
+    >>> import jax, symmetrax as sx
+    >>> from symmetrax.studies.core._hand_made import descent
+    >>> arm = Tuned("gd", descent, rates=(1e-3, 0.05, 3.0), momenta=(0.0,))
+    >>> found = tune([arm], sx.tasks.make_family("booth"), jax.random.key(0), horizons=(1, 12), tasks=16)
+    >>> {steps: round(best["gd"]["rate"], 3) for steps, best in found.items()}
+    {1: 0.05, 12: 0.05}
+    """
+    best: dict[int, dict[str, dict[str, float]]] = {steps: {} for steps in horizons}
+    for make in dict.fromkeys(arm.make for arm in arms):
+        sharing = [arm for arm in arms if arm.make is make]
+        pairs = sorted({pair for arm in sharing for pair in itertools.product(arm.rates, arm.momenta)})
+        rates, momenta = (jnp.asarray(values) for values in zip(*pairs, strict=True))
+        points = {"rate": rates, "momentum": momenta}
+        first, *losses = np.moveaxis(
+            np.asarray(_losses(make, points, family, key, (0, *horizons), tasks, shape)), 1, 0
+        )
+        for steps, there in zip(horizons, losses, strict=True):
+            scores = dict(zip(pairs, _scores(there, first, floor), strict=True))
+            for arm in sharing:
+                rate, momentum = min(itertools.product(arm.rates, arm.momenta), key=scores.__getitem__)
+                best[steps][arm.name] = {"rate": rate, "momentum": momentum}
+    return best
+
+
+def _scores(losses: np.ndarray, first: np.ndarray, floor: float) -> list[tuple[float, int, float]]:
+    """For each point (the first axis): the median loss, diverged runs, and the mean of logarithms."""
+    losses = np.where(np.isfinite(losses), losses, np.inf)
+    kept = np.where(losses < floor * first, 0.0, losses)
+    medians = np.quantile(kept, 0.5, axis=1, method="inverted_cdf")
+    diverged = np.sum(losses > DIVERGED * first, axis=1)
+    with np.errstate(over="ignore"):  # what overflows is cut at DIVERGED all the same
+        ratios = losses / first
+    means = np.mean(np.log(np.clip(ratios, FLOOR, DIVERGED)), axis=1)
+    return list(zip(medians.tolist(), diverged.tolist(), means.tolist(), strict=True))
+
+
+@eqx.filter_jit
+def _losses(make, points, family, key, horizons, tasks, shape):
+    """Losses after each of `horizons` steps: points, horizons, tasks."""
+
+    def one(hyper):
+        losses = unroll_many(make, hyper, family, key, max(horizons), tasks, shape=shape).loss
+        return losses[jnp.asarray(horizons)].reshape(len(horizons), tasks)  # one task has no axis of its own
+
+    return spread(one, points)
