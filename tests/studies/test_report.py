@@ -212,6 +212,13 @@ def test_no_entry_of_results_is_needed(run, monkeypatch):
         write_comparison([run], run / "comparison.html")
 
 
+@pytest.mark.parametrize("odd", [None, "odd", {}, [1, "a"], 3.5])
+def test_no_entry_of_a_config_but_the_experiment_is_needed(run, odd):
+    whole = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(as_json({"experiment": "fig3"} | dict.fromkeys(list(whole)[1:], odd)))
+    assert "symmetrax run fig3" in read(write_report(run))[1]
+
+
 def test_a_run_that_was_stopped_says_how_to_go_on(tmp_path):
     run = make_run(tmp_path / "a run", None)
     (run / "checkpoints").mkdir()

@@ -158,8 +158,8 @@ def run_experiment(
 
     `name` is one of `EXPERIMENTS`, or the path of a Python file that defines a `Study` (see `study_of`). A
     complete run is not repeated; its `report.html` is written again if it is missing. Raises ValueError for
-    unknown names, for a folder that holds anything but a run of these settings, and while another process runs
-    in it.
+    unknown names, for a folder that holds anything but a run of these settings, and while another process
+    runs in it.
 
     >>> run_experiment("fig0")
     Traceback (most recent call last):
