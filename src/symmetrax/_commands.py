@@ -48,6 +48,25 @@ def _run(
     run_experiment(name, preset, out, seed)
 
 
+def _report(
+    folders: Annotated[tuple[Path, ...], _argument("FOLDER [FOLDER ...]", "required: one or more")],
+    /,
+    out: Annotated[Path | None, _argument("FILE", "default: FOLDER/report.html, or comparison.html")] = None,
+) -> None:
+    """Write the report of a run, or one page that compares several runs.
+
+    Args:
+        folders: The run folders; one that was interrupted gets a report of what is there.
+        out: The HTML file. It opens in any browser, without a network.
+    """
+    from symmetrax.studies.core._report import write_comparison, write_report
+
+    if not folders:
+        raise ValueError("Name at least one run folder: symmetrax report FOLDER [FOLDER ...]")
+    one = len(folders) == 1
+    print(write_report(folders[0], out) if one else write_comparison(folders, out or Path("comparison.html")))
+
+
 def _evaluate(
     artifact: Annotated[Path, _argument("ARTIFACT")],
     /,
@@ -158,6 +177,7 @@ def _bench(json: bool = False, quick: bool = False) -> None:
 COMMANDS: dict[str, Callable[..., None]] = {
     "list": _list,
     "run": _run,
+    "report": _report,
     "evaluate": _evaluate,
     "claims": _claims,
     "discover": _discover,

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 
 #: The packages installed by the extra `studies`, by import name.
-STUDIES = ("matplotlib", "rich", "sklearn", "tyro")
+STUDIES = ("jinja2", "matplotlib", "plotly", "rich", "sklearn", "tyro")
 
 
 @contextlib.contextmanager

@@ -107,7 +107,7 @@ def _asked(arguments: list[str]) -> Callable[[], None]:
     name = choose("command", arguments[0], COMMANDS)
     complaint = io.StringIO()
     try:
-        # One command at a time: tyro's parser of all six takes three times as long as the help of all.
+        # One command at a time: tyro's parser of all commands takes three times as long as the help of all.
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(deferred(COMMANDS[name]), prog=f"symmetrax {name}", args=arguments[1:])
     except SystemExit as stopped:

@@ -315,6 +315,17 @@ REJECTED = [
         words(f"discover models:good --json {path}")
         for path in ("nowhere/found.json", "full", "/dev/null/found.json", "file/found.json", LONG)
     ),
+    # reports
+    words("report"),
+    words("report --out page.html"),
+    words("report results-groups nowhere"),
+    *(words(f"report {path}") for path in ("nowhere", "file", "full", "/dev/null", "/proc/self", LONG)),
+    *(words(f"report config-{name}") for name in ("null", "torn", "list", "bytes", "folder")),
+    *(words(f"report results-{name}") for name in ("object", "null", "torn", "number", "bytes")),
+    *(
+        words(f"report results-groups --out {path}")
+        for path in ("full", "file/page.html", "/dev/null/it", LONG)
+    ),
 ]
 
 

@@ -130,6 +130,7 @@ def test_help_imports_nothing_heavy():
         "import sys\nfrom symmetrax.cli import main\n"
         "try: main(['--help'])\nexcept SystemExit: pass\n"
         "heavy = {'jax', 'numpy', 'matplotlib', 'equinox', 'optax', 'sklearn', 'rich.progress'}\n"
+        "heavy |= {'plotly', 'jinja2'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -80,5 +80,7 @@ def test_the_wheel_alone_finds_teleports_and_loads(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     subprocess.run([interpreter, "-m", "pip", "install", "--quiet", wheel], check=True)
     installed = subprocess.run([interpreter, "-m", "pip", "list"], capture_output=True, text=True, check=True)
-    assert not {"tyro", "rich", "matplotlib", "scikit-learn"} & {*installed.stdout.split()}
+    assert not {"tyro", "rich", "matplotlib", "scikit-learn", "plotly", "jinja2"} & {
+        *installed.stdout.split()
+    }
     subprocess.run([interpreter, "-c", EXAMPLE], check=True, cwd=tmp_path)

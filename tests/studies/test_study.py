@@ -168,6 +168,12 @@ def test_files_that_define_no_single_study_are_refused(name, tmp_path, capsys):
     assert told.count("\n") == 1
 
 
+def test_the_report_of_a_study_says_what_was_asked(folder):
+    page = (folder / "report.html").read_text()
+    assert "Which rate is better?" in page
+    assert "the larger rate is better on booth after 2 steps" in page
+
+
 def test_one_of_several_studies_is_chosen_by_name(tmp_path):
     path = tmp_path / "two.py"
     path.write_text("import symmetrax as sx\na, b = (sx.studies.Study(n, n, (), ()) for n in 'xy')")

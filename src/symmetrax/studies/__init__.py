@@ -12,7 +12,7 @@ experiments of the papers are studies too; `symmetrax list` shows their names. R
 >>> with tempfile.TemporaryDirectory() as folder:
 ...     path = sx.studies.run_experiment(study, out=folder + "/run", quiet=True)
 ...     sorted(file.name for file in path.iterdir() if file.name[0] != ".")
-['config.json', 'losses.npz', 'results.json']
+['config.json', 'losses.npz', 'report.html', 'results.json']
 """
 
 import lazy_loader

@@ -1,10 +1,12 @@
 """The experiments that have a name, and running one in its folder. Imports nothing heavy."""
 
 import dataclasses
+import functools
 import importlib
 import runpy
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -157,62 +159,91 @@ def run_experiment(
     """Run a study, or continue it, in its folder (by default `runs/NAME-PRESET-SEED`).
 
     `name` is one of `EXPERIMENTS`, a `Study`, or the path of a Python file that defines one (see `study_of`).
-    A complete run is not repeated. Raises ValueError for unknown names, for a folder that holds anything but
-    a run of these settings, and while another process runs in it.
+    A complete run is not repeated; its `report.html` is written again if it is missing. Raises ValueError for
+    unknown names, for a folder that holds anything but a run of these settings, and while another process
+    runs in it.
 
     >>> run_experiment("fig0")
     Traceback (most recent call last):
     ValueError: Unknown experiment 'fig0'; choose one of demo, digits, ... Did you mean 'fig7'?
     """
-    module = None
-    if isinstance(name, str) and not name.partition(":")[0].endswith(".py"):
-        module = importlib.import_module(EXPERIMENTS[choose("experiment", name, EXPERIMENTS)].module)
     choose("preset", preset, PRESETS)
-    checked_seed(seed)
+    experiment = _prepared(name, preset, checked_seed(seed))
     from symmetrax.studies.core._console import Reporter
     from symmetrax.studies.core._folder import RunFolder
-    from symmetrax.studies.core._runner import run_study, show_study
 
-    if module is None or hasattr(module, "STUDIES"):
-        if module is not None:
-            study = module.STUDIES[name]
-        else:
-            study = study_of(name) if isinstance(name, str) else name
-        settings: Any = study.preset(preset, seed)
-        name, identity, run, show = study.name, settings.identity(), run_study, show_study
-    else:
-        settings = module.config(name, preset, seed)
-        identity, run, show = dataclasses.asdict(settings), module.run, module.show
-    path = Path("runs", f"{name}-{preset}-{seed}") if out is None else Path(out)
+    # Imported before the run: a library that is missing is reported now, not after hours of work.
+    from symmetrax.studies.core._report import write_report
+    from symmetrax.studies.core._run_files import REPORT
+
+    path = Path("runs", f"{experiment.name}-{preset}-{seed}") if out is None else Path(out)
     fresh = not path.exists()
-    folder = RunFolder(path, name, preset, identity)
+    folder = RunFolder(path, experiment.name, preset, experiment.identity, experiment.about)
     reporter = Reporter(quiet=quiet)
     results = folder.finished()
     if results is None:
         began = time.perf_counter()
         with folder.alone():
             try:
-                results = run(settings, folder, reporter)
+                results = experiment.run(folder, reporter)
             except (ValueError, OSError):
                 if fresh:
                     folder.withdraw()
                 raise
             seconds = time.perf_counter() - began
-            folder.results({"experiment": name, "preset": preset, "seconds": seconds, **results})
+            folder.results({"experiment": experiment.name, "preset": preset, "seconds": seconds, **results})
             folder.drop_checkpoints()
         reporter.note(f"done in {seconds:.0f} s")
-        show(settings, results, reporter)
+        write_report(path)
+        experiment.show(results, reporter)
     else:
         try:
-            show(settings, results, reporter)
+            experiment.show(results, reporter)
         except (KeyError, IndexError, TypeError, AttributeError, ValueError, StopIteration) as error:
             raise ValueError(
                 f"{path}/results.json does not hold the results of this experiment ({error!r}): delete it, "
                 "and the same command makes it anew."
             ) from error
         reporter.note(f"{path} held this run already; delete it to run again")
+        if not (path / REPORT).exists():
+            write_report(path)
     reporter.note(f"results, plots and artifacts: {path}")
+    reporter.note(f"to look at: {path / REPORT}")
     return path
+
+
+class _Prepared(NamedTuple):
+    """An experiment with its settings: what identifies a run, what tells people about it, and its parts."""
+
+    name: str
+    identity: dict[str, Any]
+    about: dict[str, str]
+    run: Callable[[Any, Any], dict[str, Any]]
+    show: Callable[[dict[str, Any], Any], None]
+
+
+def _prepared(name: Any, preset: str, seed: int) -> _Prepared:
+    study, source = name, None
+    if isinstance(name, str) and name.partition(":")[0].endswith(".py"):
+        study, source = study_of(name), name
+    elif isinstance(name, str):
+        module = importlib.import_module(EXPERIMENTS[choose("experiment", name, EXPERIMENTS)].module)
+        if not hasattr(module, "STUDIES"):
+            settings = module.config(name, preset, seed)
+            return _Prepared(
+                name,
+                dataclasses.asdict(settings),
+                {},
+                functools.partial(module.run, settings),
+                functools.partial(module.show, settings),
+            )
+        study, source = module.STUDIES[name], name
+    from symmetrax.studies.core._runner import run_study, show_study
+
+    about = {"title": study.title} | ({"source": source} if source else {})
+    study = study.preset(preset, seed)
+    run, show = functools.partial(run_study, study), functools.partial(show_study, study)
+    return _Prepared(study.name, study.identity(), about, run, show)
 
 
 def study_of(place: str) -> Any:

@@ -24,9 +24,10 @@ LIBRARIES = ("symmetrax", "jax", "jaxlib", "equinox", "optax", "numpy")
 class RunFolder:
     """The folder of one run of an experiment.
 
-    Opening it writes `config.json`: the experiment, its preset and every setting, library versions, and the
-    machine. If the folder holds a run of the same settings, that run is continued; of others, or if the
-    folder holds anything else, it is left untouched and a ValueError says what differs.
+    Opening it writes `config.json`: the experiment, its preset and every setting, what `about` adds for
+    people, library versions, and the machine. If the folder holds a run of the same settings, that run is
+    continued; of others, or if the folder holds anything else, it is left untouched and a ValueError says
+    what differs.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as place:
@@ -35,7 +36,14 @@ class RunFolder:
     ['config.json']
     """
 
-    def __init__(self, path: str | pathlib.Path, experiment: str, preset: str, settings: dict[str, Any]):
+    def __init__(
+        self,
+        path: str | pathlib.Path,
+        experiment: str,
+        preset: str,
+        settings: dict[str, Any],
+        about: dict[str, str] | None = None,
+    ):
         self.path = pathlib.Path(path)
         identity = {"experiment": experiment, "preset": preset, "settings": json.loads(json.dumps(settings))}
         #: What its checkpoints are of, beside what `meta_train` sees by itself.
@@ -46,7 +54,7 @@ class RunFolder:
         with alone_in(self.path):
             if not self._is_of(identity):  # still: another process may have been faster
                 versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
-                config = {**identity, "versions": versions, "machine": machine()}
+                config = {**identity, **(about or {}), "versions": versions, "machine": machine()}
                 write_atomic(self.path / "config.json", as_json(config))
 
     @contextlib.contextmanager
@@ -109,16 +117,27 @@ class RunFolder:
 
     def finished(self) -> dict[str, Any] | None:
         """The results of a complete run, else None. Raises ValueError for what `results` did not write."""
-        path = self.path / "results.json"
-        if not path.exists():
-            return None
-        try:
-            found = json.loads(path.read_text())
-        except (ValueError, RecursionError, OSError) as error:
-            raise ValueError(f"{path} has no results that can be read ({error}); {_MAKE_ANEW}.") from error
-        if not isinstance(found, dict) or not found:
-            raise ValueError(f"{path} has no results, but {found!r}; {_MAKE_ANEW}.")
-        return found
+        return read_results(self.path)
+
+
+def read_results(folder: pathlib.Path) -> dict[str, Any] | None:
+    """The results in a run folder, or None if the run is not complete.
+
+    Raises ValueError if `results.json` is damaged.
+
+    >>> read_results(pathlib.Path("no-such-run")) is None
+    True
+    """
+    path = folder / "results.json"
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text())
+    except (ValueError, RecursionError, OSError) as error:
+        raise ValueError(f"{path} has no results that can be read ({error}); {_MAKE_ANEW}.") from error
+    if not isinstance(found, dict) or not found:
+        raise ValueError(f"{path} has no results, but {found!r}; {_MAKE_ANEW}.")
+    return found
 
 
 def machine() -> dict[str, Any]:

@@ -102,3 +102,15 @@ def _style(color: str, dash: int) -> dict[str, Any]:
         "linewidth": (2.0, 1.5, 1.5, 1.3, 1.3)[dash],
         "zorder": 2 + 0.1 * dash,
     }
+
+
+def dash_array(style: dict[str, Any]) -> str:
+    """The dashes of a style as SVG and plotly write them, in pixels; empty for a solid line.
+
+    >>> dash_array(styles(["momentum"])["momentum"])
+    '6px,2.25px'
+    """
+    if style["linestyle"] == "-":
+        return ""
+    # Matplotlib measures dashes in widths of the line.
+    return ",".join(f"{style['linewidth'] * length:.3g}px" for length in style["linestyle"][1])
