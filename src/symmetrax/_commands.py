@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from symmetrax.studies._registry import EXPERIMENTS, PRESETS, checked_seed, run_experiment
+from symmetrax.studies._registry import EXPERIMENTS, PRESETS, checked_seed, choose, run_experiment
 
 
 def _argument(metavar: str, default: str | None = None) -> Any:
@@ -31,21 +31,33 @@ def _list() -> None:
 
 
 def _run(
-    name: Annotated[str, _argument("NAME")],
+    name: Annotated[str, _argument("NAME", "required, or --all")] = "",
     /,
     preset: Annotated[str, _argument("NAME")] = "full",
     out: Annotated[Path | None, _argument("FOLDER", "default: runs/NAME-PRESET-SEED")] = None,
     seed: int = 0,
+    all: bool = False,
 ) -> None:
     """Run an experiment, or resume one that was interrupted.
 
     Args:
-        name: The experiment; `symmetrax list` shows all names.
+        name: The experiment; `symmetrax list` shows all names. Or the path of a Python file that defines a
+            `symmetrax.studies.Study`; if it defines several, FILE.py:NAME.
         preset: "full", or "quick" for fewer seeds and tasks.
-        out: The output folder of the run.
+        out: The output folder of the run; with --all, the folder of all their folders.
         seed: Seed of all random draws.
+        all: Run all experiments, and print one table. Exit code 1 if one of them fails.
     """
-    run_experiment(name, preset, out, seed)
+    if bool(name) == all:
+        given = f"both {name!r} and --all" if name else "neither"
+        raise ValueError(f"Name one experiment, or write --all; got {given}. For help: symmetrax run --help")
+    if not all:
+        run_experiment(name, preset, out, seed)
+        return
+    from symmetrax.studies._all import run_all
+
+    if run_all(choose("preset", preset, PRESETS), out or "runs", checked_seed(seed)):
+        raise SystemExit(1)  # the table has said which
 
 
 def _report(

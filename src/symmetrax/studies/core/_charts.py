@@ -179,7 +179,7 @@ def _layout(span: tuple[float, float], axis: str, log: bool) -> dict[str, Any]:
             "title": {"text": axis, "font": {"size": 13}},
         },
         "yaxis": {**lines, "automargin": True, "title": {"text": "loss", "font": {"size": 13}}},
-        "legend": {"tracegroupgap": 0},
+        "legend": {"tracegroupgap": 0, "y": 0.92},  # below the buttons of plotly
         "meta": scales,  # what the buttons of the page change
         **{name.replace(".", "_"): value for name, value in scales["log" if log else "linear"].items()},
     }

@@ -25,11 +25,11 @@ class Reporter:
         # Names are people's own: what looks like markup or an emoji in them is neither.
         plain: Any = {"quiet": quiet, "markup": False, "emoji": False}
         self.console = rich.console.Console(**plain, width=None if sys.stdout.isatty() else 120)
-        self._progress = rich.console.Console(**plain, stderr=True)
+        self.errors = rich.console.Console(**plain, stderr=True)
 
     def note(self, text: str) -> None:
         """One line of what is going on."""
-        self._progress.print(text, style="dim", highlight=False)
+        self.errors.print(text, style="dim", highlight=False)
 
     def print(self, thing: Any) -> None:
         """A table, or a line, of results."""
@@ -45,7 +45,7 @@ class Reporter:
             rich.progress.TextColumn("{task.fields[numbers]}"),
             rich.progress.TimeRemainingColumn(),
         )
-        with rich.progress.Progress(*columns, console=self._progress) as bar:
+        with rich.progress.Progress(*columns, console=self.errors) as bar:
             task = bar.add_task(f"meta-train {name}", total=runs, numbers="compiling")
             done = runs
 

@@ -48,6 +48,11 @@ class RunFiles:
         return self.name in EXPERIMENTS
 
     @property
+    def is_anonymous(self) -> bool:
+        """Whether the folder does not say which file defines its study."""
+        return not self.is_registered and "source" not in self.config
+
+    @property
     def preset(self) -> str:
         """The preset of the settings, "quick" or "full"."""
         return str(self.config.get("preset", "full"))
