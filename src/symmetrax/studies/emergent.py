@@ -181,7 +181,6 @@ STUDIES = {
         budget=budget(),
         seeds=8,
         tasks=500,
-        horizons=(20,),
         parts=None,
         watch=WATCHED,
         look=look,

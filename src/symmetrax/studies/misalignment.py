@@ -164,6 +164,7 @@ STUDIES = {
         budget=budget(),
         seeds=6,
         tasks=500,
+        horizons=(12,),
         parts=1,
         watch=WATCHED,
         tests=lambda study, family: {f.name: f for f in study.made() if f.name != family.name},
