@@ -1,4 +1,4 @@
-"""Single steps of optimizers that look along the orbit, and what there was to see."""
+"""Single steps of optimizers that look along the orbit."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ ANGLES = 32
 
 
 def look(rule: UpdateRule, task: SumOfSquares, point: Array, state: LearnedState) -> dict[str, Array]:
-    """What an optimizer that looks along the orbit did at one step, and what there was to see.
+    """Measures one step of an optimizer that looks along the orbit, and the orbit that it saw.
 
     - "update" u, "gradient" g where it begins (after the teleport with `order="teleport-first"`), and
       "newton", -H^-1 g there: vectors;

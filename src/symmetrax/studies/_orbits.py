@@ -1,4 +1,4 @@
-"""What the orbits of a task family have to offer, before anything is trained."""
+"""Measurements of the orbits of a task family, before anything is trained."""
 
 from typing import Any
 
@@ -72,7 +72,7 @@ def _element(symmetry: AbstractSymmetry, key: Key[Array, ""]) -> PyTree:
 
 
 def probe(family: AbstractTaskFamily, key: Key[Array, ""], trials: int, samples: int) -> dict[str, Any]:
-    """Invariance in float64, and medians over random starts of what the orbit has to offer.
+    """Invariance in float64, and medians over random starts of measurements of their orbits.
 
     `headroom` and `over_here` are those of `teleport_gain` for the squared gradient norm, with elements up to
     exp(1) (rotations: N(0, 1) angles), NaN where there is no algebra; `reachable` is the largest squared

@@ -1,4 +1,4 @@
-"""What is known of a task of the plane before it is run: of its map, its start, the orbit of that."""
+"""Features of a task of the plane before it is run: of its map, its start, the orbit of the start."""
 
 import math
 from typing import Any

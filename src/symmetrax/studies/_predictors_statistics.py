@@ -1,4 +1,4 @@
-"""What predicts a gain, and what following the prediction is worth: statistics over tasks, seed by seed."""
+"""Statistics over tasks, seed by seed: which features predict a gain, and the worth of following them."""
 
 from typing import Any
 
@@ -153,7 +153,7 @@ def threshold(score: Float[np.ndarray, " tasks"], gain: Float[np.ndarray, " task
 
 
 def follow(score: PerTask, gain: PerTask, chosen_on: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
-    """What a probe is worth: "auc" of winning against the score; "mean_gain" when teleporting only where the
+    """The worth of a probe: "auc" of winning against the score; "mean_gain" when teleporting only where the
     score exceeds the threshold of the seed, chosen on other tasks (their scores and gains); the "share" of
     tasks that this teleports, and "less_always", the mean gain less that of teleporting always.
 
@@ -182,7 +182,7 @@ def decide(
     other_gain: np.ndarray,
     probes: tuple,
 ) -> dict[str, Any]:
-    """What teleporting gains in the mean: "always", "where_it_wins" (what nobody knows beforehand), and by
+    """The mean gain of teleporting: "always", "where_it_wins" (which nobody knows beforehand), and by
     each of the `probes`; never gains 0. Thresholds are chosen on `others`, features of tasks that are not
     reported. "wins", "ties" and "losses" are shares of tasks.
 

@@ -1,5 +1,8 @@
-"""What works first: an optimizer that looks along the orbit, with and without its teleports, on random
-Rosenbrock-like functions, beside Adam, Newton's step and the paper's own optimizers; then one for digits."""
+"""A first look: an optimizer that sees the loss along the orbit, with and without teleports.
+
+It learns on random Rosenbrock-like functions, and is compared with Adam, Newton's step and the paper's own
+optimizers. A second half trains one for classifiers of digits.
+"""
 
 import dataclasses
 from collections.abc import Iterator

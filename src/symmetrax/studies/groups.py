@@ -1,7 +1,7 @@
 """Learned teleports in other groups than the rotations of the plane: SO(n), scalings, permutations.
 
-The arms are those of `_orbit_arms.py`. Permutations have no algebra: no teleport along them can be learned,
-and what a random one does to an optimizer's memory is measured instead.
+The arms are those of `_orbit_arms.py`. Permutations have no algebra, so that no teleport along them can be
+learned: the study measures the effect of a random one on an optimizer's memory instead.
 """
 
 import dataclasses
@@ -73,8 +73,8 @@ class Settings:
 
 
 def arms(study: Study, family: AbstractTaskFamily) -> list[Arm]:
-    """All arms on a family: learned teleports where the symmetry has an algebra, and where it has none random
-    elements of the group.
+    """All arms on a family: learned teleports if the symmetry has an algebra, else random elements of the
+    group.
 
     >>> [arm.name for arm in arms(STUDIES["groups"], make_family("permutation-4"))][:3]
     ['vanilla', 'vanilla-shuffled', 'vanilla-shuffled-carried']
@@ -125,7 +125,7 @@ def learned(name: str, family: AbstractTaskFamily, training: Budget, networks: N
 
 
 def analyse(run: Run) -> dict[str, Any]:
-    """What the orbits of every family have to offer, and which arm was chosen there."""
+    """Measure the orbits of every family; also which arm was chosen there."""
     settings, found = run.study.settings, {}
     key = jax.random.fold_in(run.streams.tune, 4)
     for name in (*(family.name for family in run.study.made()), *settings.probed):
@@ -142,9 +142,9 @@ def analyse(run: Run) -> dict[str, Any]:
 
 
 def tables(study: Study, results: dict[str, Any]) -> Iterator[Any]:
-    """What the orbits of every family have to offer."""
+    """The measurements of the orbits of every family."""
     columns = ("parameters", "angles", "invariance", "headroom", "best / here", "whole group")
-    table = titled_table("what the orbits are like: medians over random starts", "family", columns)
+    table = titled_table("The orbits: medians over random starts", "family", columns)
     for name, found in results["families"].items():
         shown = [number(found[key]) for key in ("invariance", "headroom", "over_here", "reachable")]
         shown = ["" if np.isnan(x) else f"{x:.2g}" for x in shown]

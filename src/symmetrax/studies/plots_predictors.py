@@ -1,4 +1,4 @@
-"""Pictures of what predicts a gain and of what trained optimizers do, from the files of a run alone."""
+"""Figures of `predictors` and `emergent`, drawn from the files of a run alone."""
 
 import pathlib
 from typing import Any
@@ -37,8 +37,11 @@ def gains(folder: pathlib.Path, predictors: dict[str, Any], words: dict[str, str
 
 
 def behaviour(path: pathlib.Path, groups: dict[str, dict[str, Any]], lags: int) -> pathlib.Path:
-    """What trained optimizers do, a row for each family: learned step by step number, its length against the
-    gradient norm, and the share of it that gradients explain, by how many past ones are known."""
+    """Measures of trained optimizers, a row for each family.
+
+    From left to right: the learned step by step number, its length against the gradient norm, and the share
+    of it that gradients explain, by how many past ones are known.
+    """
     looks = styles(name for arms in groups.values() for name in arms)
     figure, axes = panels(len(groups), 3, 4.2, 3.3)
     for row, (family, arms) in zip(axes, groups.items(), strict=True):

@@ -35,7 +35,7 @@ PROGRAMS = 50
 
 
 class Played(NamedTuple):
-    """What all arms did on a family: `runs` by test, arm and horizon, and facts about each arm.
+    """The runs of all arms on a family: `runs` by test, arm and horizon, and facts about each arm.
 
     >>> Played._fields
     ('runs', 'facts', 'horizons')
@@ -138,7 +138,7 @@ class Run:
         return {"arm": choose_arm({arm: r.losses for arm, r in seen.items()}, places), "of": list(seen)}
 
     def verdicts(self, family: str) -> Iterator[dict[str, str]]:
-        """What became of the claims about a family, at every horizon."""
+        """The outcomes of the claims about a family, at every horizon."""
         played = self.played[family]
         chosen = self.results.get("chosen", {}).get(family, {"arm": "{chosen}"})["arm"]
         claims = [claim.about(chosen) for claim in self.study.claims_on(family)]
@@ -276,7 +276,7 @@ class Match:
         )
 
     def _seen(self, rule: UpdateRule, trained: Trained, family: AbstractTaskFamily) -> Runs:
-        """What an arm does on the training stream, from which controls take their constants."""
+        """The runs of an arm on the training stream, from which controls take their constants."""
         keys = jax.random.split(jax.random.fold_in(self.run.streams.tune, 2), self.study.seeds)
         parts = max((self.study.parts or 1) // 2, 1)
         tasks = max(self.study.tasks * parts // (self.study.parts or 1), 1)
@@ -335,7 +335,7 @@ def run_study(study: Study, folder: RunFolder, reporter: Reporter) -> dict[str, 
 
 
 def _facts(ran: Runs, how: MakeTransform | None, extra: float | int) -> dict[str, Any]:
-    """What `results.json` has of an arm beside its losses."""
+    """The entries of `results.json` for an arm beside its losses."""
     found = facts(ran, how if isinstance(how, UpdateRule) else None)
     del found["recorded"]
     found["gradient_evaluations"] *= 1.0 + extra

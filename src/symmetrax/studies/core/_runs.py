@@ -1,4 +1,4 @@
-"""What optimizers do on unseen tasks: a few numbers of every step, and what to tell of them."""
+"""Runs of optimizers on unseen tasks: a few numbers of every step, and statistics of them."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ RECORDED = ("step_size", "momentum", "algebra", "loss_change", "outcome")
 
 @dataclasses.dataclass(frozen=True)
 class Runs:
-    """What an optimizer did on unseen tasks. All arrays have the axes seeds, tasks, steps.
+    """The runs of an optimizer on unseen tasks. All arrays have the axes seeds, tasks, steps.
 
     `losses` start with f(x_0), so they have one entry more than what is `recorded` of each step: "length" of
     the step (update and teleport together), "gradient_norm" after it, and what was watched, vectors by their
@@ -128,7 +128,7 @@ def run_many(
 
 @eqx.filter_jit
 def _run_many(make, networks, family, keys, steps, tasks, shape, watch, measure, look):
-    """What is told of every step (seeds, tasks, steps), and measured after the last (seeds, tasks)."""
+    """Records of every step (seeds, tasks, steps), and measurements after the last (seeds, tasks)."""
     arrays, static = eqx.partition(networks, eqx.is_array)
 
     def one(inputs):
@@ -254,7 +254,7 @@ def due(rule: UpdateRule, steps: int) -> Int[np.ndarray, " due"]:
 
 
 def facts(ran: Runs, rule: UpdateRule | None = None) -> dict[str, Any]:
-    """What `results.json` tells of a run beside its losses.
+    """The entries of `results.json` for runs beside their losses.
 
     Seconds and gradient evaluations (one for each step; a learned teleport costs none); medians over all runs
     of what was recorded of each step; how often a gate was open; of the teleports that were due, the share
@@ -290,7 +290,7 @@ def facts(ran: Runs, rule: UpdateRule | None = None) -> dict[str, Any]:
 def resumable(
     folder: RunFolder, name: str, compute: Callable[[], tuple[dict[str, Runs], dict[str, Any]]]
 ) -> tuple[dict[str, Runs], dict[str, Any]]:
-    """What `compute` returns, runs by name and facts; from the folder, if an earlier call left it there.
+    """Returns what `compute` returns, runs by name and facts, or finds it in the folder from an earlier call.
 
     An experiment of many arms goes through them one by one, keeps what each did, and forgets its networks:
     the checkpoints of training called `name` are deleted. All is dropped when the experiment is complete.
@@ -304,9 +304,9 @@ def resumable(
             for field, values in (("recorded", {"": r.losses, **r.recorded}), ("measured", r.measured))
             for key, array in values.items()
         }
-        own: dict[str, Any] = {"seconds": {arm: r.seconds for arm, r in ran.items()}}
-        own["points"] = {arm: r.points for arm, r in ran.items()}
-        save_arrays(path, arrays, {**own, "facts": json.loads(as_json(found))})
+        times: dict[str, Any] = {"seconds": {arm: r.seconds for arm, r in ran.items()}}
+        times["points"] = {arm: r.points for arm, r in ran.items()}
+        save_arrays(path, arrays, {**times, "facts": json.loads(as_json(found))})
         for suffix in (".safetensors", ".json"):
             (folder.path / "checkpoints" / f"{name}{suffix}").unlink(missing_ok=True)
     arrays, card = load_arrays(path, "part of a run")
@@ -354,7 +354,7 @@ def evaluate(
 
 
 def timed(compiled: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
-    """What a compiled function returns, and the seconds it takes once it is compiled (it is called twice).
+    """Returns the value of a compiled function, and the seconds it takes once compiled (it is called twice).
 
     >>> timed(jax.jit(lambda x: x + 1), jnp.array(1.0))[0].item()
     2.0
