@@ -101,7 +101,7 @@ def test_slopes_stay_those_of_the_orbit_where_gradients_are_tiny(apart):
         np.testing.assert_allclose(near, far, rtol=1e-4)
 
 
-def test_the_crest_is_the_best_angle_of_a_quadratic(float64):
+def test_the_peak_is_the_best_angle_of_a_quadratic(float64):
     for seed in range(20):
         entries = np.random.default_rng(seed).normal(size=(4, 2))
         task = sx.tasks.generalized_booth(entries[:2], entries[2])
@@ -112,7 +112,7 @@ def test_the_crest_is_the_best_angle_of_a_quadratic(float64):
         assert np.linalg.norm(jax.grad(task.loss)(there)) == pytest.approx(steepest, rel=1e-9)
 
 
-def test_a_network_that_emits_nothing_goes_to_the_crest_if_that_is_its_centre():
+def test_a_network_that_emits_nothing_goes_to_the_peak_if_that_is_its_centre():
     task = sx.tasks.booth(start=[5.0, -5.0])
     network = made(centre="peak", gated=False, max_norm=1.0)
     head = jax.tree.map(jnp.zeros_like, network.algebra_head)

@@ -10,24 +10,25 @@ import pytest
 from symmetrax.learned._orbit import OrbitLSTM
 from symmetrax.rollout._unroll import unroll
 from symmetrax.studies import groups
-from symmetrax.studies._group_families import dimensions, draw_map, group_family, invariance
-from symmetrax.studies._orbit_arms import Training, how
+from symmetrax.studies._orbit_arms import Networks, budget, orbit_arm
+from symmetrax.studies._orbits import dimensions, invariance
+from symmetrax.studies._shuffled import Shuffled
 from symmetrax.studies.core._console import Reporter
 from symmetrax.studies.core._folder import RunFolder
 from symmetrax.studies.core._hand_made import adam
+from symmetrax.studies.core._runner import run_study, show_study
+from symmetrax.tasks._groups import draw_map, group_family
 from symmetrax.teleportation._probe import teleport_gain
 
-TINY = Training(runs=2, tasks=2, steps=4, unroll=2, width=4)
-SETTINGS = dataclasses.replace(
-    groups.config("groups", "quick"),
+SMALL = Networks(width=4)
+TINY = dataclasses.replace(
+    groups.STUDIES["groups"].preset("quick"),
     tasks=4,
     tuning_tasks=4,
     families=("torus-4", "permutation-3"),
-    probed=("so-3",),
     horizons=(2, 4),
-    training=TINY,
-    trials=5,
-    samples=4,
+    budget=budget(10, 2, steps=4, unroll=2),
+    settings=groups.Settings(probed=("so-3",), trials=5, samples=4, networks=SMALL),
 )
 
 
@@ -82,12 +83,12 @@ def test_no_teleport_is_learned_without_an_algebra():
     with pytest.raises(ValueError, match="its groups are discrete") as searched:
         teleport_gain(task.loss, params, symmetry, jax.random.key(2))
     network = OrbitLSTM(8, algebra=1, width=2, key=jax.random.key(3))
-    optimizer = how(groups.VARIANTS["crest"], 2)(network, task)
+    optimizer = orbit_arm("peak", family, budget()).rule(network, task)
     gradient = jax.grad(task.loss)(params)
     with pytest.raises(ValueError, match="no algebra to take derivatives in") as looked:
         optimizer.update(gradient, optimizer.init(params), params, value=jnp.array(1.0), value_fn=task.loss)
     with pytest.raises(ValueError, match="No teleport can be learned on permutation-4") as asked:
-        groups.arm("crest", family, TINY)
+        groups.learned("peak", family, TINY.budget, SMALL)
     assert all("\n" not in str(error.value) for error in (searched, looked, asked))
 
 
@@ -107,8 +108,8 @@ def test_shuffled_adam_is_adam_if_its_memory_is_carried(float64, quick_compilati
     hyper = {"rate": jnp.array(0.1), "momentum": jnp.array(0.9)}
     makes = {
         "adam": adam,
-        "kept": groups.Shuffled(adam),
-        "carried": groups.Shuffled(adam, carried=True),
+        "kept": Shuffled(adam),
+        "carried": Shuffled(adam, carried=True),
     }
     losses = {name: _losses(make({**hyper}, task), task) for name, make in makes.items()}
     np.testing.assert_allclose(losses["carried"], losses["adam"], rtol=1e-10)
@@ -120,40 +121,38 @@ def _losses(optimizer, task):
 
 
 def test_gradients_are_counted():
-    family = group_family("torus-10")
-    assert groups.evaluations("gd", family) == 1
-    assert groups.evaluations("vanilla", family) == 1 + 4 * 5
-    assert groups.evaluations("crest", family) == 1 + 4 * 5 + 2 / 3
-    assert groups.evaluations("vanilla", group_family("scaling-3")) == 1
+    def extra(name, family):
+        return groups.learned(name, group_family(family), TINY.budget, SMALL).extra
 
-
-def test_the_choice_is_made_among_learned_teleports_by_quality():
-    found = {"crest": [1, -5.0], "teleport": [0, -2.0], "crest-near": [0, -1.0], "gd": [0, -9.0]}
-    assert groups.choice({name: {"quality": quality} for name, quality in found.items()}) == "teleport"
-    assert groups.choice({"vanilla": {}}) is None
+    assert extra("vanilla", "torus-10") == 4 * 5
+    assert extra("peak", "torus-10") == 4 * 5 + 2 / 3
+    assert extra("vanilla", "scaling-3") == 0
+    arms = groups.arms(TINY, group_family("torus-10"))
+    assert [arm.extra for arm in arms if arm.name == "peak-near-off"] == [4 * 5]
 
 
 @pytest.mark.slow
 def test_a_tiny_run_has_all_runs_of_all_arms(tmp_path, quick_compilation):
-    folder = RunFolder(tmp_path / "tiny", "groups", "tiny", dataclasses.asdict(SETTINGS))
-    results = groups.run(SETTINGS, folder, Reporter(quiet=True))
-    groups.show(SETTINGS, results, Reporter(quiet=True))
-    assert set(results["groups"]) == {f"{f} after {h} steps" for f in SETTINGS.families for h in (2, 4)}
+    folder = RunFolder(tmp_path / "tiny", "groups", "tiny", TINY.identity())
+    results = run_study(TINY, folder, Reporter(quiet=True))
+    show_study(TINY, results, Reporter(quiet=True))
+    assert set(results["groups"]) == {f"{f}-{h}" for f in TINY.families for h in (2, 4)}
     for name, group in results["groups"].items():
-        family, horizon = name.split()[0], name.split()[2]
+        family, _, horizon = name.rpartition("-")
         arms = group["arms"]
         assert {"vanilla", "gd", "adam"} < set(arms)
-        assert ("crest-near-off" in arms) == (family == "torus-4")
+        assert ("peak-near-off" in arms) == (family == "torus-4")
         assert ("adam-shuffled-carried" in arms) == (family == "permutation-3")
         with np.load(folder.path / f"losses-{family}.npz") as losses:
             for own, arm in arms.items():
                 assert arm["runs"] == 2 * 4
-                assert losses[f"{own} {horizon}"].shape == (2, 4, int(horizon) + 1)
-                start = losses[f"{own} {horizon}"][..., 0]
-                np.testing.assert_allclose(start, losses[f"vanilla {horizon}"][..., 0], rtol=1e-5)
+                assert len(arm["loss_median"]) == int(horizon) + 1
+                np.testing.assert_allclose(losses[own][..., 0], losses["vanilla"][..., 0], rtol=1e-5)
         assert arms["gd"]["gradient_evaluations"] == int(horizon)
     assert set(results["families"]) == {"torus-4", "permutation-3", "so-3"}
     assert all(found["invariance"] <= 1e-12 for found in results["families"].values())
-    assert "discrete" in results["families"]["permutation-3"]["refusal"]
+    assert "discrete" in results["families"]["permutation-3"]["error"]
+    assert results["chosen"] == {"torus-4": {"arm": "peak-near", "of": ["peak-near"]}}
+    assert results["families"]["permutation-3"]["gd_shuffled"]["4"] < 1e-3
     assert len(results["verdicts"]) == 2 * (2 + 1)
     assert (folder.path / "groups.png").stat().st_size > 10_000

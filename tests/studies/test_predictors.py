@@ -10,7 +10,7 @@ import pytest
 
 import symmetrax as sx
 from symmetrax.studies import _predictors_features, predictors
-from symmetrax.studies._orbit_arms import Training
+from symmetrax.studies._orbit_arms import Networks, budget
 from symmetrax.studies._predictors_statistics import (
     LARGEST,
     area,
@@ -23,16 +23,17 @@ from symmetrax.studies._predictors_statistics import (
 )
 from symmetrax.studies.core._console import Reporter
 from symmetrax.studies.core._folder import RunFolder
+from symmetrax.studies.core._runner import run_study, show_study
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-TINY = predictors.Config(
+TINY = dataclasses.replace(
+    predictors.STUDIES["predictors"].preset("quick"),
     seeds=2,
     tasks=12,
-    chosen_on=10,
-    steps=3,
-    arms=("crest-near",),
-    training=Training(runs=2, tasks=2, steps=4, unroll=2, width=4),
+    horizons=(3,),
+    budget=budget(2, 2, steps=4, unroll=2),
+    settings=Networks(width=4),
 )
 
 
@@ -102,25 +103,25 @@ def test_features_are_those_of_the_map_and_the_start():
 
 @pytest.mark.slow
 def test_the_smallest_run_names_a_predictor_and_reports_all_runs(tmp_path, capsys):
-    folder = RunFolder(tmp_path / "run", "predictors", "tiny", dataclasses.asdict(TINY))
-    results = predictors.run(TINY, folder, Reporter(quiet=True))
+    folder = RunFolder(tmp_path / "run", "predictors", "tiny", TINY.identity())
+    results = run_study(TINY, folder, Reporter(quiet=True))
     folder.results(results)
     results = json.loads((folder.path / "results.json").read_text())
     for family in TINY.families:
         arms = results["groups"][family]["arms"]
         assert {arm["runs"] for arm in arms.values()} == {24}
-        assert "vanilla" in arms["crest-near"]["versus"]
-        found = results["predictors"][family]["crest-near"]
+        assert "vanilla" in arms["peak-near"]["versus"]
+        found = results["predictors"][family]["peak-near"]
         assert found["strongest"] in found["spearman"]
         assert ("smallest" in found["spearman"]) == family.startswith("rosenbrock")
-        assert set(results["probes"][family]["crest-near"]["probes"]) == set(_predictors_features.PROBES)
+        assert set(results["probes"][family]["peak-near"]["probes"]) == set(_predictors_features.PROBES)
         with np.load(folder.path / f"{family}-tasks.npz") as arrays:
-            assert arrays["gain-crest-near"].shape == (2, 12)
+            assert arrays["gain-peak-near"].shape == (2, 12)
             starts = np.asarray(arrays["start-loss"])
             np.testing.assert_allclose(arrays["loss"], np.log(starts), rtol=1e-3, atol=1e-3)
             assert np.isfinite([arrays[name] for name in found["spearman"]]).all()
     assert len(results["verdicts"]) == 6
     for name in ("gains", "correlations", "decisions"):
         assert (folder.path / f"{name}.png").stat().st_size > 10_000
-    predictors.show(TINY, results, Reporter())
+    show_study(TINY, results, Reporter())
     assert "strongest" in capsys.readouterr().out

@@ -135,7 +135,7 @@ def test_results_may_have_further_tests_and_what_is_measured(tmp_path):
         ({"quick": {"seed_count": 3}}, "has no field 'seed_count'"),
         ({"seeds": 0}, "at least one of its seeds, got 0"),
         ({"arms": (ARMS[0], ARMS[0])}, "Two arms of the study 'rates' have the name 'slow'"),
-        ({"arms": ARMS[3:]}, "'off' runs the networks of 'teleport', which is no learned arm"),
+        ({"arms": ARMS[3:]}, "'off' is of 'teleport', which is no learned or tuned arm"),
         ({"horizons": (0,)}, "numbers of steps of at least 1, got (0,)"),
         ({"families": ("boot",)}, "Did you mean 'booth'"),
     ],
@@ -187,3 +187,54 @@ def test_every_schedule_can_be_switched_off():
         rule = sx.studies.switched_off(sx.UpdateRule(schedule))
         assert len(due(rule, 6)) == 0
         assert rule.teleports
+
+
+def test_an_arm_is_chosen_on_tasks_of_its_own_and_claims_may_be_about_it(tmp_path):
+    def seen(rule, task, params, state):
+        return {"params": params, "norm": abs(params).max()}
+
+    def gathered(run):
+        played = run.played["booth"]
+        ran = {test: played.runs[test, "teleport", 4] for test in ("", "validation")}
+        apart = not np.array_equal(ran[""].losses[..., 0], ran["validation"].losses[..., 0])
+        shapes = {name: list(ran[""].recorded[name].shape) for name in ("params", "norm")}
+        return {"apart": apart, "tests": played.tests, "shapes": shapes}
+
+    study = dataclasses.replace(
+        STUDY,
+        families=("booth",),
+        arms=ARMS[2:],
+        claims=[sx.studies.Claim("{chosen}", "off", "{chosen} needs its teleports")],
+        candidates=("teleport",),
+        judged=(4,),
+        look=seen,
+        analyse=gathered,
+        tables=lambda study, results: [f"what was chosen: {results['chosen']['booth']['arm']}"],
+    )
+    path = sx.studies.run_experiment(study, out=tmp_path / "run", quiet=True)
+    results = json.loads((path / "results.json").read_text())
+    assert results["chosen"] == {"booth": {"arm": "teleport", "of": ["teleport"]}}
+    assert [row["claim"] for row in results["verdicts"]] == ["teleport needs its teleports after 4 steps"]
+    assert results["apart"]
+    assert results["tests"] == [""]  # the validation tasks are not reported
+    assert results["shapes"] == {"params": [3, 6, 4, 2], "norm": [3, 6, 4]}
+
+
+def test_controls_of_tuned_arms_run_with_their_hyperparameters(tmp_path):
+    def doubled(make):
+        return lambda hyper, task: make({**hyper, "rate": 2 * hyper["rate"]}, task)
+
+    twice = sx.studies.Control("twice", of="slow", rule=doubled)
+    single = sx.studies.Tuned("single", descent, rates=(2e-3,), momenta=(0.0,))
+    study = dataclasses.replace(
+        STUDY,
+        families=("booth",),
+        arms=(ARMS[0], twice, single),
+        claims=(),
+        points=lambda horizons: (0, 1, 4),
+    )
+    path = sx.studies.run_experiment(study, out=tmp_path / "run", quiet=True)
+    arms = json.loads((path / "results.json").read_text())["groups"]["booth-4"]["arms"]
+    assert arms["twice"]["hyperparameters"]["rate"] == 1e-3
+    assert arms["twice"]["points"] == [0, 1, 4]  # the losses that are kept
+    assert arms["twice"]["loss_median"] == pytest.approx(arms["single"]["loss_median"], rel=1e-5)

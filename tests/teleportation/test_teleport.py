@@ -238,7 +238,7 @@ def test_orbit_derivative_equals_central_differences(name, central_differences):
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6 * np.max(np.abs(expected)))
 
 
-def test_the_crest_of_a_quadratics_orbit_is_the_oracles_angle():
+def test_the_peak_of_a_quadratics_orbit_is_the_oracles_angle():
     """Exactly, from two derivatives at the point alone; both ends of the axis are as good."""
     h, rng = random_affine(100, 3)
     x = rng.normal(size=(100, 2))
@@ -251,7 +251,7 @@ def test_the_crest_of_a_quadratics_orbit_is_the_oracles_angle():
     assert sx.search.SinusoidPeak().evaluations(sx.tasks.booth().symmetry()) == 4
 
 
-def test_the_crest_and_polyaks_step_solve_random_rosenbrock_functions():
+def test_the_peak_and_polyaks_step_solve_random_rosenbrock_functions():
     """In twelve steps, where Polyak's step alone does not, and no jump is longer than its scale."""
     family = sx.tasks.make_family("rosenbrock-random")
     guard = sx.Guard(jump=jnp.inf, relative=1.0, shorten=True)
@@ -272,7 +272,7 @@ def test_the_crest_and_polyaks_step_solve_random_rosenbrock_functions():
     assert np.mean(~np.isfinite(moved)) < 0.01
 
 
-def test_the_crest_needs_one_angle():
+def test_the_peak_needs_one_angle():
     task = sx.tasks.generalized_booth(np.eye(3))
     with pytest.raises(ValueError, match=r"needs one algebra coordinate, an angle, got shape \(3,\)"):
         sx.teleport(task.loss, jnp.ones(3), task.symmetry(), search=sx.search.SinusoidPeak())

@@ -1,4 +1,4 @@
-"""What is known of a task of the plane before it is run: of its map, its start, the start's orbit."""
+"""Features of a task of the plane before it is run: of its map, its start, the orbit of the start."""
 
 import math
 from typing import Any
@@ -18,7 +18,7 @@ from symmetrax.tasks._base import AbstractTaskFamily
 from symmetrax.teleportation._guard import Guard
 from symmetrax.teleportation._probe import teleport_gain
 
-#: What the features are, in words; those that have no word here are not features.
+#: The features, by name, in words.
 WORDS = {
     "condition": "condition of the Jacobian",
     "smallest": "min(|a|, |c|)",
@@ -26,18 +26,18 @@ WORDS = {
     "saddles": "det H < 0, share of the orbit",
     "headroom": "headroom of the orbit",
     "over_here": "largest gradient over that here",
-    "headroom_near": "headroom within reach",
-    "over_here_near": "largest gradient within reach",
-    "jump": "length of the jump to the crest",
-    "angle": "angle from the crest",
+    "headroom_near": "headroom nearby",
+    "over_here_near": "largest gradient nearby",
+    "jump": "length of the jump to the peak",
+    "angle": "angle from the peak",
     "loss": "loss at the start",
 }
-#: What `teleport_gain` says: of the whole orbit, and of what a jump as long as the point reaches.
+#: Those of `teleport_gain`, on the whole orbit and within a jump as long as the point.
 PROBES = ("headroom", "over_here", "headroom_near", "over_here_near")
-#: So many angles are looked at, the same ones for all tasks.
+#: The number of angles that are looked at, the same ones for all tasks.
 ANGLES = 64
-#: Jumps within reach are no longer than this, relative to the parameters, as of "teleport" and "crest".
-REACH = 1.0
+#: Jumps nearby are no longer than this, relative to the parameters, as those of "teleport" and "peak".
+NEAR = 1.0
 
 _TINY = 1e-30
 
@@ -56,14 +56,14 @@ def features(task: Any, params: Float[Array, "2"]) -> dict[str, Float[Array, ""]
     symmetry = task.symmetry()
     orbit = Orbit(task.loss, params, symmetry)
     angle = SinusoidPeak()(orbit)
-    leap = safe_norm(symmetry.act(symmetry.exp(angle), params) - params)
+    jump = safe_norm(symmetry.act(symmetry.exp(angle), params) - params)
     found = {
         "condition": jnp.log(condition(jax.jacfwd(task.map)(params))),
-        "jump": jnp.log(jnp.maximum(leap / jnp.maximum(safe_norm(params), _TINY), _TINY)),
+        "jump": jnp.log(jnp.maximum(jump / jnp.maximum(safe_norm(params), _TINY), _TINY)),
         "angle": jnp.abs(angle[0]),
         "loss": jnp.log(jnp.maximum(task.loss(params), _TINY)),
     }
-    near = Guard(jump=math.inf, tolerance=1e-3, relative=REACH)
+    near = Guard(jump=math.inf, tolerance=1e-3, relative=NEAR)
     for end, guard in (("", None), ("_near", near)):
         gain = teleport_gain(
             task.loss, params, symmetry, jax.random.key(0), samples=ANGLES, bound=math.pi, guard=guard

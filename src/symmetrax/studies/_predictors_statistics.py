@@ -1,4 +1,4 @@
-"""What predicts a gain, and what following the prediction is worth: statistics over tasks, seed by seed."""
+"""Statistics over tasks, seed by seed: which features predict a gain, and the worth of following them."""
 
 from typing import Any
 
@@ -6,17 +6,9 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Float
 
-from symmetrax.studies.core._console import number
 from symmetrax.studies.core._correlations import fisher_interval
-from symmetrax.studies.core._statistics import (
-    FLOOR,
-    Interval,
-    Losses,
-    finals,
-    log_ratios,
-    t_interval,
-    verdict,
-)
+from symmetrax.studies.core._means import over_seeds
+from symmetrax.studies.core._statistics import FLOOR, Losses, finals, log_ratios
 
 FOLDS = 5
 #: A gain beyond this, where a run diverged, counts as this much: from f(x_0) to the floor of all comparisons.
@@ -41,32 +33,6 @@ def progress(losses: Losses) -> PerTask:
     [[27.63, -0.69]]
     """
     return np.minimum(np.log(finals(losses) / losses[..., 0]), LARGEST)
-
-
-def over_seeds(values: Any) -> dict[str, Any]:
-    """The mean of one number for each seed, its 95 % t-interval, and the numbers; seeds without one are left
-    out.
-
-    >>> {name: np.round(x, 2).tolist() for name, x in over_seeds([1.0, 2.0, 3.0]).items()}
-    {'mean': 2.0, 'low': -0.48, 'high': 4.48, 'seeds': [1.0, 2.0, 3.0]}
-    """
-    values = np.asarray(values, float)
-    kept = values[np.isfinite(values)]
-    low, high = t_interval(kept) if len(kept) else (-np.inf, np.inf)
-    mean = float(np.mean(kept)) if len(kept) else np.nan
-    return {"mean": mean, "low": low, "high": high, "seeds": values.tolist()}
-
-
-def judged(
-    claim: str, source: str, entry: dict[str, Any], why: str, *, least: float = 0.0, negative: bool = False
-) -> dict[str, Any]:
-    """The verdict that a mean over seeds is above `least` (`negative`: below it), for this reason.
-
-    >>> judged("it helps", "here", {"mean": 0.9, "low": 0.85, "high": 0.95}, "0.9", least=0.8)["outcome"]
-    'reproduced'
-    """
-    interval = Interval(*(number(entry[key]) - least for key in ("mean", "low", "high")))
-    return {**verdict(claim, source, interval, negative=negative), "why": why}
 
 
 def correlation(x: PerTask, y: PerTask) -> dict[str, Any]:
@@ -187,7 +153,7 @@ def threshold(score: Float[np.ndarray, " tasks"], gain: Float[np.ndarray, " task
 
 
 def follow(score: PerTask, gain: PerTask, chosen_on: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
-    """What a probe is worth: "auc" of winning against the score; "mean_gain" when teleporting only where the
+    """The worth of a probe: "auc" of winning against the score; "mean_gain" when teleporting only where the
     score exceeds the threshold of the seed, chosen on other tasks (their scores and gains); the "share" of
     tasks that this teleports, and "less_always", the mean gain less that of teleporting always.
 
@@ -216,7 +182,7 @@ def decide(
     other_gain: np.ndarray,
     probes: tuple,
 ) -> dict[str, Any]:
-    """What teleporting gains in the mean: "always", "where_it_wins" (what nobody knows beforehand), and by
+    """The mean gain of teleporting: "always", "where_it_wins" (which nobody knows beforehand), and by
     each of the `probes`; never gains 0. Thresholds are chosen on `others`, features of tasks that are not
     reported. "wins", "ties" and "losses" are shares of tasks.
 

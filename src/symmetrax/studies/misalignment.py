@@ -6,208 +6,178 @@ ratios of final losses to the same arm trained on the tested family itself.
 """
 
 import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from symmetrax.studies import plots_league
-from symmetrax.studies._orbit_arms import (
-    FAMILIES,
-    VANILLA,
-    VARIANTS,
-    Training,
-    as_used,
-    orbit_arm,
-    trained_arm,
-)
+from symmetrax.studies import plane
+from symmetrax.studies._orbit_arms import FAMILIES, VANILLA, WATCHED, Networks, budget, orbit_arm
+from symmetrax.studies._registry import EXPERIMENTS
 from symmetrax.studies.core._arm import Learned
-from symmetrax.studies.core._console import Reporter, ratio_text, titled_table, verdict_table
-from symmetrax.studies.core._folder import RunFolder
-from symmetrax.studies.core._runs import Runs, resumable, run_many
-from symmetrax.studies.core._statistics import (
-    DIVERGED,
-    Interval,
-    compare,
-    finals,
-    intervals,
-    log_ratios,
-    verdict,
-)
-from symmetrax.studies.core._streams import Streams
-from symmetrax.studies.plane import learned
-from symmetrax.tasks._families import make_family
+from symmetrax.studies.core._console import ratio_text, titled_table
+from symmetrax.studies.core._meta_training import Budget
+from symmetrax.studies.core._panels import matrix_panels
+from symmetrax.studies.core._runner import Run
+from symmetrax.studies.core._statistics import DIVERGED, compare, finals, intervals, log_ratios, verdict
+from symmetrax.studies.core._study import Study
+from symmetrax.tasks._base import AbstractTaskFamily
 
 #: Arms of figures 3 to 6 have this prefix.
 PAPER = "paper-"
+SOURCE = "arXiv:2504.15399, section 6"
+
+#: Losses by tested family, then by arm and the family that it was trained on.
+Losses = dict[str, dict[tuple[str, str], np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """All settings of a run.
+class Settings:
+    """The arms, and how those of the paper are trained.
 
-    >>> config("misalignment", "quick").arms
-    ('vanilla', 'crest-near')
+    >>> Settings().arms
+    ('vanilla', 'peak-near', 'paper-vanilla', 'paper-teleport')
     """
 
-    seed: int = 0
-    seeds: int = 6
-    tasks: int = 500
-    steps: int = 12
-    families: tuple[str, ...] = FAMILIES
-    arms: tuple[str, ...] = (VANILLA, "crest-near", "paper-vanilla", "paper-teleport")
-    training: Training = dataclasses.field(default_factory=Training)
-    paper_runs: int = 500
+    arms: tuple[str, ...] = (VANILLA, "peak-near", "paper-vanilla", "paper-teleport")
+    paper: Budget = Budget(runs=500, steps=20, unroll=5, chunk=100, patience=0)  # noqa: RUF009 (frozen)
+    networks: Networks = Networks()  # noqa: RUF009 (frozen)
 
 
-def config(name: str, preset: str = "full", seed: int = 0) -> Config:
-    """The settings under a preset: "full", or "quick" with two families and arms, few seeds, tasks and runs.
+def arms(study: Study, family: AbstractTaskFamily) -> list[Learned]:
+    """The arms, trained on a family."""
+    return [
+        paper_arm(name.removeprefix(PAPER), family, study.settings.paper)
+        if name.startswith(PAPER)
+        else orbit_arm(name, family, study.budget, study.settings.networks)
+        for name in study.settings.arms
+    ]
 
-    >>> config("misalignment").families
-    ('ellipse-fixed', 'ellipse-random', 'rosenbrock-fixed', 'rosenbrock-random')
+
+def paper_arm(name: str, family: AbstractTaskFamily, training: Budget) -> Learned:
+    """An arm of figures 3 to 6.
+
+    >>> from symmetrax.tasks._families import make_family
+    >>> paper_arm("teleport", make_family("ellipse-fixed"), Budget()).name
+    'paper-teleport'
     """
-    if preset == "full":
-        return Config(seed=seed)
-    return Config(
-        seed=seed,
-        seeds=3,
-        tasks=100,
-        families=FAMILIES[1::2],
-        arms=(VANILLA, "crest-near"),
-        training=Training(runs=300, tasks=32),
-    )
+    return dataclasses.replace(plane.learned(name, family), name=PAPER + name, budget=training)
 
 
-def run(settings: Config, folder: RunFolder, reporter: Reporter) -> dict[str, Any]:
-    """Train every arm on every family, test each on all; write losses and a picture; return matrices."""
-    streams = Streams.of(settings.seed, settings.seeds)
-    ran: dict[str, dict[str, Runs]] = {family: {} for family in settings.families}
-    for name in settings.arms:
-        for source in settings.families:
-            found, _ = resumable(
-                folder,
-                f"{source}-{name}",
-                lambda name=name, source=source: (
-                    _tested(name, source, settings, streams, folder, reporter),
-                    {},
-                ),
-            )
-            for family in settings.families:
-                ran[family][trained_on(name, source)] = found[family]
-        # Hundreds of compiled programs are more memory maps than a process may have.
-        jax.clear_caches()
-    losses = {family: {name: r.losses for name, r in arms.items()} for family, arms in ran.items()}
-    results: dict[str, Any] = {"groups": {}, "matrices": matrices(losses, settings)}
-    for family, arms in losses.items():
-        references = tuple(trained_on(name, family) for name in settings.arms)
-        found = compare(arms, references, settings.seeds * settings.tasks)
-        results["groups"][family] = {"arms": found}
-        folder.arrays(f"losses-{family}", {name: x.astype(np.float32) for name, x in arms.items()})
-    results["verdicts"] = verdicts(losses, settings)
-    plots_league.matrices(folder.path / "matrices.png", results["matrices"])
-    return results
+def without(arm: str, study: Study) -> str | None:
+    """The arm without teleports that an arm is compared with, if it teleports.
 
-
-def show(settings: Config, results: dict[str, Any], reporter: Reporter) -> None:
-    """Print the tables of a run."""
-    for name, matrix in results["matrices"].items():
-        title = f"{name}: loss after {settings.steps} steps over that of {name} trained on the tested family"
-        table = titled_table(title, "trained on, tested on:", list(matrix))
-        for source in matrix:
-            table.add_row(source, *(ratio_text(matrix[source][family]["own"]) for family in matrix))
-        reporter.print(table)
-    for name in (name for name in settings.arms if _has_plain(name, settings)):
-        matrix = results["matrices"][name]
-        title = f"{name} over {_plain(name)}, both trained on the family of the row"
-        table = titled_table(title, "trained on, tested on:", list(matrix))
-        for source in matrix:
-            table.add_row(source, *(ratio_text(matrix[source][family]["plain"]) for family in matrix))
-        reporter.print(table)
-    reporter.print(verdict_table(results["verdicts"]))
-
-
-def trained_on(name: str, family: str) -> str:
-    """The name of an arm that was trained on a family.
-
-    >>> trained_on("vanilla", "ellipse-fixed")
-    'vanilla@ellipse-fixed'
+    >>> without("paper-teleport", STUDIES["misalignment"])
+    'paper-vanilla'
     """
-    return f"{name}@{family}"
+    plain = f"{PAPER}{VANILLA}" if arm.startswith(PAPER) else VANILLA
+    return plain if arm != plain and plain in study.settings.arms else None
 
 
-def _plain(name: str) -> str:
-    """The arm without teleports that an arm belongs to."""
-    return f"{PAPER}{VANILLA}" if name.startswith(PAPER) else VANILLA
+def analyse(run: Run) -> dict[str, Any]:
+    """Groups by the family of the test, matrices, and verdicts over all pairs of families."""
+    losses: Losses = {family: {} for family in run.played}
+    for source, played in run.played.items():
+        for test in played.tests:
+            for arm, own in played.losses(test, played.steps).items():
+                losses[test or source][arm, source] = own
+    return {
+        "groups": {family: _group(run.study, family, found) for family, found in losses.items()},
+        "matrices": matrices(run.study, losses),
+        "verdicts": verdicts(run.study, losses),
+    }
 
 
-def _has_plain(name: str, settings: Config) -> bool:
-    """Whether an arm teleports, and the one without is there to compare it with."""
-    return name != _plain(name) and _plain(name) in settings.arms
+def _group(study: Study, family: str, losses: dict[tuple[str, str], np.ndarray]) -> dict[str, Any]:
+    references = tuple(f"{arm}@{family}" for arm in study.settings.arms)
+    named = {"@".join(key): own for key, own in losses.items()}
+    return {"arms": compare(named, references, study.seeds * study.tasks), "against": references[0]}
 
 
-def _arm(name: str, family: str, settings: Config) -> tuple[Learned, Training]:
-    if name.startswith(PAPER):
-        arm = learned(name.removeprefix(PAPER), make_family(family))
-        return dataclasses.replace(arm, name=name), Training(settings.paper_runs, tasks=1, steps=20, unroll=5)
-    return orbit_arm(name, make_family(family), settings.training, VARIANTS.get(name)), settings.training
-
-
-def _tested(name: str, source: str, settings: Config, streams: Streams, folder, reporter) -> dict[str, Runs]:
-    """What an arm that is trained on one family does on all."""
-    arm, training = _arm(name, source, settings)
-    networks = trained_arm(arm, training, streams, folder, reporter).networks
-    options = {"steps": settings.steps, "tasks": settings.tasks, "watch": (), "parts": 1}
-    rule = as_used(arm.rule, settings.steps)
-    return {f: run_many(rule, networks, make_family(f), streams.test, **options) for f in settings.families}
-
-
-Losses = dict[str, dict[str, np.ndarray]]
-
-
-def matrices(losses: Losses, settings: Config) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
+def matrices(study: Study, losses: Losses) -> dict[str, Any]:
     """For each arm, family of training and family of test, ratios and the share of runs that diverged.
 
     "own" is the ratio to the same arm trained where it is tested, "plain" that to the arm without teleports
     trained on the same family.
     """
-    pairs = {}
-    for name in settings.arms:
-        for source in settings.families:
-            for family, arms in losses.items():
-                ours = arms[trained_on(name, source)]
-                for kind, other in (("own", (name, family)), ("plain", (_plain(name), source))):
-                    if trained_on(*other) in arms:
-                        pairs[name, source, family, kind] = log_ratios(ours, arms[trained_on(*other)])
-    found = intervals(pairs)
-    table: dict[str, Any] = {name: {s: {} for s in settings.families} for name in settings.arms}
-    for (name, source, family, kind), interval in found.items():
-        cell = table[name][source].setdefault(family, {})
-        cell[kind] = interval._asdict()
-        last = losses[family][trained_on(name, source)]
-        cell["diverged"] = float(np.mean(finals(last) > DIVERGED * last[..., 0]))
+    pairs: dict[tuple[str, str, str, str], np.ndarray] = {}
+    for family, found in losses.items():
+        for (arm, source), own in found.items():
+            pairs[arm, source, family, "own"] = log_ratios(own, found[arm, family])
+            plain = without(arm, study) or arm
+            pairs[arm, source, family, "plain"] = log_ratios(own, found[plain, source])
+    table: dict[str, Any] = {arm: {s: {} for s in losses} for arm in study.settings.arms}
+    for (arm, source, family, kind), interval in intervals(pairs).items():
+        last = losses[family][arm, source]
+        cell = table[arm][source].setdefault(family, {})
+        cell |= {kind: interval._asdict(), "diverged": float(np.mean(finals(last) > DIVERGED * last[..., 0]))}
     return table
 
 
-def verdicts(losses: Losses, settings: Config) -> list[dict[str, str]]:
+def verdicts(study: Study, losses: Losses) -> list[dict[str, str]]:
     """Whether training elsewhere is worse, over all pairs of families, and whether teleports win there."""
-    asked, claims = {}, {}
-    for name in settings.arms:
-        elsewhere = [(s, f) for s in settings.families for f in settings.families if s != f]
-        for kind, text in (
-            ("own", f"{name}, trained on another family, is worse than trained on the tested one"),
-            ("plain", f"{name} beats {_plain(name)} on families that neither was trained on"),
-        ):
-            if kind == "plain" and not _has_plain(name, settings):
-                continue
+    asked: dict[tuple[str, bool], np.ndarray] = {}
+    elsewhere = [(source, family) for source in losses for family in losses if source != family]
+    for arm in study.settings.arms:
+        claims = {f"{arm}, trained on another family, is worse than trained on the tested one": (arm, False)}
+        if plain := without(arm, study):
+            claims[f"{arm} beats {plain} on families that neither was trained on"] = (plain, True)
+        for claim, (other, better) in claims.items():
             ratios = [
-                log_ratios(
-                    losses[f][trained_on(name, s)],
-                    losses[f][trained_on(name, f) if kind == "own" else trained_on(_plain(name), s)],
-                )
-                for s, f in elsewhere
+                log_ratios(losses[f][arm, s], losses[f][other, s if better else f]) for s, f in elsewhere
             ]
-            asked[name, kind] = np.concatenate(ratios, axis=1)
-            claims[name, kind] = text
-    found: dict[Any, Interval] = intervals(asked)
-    source = "arXiv:2504.15399, section 6"
-    return [verdict(claims[key], source, found[key], negative=key[1] == "plain") for key in asked]
+            asked[claim, better] = np.concatenate(ratios, axis=1)
+    found = intervals(asked)
+    return [verdict(claim, SOURCE, found[claim, better], negative=better) for claim, better in asked]
+
+
+def tables(study: Study, results: dict[str, Any]) -> Iterator[Any]:
+    """The matrices as tables."""
+    for arm, matrix in results["matrices"].items():
+        titles = {"own": f"{arm} over {arm} trained on the tested family"}
+        if plain := without(arm, study):
+            titles["plain"] = f"{arm} over {plain}, both trained on the family of the row"
+        for kind, title in titles.items():
+            table = titled_table(f"{title}: ratio of final losses", "trained on, tested on:", list(matrix))
+            for source, row in matrix.items():
+                table.add_row(source, *(ratio_text(row[family][kind]) for family in matrix))
+            yield table
+
+
+def draw(folder: Path, results: dict[str, Any]) -> None:
+    """For each arm, what training on one family costs on another."""
+    own = {
+        arm: {source: {family: cell["own"] for family, cell in row.items()} for source, row in matrix.items()}
+        for arm, matrix in results["matrices"].items()
+    }
+    labels = ("trained on", "tested on", "log10 of the loss over that of training on the tested family")
+    matrix_panels(folder / "matrices.png", own, labels)
+
+
+STUDIES = {
+    "misalignment": Study(
+        name="misalignment",
+        title=EXPERIMENTS["misalignment"].title,
+        families=FAMILIES,
+        arms=arms,
+        budget=budget(),
+        seeds=6,
+        tasks=500,
+        horizons=(12,),
+        parts=1,
+        watch=WATCHED,
+        tests=lambda study, family: {f.name: f for f in study.made() if f.name != family.name},
+        analyse=analyse,
+        figures=(draw,),
+        tables=tables,
+        settings=Settings(),
+        quick={
+            "families": FAMILIES[1::2],
+            "seeds": 3,
+            "tasks": 100,
+            "budget": budget(300, 32),
+            "settings": Settings(arms=(VANILLA, "peak-near")),
+        },
+    )
+}

@@ -6,155 +6,62 @@ regressed on what is known of it before it is run. Then the probe `teleport_gain
 the gradient norm varies much along the orbit of the start, else not.
 """
 
-import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from symmetrax.studies import plots_predictors
-from symmetrax.studies._orbit_arms import (
-    VANILLA,
-    VARIANTS,
-    Training,
-    as_used,
-    gradients_per_step,
-    orbit_arm,
-    run_used,
-    trained_arm,
-    validation,
-)
+from symmetrax.studies._orbit_arms import CANDIDATES, VANILLA, WATCHED, Networks, budget, orbit_arm
 from symmetrax.studies._predictors_features import PROBES, WORDS, features_of
-from symmetrax.studies._predictors_statistics import (
-    PerTask,
-    decide,
-    gains,
-    judged,
-    progress,
-    regress,
-    together,
-)
-from symmetrax.studies.core._console import (
-    Reporter,
-    arms_table,
-    mean_text,
-    number,
-    titled_table,
-    verdict_table,
-)
-from symmetrax.studies.core._folder import RunFolder
-from symmetrax.studies.core._runs import Runs, facts, resumable
-from symmetrax.studies.core._statistics import compare
-from symmetrax.studies.core._streams import Streams
-from symmetrax.tasks._families import make_family
+from symmetrax.studies._predictors_statistics import decide, gains, progress, regress, together
+from symmetrax.studies._registry import EXPERIMENTS
+from symmetrax.studies.core._arm import Learned
+from symmetrax.studies.core._choice import validation
+from symmetrax.studies.core._console import mean_text, number, titled_table
+from symmetrax.studies.core._means import judged
+from symmetrax.studies.core._panels import mean_panels
+from symmetrax.studies.core._runner import OWN, VALIDATION, Run
+from symmetrax.studies.core._study import Study
+from symmetrax.tasks._base import AbstractTaskFamily
 
 SOURCE = "open question 3 of arXiv:2504.15399"
 PROBE_SOURCE = "what `teleport_gain` is for"
-#: The end of the name of what an arm did on the tasks that thresholds are chosen on.
-CHOSEN = "-validation"
-WATCHED = ("loss_change", "outcome")
-#: Runs and features are of the same tasks only if both are drawn in equally many parts.
-PARTS = 2
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """All settings of a run; `tasks` are those of each meta-seed, `chosen_on` those that choose thresholds.
-
-    >>> config("predictors", "quick").arms
-    ('crest-near',)
-    """
-
-    seed: int = 0
-    seeds: int = 10
-    tasks: int = 500
-    chosen_on: int = 500
-    steps: int = 12
-    families: tuple[str, ...] = ("ellipse-random", "rosenbrock-random")
-    arms: tuple[str, ...] = ("teleport", "crest", "crest-near")
-    training: Training = dataclasses.field(default_factory=Training)
+def arms(study: Study, family: AbstractTaskFamily) -> list[Learned]:
+    """Those of the study that run on the validation stream, on which thresholds are chosen: all of them."""
+    return [orbit_arm(name, family, study.budget, study.settings) for name in study.validated]
 
 
-def config(name: str, preset: str = "full", seed: int = 0) -> Config:
-    """The settings under a preset: "full", or "quick" with one learned teleport, few seeds and less training.
-
-    >>> config("predictors").arms
-    ('teleport', 'crest', 'crest-near')
-    """
-    if preset == "full":
-        return Config(seed=seed)
-    return Config(
-        seed=seed, seeds=4, tasks=300, chosen_on=300, arms=("crest-near",), training=Training(runs=150)
-    )
-
-
-def run(settings: Config, folder: RunFolder, reporter: Reporter) -> dict[str, Any]:
-    """Train, run, measure the features, regress, follow the probe; write arrays and plots."""
-    streams = Streams.of(settings.seed, settings.seeds)
-    results: dict[str, Any] = {"groups": {}, "predictors": {}, "probes": {}, "verdicts": []}
-    panels = {}
-    for name in settings.families:
-        ran, recorded = _runs(name, settings, streams, folder, reporter)
-        reporter.note(f"{name}: features of all tasks")
-        family = make_family(name)
-        known = features_of(family, streams.test, settings.tasks, PARTS)
-        others = features_of(family, validation(streams), settings.chosen_on, PARTS)
-        reported = {arm: ran[arm].losses for arm in (VANILLA, *settings.arms)}
-        group = compare(reported, (VANILLA,), settings.seeds * settings.tasks)
-        results["groups"][name] = {"arms": {arm: {**group[arm], **recorded[arm]} for arm in reported}}
-        results["predictors"][name], results["probes"][name] = {}, {}
-        gained = {}
-        for arm in settings.arms:
-            gained[arm] = gains(ran[VANILLA].losses, ran[arm].losses)
-            chosen = gains(ran[VANILLA + CHOSEN].losses, ran[arm + CHOSEN].losses)
-            found = results["predictors"][name][arm] = regress(known, gained[arm])
-            found["parts"] = {
-                a: together(known, progress(ran[a].losses), curved=True) for a in (VANILLA, arm)
-            }
-            probe = results["probes"][name][arm] = decide(known, gained[arm], others, chosen, PROBES)
-            results["verdicts"] += judge(name, arm, found, probe)
-            panels[f"{name}, {arm}"] = _panel(known, gained[arm], found["strongest"])
-        arrays = {
-            "start-loss": ran[VANILLA].losses[..., 0],
-            **{f"gain-{arm}": x for arm, x in gained.items()},
-            **known,
-        }
-        folder.arrays(f"{name}-tasks", {key: x.astype(np.float32) for key, x in arrays.items()})
-    plots_predictors.gains(folder.path / "gains.png", panels)
-    plots_predictors.correlations(folder.path / "correlations.png", results["predictors"], WORDS)
-    plots_predictors.decisions(folder.path / "decisions.png", results["probes"], WORDS)
-    return results
-
-
-def _runs(name: str, settings: Config, streams: Streams, folder: RunFolder, reporter: Reporter):
-    """What all arms did on the tasks that are reported and on those that choose thresholds, and facts."""
-    ran: dict[str, Runs] = {}
-    recorded: dict[str, Any] = {}
-    for label in (VANILLA, *settings.arms):
-        arm = orbit_arm(label, make_family(name), settings.training, VARIANTS.get(label))
-
-        def compute(arm=arm, label=label):
-            trained = trained_arm(arm, settings.training, streams, folder, reporter)
-            own = {
-                label + end: run_used(
-                    arm, trained.networks, keys, steps=settings.steps, tasks=tasks, watch=WATCHED, parts=PARTS
-                )
-                for end, keys, tasks in (
-                    ("", streams.test, settings.tasks),
-                    (CHOSEN, validation(streams), settings.chosen_on),
-                )
-            }
-            card = facts(own[label], as_used(arm.rule, settings.steps))
-            del card["recorded"]
-            card["gradient_evaluations"] *= gradients_per_step(arm)
-            return own, {label: {**card, **trained.facts}}
-
-        found, card = resumable(folder, f"{name}-{label}", compute)
-        ran, recorded = ran | found, recorded | card
-    return ran, recorded
-
-
-def _panel(known: dict[str, PerTask], gain: PerTask, strongest: str) -> dict[str, Any]:
-    return {"x": known[strongest].ravel(), "y": gain.ravel(), "label": WORDS[strongest]}
+def analyse(run: Run) -> dict[str, Any]:
+    """Measure the features, regress, follow the probe; write what is known of every task."""
+    predictors: dict[str, Any] = {}
+    probes: dict[str, Any] = {}
+    verdicts: list[dict[str, Any]] = []
+    tasks, parts = run.study.tasks, run.study.parts or 1
+    for family in run.study.made():
+        run.reporter.note(f"{family.name}: features of all tasks")
+        known = features_of(family, run.streams.test, tasks, parts)
+        others = features_of(family, validation(run.streams), tasks, parts)
+        played, gained = run.played[family.name], {}
+        losses, seen = (
+            {arm: played.runs[test, arm, played.steps].losses for arm in run.study.validated}
+            for test in (OWN, VALIDATION)
+        )
+        predictors[family.name], probes[family.name] = {}, {}
+        for arm in (name for name in losses if name != VANILLA):
+            gained[arm] = gains(losses[VANILLA], losses[arm])
+            found = predictors[family.name][arm] = regress(known, gained[arm])
+            found["parts"] = {a: together(known, progress(losses[a]), curved=True) for a in (VANILLA, arm)}
+            other = gains(seen[VANILLA], seen[arm])
+            probe = probes[family.name][arm] = decide(known, gained[arm], others, other, PROBES)
+            verdicts += judge(family.name, arm, found, probe)
+        arrays = {"start-loss": losses[VANILLA][..., 0], **{f"gain-{arm}": x for arm, x in gained.items()}}
+        kept = {key: x.astype(np.float32) for key, x in {**arrays, **known}.items()}
+        run.folder.arrays(f"{family.name}-tasks", kept)
+    return {"predictors": predictors, "probes": probes, "verdicts": verdicts}
 
 
 def judge(family: str, arm: str, found: dict[str, Any], probe: dict[str, Any]) -> list[dict[str, Any]]:
@@ -164,87 +71,116 @@ def judge(family: str, arm: str, found: dict[str, Any], probe: dict[str, Any]) -
     >>> follow = {"auc": {"mean": 0.4, "low": 0.3, "high": 0.45}, "less_always": entry, "share": entry}
     >>> recorded = {"all_curved": entry, "curved": {"loss": entry}, "strongest": "loss"}
     >>> recorded["spearman"] = recorded["curved"]
-    >>> rows = judge("ellipse-random", "crest", recorded, {"probes": {"headroom": follow}})
+    >>> rows = judge("ellipse-random", "peak", recorded, {"probes": {"headroom": follow}})
     >>> [row["outcome"] for row in rows]
     ['reproduced', 'reversed', 'reproduced']
     """
-    where = f"({arm}, {family})"
-    best = found["spearman"][found["strongest"]]
-    every, alone = found["all_curved"], found["curved"][found["strongest"]]
-    rows = [
+    where, strongest = f"({arm}, {family})", found["strongest"]
+    every, alone, best = found["all_curved"], found["curved"][strongest], found["spearman"][strongest]
+    headroom = probe["probes"]["headroom"]
+    auc, more = headroom["auc"], headroom["less_always"]
+    return [
         judged(
             f"features of a task predict what teleports gain on it {where}",
             SOURCE,
             every,
-            f"R^2 {mean_text(every)} for tasks not fitted to; strongest: {WORDS[found['strongest']]}, alone "
+            f"R^2 {mean_text(every)} for tasks not fitted to; strongest: {WORDS[strongest]}, alone "
             f"{mean_text(alone)}, rank correlation {mean_text(best)}",
-        )
-    ]
-    headroom = probe["probes"]["headroom"]
-    auc = headroom["auc"]
-    shifted = {key: number(auc[key]) - 0.5 for key in ("mean", "low", "high")}
-    rows.append(
+        ),
         judged(
             f"the headroom of the orbit at the start tells where teleports win {where}",
             PROBE_SOURCE,
-            shifted,
+            auc,
             f"area under the curve {mean_text(auc)}; 0.5 is chance",
-        )
-    )
-    rows.append(
+            least=0.5,
+        ),
         judged(
             f"teleporting only where the headroom is large gains more than teleporting always {where}",
             PROBE_SOURCE,
-            headroom["less_always"],
-            f"mean gain in ln loss {mean_text(headroom['less_always'], '+.3f')} more; it teleports on "
+            more,
+            f"mean gain in ln loss {mean_text(more, '+.3f')} more; it teleports on "
             f"{number(headroom['share']['mean']):.0%} of tasks",
-        )
-    )
-    return rows
+        ),
+    ]
 
 
-def show(settings: Config, results: dict[str, Any], reporter: Reporter) -> None:
-    """Print the tables of a run."""
-    for family, group in results["groups"].items():
-        runs = settings.seeds * settings.tasks
-        title = f"{family}: loss after {settings.steps} steps, all {runs:,} unseen runs"
-        reporter.print(arms_table(title, group["arms"], VANILLA))
-        arms = results["predictors"][family]
+def tables(study: Study, results: dict[str, Any]) -> Iterator[Any]:
+    """For every family, how features go with the gain, and what following the probe gains."""
+    for family, found in results["predictors"].items():
         title = f"{family}: gain's rank correlation (95 %) with features; R^2 of line and parabola"
-        table = titled_table(title, "feature", arms)
-        for name in next(iter(arms.values()))["spearman"]:
+        table = titled_table(title, "feature", found)
+        for name in next(iter(found.values()))["spearman"]:
             cells = [
-                f"{mean_text(a['spearman'][name])}; {number(a['alone'][name]['mean']):.2f}, "
-                f"{number(a['curved'][name]['mean']):.2f}"
-                for a in arms.values()
+                f"{mean_text(own['spearman'][name])}; {number(own['alone'][name]['mean']):.2f}, "
+                f"{number(own['curved'][name]['mean']):.2f}"
+                for own in found.values()
             ]
             table.add_row(WORDS[name], *cells)
-        table.add_row("all features: R^2", *(mean_text(a["all"]) for a in arms.values()))
-        table.add_row("all features: R^2, parabolas", *(mean_text(a["all_curved"]) for a in arms.values()))
-        table.add_row("  of the gain itself", *(mean_text(a["all_gain"]) for a in arms.values()))
+        rows = {"all features: R^2": "all", "all features: R^2, parabolas": "all_curved"}
+        for words, key in {**rows, "  of the gain itself": "all_gain"}.items():
+            table.add_row(words, *(mean_text(own[key]) for own in found.values()))
         for words, place in ((f"  of the loss of {VANILLA}", 0), ("  of the loss with teleports", 1)):
-            table.add_row(words, *(mean_text(list(a["parts"].values())[place]) for a in arms.values()))
-        table.add_row("strongest", *(WORDS[a["strongest"]] for a in arms.values()))
-        table.add_row("its lead over the second", *(mean_text(a["lead"]) for a in arms.values()))
-        reporter.print(table)
-        reporter.print(_decisions(family, results["probes"][family]))
-    reporter.print(verdict_table(results["verdicts"]))
+            table.add_row(words, *(mean_text(list(own["parts"].values())[place]) for own in found.values()))
+        table.add_row("strongest", *(WORDS[own["strongest"]] for own in found.values()))
+        table.add_row("its lead over the second", *(mean_text(own["lead"]) for own in found.values()))
+        yield table
+        yield _decisions(family, results["probes"][family])
 
 
-def _decisions(family: str, arms: dict[str, Any]) -> Any:
-    table = titled_table(
-        f"{family}: mean gain in ln loss against never teleporting (95 % over seeds)", "", arms
-    )
-    for name, words in (("always", "always"), ("where_it_wins", "where it wins (not known beforehand)")):
-        table.add_row(words, *(mean_text(arm[name]) for arm in arms.values()))
+def _decisions(family: str, found: dict[str, Any]) -> Any:
+    title = f"{family}: mean gain in ln loss against never teleporting (95 % over seeds)"
+    table = titled_table(title, "", found)
+    for key, words in (("always", "always"), ("where_it_wins", "where it wins (not known beforehand)")):
+        table.add_row(words, *(mean_text(own[key]) for own in found.values()))
     for name in PROBES:
-        recorded = [arm["probes"][name] for arm in arms.values()]
-        table.add_row(f"by {WORDS[name]}", *(mean_text(t["mean_gain"]) for t in recorded))
-        table.add_row("  area under its curve", *(mean_text(t["auc"]) for t in recorded))
-        table.add_row("  teleports on", *(f"{number(t['share']['mean']):.0%} of tasks" for t in recorded))
-    shares = [
-        " / ".join(f"{number(arm[k]['mean']):.0%}" for k in ("wins", "ties", "losses"))
-        for arm in arms.values()
-    ]
-    table.add_row("wins / ties / losses", *shares)
+        probes = [own["probes"][name] for own in found.values()]
+        table.add_row(f"by {WORDS[name]}", *(mean_text(probe["mean_gain"]) for probe in probes))
+        table.add_row("  area under its curve", *(mean_text(probe["auc"]) for probe in probes))
+        table.add_row("  teleports on", *(f"{number(p['share']['mean']):.0%} of tasks" for p in probes))
+    shares = ([f"{number(own[k]['mean']):.0%}" for k in ("wins", "ties", "losses")] for own in found.values())
+    table.add_row("wins / ties / losses", *(" / ".join(own) for own in shares))
     return table
+
+
+def draw(folder: Path, results: dict[str, Any]) -> None:
+    """Gains against the strongest feature, rank correlations with all, and the gain of following a probe."""
+    plots_predictors.gains(folder, results["predictors"], WORDS)
+    correlations = {
+        family: {arm: own["spearman"] for arm, own in found.items()}
+        for family, found in results["predictors"].items()
+    }
+    mean_panels(folder / "correlations.png", correlations, "rank correlation with the gain, 95 %", WORDS)
+    decisions = {
+        family: {
+            arm: {
+                "always": own["always"],
+                **{name: probe["mean_gain"] for name, probe in own["probes"].items()},
+                "where it wins": own["where_it_wins"],
+            }
+            for arm, own in found.items()
+        }
+        for family, found in results["probes"].items()
+    }
+    mean_panels(folder / "decisions.png", decisions, "mean gain in ln loss, 95 %; never: 0", WORDS)
+
+
+STUDIES = {
+    "predictors": Study(
+        name="predictors",
+        title=EXPERIMENTS["predictors"].title,
+        families=("ellipse-random", "rosenbrock-random"),
+        arms=arms,
+        references=(VANILLA,),
+        budget=budget(),
+        seeds=10,
+        tasks=500,
+        horizons=(12,),
+        watch=WATCHED,
+        validated=(VANILLA, *CANDIDATES),
+        analyse=analyse,
+        figures=(draw,),
+        tables=tables,
+        settings=Networks(),
+        quick={"seeds": 4, "tasks": 300, "validated": (VANILLA, "peak-near"), "budget": budget(150)},
+    )
+}

@@ -12,6 +12,7 @@ from ._maps import Triangular as Triangular
 from ._matching import Matching as Matching
 from ._matching import weight_matching as weight_matching
 from ._network import NetworkSymmetry as NetworkSymmetry
+from ._plane_rotations import PlaneRotations as PlaneRotations
 from ._pullback import Pullback as Pullback
 from ._quadratic import QuadraticForm as QuadraticForm
 from ._rescaled import RescaledSymmetry as RescaledSymmetry

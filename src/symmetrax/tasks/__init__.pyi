@@ -2,6 +2,9 @@ from ._base import AbstractTask as AbstractTask
 from ._base import AbstractTaskFamily as AbstractTaskFamily
 from ._families import family_names as family_names
 from ._families import make_family as make_family
+from ._groups import HiddenUnitFamily as HiddenUnitFamily
+from ._groups import ProductFamily as ProductFamily
+from ._groups import RotationFamily as RotationFamily
 from ._networks import MLP as MLP
 from ._plane import PlaneFamily as PlaneFamily
 from ._plane import SumOfSquares as SumOfSquares

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from symmetrax._text import near_match
 from symmetrax.tasks._base import AbstractTaskFamily
 from symmetrax.tasks._data import Images, digits, mnist
+from symmetrax.tasks._groups import KINDS, group_family
 from symmetrax.tasks._plane import (
     Kind,
     PlaneFamily,
@@ -96,11 +97,17 @@ def make_family(name: str, *, far: bool = False) -> AbstractTaskFamily:
     arXiv:2305.13404 by minibatches of 20, here with slope 0.1 below zero; its images are read, from the
     folder SYMMETRAX_DATA or by a download, only when you make the family.
 
+    "so-N", "torus-N", "scaling-N" and "permutation-N", for any size N, have the groups of these names:
+    rotations in N dimensions, all or in planes of two coordinates (`RotationFamily`), scalings of N products
+    (`ProductFamily`), permutations of N hidden units (`HiddenUnitFamily`).
+
     Raises ValueError for an unknown name, and for "mnist" if there are no images.
 
-    >>> make_family("booth").name
-    'booth'
+    >>> make_family("booth").name, make_family("so-5").size
+    ('booth', 5)
     """
+    if name.rpartition("-")[0] in KINDS:
+        return _near_only(group_family)(name, far)
     if name not in _FAMILIES:
         hint = near_match(name, _FAMILIES)
         raise ValueError(f"Unknown family {name!r}: choose one of {', '.join(_FAMILIES)}.{hint}")

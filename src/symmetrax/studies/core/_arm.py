@@ -105,12 +105,13 @@ def _same_networks(networks: PyTree, seen: Any) -> PyTree:
 
 @dataclasses.dataclass(frozen=True)
 class Control:
-    """The networks of the learned arm `of`, used in another way or changed.
+    """The networks of the learned arm `of`, or the hyperparameters of a tuned one, used in another way.
 
-    `rule(used)` returns the rule that replaces the arm's, such as `switched_off`. `change(networks, seen)`
-    returns what is run in place of the networks (which are stacked over seeds), for instance
-    `RandomDirection(networks)`; `seen()` runs them on tasks of the training stream, from which constants can
-    be taken (see `learned_constant`).
+    `rule(used)` returns the rule that replaces the arm's, such as `switched_off`, or any other function that
+    makes an optimizer; for a tuned arm `used` is its `make`. `change(networks, seen)` returns what is run in
+    place of the networks (which are stacked over seeds), for instance `RandomDirection(networks)`; `seen()`
+    runs them on tasks of the training stream, from which constants can be taken (see `learned_constant`).
+    `extra` counts gradients as that of the arm does, by default as many.
 
     >>> Control("teleport-off", of="teleport", rule=switched_off).of
     'teleport'
@@ -118,8 +119,9 @@ class Control:
 
     name: str
     of: str
-    rule: Callable[[UpdateRule], UpdateRule] = _same_rule
+    rule: Callable[[Any], Any] = _same_rule
     change: Callable[[PyTree, Callable[[], Any]], PyTree] = _same_networks
+    extra: float | None = None
 
 
 def switched_off(rule: UpdateRule) -> UpdateRule:
@@ -141,7 +143,8 @@ class Tuned:
 
     They are "rate" and "momentum" (b1 of Adam), each tuned over these values; arms of one `make` share the
     program that tunes them. `extra(task)` is the number of gradient evaluations per step beside the one at
-    the new point that every optimizer needs.
+    the new point that every optimizer needs; `counts` is the name under which the optimizer's state has a
+    number of further ones, such as the trials of a line search.
 
     >>> from symmetrax.studies.core._hand_made import descent
     >>> Tuned("gd", descent, momenta=(0.0,)).rates[0]
@@ -153,3 +156,4 @@ class Tuned:
     rates: tuple[float, ...] = tuple(RATES.tolist())
     momenta: tuple[float, ...] = tuple(MOMENTA.tolist())
     extra: Callable[[AbstractTask], float | int] = lambda task: 0
+    counts: str | None = None

@@ -15,6 +15,7 @@ from symmetrax.learned._update_rule import UpdateRule
 from symmetrax.rollout._unroll import MakeTransform
 from symmetrax.studies.core._arm import Control, Learned, Tuned
 from symmetrax.studies.core._artifacts import usage
+from symmetrax.studies.core._choice import choose_arm, validation
 from symmetrax.studies.core._console import Reporter, arms_table, verdict_table
 from symmetrax.studies.core._folder import RunFolder
 from symmetrax.studies.core._meta_training import Budget, Trained, train
@@ -27,10 +28,14 @@ from symmetrax.tasks._base import AbstractTaskFamily
 
 #: The test on the family that an arm was trained on; others have names.
 OWN = ""
+#: The test on tasks that arms are chosen on, which are not reported.
+VALIDATION = "validation"
+#: After so many runs compiled programs are dropped: hundreds are more memory maps than a process may have.
+PROGRAMS = 50
 
 
 class Played(NamedTuple):
-    """What all arms did on a family: `runs` by test, arm and horizon, and facts about each arm.
+    """The runs of all arms on a family: `runs` by test, arm and horizon, and facts about each arm.
 
     >>> Played._fields
     ('runs', 'facts', 'horizons')
@@ -47,13 +52,13 @@ class Played(NamedTuple):
 
     @property
     def tests(self) -> list[str]:
-        """The names of the tests."""
-        return list(dict.fromkeys(test for test, _, _ in self.runs))
+        """The names of the tests that are reported."""
+        return list(dict.fromkeys(test for test, _, _ in self.runs if test != VALIDATION))
 
     def losses(self, test: str, steps: int) -> dict[str, Float[np.ndarray, "seeds tasks points"]]:
         """The losses of every arm on a test, up to a horizon."""
         asked = {arm: runs for (t, arm, h), runs in self.runs.items() if (t, h) == (test, steps)}
-        return {arm: runs.losses[..., : steps + 1] for arm, runs in asked.items()}
+        return {arm: runs.until(steps) for arm, runs in asked.items()}
 
 
 @dataclasses.dataclass
@@ -89,7 +94,9 @@ class Run:
             controls = [c for c in arms if isinstance(c, Control) and c.of == arm.name]
 
             def compute(arm: Learned | Tuned = arm, controls: list[Control] = controls):
-                return match.learned(arm, controls) if isinstance(arm, Learned) else match.tuned(arm)
+                return (
+                    match.learned(arm, controls) if isinstance(arm, Learned) else match.tuned(arm, controls)
+                )
 
             found, own = resumable(self.folder, f"{family.name}-{arm.name}", compute)
             runs |= {_place(name): ran for name, ran in found.items()}
@@ -112,14 +119,32 @@ class Run:
                 losses = played.losses(test, steps)
                 seeds, tasks, _ = next(iter(losses.values())).shape
                 arms = compare(losses, self.study.against, seeds * tasks)
-                yield name, {a: {**arms[a], **_scaled(played.facts[a], steps, played.steps)} for a in arms}
+                for arm in arms:
+                    arms[arm] |= _scaled(played.facts[arm], steps, played.steps)
+                    points = played.runs[test, arm, steps].points
+                    if points is not None:
+                        arms[arm]["points"] = [point for point in points if point <= steps]
+                yield name, arms
+
+    def choose(self, family: str) -> dict[str, Any] | None:
+        """The candidate that is chosen on a family, and those that it is chosen from, if there are any."""
+        played = self.played[family]
+        seen = {arm: played.runs.get((VALIDATION, arm, played.steps)) for arm in self.study.candidates}
+        seen = {arm: ran for arm, ran in seen.items() if ran is not None}
+        if not seen:
+            return None
+        horizons = self.study.judged or played.horizons
+        places = [next(iter(seen.values())).until(steps).shape[-1] - 1 for steps in horizons]
+        return {"arm": choose_arm({arm: r.losses for arm, r in seen.items()}, places), "of": list(seen)}
 
     def verdicts(self, family: str) -> Iterator[dict[str, str]]:
-        """What became of the claims about a family, at every horizon."""
+        """The outcomes of the claims about a family, at every horizon."""
         played = self.played[family]
-        for steps in played.horizons:
+        chosen = self.results.get("chosen", {}).get(family, {"arm": "{chosen}"})["arm"]
+        claims = [claim.about(chosen) for claim in self.study.claims_on(family)]
+        for steps in self.study.judged or played.horizons:
             losses = played.losses(OWN, steps)
-            asked = [c for c in self.study.claims_on(family) if c.first in losses and c.second in losses]
+            asked = [c for c in claims if c.first in losses and c.second in losses]
             pairs = [(claim.first, claim.second) for claim in asked]
             found = intervals({(a, b): log_ratios(losses[a], losses[b]) for a, b in pairs})
             where = f" on {family}" if len(self.study.families) > 1 else ""
@@ -151,24 +176,32 @@ class Match:
         rule = arm.rule_for(self.steps)
         if not trained.networks.proposes_elements or not len(due(rule, self.steps)):
             rule = dataclasses.replace(rule, schedule=())  # the same, without the cost of a symmetry
-        uses: dict[str, tuple[UpdateRule, PyTree]] = {arm.name: (rule, trained.networks)}
+        uses: dict[str, tuple[MakeTransform, PyTree, float]] = {arm.name: (rule, trained.networks, arm.extra)}
         for control in controls:
             changed = control.change(trained.networks, lambda: self._seen(rule, trained, named.family))
-            uses[control.name] = control.rule(rule), changed
+            extra = arm.extra if control.extra is None else control.extra
+            uses[control.name] = control.rule(rule), changed, extra
         runs, cards = {}, {}
-        for name, (how, networks) in uses.items():
-            for test, tasks_of in self.tests.items():
-                ran = self.roll_out(how, networks, named.family if test == OWN else tasks_of)
-                runs |= {_name(test, name, steps): ran for steps in self.horizons}
-            cards[name] = _facts(runs[_name(OWN, name, self.steps)], how, arm.extra)
+        for name, (how, networks, extra) in uses.items():
+            tests: dict[str, tuple[AbstractTaskFamily, Any]] = {
+                test: (named.family if test == OWN else tasks_of, None)
+                for test, tasks_of in self.tests.items()
+            }
+            if name in self.study.candidates + self.study.validated:
+                tests[VALIDATION] = named.family, validation(run.streams)
+            for test, (tasks_of, keys) in tests.items():
+                ran = self.roll_out(how, networks, tasks_of, keys, look=self.study.look)
+                if test == OWN:
+                    cards[name] = _facts(ran, how, extra)
+                runs |= dict.fromkeys((_name(test, name, steps) for steps in self.horizons), self._kept(ran))
             own_card = {"networks_of": arm.name, "skipped_windows": trained.facts["skipped_windows"]}
             cards[name] |= trained.facts if name == arm.name else own_card
         if arm.saved:
             self._save(named, arm.name, trained, runs[_name(OWN, arm.name, self.steps)])
         return runs, cards
 
-    def tuned(self, arm: Tuned) -> tuple[dict[str, Runs], dict[str, Any]]:
-        """Tune an arm for every horizon and shape, and run each choice."""
+    def tuned(self, arm: Tuned, controls: Sequence[Control]) -> tuple[dict[str, Runs], dict[str, Any]]:
+        """Tune an arm for every horizon and shape, and run each choice; so do its controls, with the same."""
         self.run.reporter.note(f"{self.family.name}: tune and run {arm.name}")
         best: dict[int, dict[Any, dict[str, float]]] = {steps: {} for steps in self.horizons}
         for shape in self.family.shapes:
@@ -182,24 +215,35 @@ class Match:
             )
             for steps, by_arm in found.items():
                 best[steps][shape] = by_arm[arm.name]
-        runs: dict[str, Runs] = {}
-        for test, tasks_of in self.tests.items():
-            made: dict[str, Runs] = {}
-            for steps, hyper in best.items():
-                if str(hyper) not in made:
-                    same = {
-                        shape: {name: jnp.full(self.study.seeds, value) for name, value in point.items()}
-                        for shape, point in hyper.items()
-                    }
-                    made[str(hyper)] = self.roll_out(arm.make, same, tasks_of, watch=())
-                runs[_name(test, arm.name, steps)] = made[str(hyper)]
         task = self.family.task(self.family.draw(jax.random.key(0)), self.family.shapes[0])
-        card = _facts(runs[_name(OWN, arm.name, self.steps)], None, arm.extra(task))
         chosen = {
             str(steps): next(iter(by.values())) if len(by) == 1 else {str(s): x for s, x in by.items()}
             for steps, by in best.items()
         }
-        return runs, {arm.name: card | {"hyperparameters": chosen}}
+        runs: dict[str, Runs] = {}
+        cards: dict[str, dict[str, Any]] = {}
+        watch = () if arm.counts is None else (arm.counts,)
+        for name, make in {arm.name: arm.make, **{c.name: c.rule(arm.make) for c in controls}}.items():
+            for test, tasks_of in self.tests.items():
+                made: dict[str, Runs] = {}
+                for steps, hyper in best.items():
+                    if str(hyper) not in made:
+                        same = {
+                            shape: {field: jnp.full(self.study.seeds, x) for field, x in point.items()}
+                            for shape, point in hyper.items()
+                        }
+                        ran = self.roll_out(make, same, tasks_of, watch=watch)
+                        made[str(hyper)] = self._kept(ran)
+                        if test == OWN:
+                            extra = arm.extra(task)
+                            # Only at first: at the optimum a line search tries in vain.
+                            extra += sum(np.mean(ran.recorded[x][..., : self.horizons[0]]) for x in watch)
+                            cards[name] = _facts(ran, None, float(extra)) | {"hyperparameters": chosen}
+                    runs[_name(test, name, steps)] = made[str(hyper)]
+        return runs, cards
+
+    def _kept(self, ran: Runs) -> Runs:
+        return ran if self.study.points is None else ran.at(self.study.points(self.horizons))
 
     def roll_out(
         self,
@@ -232,7 +276,7 @@ class Match:
         )
 
     def _seen(self, rule: UpdateRule, trained: Trained, family: AbstractTaskFamily) -> Runs:
-        """What an arm does on the training stream, from which controls take their constants."""
+        """The runs of an arm on the training stream, from which controls take their constants."""
         keys = jax.random.split(jax.random.fold_in(self.run.streams.tune, 2), self.study.seeds)
         parts = max((self.study.parts or 1) // 2, 1)
         tasks = max(self.study.tasks * parts // (self.study.parts or 1), 1)
@@ -268,18 +312,21 @@ def run_study(study: Study, folder: RunFolder, reporter: Reporter) -> dict[str, 
     Every arm of every family is a part that a killed process need not repeat.
     """
     run = Run(study, folder, reporter)
-    families = study.made()
+    families, programs = study.made(), 0
     for family in families:
         run.played[family.name] = played = run.play(family)
+        if (chosen := run.choose(family.name)) is not None:
+            run.results.setdefault("chosen", {})[family.name] = chosen
         run.results["groups"] |= {name: {"arms": arms} for name, arms in run.groups(family.name)}
         run.results["verdicts"] += run.verdicts(family.name)
         for test in played.tests:
             place = (family.name if len(families) > 1 else "", test)
             kept = {arm: x.astype(np.float32) for arm, x in played.losses(test, played.steps).items()}
             folder.arrays("-".join(part for part in ("losses", *place) if part), kept)
-        if len(families) > 1:
-            # Hundreds of compiled programs are more memory maps than a process may have.
+        programs += len(played.runs)
+        if programs > PROGRAMS:
             jax.clear_caches()
+            programs = 0
     if study.analyse is not None:
         run.results |= study.analyse(run)
     for figure in study.figures:
@@ -287,9 +334,9 @@ def run_study(study: Study, folder: RunFolder, reporter: Reporter) -> dict[str, 
     return run.results
 
 
-def _facts(ran: Runs, rule: UpdateRule | None, extra: float | int) -> dict[str, Any]:
-    """What `results.json` tells of an arm beside its losses."""
-    found = facts(ran, rule)
+def _facts(ran: Runs, how: MakeTransform | None, extra: float | int) -> dict[str, Any]:
+    """The entries of `results.json` for an arm beside its losses."""
+    found = facts(ran, how if isinstance(how, UpdateRule) else None)
     del found["recorded"]
     found["gradient_evaluations"] *= 1.0 + extra
     return found | {f"test_{name}": float(np.mean(values)) for name, values in ran.measured.items()}
@@ -303,13 +350,17 @@ def _scaled(card: dict[str, Any], steps: int, all_steps: int) -> dict[str, Any]:
 
 
 def show_study(study: Study, results: dict[str, Any], reporter: Reporter) -> None:
-    """Print a table for every group of results, and the verdicts."""
+    """Print a table for every group of results, those of the study, and the verdicts."""
     for name, group in results["groups"].items():
         arms = group["arms"]
         runs = next(iter(arms.values()))["runs"]
-        steps = len(next(iter(arms.values()))["loss_median"]) - 1
+        first = next(iter(arms.values()))
+        steps = first["points"][-1] if "points" in first else len(first["loss_median"]) - 1
+        against = group.get("against") or study.against[0]
         title = f"{study.name}: loss after {steps} steps on {name}, all {runs:,} unseen runs"
-        reporter.print(arms_table(title, arms, study.against[0]))
+        reporter.print(arms_table(title, arms, against))
+    for table in () if study.tables is None else study.tables(study, results):
+        reporter.print(table)
     reporter.print(verdict_table(results["verdicts"]))
 
 

@@ -1,4 +1,4 @@
-"""What optimizers do on unseen tasks: a few numbers of every step, and what to tell of them."""
+"""Runs of optimizers on unseen tasks: a few numbers of every step, and statistics of them."""
 
 import dataclasses
 import json
@@ -22,17 +22,21 @@ from symmetrax.schedules._schedule import times
 from symmetrax.studies.core._folder import RunFolder, as_json
 from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
 
+#: A task counts as solved when its loss is below this share of the first.
+SOLVED = 1e-6
+
 #: What a learned optimizer tells of every step.
 RECORDED = ("step_size", "momentum", "algebra", "loss_change", "outcome")
 
 
 @dataclasses.dataclass(frozen=True)
 class Runs:
-    """What an optimizer did on unseen tasks. All arrays have the axes seeds, tasks, steps.
+    """The runs of an optimizer on unseen tasks. All arrays have the axes seeds, tasks, steps.
 
     `losses` start with f(x_0), so they have one entry more than what is `recorded` of each step: "length" of
     the step (update and teleport together), "gradient_norm" after it, and what was watched, vectors by their
-    norms. `measured` holds what was measured at the end, axes seeds, tasks. `seconds` is for all runs.
+    norms, or looked at, vectors with one axis more. `measured` holds what was measured at the end, axes
+    seeds, tasks. `seconds` is for all runs. `points` are the steps whose losses are here, if not all.
 
     >>> Runs(np.ones((2, 3, 5)), {}, {}, 0.1).steps
     4
@@ -42,14 +46,29 @@ class Runs:
     recorded: dict[str, Float[np.ndarray, "seeds tasks steps"]]
     measured: dict[str, np.ndarray]
     seconds: float
+    points: tuple[int, ...] | None = None
 
     @property
     def steps(self) -> int:
-        return self.losses.shape[-1] - 1
+        return self.losses.shape[-1] - 1 if self.points is None else self.points[-1]
 
     @property
     def runs(self) -> int:
         return self.losses.shape[0] * self.losses.shape[1]
+
+    def until(self, steps: int) -> Float[np.ndarray, "seeds tasks points"]:
+        """The losses up to a step."""
+        points = range(self.losses.shape[-1]) if self.points is None else self.points
+        return self.losses[..., : sum(point <= steps for point in points)]
+
+    def at(self, points: tuple[int, ...]) -> "Runs":
+        """The losses at these steps alone, without what was recorded of every step; also when each task was
+        "solved_at", the first step with a loss below `SOLVED` times the first, or else one after the last."""
+        below = self.losses <= SOLVED * self.losses[..., :1]
+        first = np.where(below.any(axis=-1), below.argmax(axis=-1), self.steps + 1).astype(float)
+        points = tuple(point for point in points if point <= self.steps)
+        measured = {**self.measured, "solved_at": first}
+        return Runs(self.losses[..., list(points)], {}, measured, self.seconds, points)
 
 
 def run_many(
@@ -63,6 +82,7 @@ def run_many(
     shape: Any = None,
     watch: tuple[str, ...] = RECORDED,
     measure: Callable[[AbstractTask, PyTree], dict[str, Array]] | None = None,
+    look: Callable[[MakeTransform, AbstractTask, PyTree, PyTree], dict[str, Array]] | None = None,
     parts: int | None = 2,
 ) -> Runs:
     """Run every seed's network on that seed's `tasks` tasks, in `parts` equal parts.
@@ -73,7 +93,8 @@ def run_many(
 
     **Arguments:** `make(network, task)` gives the transformation, an `UpdateRule` say; `networks` has the
     seeds as first axis; `watch` names what to read from the optimizer's state; `measure(task, params)` is
-    evaluated where the runs end.
+    evaluated where the runs end, and `look(make, task, params, state)` at every step, with the parameters
+    before it and the optimizer's state after it.
 
     >>> from symmetrax.studies.core._hand_made import descent
     >>> from symmetrax.tasks._families import make_family
@@ -86,7 +107,7 @@ def run_many(
     if tasks < 1 or (parts is not None and (parts < 1 or tasks % parts)):
         raise ValueError(f"`run_many` cannot run {tasks} tasks in {parts} equal parts.")
     shape = family.shapes[0] if shape is None else shape
-    arguments = (steps, tasks // (parts or 1), shape, watch, measure)
+    arguments = (steps, tasks // (parts or 1), shape, watch, measure, look)
     draws = [keys] * 2
     if parts is not None:
         draws = [jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys) for i in range(parts)]
@@ -106,8 +127,8 @@ def run_many(
 
 
 @eqx.filter_jit
-def _run_many(make, networks, family, keys, steps, tasks, shape, watch, measure):
-    """What is told of every step (seeds, tasks, steps), and measured after the last (seeds, tasks)."""
+def _run_many(make, networks, family, keys, steps, tasks, shape, watch, measure, look):
+    """Records of every step (seeds, tasks, steps), and measurements after the last (seeds, tasks)."""
     arrays, static = eqx.partition(networks, eqx.is_array)
 
     def one(inputs):
@@ -122,12 +143,20 @@ def _run_many(make, networks, family, keys, steps, tasks, shape, watch, measure)
             moved = optax.tree.sub(after.carry.params, rollouts.carry.params)
             recorded = {name: _scalars(x, tasks, per_task) for name, x in trace.watched.items()}
             recorded |= {"length": per_task(moved), "gradient_norm": trace.gradient_norm[0]}
-            return after, {"loss": trace.loss[0], **recorded}
+            looked = {}
+            if look is not None:
+                looked = _each(
+                    lambda drawn, params, state: look(make, family.task(drawn, shape), params, state),
+                    (rollouts.drawn, rollouts.carry.params, after.carry.state),
+                    single,
+                )
+            return after, ({"loss": trace.loss[0], **recorded}, looked)
 
         start = rollouts.carry.value
-        after, recorded = jax.lax.scan(body, rollouts, None, length=steps)
+        after, (recorded, looked) = jax.lax.scan(body, rollouts, None, length=steps)
         recorded["loss"] = jnp.concatenate([start[None], recorded["loss"]])
         recorded = jax.tree.map(lambda x: x.reshape(len(x), tasks).T, recorded)
+        recorded |= jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), looked)
         return recorded, {} if measure is None else _measured(measure, family, shape, after, single)
 
     return spread(one, (arrays, keys))
@@ -146,9 +175,14 @@ def _measured(measure, family, shape, rollouts: Rollouts, single: bool) -> dict[
     def one(drawn, params):
         return measure(family.task(drawn, shape), params)
 
+    return _each(one, (rollouts.drawn, rollouts.carry.params), single)
+
+
+def _each(one: Callable[..., dict[str, Array]], arguments: tuple, single: bool) -> dict[str, Array]:
+    """`one` for every task, whose axis is the last of the arguments and the first of what is returned."""
     if single:
-        return jax.tree.map(lambda x: x[None], one(rollouts.drawn, rollouts.carry.params))
-    return jax.vmap(one, in_axes=-1)(rollouts.drawn, rollouts.carry.params)
+        return jax.tree.map(lambda x: x[None], one(*arguments))
+    return jax.vmap(one, in_axes=-1)(*arguments)
 
 
 def joined(parts: list[Runs]) -> Runs:
@@ -167,6 +201,7 @@ def joined(parts: list[Runs]) -> Runs:
         beside([part.recorded for part in parts]),
         beside([part.measured for part in parts]),
         sum(part.seconds for part in parts),
+        parts[0].points,
     )
 
 
@@ -219,23 +254,29 @@ def due(rule: UpdateRule, steps: int) -> Int[np.ndarray, " due"]:
 
 
 def facts(ran: Runs, rule: UpdateRule | None = None) -> dict[str, Any]:
-    """What `results.json` tells of a run beside its losses.
+    """The entries of `results.json` for runs beside their losses.
 
     Seconds and gradient evaluations (one for each step; a learned teleport costs none); medians over all runs
-    of what was told of each step; of the teleports that were due, the share refused and, over those that were
-    applied, the largest and median relative change of the loss that was found (None if nothing measured it).
+    of what was recorded of each step; how often a gate was open; of the teleports that were due, the share
+    rejected and, over those that were applied, the largest and median relative change of the loss that was
+    found (None if nothing measured it).
 
     >>> facts(Runs(np.ones((2, 3, 5)), {"length": np.ones((2, 3, 4))}, {}, 0.1))["recorded"]["length"]
     [1.0, 1.0, 1.0, 1.0]
     """
     recorded = {
-        name: values for name, values in ran.recorded.items() if name not in ("loss_change", "outcome")
+        name: values
+        for name, values in ran.recorded.items()
+        if name not in ("loss_change", "outcome") and values.ndim == 3
     }
     found: dict[str, Any] = {
         "seconds": ran.seconds,
         "gradient_evaluations": float(ran.steps),
         "recorded": {name: _medians(values) for name, values in recorded.items() if np.any(values != -1.0)},
     }
+    gate = ran.recorded.get("gate", np.full(1, -1.0))
+    if np.any(gate >= 0):
+        found["gate_open"] = float(np.mean(gate > 0.5))
     steps = np.zeros(0, int) if rule is None else due(rule, ran.steps)
     if len(steps) and rule is not None and rule.guard is not None:
         outcome, loss_change = (ran.recorded[name][..., steps] for name in ("outcome", "loss_change"))
@@ -249,7 +290,7 @@ def facts(ran: Runs, rule: UpdateRule | None = None) -> dict[str, Any]:
 def resumable(
     folder: RunFolder, name: str, compute: Callable[[], tuple[dict[str, Runs], dict[str, Any]]]
 ) -> tuple[dict[str, Runs], dict[str, Any]]:
-    """What `compute` returns, runs by name and facts; from the folder, if an earlier call left it there.
+    """Returns what `compute` returns, runs by name and facts, or finds it in the folder from an earlier call.
 
     An experiment of many arms goes through them one by one, keeps what each did, and forgets its networks:
     the checkpoints of training called `name` are deleted. All is dropped when the experiment is complete.
@@ -263,8 +304,9 @@ def resumable(
             for field, values in (("recorded", {"": r.losses, **r.recorded}), ("measured", r.measured))
             for key, array in values.items()
         }
-        seconds = {arm: r.seconds for arm, r in ran.items()}
-        save_arrays(path, arrays, {"seconds": seconds, "facts": json.loads(as_json(found))})
+        times: dict[str, Any] = {"seconds": {arm: r.seconds for arm, r in ran.items()}}
+        times["points"] = {arm: r.points for arm, r in ran.items()}
+        save_arrays(path, arrays, {**times, "facts": json.loads(as_json(found))})
         for suffix in (".safetensors", ".json"):
             (folder.path / "checkpoints" / f"{name}{suffix}").unlink(missing_ok=True)
     arrays, card = load_arrays(path, "part of a run")
@@ -273,7 +315,9 @@ def resumable(
         own = {tuple(key.split("|")[1:]): a for key, a in arrays.items() if key.split("|")[0] == arm}
         recorded = {key: a for (field, key), a in own.items() if field == "recorded"}
         measured = {key: a for (field, key), a in own.items() if field == "measured"}
-        ran[arm] = Runs(recorded.pop(""), recorded, measured, seconds)
+        points = card["points"][arm]
+        points = None if points is None else tuple(points)
+        ran[arm] = Runs(recorded.pop(""), recorded, measured, seconds, points)
     return ran, card["facts"]
 
 
@@ -310,7 +354,7 @@ def evaluate(
 
 
 def timed(compiled: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
-    """What a compiled function returns, and the seconds it takes once it is compiled (it is called twice).
+    """Returns the value of a compiled function, and the seconds it takes once compiled (it is called twice).
 
     >>> timed(jax.jit(lambda x: x + 1), jnp.array(1.0))[0].item()
     2.0

@@ -167,13 +167,17 @@ def compare(
 
 def verdict(claim: str, source: str, interval: Interval, *, negative: bool = True) -> dict:
     """Whether a claim is `reproduced`, `reversed` or `inconclusive`: it is the first when the whole interval
-    lies on the claim's side of zero (`negative`: the first arm is better), the second when it lies on the
-    other.
+    and the median lie on the claim's side of zero (`negative`: the first arm is better), the second when they
+    lie on the other.
 
     >>> verdict("a beats b", "section 5", Interval(-1.0, -2.0, -0.5))["outcome"]
     'reproduced'
     """
-    below, above = interval.high < 0, interval.low > 0
+    # The medians of seeds may all lie on one side of that of all runs, where many runs are ties.
+    below, above = (
+        max(interval.high, interval.log_ratio) < 0,
+        min(interval.low, interval.log_ratio) > 0,
+    )
     agrees, opposes = (below, above) if negative else (above, below)
     outcome: Outcome = "reproduced" if agrees else "reversed" if opposes else "inconclusive"
     why = (

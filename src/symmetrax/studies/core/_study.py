@@ -19,6 +19,8 @@ Arm = Learned | Control | Tuned
 class Claim:
     """The claim that the arm `first` ends at a lower loss than `second`; with `lower=False`, at a higher one.
 
+    In `first`, `second` and `text`, "{chosen}" is the arm that was chosen for the family (see `Study`).
+
     >>> Claim("teleport", "vanilla", "a learned teleport helps").source
     'ours'
     """
@@ -28,6 +30,13 @@ class Claim:
     text: str
     source: str = "ours"
     lower: bool = True
+
+    def about(self, chosen: str) -> "Claim":
+        """The claim with the name of the chosen arm."""
+        words = {
+            name: getattr(self, name).replace("{chosen}", chosen) for name in ("first", "second", "text")
+        }
+        return dataclasses.replace(self, **words)
 
 
 #: Draws a picture into a folder of a run, from `results.json` and the arrays beside it.
@@ -48,9 +57,14 @@ class Study:
     arms that all others are compared with, at first the one of the tables. `horizons` are the numbers of
     steps after which losses are compared, by default those of training. `tests(study, family)` are further
     families on which the arms of `family` are run, by name. `measure(task, params)` is evaluated where the
-    runs end. `analyse(run)` returns further results, and `figures` draw them. `settings` holds whatever else
-    the functions of the study read; like all numbers here it is written to `config.json`, and a folder is
-    resumed only with equal ones. `quick` are the fields that the preset "quick" replaces.
+    runs end, and `look` at every step of learned arms (see `run_many`). `analyse(run)` returns further
+    results, `figures` draw them, and `tables(study, results)` are printed with them. `settings` holds
+    whatever else the functions of the study read; like all numbers here it is written to `config.json`, and a
+    folder is resumed only with equal ones. `quick` are the fields that the preset "quick" replaces.
+
+    One of the learned arms `candidates` is chosen for each family, by `quality` on a stream of tasks that
+    nothing else is reported for; on it the arms `validated` run too. The choice and the claims are about the
+    horizons `judged` (by default all). `points`, for long runs, are the steps whose losses are kept.
 
     >>> import optax, symmetrax as sx
     >>> arms = tuple(Tuned(str(r), lambda h, task: optax.sgd(h["rate"]), rates=(r,)) for r in (0.01, 0.05))
@@ -61,8 +75,8 @@ class Study:
 
     name: str
     title: str
-    families: Sequence[str | AbstractTaskFamily]
-    arms: Sequence[Arm] | Callable[["Study", AbstractTaskFamily], Sequence[Arm]]
+    families: Sequence[str | AbstractTaskFamily] = ()
+    arms: Sequence[Arm] | Callable[["Study", AbstractTaskFamily], Sequence[Arm]] = ()
     references: tuple[str, ...] = ()
     claims: Iterable[Claim] | Callable[["Study", str], Iterable[Claim]] = ()
     budget: Budget = Budget()  # noqa: RUF009 (frozen)
@@ -75,8 +89,14 @@ class Study:
     watch: tuple[str, ...] = ("algebra", "loss_change", "outcome")
     tests: Callable[["Study", AbstractTaskFamily], Mapping[str, AbstractTaskFamily]] | None = None
     measure: Callable[[AbstractTask, Any], dict[str, Array]] | None = None
+    look: Callable[..., dict[str, Array]] | None = None
+    candidates: tuple[str, ...] = ()
+    validated: tuple[str, ...] = ()
+    judged: tuple[int, ...] = ()
+    points: Callable[[tuple[int, ...]], tuple[int, ...]] | None = None
     analyse: Callable[[Any], dict[str, Any]] | None = None
     figures: Sequence[Figure] = ()
+    tables: Callable[["Study", dict[str, Any]], Iterable[Any]] | None = None
     settings: Any = None
     quick: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -107,12 +127,12 @@ class Study:
             raise ValueError(
                 f"Two arms of the study {self.name!r} have the name {repeated[0]!r}: rename one."
             )
-        learned = [arm.name for arm in arms if isinstance(arm, Learned)]
+        own = [arm.name for arm in arms if not isinstance(arm, Control)]
         for arm in arms:
-            if isinstance(arm, Control) and arm.of not in learned:
+            if isinstance(arm, Control) and arm.of not in own:
                 raise ValueError(
-                    f"The control {arm.name!r} runs the networks of {arm.of!r}, which is no learned arm of "
-                    f"the study {self.name!r}: its learned arms are {', '.join(learned) or 'none'}."
+                    f"The control {arm.name!r} is of {arm.of!r}, which is no learned or tuned arm of the "
+                    f"study {self.name!r}: these are {', '.join(own) or 'none'}."
                 )
         return arms
 
@@ -136,7 +156,7 @@ class Study:
     def identity(self) -> dict[str, Any]:
         """All numbers and words of the study, as JSON values: what a folder must agree on to be resumed."""
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        skipped = ("name", "title", "quick", "claims", "figures", "analyse")
+        skipped = ("name", "title", "quick", "claims", "figures", "analyse", "tables")
         return {name: _plain(value) for name, value in own.items() if name not in skipped}
 
 

@@ -23,24 +23,28 @@ GRID = 121
 FAR = 4.0
 
 
-def paths(run: "Run", family: AbstractTaskFamily, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+def paths(
+    run: "Run", family: AbstractTaskFamily, names: tuple[str, ...], steps: int | None = None
+) -> dict[str, np.ndarray]:
     """The `trajectories` of some arms of a study on unseen tasks, by the networks of the first meta-seed."""
     arms = {arm.name: arm for arm in run.study.arms_on(family)}
-    group = run.results["groups"][family.name]["arms"]
-    key, steps = run.streams.test[:1], run.played[family.name].steps
+    played = run.played[family.name]
+    key, steps = run.streams.test[:1], played.steps if steps is None else steps
     options = {"steps": steps, "tasks": min(TASKS, run.study.tasks), "points": True}
-    traces = {}
+    traces, first = {}, []
     for name in (name for name in names if name in arms):
         arm, watch = arms[name], ()
         if isinstance(arm, Tuned):
-            make, networks = arm.make, {k: jnp.full(1, v) for k, v in group[name]["hyperparameters"].items()}
+            hyper = played.facts[name]["hyperparameters"][str(played.steps)]
+            make, networks = arm.make, {field: jnp.full(1, value) for field, value in hyper.items()}
         else:
             assert isinstance(arm, Learned)  # a control has no networks of its own
             network, _ = load(run.folder.path / "artifacts" / f"{name}.safetensors")
             make, networks = arm.rule_for(steps), jax.tree.map(lambda x: jnp.asarray(x)[None], network)
             watch = ("algebra", "outcome", "previous") if arm.rule.teleports else ()
+            first += [name] if arm.rule.order == "teleport-first" else []
         traces[name], _ = evaluate(make, networks, family, key, watch=watch, **options)
-    return trajectories(traces, family, run.streams.test[0], options["tasks"])
+    return trajectories(traces, family, run.streams.test[0], options["tasks"], tuple(first))
 
 
 def trajectories(

@@ -1,7 +1,7 @@
-"""What trained optimizers do, from the tracks of their runs: momentum, schedule, saturation, gate, direction.
+"""Measures of trained optimizers: momentum, schedule, saturation, gate, direction.
 
-Steps are told in units of Polyak's: w = u ||g|| / f, of length r; g is the gradient where the step u begins.
-Only steps whose run is not solved count, and each measure is taken seed by seed.
+Steps are in units of Polyak's: w = u ||g|| / f, of length r; g is the gradient where the step u begins. Only
+steps whose run is not solved count, and each measure is taken seed by seed.
 """
 
 from typing import Any
@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from symmetrax.studies._predictors_statistics import over_seeds
-from symmetrax.studies._predictors_tracks import Tracks, by_seed, cosine, direction
+from symmetrax.studies._emergent_steps import cosine, direction
 from symmetrax.studies.core._correlations import _at_equal_step, _paired, fisher_interval
+from symmetrax.studies.core._means import binned, by_seed, over_seeds
 from symmetrax.studies.core._statistics import FLOOR
-from symmetrax.studies.plots_predictors import binned
+
+#: By name, with axes seeds, tasks, steps (and of vectors): what `look` returns, "gate" and "outcome" of the
+#: optimizer's state; and the "loss", at one point more.
+Tracks = dict[str, np.ndarray]
 
 #: Steps from below this share of f(x_0) are left out: single precision tells their directions badly.
 CLEAN = 1e-9
@@ -172,7 +175,7 @@ def gate(tracks: Tracks) -> dict[str, Any] | None:
     varies = bool(np.nanstd(known["headroom"]) > CONSTANT)
     return {
         "open": over_seeds(_share(opens, good)),
-        "moves": over_seeds(_share((tracks["algebra"] != 0) & (tracks["outcome"] == 0), good)),
+        "moves": over_seeds(_share((tracks["angle"] != 0) & (tracks["outcome"] == 0), good)),
         "course": [over_seeds(_share(opens[..., t], good[..., t])) for t in range(good.shape[-1])],
         "headroom": {
             name: {**fisher_interval(found[name])._asdict(), "seeds": found[name].tolist()}
@@ -197,14 +200,14 @@ def agreement(tracks: Tracks, share: float = FLOOR) -> dict[str, Any] | None:
 
     "all": of all these steps, those whose angle is zero (closed gate) counted as wrong; "turned": of those
     that turn; "chance": the same with the oracle of another run; "nearer": with the learned angle taken
-    modulo pi, to the nearer of the two points of an ellipse that are equally steep; "crest": the mean cosine
+    modulo pi, to the nearer of the two points of an ellipse that are equally steep; "peak": the mean cosine
     of twice the difference, 1 at the steepest point of the orbit and -1 at the flattest. None where there is
     no oracle, or no teleports.
     """
     good = unsolved(tracks, share) & np.isfinite(tracks["oracle"])
-    if not good.any() or (np.all(tracks["gate"] < 0) and not np.any(tracks["algebra"])):
+    if not good.any() or (np.all(tracks["gate"] < 0) and not np.any(tracks["angle"])):
         return None
-    angle, oracle = tracks["algebra"], tracks["oracle"]
+    angle, oracle = tracks["angle"], tracks["oracle"]
     turned = good & (angle != 0)
     nearer = angle - np.pi * np.round(angle / np.pi)
     same = {
@@ -215,7 +218,7 @@ def agreement(tracks: Tracks, share: float = FLOOR) -> dict[str, Any] | None:
     return {
         "all": over_seeds(_share(same["turned"] & turned, good)),
         **{name: over_seeds(_share(x, turned)) for name, x in same.items()},
-        "crest": over_seeds(_share(np.cos(2 * (angle - oracle)), turned)),
+        "peak": over_seeds(_share(np.cos(2 * (angle - oracle)), turned)),
         "steps": int(np.sum(good)),
         "turning": over_seeds(_share(turned, good)),
     }

@@ -1,4 +1,4 @@
-"""Hand-made optimizers of the league: classical ones, and those that know, or guess, where an orbit is best.
+"""Hand-made optimizers for the plane: classical ones, and those that know, or guess, where an orbit is best.
 
 Each is `make(hyperparameters, task)` for a `Tuned`; "rate" and "momentum" are what is tuned, whatever they
 mean to the optimizer.
@@ -6,11 +6,13 @@ mean to the optimizer.
 
 import math
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from symmetrax.rollout._unroll import MakeTransform
 from symmetrax.search._searches import AbstractSearch, GoldenSection, Oracle, SinusoidPeak
 from symmetrax.studies._orbit_arms import GUARD
 from symmetrax.studies.core._arm import Tuned
@@ -29,6 +31,22 @@ MULTIPLES = (0.5, 1.0, 1.5, 2.0)
 Hyper = dict[str, Float[Array, ""]]
 
 
+class FromTheBest(eqx.Module):
+    """The optimizer `make` from the point of the orbit with the largest gradient: a bound for teleports.
+
+    >>> import symmetrax as sx
+    >>> hyper = {"rate": jnp.array(2.0), "momentum": jnp.array(0.0)}
+    >>> optimizer = FromTheBest(polyak)(hyper, sx.tasks.booth())
+    >>> bool(sx.unroll(optimizer, sx.tasks.booth(), jax.random.key(0), steps=1).loss[1] < 1e-6)
+    True
+    """
+
+    make: MakeTransform = eqx.field(static=True)
+
+    def __call__(self, hyper: Hyper, task: AbstractTask) -> optax.GradientTransformation:
+        return teleported(self.make(hyper, task), symmetry_of(task), search=_ORACLE, guard=None)
+
+
 def polyak(hyper: Hyper, task: AbstractTask) -> optax.GradientTransformation:
     """Gradient descent with steps of `rate` times Polyak's, f / ||g||^2 for losses whose least value is 0.
 
@@ -41,40 +59,14 @@ def polyak(hyper: Hyper, task: AbstractTask) -> optax.GradientTransformation:
     return optax.chain(optax.polyak_sgd(max_learning_rate=math.inf), optax.scale(hyper["rate"]))
 
 
-def oracle_descent(hyper: Hyper, task: AbstractTask) -> optax.GradientTransformation:
-    """Gradient descent from the point of the orbit with the largest gradient, wherever that is.
-
-    >>> import symmetrax as sx
-    >>> hyper = {"rate": jnp.array(1 / 18), "momentum": jnp.array(0.0)}
-    >>> task = sx.tasks.booth()
-    >>> trace = sx.unroll(oracle_descent(hyper, task), task, jax.random.key(0), steps=1)
-    >>> bool(trace.loss[1] < 1e-6)
-    True
-    """
-    return teleported(descent(hyper, task), symmetry_of(task), search=_ORACLE, guard=None)
-
-
-def oracle_polyak(hyper: Hyper, task: AbstractTask) -> optax.GradientTransformation:
-    """Polyak's step from the point of the orbit with the largest gradient: a bound for what teleports can do.
-
-    >>> import symmetrax as sx
-    >>> hyper = {"rate": jnp.array(2.0), "momentum": jnp.array(0.0)}
-    >>> task = sx.tasks.booth()
-    >>> trace = sx.unroll(oracle_polyak(hyper, task), task, jax.random.key(0), steps=1)
-    >>> bool(trace.loss[1] < 1e-6)
-    True
-    """
-    return teleported(polyak(hyper, task), symmetry_of(task), search=_ORACLE, guard=None)
-
-
-def crest_polyak(hyper: Hyper, task: AbstractTask) -> optax.GradientTransformation:
-    """Polyak's step after a teleport to the crest that the slopes of the orbit promise.
+def peak_polyak(hyper: Hyper, task: AbstractTask) -> optax.GradientTransformation:
+    """Polyak's step after a teleport to the peak that the slopes of the orbit predict.
 
     "momentum" is how far, relative to the parameters, a jump may go (see `Guard`).
 
     >>> import symmetrax as sx
     >>> hyper = {"rate": jnp.array(2.0), "momentum": jnp.array(3.0)}
-    >>> trace = sx.unroll(crest_polyak(hyper, sx.tasks.booth()), sx.tasks.booth(), jax.random.key(0), steps=4)
+    >>> trace = sx.unroll(peak_polyak(hyper, sx.tasks.booth()), sx.tasks.booth(), jax.random.key(0), steps=4)
     >>> bool(trace.loss[4] < 1e-6)
     True
     """
@@ -95,7 +87,7 @@ def online(hyper: Hyper, task: AbstractTask) -> optax.GradientTransformation:
 
 
 def newton(hyper: Hyper, task: AbstractTask) -> optax.GradientTransformation:
-    """`rate` times Newton's step in the plane; at a singular Hessian, none.
+    """`rate` times Newton's step in the plane; no step where the Hessian is singular.
 
     >>> import symmetrax as sx
     >>> hyper = {"rate": jnp.array(1.0), "momentum": jnp.array(0.0)}
@@ -116,8 +108,6 @@ def newton(hyper: Hyper, task: AbstractTask) -> optax.GradientTransformation:
 
 def lbfgs(hyper: Hyper, task: AbstractTask) -> optax.GradientTransformation:
     """Limited-memory BFGS with a line search (zoom); nothing is tuned. In the plane its memory holds all.
-
-    The trials of the line search are counted beside the gradient of each step.
 
     >>> import symmetrax as sx
     >>> hyper = {"rate": jnp.array(1.0), "momentum": jnp.array(0.0)}
@@ -146,9 +136,9 @@ ARMS = (
     Tuned("adam", adam),
     Tuned("polyak", polyak, MULTIPLES, (0.0,)),
     Tuned("newton", newton, (1.0,), (0.0,), extra=lambda task: 4),
-    Tuned("lbfgs", lbfgs, (1.0,), (0.0,)),
+    Tuned("lbfgs", lbfgs, (1.0,), (0.0,), counts="num_linesearch_steps"),
     Tuned("online", online, momenta=(1e-2, 1e-1, 1.0, 10.0, 100.0), extra=lambda task: GUARD),
-    Tuned("crest-polyak", crest_polyak, MULTIPLES, (0.4, 1.0, 3.0), _searching(SinusoidPeak(), GUARD)),
-    Tuned("oracle-gd", oracle_descent, momenta=(0.0,), extra=_searching(_ORACLE)),
-    Tuned("oracle-polyak", oracle_polyak, MULTIPLES, (0.0,), extra=_searching(_ORACLE)),
+    Tuned("peak-polyak", peak_polyak, MULTIPLES, (0.4, 1.0, 3.0), _searching(SinusoidPeak(), GUARD)),
+    Tuned("oracle-gd", FromTheBest(descent), momenta=(0.0,), extra=_searching(_ORACLE)),
+    Tuned("oracle-polyak", FromTheBest(polyak), MULTIPLES, (0.0,), extra=_searching(_ORACLE)),
 )
