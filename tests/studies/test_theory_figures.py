@@ -8,8 +8,10 @@ import pytest
 import scipy.optimize
 
 from symmetrax.studies import fig1, fig2, plots_theory
+from symmetrax.studies._newton_measures import newton_parts_at
 from symmetrax.studies._registry import run_experiment
 from symmetrax.studies.core._console import Reporter
+from symmetrax.studies.core._runner import show_study
 
 FIGURES = ("fig1", "fig2")
 
@@ -99,7 +101,7 @@ def test_random_hessians_obey_the_sign_of_their_determinant(runs):
 
 def test_single_precision_has_the_same_signs():
     points, hessians = np.array([[1.0, -1.5], [1.0, 1.0]]), np.array([[1.0, -2.0], [1.0, 3.0]])[:, :, None]
-    found = fig1._parts(*(np.asarray(x, np.float32) for x in (points, hessians * np.eye(2))))
+    found = newton_parts_at(*(np.asarray(x, np.float32) for x in (points, hessians * np.eye(2))))
     assert found["slope"].dtype == np.float32
     np.testing.assert_allclose(found["slope"], [-8.1, 3 * 4 / 5], rtol=1e-5)
 
@@ -243,7 +245,7 @@ def test_two_runs_give_equal_arrays(runs, tmp_path):
 
 @pytest.mark.parametrize(("module", "name", "words"), [(fig1, "fig1", "-8.1"), (fig2, "fig2", "33.3%")])
 def test_tables_are_printed(runs, capsys, module, name, words):
-    module.show(module.config(name), runs[name][1], Reporter())
+    show_study(module.STUDIES[name], runs[name][1], Reporter())
     printed = capsys.readouterr().out
     assert words in printed
     assert "holds only if" in printed

@@ -7,102 +7,80 @@ rate where the turn reverses. The closed form of appendix B, from which they are
 and t = 0 alone.
 """
 
-import dataclasses
+import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from symmetrax.studies import plots_theory
 from symmetrax.studies._ellipses import at_once, conditional, level_set, turned
-from symmetrax.studies.core._console import Reporter, titled_table, verdict_table
-from symmetrax.studies.core._folder import RunFolder
-from symmetrax.theory._rotation import angle_slope, printed_angle_slope, step_after_turn, turning_threshold
+from symmetrax.studies._registry import EXPERIMENTS
+from symmetrax.studies._turning_measures import (
+    Settings,
+    angle_updates,
+    case,
+    closed_form,
+    random_cases,
+    sides,
+    speed,
+)
+from symmetrax.studies.core._console import titled_table
+from symmetrax.studies.core._runner import Run
+from symmetrax.studies.core._study import Study
 
-SOURCE = "arXiv:2504.15399, "
-#: A closed form is right if it has this relative error at most.
-RIGHT = 1e-8
 QUARTER_TURN = np.array([[0.0, -1.0], [1.0, 0.0]])
 #: In the figure: the level set of the printed updates, and the length of the longest step, in radians.
 OUTER, LONGEST = 1.75, 0.33
+SOURCE = "arXiv:2504.15399, "
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """All settings of a run, angles in degrees, rates as multiples of 1 / (l1 + l2), l the eigenvalues of A.
-
-    A has `eigenvalues`, its eigenvectors turned by `turn`. `below` and `above` are the rates of the two
-    panels; `angles` points of the level set are measured, every `arrows`-th is drawn, and `rates` rates are
-    tried half way between the axes. `draws` random problems have condition numbers up to `condition`.
-
-    >>> config("fig2").below, config("fig2").above
-    (0.99, 1.01)
-    """
-
-    seed: int = 0
-    eigenvalues: tuple[float, float] = (0.25, 9.0)
-    turn: float = 30.0
-    below: float = 0.99
-    above: float = 1.01
-    angles: int = 720
-    arrows: int = 36
-    rates: int = 151
-    draws: int = 1000
-    condition: float = 1e3
-
-
-def config(name: str, preset: str = "full", seed: int = 0) -> Config:
-    """The settings under a preset; "quick" draws fewer random problems.
-
-    >>> config("fig2", "quick").draws
-    200
-    """
-    return Config(seed=seed, draws=1000 if preset == "full" else 200)
-
-
-def run(settings: Config, folder: RunFolder, reporter: Reporter) -> dict[str, Any]:
+def analyse(run: Run) -> dict[str, Any]:
     """Measure all updates in float64, draw, return numbers and verdicts."""
+    settings, folder = run.study.settings, run.folder
     matrix = turned(settings.eigenvalues, settings.turn)
     # Between multiples of 45 degrees: neither on an axis nor half way.
     angles = 2 * np.pi * (np.arange(settings.angles) + 0.5) / settings.angles
     points, half_way = level_set(matrix, angles), level_set(matrix, np.array([np.pi / 4]))
     parts = np.linspace(0.0, 1.5, settings.rates)
-    values, bases, starts, thetas = _random(settings)
+    values, bases, starts, thetas = random_cases(settings, run.study.seed)
     problems = np.einsum("kia,ka,kja->kij", bases, values, bases)
     with jax.enable_x64(True):
         found = at_once(
-            _updates,
+            angle_updates,
             {
-                "below": _case(matrix, points, 0.0, settings.below),
-                "above": _case(matrix, points, 0.0, settings.above),
-                "rates": _case(matrix, half_way, 0.0, parts),
-                "random below": _case(problems, starts, thetas, settings.below),
-                "random above": _case(problems, starts, thetas, settings.above),
-                "diagonal": _case(values[:, :, None] * np.eye(2), starts, 0.0, settings.below),
+                "below": case(matrix, points, 0.0, settings.below),
+                "above": case(matrix, points, 0.0, settings.above),
+                "rates": case(matrix, half_way, 0.0, parts),
+                "random below": case(problems, starts, thetas, settings.below),
+                "random above": case(problems, starts, thetas, settings.above),
+                "diagonal": case(values[:, :, None] * np.eye(2), starts, 0.0, settings.below),
             },
         )
     draws = {"matrices": problems, "points": starts, "angles": thetas}
     updates = {name: found[f"random {name}"]["update"] for name in ("below", "above")}
     folder.arrays("draws", draws | updates)
     folder.arrays("turning", _arrays(settings, matrix, angles, points, parts, found))
-    plots_theory.turning(folder.path / "turning.png", folder.path / "turning.npz")
     l1, l2 = settings.eigenvalues
     results = {
-        "groups": {},
         "threshold": 1 / (l1 + l2),
-        "sides": {name: _sides(found[name], found[f"random {name}"]) for name in ("below", "above")},
-        "speed": {name: _speed(angles, found[name]["update"]) for name in ("below", "above")},
+        "sides": {name: sides(found[name], found[f"random {name}"]) for name in ("below", "above")},
+        "speed": {name: speed(angles, found[name]["update"]) for name in ("below", "above")},
         "fastest_in_the_plane": float(np.degrees(np.arctan(np.sqrt(l1 / l2)))),
-        "closed_form": {name: _closed_form(found[name]) for name in ("below", "random below", "diagonal")},
+        "closed_form": {name: closed_form(found[name]) for name in ("below", "random below", "diagonal")},
     }
     return results | {"verdicts": _verdicts(results)}
 
 
-def show(settings: Config, results: dict[str, Any], reporter: Reporter) -> None:
+def draw(folder: pathlib.Path, results: dict[str, Any]) -> None:
+    """The figure, from the arrays of the run."""
+    plots_theory.turning(folder / "turning.png", folder / "turning.npz")
+
+
+def tables(study: Study, results: dict[str, Any]) -> Iterator[Any]:
     """Print which way updates turn, how good the closed forms are, and the verdicts."""
-    threshold, random = f"{results['threshold']:.4f}", f"{settings.draws:,} random A"
+    threshold, random = f"{results['threshold']:.4f}", f"{study.settings.draws:,} random A"
     table = titled_table(f"share of updates that turn to the short axis; the threshold is {threshold}")
     for name in ("rate / threshold", "level set", random, "largest update", "at (degrees)"):
         table.add_column(name, justify="right")
@@ -110,9 +88,12 @@ def show(settings: Config, results: dict[str, Any], reporter: Reporter) -> None:
         side, speed = results["sides"][name], results["speed"][name]
         shares = (f"{side[key]:.1%}" for key in ("level_set", "random"))
         table.add_row(
-            f"{getattr(settings, name):g}", *shares, f"{speed['largest']:.4f} f", f"{speed['fastest_at']:.6f}"
+            f"{getattr(study.settings, name):g}",
+            *shares,
+            f"{speed['largest']:.4f} f",
+            f"{speed['fastest_at']:.6f}",
         )
-    reporter.print(table)
+    yield table
     table = titled_table("the update of the angle in closed form, against autodiff")
     for name in ("", "as printed: median error", "wrong sign", "corrected: worst error"):
         table.add_column(name, justify="right" if name else "left")
@@ -125,76 +106,18 @@ def show(settings: Config, results: dict[str, Any], reporter: Reporter) -> None:
         row = results["closed_form"][name]
         printed = f"{row['printed_median']:.2g}", f"{row['printed_wrong_sign']:.1%}"
         table.add_row(label, *printed, f"{row['corrected']:.0e}")
-    reporter.print(table)
-    reporter.print(verdict_table(results["verdicts"]))
-
-
-@jax.jit
-def _updates(
-    matrices: Float[Array, "k 2 2"],
-    points: Float[Array, "k 2"],
-    angles: Float[Array, " k"],
-    parts: Float[Array, " k"],
-) -> dict[str, Float[Array, "k ..."]]:
-    """Steps of the angle at unit learning rate: by autodiff, in closed form, as printed.
-
-    `toward` is the first, positive if it turns to the short axis; `field` is how the turned point moves with
-    the angle.
-    """
-
-    def at(matrix, x, angle, part):
-        values, axes = jnp.linalg.eigh(matrix)
-        root = axes @ (jnp.sqrt(values)[:, None] * axes.T)
-        rate = part * turning_threshold(root)
-
-        def turn(angle):
-            return step_after_turn(root, x, angle, 0.0)
-
-        def closeness(angle):
-            return (axes[:, 1] @ turn(angle)) ** 2 / jnp.sum(turn(angle) ** 2)
-
-        sides = angle_slope(root, x, angle, rate)
-        return {
-            "update": -sides.left,
-            "corrected": -sides.right,
-            "printed": -printed_angle_slope(root, x, rate),
-            "toward": -sides.left * jnp.sign(jax.grad(closeness)(angle)),
-            "field": jax.jacfwd(turn)(angle),
-        }
-
-    return jax.vmap(at)(matrices, points, angles, parts)
-
-
-def _case(matrix: np.ndarray, points: np.ndarray, angle: Any, part: Any) -> tuple[np.ndarray, ...]:
-    """The arguments of `_updates`, of equal length."""
-    count = max(len(points), np.size(part))
-    shapes = (count, 2, 2), (count, 2), (count,), (count,)
-    given = (matrix, points, angle, part)
-    return tuple(np.broadcast_to(x, shape) for x, shape in zip(given, shapes, strict=True))
-
-
-def _random(settings: Config) -> tuple[np.ndarray, ...]:
-    """Ascending eigenvalues, eigenvectors, points and angles of random problems: condition numbers are
-    log-uniform, angles uniform, points uniform on the circles that are level sets."""
-    generator = np.random.default_rng(settings.seed)
-    lowest = np.exp(generator.normal(size=settings.draws))
-    condition = settings.condition ** generator.uniform(size=settings.draws)
-    bases = np.linalg.qr(generator.normal(size=(settings.draws, 2, 2)))[0]
-    values = np.stack([lowest, condition * lowest], axis=-1)
-    places, thetas = generator.uniform(-np.pi, np.pi, size=(2, settings.draws))
-    circle = np.stack([np.cos(places), np.sin(places)], axis=-1)
-    return values, bases, np.einsum("kia,ka->ki", bases, circle / np.sqrt(values)), thetas
+    yield table
 
 
 def _arrays(
-    settings: Config,
+    settings: Settings,
     matrix: np.ndarray,
     angles: np.ndarray,
     points: np.ndarray,
     parts: np.ndarray,
     found: dict[str, dict[str, np.ndarray]],
 ) -> dict[str, np.ndarray]:
-    """What is drawn: arrows along the level set, updates over the angle and over the rate."""
+    """Arrows along the level set, and updates over the angle and over the rate, for the figure."""
     every = slice(settings.arrows // 2, None, settings.arrows)
     quarter = slice(0, settings.angles // 4)
     l1, l2 = settings.eigenvalues
@@ -237,32 +160,6 @@ def _arrays(
     return arrays
 
 
-def _sides(level: dict[str, np.ndarray], random: dict[str, np.ndarray]) -> dict[str, float]:
-    return {"level_set": float(np.mean(level["toward"] > 0)), "random": float(np.mean(random["toward"] > 0))}
-
-
-def _speed(angles: np.ndarray, update: np.ndarray) -> dict[str, float]:
-    """The update as a function of the angle psi of the point is a sine of 2 psi: its amplitude, where it is
-    largest, in degrees from an axis, and what else there is, relatively."""
-    cosine, sine = (2 * np.mean(update * wave(2 * angles)) for wave in (np.cos, np.sin))
-    rest = update - cosine * np.cos(2 * angles) - sine * np.sin(2 * angles)
-    return {
-        "largest": float(np.hypot(cosine, sine)),
-        "fastest_at": float(np.degrees(np.arctan2(sine, cosine)) / 2 % 90),
-        "rest": float(np.linalg.norm(rest) / np.linalg.norm(update)),
-    }
-
-
-def _closed_form(found: dict[str, np.ndarray]) -> dict[str, float]:
-    printed, corrected = (np.abs(found[name] / found["update"] - 1) for name in ("printed", "corrected"))
-    return {
-        "printed_median": float(np.median(printed)),
-        "printed_right": float(np.mean(printed < RIGHT)),
-        "printed_wrong_sign": float(np.mean(found["printed"] * found["update"] < 0)),
-        "corrected": float(np.max(corrected)),
-    }
-
-
 def _verdicts(results: dict[str, Any]) -> list[dict[str, str]]:
     sides, forms = results["sides"], results["closed_form"]
     turns = conditional(
@@ -291,3 +188,16 @@ def _verdicts(results: dict[str, Any]) -> list[dict[str, str]]:
     )
     printed["why"] += f"; elsewhere its sign is wrong in {forms['random below']['printed_wrong_sign']:.1%}"
     return [turns, fastest, printed]
+
+
+STUDIES = {
+    "fig2": Study(
+        name="fig2",
+        title=EXPERIMENTS["fig2"].title,
+        analyse=analyse,
+        figures=(draw,),
+        tables=tables,
+        settings=Settings(),
+        quick={"settings": Settings(draws=200)},
+    )
+}
