@@ -8,7 +8,8 @@ rate is the best of a grid at the point itself, without a rescaling, on another 
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -22,10 +23,12 @@ from jaxtyping import Array, Float, Key, PyTree
 from symmetrax.objectives._base import GradientNorm, LookaheadLoss, Objective, negate
 from symmetrax.objectives._landscape import GuaranteedDecrease, Sharpness
 from symmetrax.studies import plots_training
-from symmetrax.studies.core._console import Reporter, titled_table, verdict_table
-from symmetrax.studies.core._folder import RunFolder
+from symmetrax.studies._registry import EXPERIMENTS
+from symmetrax.studies.core._console import titled_table, verdict_table
+from symmetrax.studies.core._runner import Run
+from symmetrax.studies.core._shares import average
 from symmetrax.studies.core._statistics import Interval, verdict
-from symmetrax.studies.core._streams import Streams
+from symmetrax.studies.core._study import Study
 from symmetrax.tasks._data import digits
 from symmetrax.tasks._supervised import Classification
 
@@ -61,15 +64,13 @@ SOURCE = "arXiv:2409.20325 for the norms; the claim is ours"
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """All settings of a run; `spread` is the standard deviation of the logarithms of the scales.
+class Settings:
+    """What is measured where; `spread` is the standard deviation of the logarithms of the scales.
 
-    >>> config("objectives", "quick").seeds
-    4
+    >>> Settings().warmup
+    (0, 30, 300)
     """
 
-    seed: int = 0
-    seeds: int = 10
     points: int = 128
     warmup: tuple[int, ...] = (0, 30, 300)
     images: int = 400
@@ -78,81 +79,71 @@ class Config:
     spread: float = 0.3
 
 
-def config(name: str, preset: str = "full", seed: int = 0) -> Config:
-    """The settings under a preset.
-
-    >>> config("objectives").seeds
-    10
-    """
-    full = Config(seed=seed)
-    return (
-        full if preset == "full" else dataclasses.replace(full, seeds=4, points=48, warmup=(30,), images=200)
-    )
-
-
-def run(settings: Config, folder: RunFolder, reporter: Reporter) -> dict[str, Any]:
-    """Measure, correlate, draw; return the groups and verdicts."""
-    streams = Streams.of(settings.seed, settings.seeds)
-    batch = _batch(settings)
-    rates = {name: _tuned(name, settings, streams.tune, batch) for name in OPTIMIZERS}
-    correlations: dict[str, np.ndarray] = {}
+def analyse(run: Run) -> dict[str, Any]:
+    """Measure, and correlate objectives with gains; write the points."""
+    settings, streams = run.study.settings, run.streams
+    task = Classification(*digits(), settings.widths, settings.images, slope=0.1, bias=True)
+    key = jax.random.key(run.study.seed)
+    batch = task.batch(jax.random.fold_in(key, 1))
+    rates = {name: _tuned(name, settings, task, streams.tune, batch) for name in OPTIMIZERS}
+    correlations: dict[tuple[str, str], list[list[float]]] = {}
     arrays: dict[str, np.ndarray] = {}
     for age in settings.warmup:
-        reporter.note(f"rescaled points after {age} steps of gradient descent")
-        measured = _measure(settings, age, rates, streams.test, batch)
-        for name, values in measured.items():
-            arrays[f"{age}.{name}"] = np.asarray(values)
-        for optimizer in TITLES:
-            gains = np.asarray(measured[f"gain.{optimizer}"])
-            for objective in OBJECTIVES:
-                predicted = np.asarray(measured[objective])
-                pairs = zip(predicted, gains, strict=True)
-                rho = [float(np.asarray(scipy.stats.spearmanr(p, g))[0]) for p, g in pairs]
-                correlations.setdefault(f"{optimizer} | {objective}", np.zeros((0, settings.seeds)))
-                before = correlations[f"{optimizer} | {objective}"]
-                correlations[f"{optimizer} | {objective}"] = np.concatenate([before, [rho]])
-    folder.arrays("points", arrays)
-    results = _results(correlations, rates)
-    plots_training.correlations(folder.path / "objectives.png", results["correlations"])
-    return results
+        run.reporter.note(f"rescaled points after {age} steps of gradient descent")
+        measured = _measure(settings, task, age, rates, key, streams.test, batch)
+        arrays |= {f"{age}.{name}": values for name, values in measured.items()}
+        for optimizer, objective in itertools.product(TITLES, OBJECTIVES):
+            pairs = zip(measured[objective], measured[f"gain.{optimizer}"], strict=True)
+            rho = [float(np.asarray(scipy.stats.spearmanr(p, g))[0]) for p, g in pairs]
+            correlations.setdefault((optimizer, objective), []).append(rho)
+    run.folder.arrays("points", arrays)
+    by_seed = {pair: np.mean(rho, axis=0) for pair, rho in correlations.items()}
+    table: dict[str, dict[str, Any]] = {optimizer: {} for optimizer in TITLES}
+    for (optimizer, objective), rho in by_seed.items():
+        by_age = np.mean(correlations[optimizer, objective], axis=1).tolist()
+        table[optimizer][objective] = average(rho) | {"by_age": by_age}
+    return {"correlations": table, "learning_rates": rates, "verdicts": list(_verdicts(by_seed))}
 
 
-def show(settings: Config, results: dict[str, Any], reporter: Reporter) -> None:
-    """Print the table of correlations, and the verdicts."""
-    rows = results["correlations"]
-    names = OBJECTIVES
-    title = f"rank correlation of objective and gain in {settings.steps} steps, {settings.seeds} seeds (95 %)"
-    table = titled_table(title)
-    table.add_column("optimizer", no_wrap=True)
-    for name in names:
-        table.add_column(name, justify="right")
-    for optimizer, row in rows.items():
-        table.add_row(optimizer, *(_text(row[name]) for name in names))
-    reporter.print(table)
-    reporter.print(verdict_table(results["verdicts"]))
+def _verdicts(by_seed: dict[tuple[str, str], np.ndarray]) -> Iterator[dict[str, str]]:
+    """Whether the norm of an optimizer's own geometry predicts its gains better than the squared norm."""
+    own_norms = (("adam", "l1 norm"), ("sign", "l1 norm"), ("muon", "nuclear norm"))
+    for (base, own), part in itertools.product(own_norms, PARTS):
+        optimizer = _title(base, part)
+        found = average(by_seed[optimizer, "squared norm"] - by_seed[optimizer, own])
+        interval = Interval(found["mean"], found["low"], found["high"])
+        claim = f"for {optimizer} the {own} of the gradient predicts the gain better than the squared norm"
+        why = (
+            f"difference of rank correlations {-interval.log_ratio:+.2f} "
+            f"(95 % interval {-interval.high:+.2f} to {-interval.low:+.2f})"
+        )
+        yield verdict(claim, SOURCE, interval) | {"why": why}
+
+
+def tables(study: Study, results: dict[str, Any]) -> Iterator[Any]:
+    """The table of correlations, and the verdicts."""
+    steps = study.settings.steps
+    title = f"rank correlation of objective and gain in {steps} steps, {study.seeds} seeds (95 %)"
+    table = titled_table(title, "optimizer", OBJECTIVES)
+    for optimizer, row in results["correlations"].items():
+        table.add_row(optimizer, *(_text(row[name]) for name in OBJECTIVES))
+    yield table
+    yield verdict_table(results["verdicts"])
 
 
 def _text(entry: dict[str, Any]) -> str:
     return f"{entry['mean']:+.2f} ± {entry['high'] - entry['mean']:.2f}"
 
 
-def _task(settings: Config) -> Classification:
-    return Classification(*digits(), settings.widths, settings.images, slope=0.1, bias=True)
-
-
-def _batch(settings: Config) -> PyTree:
-    return _task(settings).batch(jax.random.fold_in(jax.random.key(settings.seed), 1))
-
-
-def _objectives(optimizer: Callable, rate: float, key: Key[Array, ""], steps: int) -> dict[str, Objective]:
+def _objectives(rate: float, key: Key[Array, ""]) -> dict[str, Objective]:
     return {
         "squared norm": GradientNorm(),
         "l1 norm": GradientNorm("l1"),
         "nuclear norm": GradientNorm("nuclear"),
         "guaranteed decrease": GuaranteedDecrease(0.1),
         "flatness": negate(Sharpness(key, directions=8)),
-        "one sgd step": LookaheadLoss(optimizer(rate), 1),
-        "three sgd steps": LookaheadLoss(optimizer(rate), 3),
+        "one sgd step": LookaheadLoss(optax.sgd(rate), 1),
+        "three sgd steps": LookaheadLoss(optax.sgd(rate), 3),
     }
 
 
@@ -167,9 +158,8 @@ def _descend(
     return jax.lax.scan(step, (params, optimizer.init(params)), None, length=steps)[0][0]
 
 
-def _tuned(name: str, settings: Config, key: Key[Array, ""], batch: PyTree) -> float:
+def _tuned(name: str, settings: Settings, task: Classification, key: Key[Array, ""], batch: PyTree) -> float:
     """The rate with the least loss after the steps, from another initialization after the longest warm-up."""
-    task = _task(settings)
 
     def value_fn(w):
         return task.loss(w, batch)
@@ -184,11 +174,16 @@ def _tuned(name: str, settings: Config, key: Key[Array, ""], batch: PyTree) -> f
 
 
 def _measure(
-    settings: Config, age: int, rates: dict[str, float], keys: Key[Array, " seeds"], batch: PyTree
-) -> dict[str, Float[Array, "seeds points"]]:
+    settings: Settings,
+    task: Classification,
+    age: int,
+    rates: dict[str, float],
+    key: Key[Array, ""],
+    keys: Key[Array, " seeds"],
+    batch: PyTree,
+) -> dict[str, Float[np.ndarray, "seeds points"]]:
     """Objectives and realized gains at random points of the orbit, for every seed."""
-    task = _task(settings)
-    objectives = _objectives(optax.sgd, rates["sgd"], jax.random.key(settings.seed), settings.steps)
+    objectives = _objectives(rates["sgd"], key)
 
     def value_fn(w):
         return task.loss(w, batch)
@@ -211,35 +206,24 @@ def _measure(
 
         return jax.lax.map(at, jax.random.split(draw, settings.points), batch_size=16)
 
-    found = [of_seed(key) for key in keys]
-    return {name: jnp.stack([one[name] for one in found]) for name in found[0]}
+    found = [jax.tree.map(np.asarray, of_seed(key)) for key in keys]
+    return {name: np.stack([one[name] for one in found]) for name in found[0]}
 
 
-def _results(correlations: dict[str, np.ndarray], rates: dict[str, float]) -> dict[str, Any]:
-    """Means over ages and a t-interval over seeds."""
-    table: dict[str, dict[str, Any]] = {}
-    by_seed = {name: np.mean(rho, axis=0) for name, rho in correlations.items()}
-    for name, rho in by_seed.items():
-        optimizer, objective = name.split(" | ")
-        by_age = np.mean(correlations[name], axis=1).tolist()
-        table.setdefault(optimizer, {})[objective] = _interval(rho) | {"by_age": by_age}
-    verdicts = []
-    own_norms = (("adam", "l1 norm"), ("sign", "l1 norm"), ("muon", "nuclear norm"))
-    for (base, own), part in itertools.product(own_norms, PARTS):
-        optimizer = _title(base, part)
-        difference = _interval(by_seed[f"{optimizer} | squared norm"] - by_seed[f"{optimizer} | {own}"])
-        claim = f"for {optimizer} the {own} of the gradient predicts the gain better than the squared norm"
-        interval = Interval(difference["mean"], difference["low"], difference["high"])
-        row = verdict(claim, SOURCE, interval)
-        row["why"] = (
-            f"difference of rank correlations {-interval.log_ratio:+.2f} "
-            f"(95 % interval {-interval.high:+.2f} to {-interval.low:+.2f})"
-        )
-        verdicts.append(row)
-    return {"groups": {}, "correlations": table, "learning_rates": rates, "verdicts": verdicts}
+def draw(folder: Path, results: dict[str, Any]) -> None:
+    """Rank correlations with their intervals."""
+    plots_training.correlations(folder / "objectives.png", results["correlations"])
 
 
-def _interval(values: np.ndarray) -> dict[str, float]:
-    mean = float(np.mean(values))
-    half = float(scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.sem(values))
-    return {"mean": mean, "low": mean - half, "high": mean + half}
+STUDIES = {
+    "objectives": Study(
+        name="objectives",
+        title=EXPERIMENTS["objectives"].title,
+        seeds=10,
+        analyse=analyse,
+        figures=(draw,),
+        tables=tables,
+        settings=Settings(),
+        quick={"seeds": 4, "settings": Settings(points=48, warmup=(30,), images=200)},
+    )
+}
