@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import itertools
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -32,7 +32,7 @@ from symmetrax.studies.core._recorded import drawn, teleporting
 from symmetrax.studies.core._runner import Run
 from symmetrax.studies.core._study import Study
 from symmetrax.tasks._base import AbstractTask
-from symmetrax.tasks._plane import PlaneFamily, SumOfSquares, booth, rosenbrock
+from symmetrax.tasks._plane import Kind, PlaneFamily, SumOfSquares, booth, rosenbrock
 
 REFERENCES = ("gd", "gd-budget", "gd-tuned", "gd-tuned-budget", "momentum")
 ASCENT_STEPS = 10
@@ -127,7 +127,7 @@ def changes(task: AbstractTask, origin: Array, there: Array) -> dict[str, Float[
     >>> {name: round(float(x), 2) for name, x in found.items()}
     {'loss change': -1.0, 'farther': -3.16}
     """
-    here, after, minimum = task.loss(origin), task.loss(there), task.optimum()
+    here, after, minimum = task.loss(origin), task.loss(there), cast(SumOfSquares, task).optimum()
     away = [safe_norm(point - minimum) for point in (origin, there)]
     return {"loss change": (after - here) / jnp.maximum(here, 1e-6), "farther": away[1] - away[0]}
 
@@ -137,7 +137,7 @@ def arms_of(run: Run, name: str, place: str) -> dict[str, Costed]:
     study, settings, function = run.study, run.study.settings, FUNCTIONS[name]
 
     def family(start, spread):
-        return PlaneFamily(name, name, function.task.map, jnp.array(start), jnp.array(spread))
+        return PlaneFamily(name, cast(Kind, name), function.task.map, jnp.array(start), jnp.array(spread))
 
     tested = practice = family((0.0, 0.0), settings.spread)
     if place == "published":

@@ -156,6 +156,6 @@ class Tuned:
     make: MakeTransform
     rates: tuple[float, ...] = tuple(RATES.tolist())
     momenta: tuple[float, ...] = tuple(MOMENTA.tolist())
-    fixed: Mapping[str, float | tuple[float, ...]] = dataclasses.field(default_factory=dict)
     extra: Callable[[AbstractTask], float | int] = lambda task: 0
     counts: str | None = None
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -24,6 +24,9 @@ from symmetrax.tasks._base import AbstractTaskFamily
 #: What is recorded of every step, beside what a study watches at teleports.
 WATCHED = ("algebra", "evaluations", "step_length", "jump", "rise")
 
+#: How often a run is timed, unless that takes long.
+TIMINGS = 10
+
 
 @dataclasses.dataclass(frozen=True)
 class Costed:
@@ -122,7 +125,7 @@ class Trials:
             options: dict[str, Any] = {"steps": len(when), "tasks": self.tasks, "along": along}
             watch = (*WATCHED, "spent", *self.watched)
             arguments = (Given(make), networks, self.family, self.streams.test)
-            return run_many(*arguments, watch=watch, parts=None, timings=10, **options)
+            return run_many(*arguments, watch=watch, parts=None, timings=TIMINGS, **options)
 
         ran = timed(when)
         plain = timed(np.zeros_like(when)).seconds if np.any(when) else ran.seconds
@@ -132,7 +135,8 @@ class Trials:
         self, make: MakeTransform, hyper: dict[str, float], when: Bool[np.ndarray, " steps"], **costs: float
     ) -> Costed:
         """Run an arm at its best learning rate."""
-        return self.run(make, *self.best(make, hyper, when, len(when)), when, **costs)
+        (best,) = self.best(make, hyper, when, len(when))
+        return self.run(make, best, when, **costs)
 
     def counted(
         self, make: MakeTransform, hyper: dict[str, float], when: Bool[np.ndarray, " steps"]
@@ -146,9 +150,11 @@ class Trials:
         self, make: MakeTransform, hyper: dict[str, float], when: Bool[np.ndarray, " steps"], *horizons: int
     ) -> list[dict[str, float]]:
         """The hyperparameters with the rate of the lowest upper quartile of losses, for each horizon."""
-        fixed = {name: value for name, value in hyper.items() if name not in ("rate", "momentum")}
+        fixed: dict[str, Any] = {
+            name: value for name, value in hyper.items() if name not in ("rate", "momentum")
+        }
         fixed["when"] = tuple(np.asarray(when).tolist())
-        arm = Tuned("arm", make, self.rates, (hyper.get("momentum", 0.0),), fixed)
+        arm = Tuned("arm", make, self.rates, (hyper.get("momentum", 0.0),), fixed=fixed)
         options: dict[str, Any] = {"horizons": horizons, "tasks": self.tuning_tasks, "score": 0.75}
         found = tune([arm], self.practice, self.streams.tune, **options)
         return [{**hyper, "rate": found[steps]["arm"]["rate"]} for steps in horizons]

@@ -157,7 +157,9 @@ def drawn(
     def init(params: PyTree) -> Drawn:
         return Drawn(jnp.zeros((), int), make(jax.random.key(0)).init(params))
 
-    def update(updates, state, params=None, *, key, **extra):
+    def update(updates, state, params=None, *, key=None, **extra):
+        if key is None:
+            raise ValueError("`drawn` needs a key for each step: call update(..., key=...).")
         given = {**extra, "origin": (params, updates, state.count)}
         step, inner = updated(make(key), updates, state.inner, params, given)
         return step, Drawn(state.count + 1, inner)
@@ -168,8 +170,9 @@ def drawn(
 class Given(eqx.Module):
     """An arm whose hyperparameters may differ from step to step: those that `run_many` is given `along`.
 
+    >>> import symmetrax as sx
     >>> arm = Given(lambda hyper, task: optax.sgd(hyper["rate"] * hyper["factor"]))
-    >>> optimizer = arm(({"rate": 0.5}, {"factor": 2.0}), None)
+    >>> optimizer = arm(({"rate": 0.5}, {"factor": 2.0}), sx.tasks.booth())
     >>> optimizer.update(1.0, optimizer.init(1.0))[0]
     -1.0
     """

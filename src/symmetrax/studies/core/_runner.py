@@ -149,7 +149,7 @@ class Run:
 
 
 def judged(
-    claims: Iterable[Claim], losses: Mapping[str, Float[np.ndarray, "seeds tasks points"]], form: str = "{}"
+    claims: Iterable[Claim], losses: Mapping[str, Float[np.ndarray, "seeds tasks _"]], form: str = "{}"
 ) -> Iterator[dict[str, str]]:
     """What became of claims whose arms are both there; `form` says where, around the text of a claim.
 
