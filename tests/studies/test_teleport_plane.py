@@ -16,8 +16,9 @@ from symmetrax.studies.core import _costs, _runner
 from symmetrax.studies.core._console import Reporter
 from symmetrax.studies.core._costs import Group, Trials, compared
 from symmetrax.studies.core._folder import RunFolder
-from symmetrax.studies.core._recorded import drawn, recorded
+from symmetrax.studies.core._recorded import Given, drawn, recorded
 from symmetrax.studies.core._runner import Run
+from symmetrax.studies.core._runs import run_many
 from symmetrax.studies.core._streams import Streams
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -155,6 +156,18 @@ def test_steps_take_the_lengths_they_are_given(trials):
     np.testing.assert_allclose(paced[..., :6], lengths[..., :6], rtol=1e-5)
     own = trials.run(plain, {"rate": 0.05}, NEVER).runs.recorded["step_length"]
     assert not np.allclose(own[..., :6], lengths[..., :6])
+
+
+@pytest.mark.parametrize("tasks", [1, 4])
+def test_what_steps_are_given_along_goes_with_their_tasks(trials, tasks):
+    """In one part or two, and for a single task, which has no axis of its own."""
+    lengths = np.random.default_rng(0).uniform(size=(2, tasks, 3)).astype(np.float32)
+    given = {"steps": 3, "tasks": tasks, "along": {"length": lengths}, "watch": ("step_length",)}
+    for parts in (None, 1 if tasks == 1 else 2):
+        ran = run_many(
+            Given(plain), {"rate": jnp.ones(2)}, trials.family, trials.streams.test[:2], parts=parts, **given
+        )
+        np.testing.assert_allclose(ran.recorded["step_length"], lengths, rtol=1e-5)
 
 
 def test_the_best_rate_is_that_of_runs_made_one_rate_at_a_time(trials):

@@ -1,4 +1,4 @@
-"""What sharpness and curvature of trained networks have to do with their validation loss."""
+"""Correlations of the sharpness and curvature of trained networks with their validation loss."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -139,7 +139,7 @@ def _comparisons(what: str, groups: dict[str, Any], pairs: dict[tuple[str, str],
 
 
 def _teleports(groups: dict[str, Any]) -> rich.table.Table:
-    """What the teleports of an arm did to loss and gradient, and what they cost."""
+    """The effects of the teleports of an arm on loss and gradient, and their costs."""
     title = "What eight teleports did: medians over seeds and teleports, largest drift in brackets"
     columns = ("final loss", "drift, batch", "drift, fresh", "norm x", "rejected", "grads", "s")
     table = titled_table(title, "data-optimizer, arm", columns)

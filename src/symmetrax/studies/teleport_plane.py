@@ -13,64 +13,24 @@ import itertools
 from pathlib import Path
 from typing import Any, cast
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Array, Float
 
-from symmetrax._tree import safe_norm
-from symmetrax.search._levelset import LevelSet
-from symmetrax.search._searches import Oracle
 from symmetrax.studies import plots_teleport
 from symmetrax.studies._registry import EXPERIMENTS
+from symmetrax.studies._teleport_arms import FUNCTIONS, PlaneArm
 from symmetrax.studies._teleport_claims import PLANE_PANELS, plane_claims
-from symmetrax.studies.core._control_searches import AscentFrom, Displace
 from symmetrax.studies.core._costs import Costed, Group, Trials, around, compared, copied, padded, tables
-from symmetrax.studies.core._recorded import drawn, teleporting
 from symmetrax.studies.core._runner import Run
 from symmetrax.studies.core._study import Study
-from symmetrax.tasks._base import AbstractTask
-from symmetrax.tasks._plane import Kind, PlaneFamily, SumOfSquares, booth, rosenbrock
+from symmetrax.tasks._plane import Kind, PlaneFamily
 
 REFERENCES = ("gd", "gd-budget", "gd-tuned", "gd-tuned-budget", "momentum")
-ASCENT_STEPS = 10
-
-
-@dataclasses.dataclass(frozen=True)
-class Function:
-    """The published settings of one function: `schedule` are the steps, from 0, before which it teleports.
-
-    Learning rates are tuned over `rate` times powers of `ratio`, so that the published one is among them;
-    `theta` is the rate of the ascent, in radians per unit of the squared gradient norm's slope.
-
-    >>> FUNCTIONS["booth"].steps
-    10
-    """
-
-    task: SumOfSquares
-    start: tuple[float, float]
-    steps: int
-    rate: float
-    theta: float
-    schedule: tuple[int, ...]
-    ratio: float
-
-    def when(self, schedule: Any) -> np.ndarray:
-        """A boolean for each step."""
-        return np.isin(np.arange(self.steps), list(schedule))
-
-
-FUNCTIONS = {
-    "booth": Function(booth(), (5.0, -5.0), 10, 0.08, 1e-3, (4,), 1.2),
-    "rosenbrock": Function(rosenbrock(), (-1.0, -1.0), 1000, 1e-3, 0.1, tuple(range(99, 1000, 100)), 1.4),
-}
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What is tried: `rates` learning rates, and starts from N(0, `spread`^2) beside the published one.
+    """All settings: `rates` learning rates are tried, and starts from N(0, `spread`^2) beside the published.
 
     Rates are tuned on other starts of the same law, for the published one on starts within `near` (standard
     deviation) of it, never at it.
@@ -86,50 +46,6 @@ class Settings:
     functions: tuple[str, ...] = tuple(FUNCTIONS)
     #: The published starts, and starts everywhere.
     places: tuple[str, ...] = ("published", "anywhere")
-
-
-class PlaneArm(eqx.Module):
-    """An optimizer of the plane: gradient descent with momentum, and a search before its steps that are due.
-
-    `search` is "none" or one of "ascent", "oracle", "level-set" and "pseudo"; `transport` is what happens to
-    the momentum at a teleport. The ascent starts at U[0, turn) plus the given size, radians.
-
-    >>> PlaneArm("ascent").transport
-    'keep'
-    """
-
-    search: str = eqx.field(static=True)
-    transport: Any = eqx.field(static=True, default="keep")
-
-    def __call__(self, hyper: dict[str, Array], task: AbstractTask) -> optax.GradientTransformationExtraArgs:
-        descent = optax.chain(optax.trace(hyper["momentum"]), optax.scale_by_learning_rate(hyper["rate"]))
-        symmetry = None if self.search in ("level-set", "pseudo") else task.symmetry()
-
-        def make(key) -> optax.GradientTransformation:
-            size = hyper.get("size", jnp.zeros(()))
-            angle = hyper["turn"] * jax.random.uniform(key) + size
-            search = {
-                "none": None,
-                "ascent": AscentFrom(angle, hyper["theta"], ASCENT_STEPS),
-                "oracle": Oracle(),
-                "level-set": LevelSet(),
-                "pseudo": Displace(key, size),
-            }[self.search]
-            return teleporting(descent, search, symmetry, task, hyper, changes, self.transport)
-
-        return drawn(make)
-
-
-def changes(task: AbstractTask, origin: Array, there: Array) -> dict[str, Float[Array, ""]]:
-    """Relative change of the loss (or of 1e-6, if it is less); how much farther away the minimum is.
-
-    >>> found = changes(booth(), jnp.zeros(2), jnp.array([1.0, 3.0]))
-    >>> {name: round(float(x), 2) for name, x in found.items()}
-    {'loss change': -1.0, 'farther': -3.16}
-    """
-    here, after, minimum = task.loss(origin), task.loss(there), cast(SumOfSquares, task).optimum()
-    away = [safe_norm(point - minimum) for point in (origin, there)]
-    return {"loss change": (after - here) / jnp.maximum(here, 1e-6), "farther": away[1] - away[0]}
 
 
 def arms_of(run: Run, name: str, place: str) -> dict[str, Costed]:

@@ -10,51 +10,20 @@ teleport does beside choosing its direction.
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import equinox as eqx
-import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Array, PyTree
 
-from symmetrax.search._closed_form import ClosedForm
-from symmetrax.search._levelset import LevelSet
-from symmetrax.search._nullspace import NullSpace
-from symmetrax.search._searches import Ascent
 from symmetrax.studies import plots_teleport
-from symmetrax.studies._published import FirstOrder, features
 from symmetrax.studies._registry import EXPERIMENTS
+from symmetrax.studies._teleport_arms import METHODS, NetworkArm
 from symmetrax.studies._teleport_claims import regression_claims, regression_panels
-from symmetrax.studies.core._control_searches import Displace, SameSize, Stay
 from symmetrax.studies.core._costs import Costed, Group, Trials, around, compared, copied, padded, tables
-from symmetrax.studies.core._recorded import drawn, teleporting
 from symmetrax.studies.core._runner import Run
 from symmetrax.studies.core._study import Study
-from symmetrax.tasks._base import AbstractTask
-from symmetrax.tasks._regression import Regression, RegressionFamily
+from symmetrax.tasks._regression import RegressionFamily
 
-FRESH = 64
 NO_BOUND = 1e6
-
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """The published settings of one optimizer: its rate, and the steps and rate of the ascent.
-
-    Learning rates are tuned over `rate` times powers of `ratio`.
-
-    >>> METHODS["adagrad"].ascent_steps
-    2
-    """
-
-    rate: float
-    ascent_steps: int
-    theta: float
-    ratio: float
-
-
-METHODS = {"gd": Method(1e-4, 8, 1e-7, 1.4), "adagrad": Method(0.1, 2, 1e-5, 1.4)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,66 +47,6 @@ class Settings:
     samples: int = 4
     methods: tuple[str, ...] = tuple(METHODS)
     ways: tuple[str, ...] = ("first-order", "null-space", "level-set")
-
-
-class NetworkArm(eqx.Module):
-    """An optimizer, and what is searched before its steps that are due.
-
-    `search` is "none" or one of "teleport" (the published action, kept exact), "first-order" (the published
-    code's approximation of it), "random", "scaling", "null-space", "level-set", "pseudo" and "reset".
-
-    >>> NetworkArm("gd", "scaling").transport
-    'keep'
-    """
-
-    method: str = eqx.field(static=True)
-    search: str = eqx.field(static=True)
-    transport: Any = eqx.field(static=True, default="keep")
-
-    def __call__(self, hyper: dict[str, Array], task: AbstractTask) -> optax.GradientTransformationExtraArgs:
-        task, rate = cast(Regression, task), hyper["rate"]
-        optimizer = optax.sgd(rate)
-        if self.method == "adagrad":
-            optimizer = optax.adagrad(rate, initial_accumulator_value=0.0, eps=1e-10)
-        action, steps = task.network.invertible_symmetry("preimage"), METHODS[self.method].ascent_steps
-
-        def make(key) -> optax.GradientTransformation:
-            size = hyper.get("size", jnp.zeros(()))
-            symmetry, search = {
-                "none": lambda: (None, None),
-                "teleport": lambda: (action, Ascent(steps, hyper["theta"], hyper["bound"])),
-                "first-order": lambda: (None, FirstOrder(steps, hyper["theta"])),
-                "random": lambda: (action, SameSize(key, size)),
-                "scaling": lambda: (task.symmetry(), ClosedForm(hyper["bound"])),
-                "null-space": lambda: (None, NullSpace(features)),
-                "level-set": lambda: (None, LevelSet()),
-                "pseudo": lambda: (None, Displace(key, size)),
-                "reset": lambda: (None, Stay()),
-            }[self.search]()
-            return teleporting(optimizer, search, symmetry, task, hyper, changes, self.transport)
-
-        return drawn(make)
-
-
-def changes(task: AbstractTask, origin: PyTree, there: PyTree) -> dict[str, Array]:
-    """Relative change of the loss at a teleport: on the samples, and on fresh ones of the same law.
-
-    >>> import jax
-    >>> family = RegressionFamily("regression")
-    >>> task = family.task(family.draw(jax.random.key(0)))
-    >>> params = task.init(jax.random.key(1))
-    >>> {name: float(x) for name, x in changes(task, params, params).items()}
-    {'loss change': 0.0, 'on fresh data': 0.0}
-    """
-    task, random = cast(Regression, task), np.random.default_rng(0)
-    shapes = (task.inputs.shape[1], task.targets.shape[1])
-    fresh = tuple(jnp.asarray(random.uniform(size=(FRESH, width)), task.inputs.dtype) for width in shapes)
-
-    def change(batch):
-        here, after = task.loss(origin, batch), task.loss(there, batch)
-        return (after - here) / jnp.maximum(here, 1e-6)
-
-    return {"loss change": change(None), "on fresh data": change(fresh)}
 
 
 def arms_of(run: Run, method: str) -> dict[str, Costed]:

@@ -1,4 +1,4 @@
-"""What arms cost and gain: gradients and seconds along a run, the cost to a target, teleports in numbers."""
+"""Costs and gains of arms: gradients and seconds along a run, the cost to a target, teleports in numbers."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
@@ -229,7 +229,7 @@ def _described(
 
     `to_target` compares, run by run, what an arm spends until its loss is at most the final loss of the arm
     `target` with what that one spends: in gradient evaluations and in seconds. Where `target` diverges there
-    is nothing to reach, and it is a tie.
+    is no goal, and it is a tie.
     """
     found = compare({a: arm.runs.losses for a, arm in arms.items()}, references, arms[target].runs.runs)
     reached = {axis: _to_target(arms, target, axis) for axis in ("evaluations", "seconds")}
@@ -261,7 +261,7 @@ def tables(study: Study, results: dict[str, Any]) -> Iterator[rich.table.Table]:
 
 
 def _teleports_table(title: str, arms: dict[str, dict[str, Any]]) -> rich.table.Table:
-    """What was measured at the teleports of each arm that has any: medians, and the largest in size."""
+    """Measurements at the teleports of each arm that has any: medians, and the largest in size."""
     jumps = {name: arm["jumps"] for name, arm in arms.items() if arm["jumps"]}
     seen = [name for name in dict.fromkeys(n for jump in jumps.values() for n in jump) if name != "lost"]
     table = titled_table(title, "arm", ("number", *seen, "not finite"))
@@ -272,7 +272,7 @@ def _teleports_table(title: str, arms: dict[str, dict[str, Any]]) -> rich.table.
 
 
 def _target_table(title: str, arms: dict[str, dict[str, Any]]) -> rich.table.Table:
-    """What each arm spends until its loss is as low as the target's at last, over what the target spends."""
+    """The costs of each arm until its loss is as low as the target's at last, over those of the target."""
     table = titled_table(title, "arm", ("gradient evaluations (95 %)", "seconds (95 %)"))
     for name, arm in arms.items():
         table.add_row(name, *(ratio_text(arm["to_target"][axis]) for axis in ("evaluations", "seconds")))

@@ -128,8 +128,8 @@ class Entry:
 
 
 class Moved(NamedTuple):
-    """What one teleport did: the objective before and after, relative changes of the loss on its own batch
-    and on held-out images, the length of the jump, the code of a rejection, and coordinates.
+    """The record of one teleport: the objective before and after, relative changes of the loss on its own
+    batch and on held-out images, the length of the jump, the code of a rejection, and coordinates.
 
     >>> Moved._fields[:2]
     ('before', 'after')
@@ -161,7 +161,7 @@ class Trained(NamedTuple):
     gradients: float
 
     def did(self) -> dict[str, Any]:
-        """What the teleports did to the loss: medians over seeds and teleports, without those that failed."""
+        """The effects of the teleports on the loss: medians over seeds and teleports that are numbers."""
         assert self.moved is not None
         drift, fresh = np.abs(self.moved.drift), np.abs(self.moved.fresh)
         return {
@@ -309,7 +309,7 @@ class _Rollouts:
         return {"rate": self.rates[late].astype(np.float32)}
 
     def trained(self, entry: Entry, own: slice, steps: int) -> Trained:
-        """What became of an entry."""
+        """The result of an entry."""
         moved, record, gradients = self.moved[entry.name], None, float(steps)
         if entry.move is not None and moved:
             record = jax.tree.map(lambda *x: np.stack(x, axis=1), *moved)

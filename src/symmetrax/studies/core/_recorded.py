@@ -126,7 +126,7 @@ def teleporting(
         seen = watch(task, origin, there)
         if isinstance(search, LevelSet):
             # Searching again takes time: runs that are timed do not count.
-            spent = lambda: search(task.loss, origin).evaluations.astype(float)  # noqa: E731
+            spent = lambda level=search: level(task.loss, origin).evaluations.astype(float)  # noqa: E731
             seen["spent"] = jax.lax.cond(hyper["counted"] > 0, spent, lambda: jnp.zeros(()))
         return seen
 
@@ -145,8 +145,8 @@ def drawn(
 ) -> optax.GradientTransformationExtraArgs:
     """The optimizer `make(key)`, made at every step from the `key` that `update` is given.
 
-    It is told where the step starts by the extra argument `origin`: parameters, gradient, and the number of
-    the step, which a reset of the optimizer's state must not lose.
+    It receives where the step starts as the extra argument `origin`: parameters, gradient, and the number
+    of the step, which a reset of the optimizer's state must not lose.
 
     >>> noise = drawn(lambda key: optax.sgd(jax.random.uniform(key)))
     >>> x = jnp.array(1.0)

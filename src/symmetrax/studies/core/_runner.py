@@ -151,7 +151,7 @@ class Run:
 def judged(
     claims: Iterable[Claim], losses: Mapping[str, Float[np.ndarray, "seeds tasks _"]], form: str = "{}"
 ) -> Iterator[dict[str, str]]:
-    """What became of claims whose arms are both there; `form` says where, around the text of a claim.
+    """The outcomes of claims whose arms are both there; `form` says where, around the text of a claim.
 
     Arms may run for different numbers of steps: their last losses are compared.
 
