@@ -8,23 +8,17 @@ import pytest
 from symmetrax.studies import objectives
 from symmetrax.studies.core._console import Reporter
 from symmetrax.studies.core._folder import RunFolder
+from symmetrax.studies.core._runner import run_study, show_study
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def test_it_correlates_every_objective_with_every_optimizer(tmp_path):
-    settings = dataclasses.replace(
-        objectives.config("objectives", "quick"),
-        seeds=2,
-        points=8,
-        images=32,
-        widths=(5,),
-        warmup=(2,),
-        steps=2,
-    )
-    folder = RunFolder(tmp_path / "run", "objectives", "quick", dataclasses.asdict(settings))
-    results = objectives.run(settings, folder, Reporter(quiet=True))
-    objectives.show(settings, results, Reporter(quiet=True))
+    settings = objectives.Settings(points=8, images=32, widths=(5,), warmup=(2,), steps=2)
+    study = dataclasses.replace(objectives.STUDIES["objectives"], seeds=2, settings=settings)
+    folder = RunFolder(tmp_path / "run", "objectives", "quick", study.identity())
+    results = run_study(study, folder, Reporter(quiet=True))
+    show_study(study, results, Reporter(quiet=True))
     assert tuple(results["correlations"]) == objectives.TITLES
     for row in results["correlations"].values():
         for entry in row.values():

@@ -13,28 +13,27 @@ from symmetrax.studies import _published
 from symmetrax.studies import teleport_regression as experiment
 from symmetrax.studies.core._console import Reporter
 from symmetrax.studies.core._folder import RunFolder
+from symmetrax.studies.core._runner import run_study, show_study
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
+STUDY = experiment.STUDIES["teleport-regression"]
 TINY = dataclasses.replace(
-    experiment.config("teleport-regression"),
+    STUDY,
     seeds=2,
     tasks=2,
     tuning_tasks=2,
-    rates=2,
-    epochs=12,
-    epoch=3,
-    methods=("gd",),
-    ways=("first-order",),
+    settings=experiment.Settings(rates=2, epochs=12, epoch=3, methods=("gd",), ways=("first-order",)),
 )
+QUIET = Reporter(quiet=True)
 
 
 # Slow: test_teleport_plane.py has the same kinds of arms, and runs them always.
 @pytest.fixture(scope="module", params=[pytest.param("tiny", marks=pytest.mark.slow)])
 def ran(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "regression"
-    folder = RunFolder(path, "teleport-regression", "tiny", dataclasses.asdict(TINY))
-    results = experiment.run(TINY, folder, Reporter(quiet=True))
+    folder = RunFolder(path, "teleport-regression", "tiny", TINY.identity())
+    results = run_study(TINY, folder, QUIET)
     folder.results(results)
     return path, json.loads((path / "results.json").read_text())
 
@@ -59,7 +58,9 @@ def test_arms_meet_the_same_problems_until_the_teleport(ran):
     for name, curve in curves.items():
         np.testing.assert_allclose(curve[..., 0], gd[..., 0], rtol=1e-5)
         if "tuned" not in name:
-            np.testing.assert_allclose(curve[..., : TINY.epoch + 1], gd[..., : TINY.epoch + 1], rtol=1e-4)
+            np.testing.assert_allclose(
+                curve[..., : TINY.settings.epoch + 1], gd[..., : TINY.settings.epoch + 1], rtol=1e-4
+            )
 
 
 def test_exact_rescaling_keeps_the_loss_on_any_data_and_the_published_action_on_its_batch(ran):
@@ -76,7 +77,7 @@ def test_verdicts_and_tables(ran, capsys):
     for row in ran[1]["verdicts"]:
         assert row["outcome"] in ("reproduced", "reversed", "inconclusive")
     assert any("same rate, same epochs" in row["claim"] for row in ran[1]["verdicts"])
-    experiment.show(TINY, ran[1], Reporter())
+    show_study(TINY, ran[1], Reporter())
     printed = capsys.readouterr().out
     for words in ("regression-gd: final loss, all 4 runs", "on fresh data", "cost until the loss"):
         assert words in printed
@@ -140,8 +141,10 @@ def test_the_first_order_search_is_one_of_numpy(float64, central_differences):
 @pytest.mark.slow
 def test_adagrads_gain_is_the_reset(tmp_path):
     """The quick preset: resetting the accumulator alone helps, and a teleport adds next to nothing."""
-    settings = dataclasses.replace(experiment.config("teleport-regression", "quick"), methods=("adagrad",))
-    arms = experiment.run_method(settings, "adagrad")
-    ends = {name: float(np.median(arm.losses(settings.seeds)[..., -1])) for name, arm in arms.items()}
+    settings = experiment.Settings(methods=("adagrad",), ways=())
+    study = dataclasses.replace(STUDY.preset("quick"), settings=settings)
+    folder = RunFolder(tmp_path / "run", "teleport-regression", "quick", study.identity())
+    arms = run_study(study, folder, QUIET)["groups"]["regression-adagrad"]["arms"]
+    ends = {name: arm["loss_median"][-1] for name, arm in arms.items()}
     assert ends["reset"] < 0.7 * ends["adagrad"]
     assert ends["teleport-reset"] > 0.85 * ends["reset"]

@@ -6,46 +6,55 @@ import json
 import numpy as np
 import pytest
 
-from symmetrax.studies import balancing, teleport_generalization, teleport_optimizers
+from symmetrax.studies import (
+    _generalization_moves,
+    balancing,
+    teleport_generalization,
+    teleport_optimizers,
+)
+from symmetrax.studies._generalization_measures import correlation
 from symmetrax.studies._registry import EXPERIMENTS, run_experiment
+from symmetrax.studies._teleport_optimizers_arms import ARMS, Data, Settings
+from symmetrax.studies.core import _runner
 from symmetrax.studies.core._console import Reporter
 from symmetrax.studies.core._folder import RunFolder
+from symmetrax.studies.core._runner import run_study, show_study
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 QUIET = Reporter(quiet=True)
 
 
-def run(module, name, settings, path):
-    folder = RunFolder(path / name, name, "tiny", dataclasses.asdict(settings))
-    results = module.run(settings, folder, QUIET)
-    folder.results({"experiment": name, "preset": "tiny", "seconds": 1.0, **results})
+def run(study, path):
+    folder = RunFolder(path / study.name, study.name, "tiny", study.identity())
+    folder.results({"experiment": study.name, "seconds": 1.0, **run_study(study, folder, QUIET)})
     return folder.path, json.loads((folder.path / "results.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def optimizers(tmp_path_factory):
     """AdaGrad on a few images: two seeds, three epochs, teleports in the third."""
-    data = teleport_optimizers.Data("digits", seeds=2, epochs=3, tuning_seeds=1, rates=2, images=200)
+    data = Data("digits", seeds=2, epochs=3, tuning_seeds=1, rates=2, images=200)
     # With small batches as large as the others, their teleports share a program.
-    settings = teleport_optimizers.Config(
-        (data,), optimizers=("adagrad",), ascent=2, batch=40, small=40, block=4
+    settings = Settings((data,), optimizers=("adagrad",), ascent=2, batch=40, small=40, block=4)
+    study = dataclasses.replace(
+        teleport_optimizers.STUDIES["teleport-optimizers"], settings=settings, quick={}
     )
-    path = tmp_path_factory.mktemp("optimizers")
-    return settings, *run(teleport_optimizers, "teleport-optimizers", settings, path)
+    return study, *run(study, tmp_path_factory.mktemp("optimizers"))
 
 
 # Slow: the run above has a training loop with teleports as well.
 @pytest.fixture(scope="module", params=[pytest.param("tiny", marks=pytest.mark.slow)])
 def balanced(tmp_path_factory):
     """Two seeds, three learning rates, four steps."""
-    settings = dataclasses.replace(balancing.config("balancing"), seeds=2, steps=4, every=2, rates=3)
-    return settings, *run(balancing, "balancing", settings, tmp_path_factory.mktemp("balancing"))
+    settings = balancing.Settings(steps=4, every=2, rates=3)
+    study = dataclasses.replace(balancing.STUDIES["balancing"], seeds=2, settings=settings)
+    return study, *run(study, tmp_path_factory.mktemp("balancing"))
 
 
 def test_all_arms_have_all_runs_and_costs(optimizers):
     arms = optimizers[2]["groups"]["digits-adagrad"]["arms"]
-    assert {arm.name for arm in teleport_optimizers.ARMS} < set(arms)
+    assert {arm.name for arm in ARMS} < set(arms)
     assert {"none-tuned", "exact-tuned", "action-tuned", "longer"} < set(arms)
     for name, arm in arms.items():
         assert arm["runs"] == 2, name
@@ -84,30 +93,29 @@ def test_what_teleports_did_is_logged(optimizers):
 
 
 def test_verdicts_and_tables_of_the_optimizers(optimizers, capsys):
-    settings, path, results = optimizers
+    study, path, results = optimizers
     claims = [row["claim"] for row in results["verdicts"]]
     assert "teleportation improves adagrad beyond the reset of its state (digits)" in claims
     assert {row["outcome"] for row in results["verdicts"]} <= {"reproduced", "reversed", "inconclusive"}
     assert (path / "digits.png").exists()
     assert (path / "comparisons.png").exists()
-    teleport_optimizers.show(settings, results, Reporter())
+    show_study(study, results, Reporter())
     assert "exact-carry" in capsys.readouterr().out
 
 
-def test_a_complete_run_is_not_repeated(optimizers, monkeypatch, tmp_path):
-    settings, _, results = optimizers
-    monkeypatch.setattr(teleport_optimizers, "config", lambda name, preset, seed: settings)
-    place = tmp_path / "again"
-    folder = RunFolder(place, "teleport-optimizers", "quick", dataclasses.asdict(settings))
-    folder.results(results)
-    monkeypatch.setattr(teleport_optimizers, "run", lambda *_: pytest.fail("repeated"))
-    assert run_experiment("teleport-optimizers", "quick", place, quiet=True) == place
+def test_a_complete_run_is_not_repeated(optimizers, monkeypatch):
+    study, path, _ = optimizers
+    # The folder of the fixture is of another preset.
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"preset": "quick"}))
+    monkeypatch.setattr(_runner, "Run", None)
+    assert run_experiment(study, "quick", path, quiet=True) == path
 
 
 def test_balancing_has_all_arms_windows_and_checks(balanced, capsys):
-    settings, path, results = balanced
+    study, path, results = balanced
     group = results["groups"]["digits"]
-    assert set(group["arms"]) == {arm.name for arm in balancing.arms(settings)}
+    assert set(group["arms"]) == {arm.name for arm in balancing.arms(study.settings)}
     for name, arm in group["arms"].items():
         assert arm["runs"] == 2, name
         assert 0 <= arm["window"] <= 6 + 3, name
@@ -120,7 +128,7 @@ def test_balancing_has_all_arms_windows_and_checks(balanced, capsys):
     assert abs(checks["exponent"] - 2) < 0.05
     assert len(results["verdicts"]) == 9
     assert (path / "windows.png").exists()
-    balancing.show(settings, results, Reporter())
+    show_study(study, results, Reporter())
     assert "window" in capsys.readouterr().out
 
 
@@ -135,7 +143,7 @@ def test_correlations_have_intervals():
     random = np.random.default_rng(0)
     x = random.normal(size=50)
     y = x + random.normal(size=50)
-    found = teleport_generalization.correlation(x, y)
+    found = correlation(x, y)
     # Fisher's interval, by hand.
     z = np.arctanh(np.corrcoef(x, y)[0, 1])
     np.testing.assert_allclose(
@@ -153,11 +161,13 @@ def test_they_are_registered():
 @pytest.mark.timeout(1200)
 def test_generalization_has_arms_correlations_and_verdicts(tmp_path, capsys):
     """Slow for its compilation: third derivatives of decompositions."""
-    data = teleport_generalization.Data("digits", seeds=2, epochs=2, at=1, batch=40, correlated=6, images=200)
-    settings = teleport_generalization.Config(
+    data = _generalization_moves.Data("digits", 2, 2, 1, batch=40, correlated=6, images=200)
+    settings = _generalization_moves.Settings(
         (data,), ascent=1, directions=1, radii=(0.1,), curves=1, block=2
     )
-    path, results = run(teleport_generalization, "teleport-generalization", settings, tmp_path)
+    study = teleport_generalization.STUDIES["teleport-generalization"]
+    study = dataclasses.replace(study, settings=settings)
+    path, results = run(study, tmp_path)
     group = results["groups"]["digits"]
     assert set(group["arms"]) == {arm.name for arm in teleport_generalization.arms()}
     assert all(arm["runs"] == 2 for arm in group["arms"].values())
@@ -166,5 +176,5 @@ def test_generalization_has_arms_correlations_and_verdicts(tmp_path, capsys):
     assert len(results["verdicts"]) == 19
     assert (path / "digits-correlation.png").exists()
     assert (path / "digits-teleports.png").exists()
-    teleport_generalization.show(settings, results, Reporter())
+    show_study(study, results, Reporter())
     assert "curvature" in capsys.readouterr().out

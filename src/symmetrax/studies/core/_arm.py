@@ -1,7 +1,7 @@
 """The kinds of arms: learned, tuned, and controls that run a learned arm's networks in another way."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -144,7 +144,8 @@ class Tuned:
     They are "rate" and "momentum" (b1 of Adam), each tuned over these values; arms of one `make` share the
     program that tunes them. `extra(task)` is the number of gradient evaluations per step beside the one at
     the new point that every optimizer needs; `counts` is the name under which the optimizer's state has a
-    number of further ones, such as the trials of a line search.
+    number of further ones, such as the trials of a line search. `fixed` are further hyperparameters, which
+    are not tuned: numbers, or tuples of them.
 
     >>> from symmetrax.studies.core._hand_made import descent
     >>> Tuned("gd", descent, momenta=(0.0,)).rates[0]
@@ -157,3 +158,4 @@ class Tuned:
     momenta: tuple[float, ...] = tuple(MOMENTA.tolist())
     extra: Callable[[AbstractTask], float | int] = lambda task: 0
     counts: str | None = None
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)

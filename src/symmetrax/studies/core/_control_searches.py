@@ -4,11 +4,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from symmetrax._tree import safe_norm
 from symmetrax.search._levelset import AbstractPointSearch, SearchResult
+from symmetrax.search._orbit import Orbit
 from symmetrax.search._searches import AbstractSearch
+from symmetrax.symmetry._base import AbstractLieSymmetry
 
 
 class AscentFrom(AbstractSearch):
@@ -53,6 +55,31 @@ class SameSize(AbstractSearch):
 
     def evaluations(self, symmetry) -> int:
         return 0
+
+
+class RandomSigns(AbstractSearch):
+    """Coordinates as large as those `search` finds, each with a random sign if `random`.
+
+    >>> import symmetrax as sx
+    >>> task, x = sx.tasks.booth(), jnp.array([5.0, -5.0])
+    >>> control = RandomSigns(sx.search.Oracle(), jax.random.key(1), jnp.array(True))
+    >>> orbit = Orbit(task.loss, x, task.symmetry())
+    >>> found, drawn = (abs(s(orbit).item()) for s in (sx.search.Oracle(), control))
+    >>> found == drawn
+    True
+    """
+
+    search: AbstractSearch
+    key: Key[Array, ""]
+    random: Bool[Array, ""]
+
+    def __call__(self, orbit: Orbit) -> Float[Array, "..."]:
+        found = self.search(orbit)
+        signs = jax.random.rademacher(self.key, found.shape, found.dtype)
+        return jnp.where(self.random, signs * found, found)
+
+    def evaluations(self, symmetry: AbstractLieSymmetry) -> float | int:
+        return self.search.evaluations(symmetry)
 
 
 class Displace(AbstractPointSearch):

@@ -1,9 +1,9 @@
-"""Classifiers trained epoch by epoch, many lanes at once, with teleports before the first steps of one epoch.
+"""Classifiers trained on minibatches, many at once, with teleports before the first steps of one epoch.
 
-A *lane* is one training run: an arm under one seed. All lanes of a seed share start, minibatches and the
-batches of their teleports. Whole epochs are compiled; what arms do differently (learning rate, transport of
-the state, a random element instead of the one found) is data, so that all arms share a few programs. Lanes
-go through these programs in blocks of one size: none compiles twice.
+A *rollout* is one training run: an arm under one seed. All rollouts of a seed share start, minibatches and
+the batches of their teleports. Whole epochs are compiled; what arms do differently (learning rate, transport
+of the state, a random element instead of the one found) is data, so that all arms share a few programs.
+Rollouts go through these programs in blocks of one size: none compiles twice.
 """
 
 import dataclasses
@@ -16,14 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Key, PyTree
+from jaxtyping import Array, Key, PyTree
 
 from symmetrax._tree import safe_norm, select, squared_norm
 from symmetrax.metatrain._devices import spread
 from symmetrax.objectives._base import Objective, squared_gradient_norm
-from symmetrax.search._orbit import Orbit
 from symmetrax.search._searches import AbstractSearch
-from symmetrax.studies.core._statistics import compare, summary
+from symmetrax.studies.core._control_searches import RandomSigns
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.tasks._data import Images, digits, mnist
 from symmetrax.tasks._supervised import Classification
@@ -55,41 +54,22 @@ def classifier(data: str, widths: tuple[int, ...] = (16, 10), images: int = 8000
     """The published network, leaky ReLU of slope 0.1 without biases, on "digits" or "mnist".
 
     At most `images` training images and a quarter as many held-out ones are used.
+
+    >>> len(classifier("digits", images=100).train.labels)
+    100
     """
     train, test = {"digits": digits, "mnist": mnist}[data]()
-    train, test = _first(train, images), _first(test, images // 4)
+    train, test = (
+        Images(jnp.asarray(found.pixels[:count]), jnp.asarray(found.labels[:count]))
+        for found, count in ((train, images), (test, images // 4))
+    )
     return Classifier(train, test, widths, batch_size=20, slope=0.1, bias=False)
 
 
-class SameSize(AbstractSearch):
-    """Coordinates as large as those `search` finds, each with a random sign if `random`: the control of C5.
+class Same(eqx.Module):
+    """Makes the same objective for every teleport; equal ones share compiled programs, as closures do not.
 
-    >>> import symmetrax as sx
-    >>> task, x = sx.tasks.booth(), jnp.array([5.0, -5.0])
-    >>> control = SameSize(sx.search.Oracle(), jax.random.key(1), jnp.array(True))
-    >>> orbit = Orbit(task.loss, x, task.symmetry())
-    >>> found, drawn = (abs(s(orbit).item()) for s in (sx.search.Oracle(), control))
-    >>> found == drawn
-    True
-    """
-
-    search: AbstractSearch
-    key: Key[Array, ""]
-    random: Bool[Array, ""]
-
-    def __call__(self, orbit: Orbit) -> Float[Array, "..."]:
-        found = self.search(orbit)
-        signs = jax.random.rademacher(self.key, found.shape, found.dtype)
-        return jnp.where(self.random, signs * found, found)
-
-    def evaluations(self, symmetry: AbstractLieSymmetry) -> float | int:
-        return self.search.evaluations(symmetry)
-
-
-class Gradient(eqx.Module):
-    """Makes the same objective for every teleport.
-
-    >>> Gradient()(None, None) is squared_gradient_norm
+    >>> Same()(None, None) is squared_gradient_norm
     True
     """
 
@@ -100,12 +80,18 @@ class Gradient(eqx.Module):
 
 
 class Proposal(eqx.Module):
-    """How one teleport is made: on `batch` fresh training images, `objective(key, batch)` is raised."""
+    """How one teleport is made: on `batch` fresh training images, `objective(key, batch)` is raised.
+
+    >>> import symmetrax as sx
+    >>> symmetry = classifier("digits").symmetry()
+    >>> Proposal(symmetry, sx.search.ClosedForm(), batch=200).evaluations_needed(20)
+    10.0
+    """
 
     symmetry: AbstractLieSymmetry
     search: AbstractSearch
     batch: int = eqx.field(static=True)
-    objective: Callable[..., Objective] = Gradient()
+    objective: Callable[..., Objective] = Same()
     guard: Guard = Guard(jump=jnp.inf, tolerance=1e-3)
 
     def evaluations_needed(self, minibatch: int) -> float:
@@ -116,11 +102,14 @@ class Proposal(eqx.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Arm:
-    """What happens before the first `teleports` steps of the teleport's epoch: `move` names a `Proposal`,
-    None moves nothing. `transport` says what becomes of the optimizer's state, every time.
+class Entry:
+    """A training run for each seed: what happens before the first `teleports` steps of the teleports' epoch.
 
-    >>> Arm("reset", transport="reset").move is None
+    `move` names a `Proposal`; None moves nothing. `transport` says what becomes of the optimizer's state,
+    every time, and `how` whether the element is the one found. `rate` is the learning rate, times `late` (a
+    number, or one for each seed) from the teleports' epoch on.
+
+    >>> Entry("reset", transport="reset").move is None
     True
     """
 
@@ -129,20 +118,22 @@ class Arm:
     transport: str = "keep"
     how: str = "found"
     teleports: int = 8
+    rate: float = 1e-2
+    late: Any = 1.0
 
-
-class Entry(NamedTuple):
-    """An arm with the learning rates of its seeds, times `late` from the teleport's epoch on."""
-
-    label: str
-    arm: Arm
-    rates: np.ndarray
-    late: np.ndarray | float = 1.0
+    @property
+    def acts(self) -> int:
+        """The number of steps before which something happens."""
+        return 0 if self.move is None and self.transport == "keep" else self.teleports
 
 
 class Moved(NamedTuple):
-    """What one teleport did: the objective before and after, relative changes of the loss on its own batch
-    and on held-out images, the length of the jump, the code of a refusal, and coordinates."""
+    """The record of one teleport: the objective before and after, relative changes of the loss on its own
+    batch and on held-out images, the length of the jump, the code of a rejection, and coordinates.
+
+    >>> Moved._fields[:2]
+    ('before', 'after')
+    """
 
     before: Array
     after: Array
@@ -153,9 +144,13 @@ class Moved(NamedTuple):
     algebra: Array
 
 
-class Run(NamedTuple):
-    """The training and held-out losses and the accuracy after every epoch, (seeds, epochs + 1); what every
-    teleport did, (seeds, teleports); seconds without compilation, and gradients on minibatches."""
+class Trained(NamedTuple):
+    """Training and held-out losses and accuracy after every epoch, axes seeds, epochs + 1; what every
+    teleport did, axes seeds, teleports; seconds without compilation, and gradients on minibatches.
+
+    >>> Trained._fields[:3]
+    ('train', 'held', 'accuracy')
+    """
 
     train: np.ndarray
     held: np.ndarray
@@ -165,21 +160,38 @@ class Run(NamedTuple):
     seconds: float
     gradients: float
 
+    def did(self) -> dict[str, Any]:
+        """The effects of the teleports on the loss: medians over seeds and teleports that are numbers."""
+        assert self.moved is not None
+        drift, fresh = np.abs(self.moved.drift), np.abs(self.moved.fresh)
+        return {
+            "drift": np.nanmedian(drift),
+            "drift_max": np.max(drift),
+            "fresh": np.nanmedian(fresh),
+            "fresh_max": np.max(fresh),
+            "length": np.nanmedian(self.moved.length),
+            "rejected": np.mean(self.moved.outcome > 0),
+        }
 
-class Clock:
-    """Calls compiled functions block by block, and counts seconds without their compilation."""
+
+class Blocks:
+    """Calls compiled functions block by block, and counts seconds without their compilation.
+
+    >>> Blocks(2)("double", lambda x: 2 * x, np.arange(3)).tolist()
+    [0, 2, 4]
+    """
 
     def __init__(self, block: int):
         self.block, self.warm, self.seconds = block, set(), 0.0
 
-    def __call__(self, name: Any, function: Callable, lanes: PyTree) -> PyTree:
-        """`function(lanes)` for lanes as numpy arrays with equal first axes; keys go as their data."""
-        count = len(jax.tree.leaves(lanes)[0])
+    def __call__(self, name: Any, function: Callable, inputs: PyTree) -> PyTree:
+        """`function(inputs)` for numpy arrays with equal first axes; keys go as their data."""
+        count = len(jax.tree.leaves(inputs)[0])
         padded = -count % self.block
-        lanes = jax.tree.map(lambda x: np.concatenate([x, x[:1].repeat(padded, 0)]), lanes)
+        inputs = jax.tree.map(lambda x: np.concatenate([x, x[:1].repeat(padded, 0)]), inputs)
         parts = []
         for start in range(0, count + padded, self.block):
-            part = jax.tree.map(lambda x, at=slice(start, start + self.block): x[at], lanes)
+            part = jax.tree.map(lambda x, at=slice(start, start + self.block): x[at], inputs)
             if name not in self.warm:
                 jax.block_until_ready(function(part))
                 self.warm.add(name)
@@ -199,148 +211,114 @@ def race(
     task: Classification,
     entries: Sequence[Entry],
     keys: Key[Array, " seeds"],
-    clock: Clock,
+    blocks: Blocks,
     *,
     epochs: int,
     moves: dict[str, Proposal],
     at: int,
-) -> dict[str, Run]:
-    """Train all entries from the same starts for `epochs` epochs; teleports come at the start of epoch `at`.
+) -> dict[str, Trained]:
+    """Train all entries from the same starts; teleports come at the start of epoch `at`.
 
     `make(rate)` is the optimizer, with the learning rate as an array.
     """
-    rollouts = _Crew(make, task, entries, keys, clock, moves)
-    acting = [entry.arm.teleports for entry in entries if entry.arm.move or entry.arm.transport != "keep"]
+    seeds, state = len(keys), _Rollouts(task, entries, keys, blocks, moves, make)
     for epoch in range(epochs):
-        late, first = epoch >= at, max(acting, default=0) if epoch == at else 0
+        first = max((entry.acts for entry in entries), default=0) if epoch == at else 0
         for count in range(first):
-            rollouts.step(epoch, count, rollouts.teleport(count))
-        rollouts.finish(epoch, first, late)
+            state.teleport(epoch, count)
+        state.finish(epoch, first, late=epoch >= at)
     steps = epochs * (len(task.train.labels) // task.batch_size)
-    return {entry.label: rollouts.run(entry, steps) for entry in entries}
+    own = {entry.name: slice(k * seeds, (k + 1) * seeds) for k, entry in enumerate(entries)}
+    return {entry.name: state.trained(entry, own[entry.name], steps) for entry in entries}
 
 
-class _Crew:
-    """The lanes of a race, by label: parameters and states, and what is recorded of them."""
+class _Rollouts:
+    """The rollouts of a race, entry by entry along the first axis of all arrays, and what is recorded."""
 
-    def __init__(self, make, task, entries, keys, clock, moves):
-        self.make, self.task, self.clock, self.moves = make, task, clock, moves
-        self.entries = {entry.label: entry for entry in entries}
-        self.seeds, self.keys = len(keys), np.asarray(jax.random.key_data(keys))
-        started = clock("begin", lambda part: _begin(task, part), self.keys)
-        state = jax.tree.map(np.asarray, jax.vmap(make(jnp.asarray(1.0)).init)(started["params"]))
-        self.lanes = dict.fromkeys(self.entries, (started["params"], state))
-        self.losses = {label: [started["losses"]] for label in self.entries}
-        self.moved: dict[str, list[Moved]] = {label: [] for label in self.entries}
-        self.seconds = dict.fromkeys(self.entries, 0.0)
-        clock.lap()
+    def __init__(self, task, entries, keys, blocks, moves, make):
+        self.task, self.entries, self.blocks, self.moves, self.make = task, entries, blocks, moves, make
+        self.seeds, key = len(keys), np.asarray(jax.random.key_data(keys))
+        begun = blocks("begin", lambda part: _begin(task, part), key)
+        begun["state"] = jax.tree.map(np.asarray, jax.vmap(make(jnp.asarray(1.0)).init)(begun["params"]))
+        begun["key"] = key
+        self.now = jax.tree.map(lambda x: np.concatenate([x] * len(entries)), begun)
+        self.losses = [self.now.pop("losses")]
+        late = [np.broadcast_to(entry.rate * np.asarray(entry.late), (self.seeds,)) for entry in entries]
+        self.rates = self._each("rate"), np.concatenate(late)
+        self.moved: dict[str, list[Moved]] = {entry.name: [] for entry in entries}
+        self.seconds = dict.fromkeys(self.moved, 0.0)
+        blocks.lap()
 
-    def teleport(self, count: int) -> dict[str, tuple[PyTree, np.ndarray]]:
-        """Where every lane goes before step `count`, and the coordinates of the scaling it goes by."""
-        still = np.zeros((self.seeds, *self.task.symmetry().algebra), np.float32)
-        there = {label: (params, still) for label, (params, _) in self.lanes.items()}
+    def _each(self, field: str) -> np.ndarray:
+        """A field of the entry of every rollout."""
+        return np.repeat([getattr(entry, field) for entry in self.entries], self.seeds)
+
+    def _call(self, program: Any, function: Callable, inputs: PyTree, entries: Sequence[Entry]) -> PyTree:
+        """Run a program on rollouts, and share its seconds among their entries."""
+        found = self.blocks(program, function, inputs)
+        share = self.blocks.lap() / len(entries)
+        for entry in entries:
+            self.seconds[entry.name] += share
+        return found
+
+    def teleport(self, epoch: int, count: int) -> None:
+        """Teleport whatever is due before step `count`, transport the states, and take the step."""
+        resting = np.zeros((len(self.now["key"]), *self.task.symmetry().algebra), np.float32)
+        there, algebra = jax.tree.map(np.copy, self.now["params"]), resting
+        hows = np.repeat([HOWS.index(entry.how) for entry in self.entries], self.seeds)
         for name, move in self.moves.items():
-            arms = {label: entry.arm for label, entry in self.entries.items()}
-            some = [label for label, arm in arms.items() if arm.move == name and count < arm.teleports]
-            lanes = {
-                label: (self.lanes[label][0], self.keys, np.full(self.seeds, HOWS.index(arms[label].how)))
-                for label in some
-            }
+            acting = [entry for entry in self.entries if entry.move == name and count < entry.teleports]
+            chosen = np.flatnonzero((self._each("move") == name) & (count < self._each("teleports")))
+            if not acting:
+                continue
+            inputs = jax.tree.map(lambda x: x[chosen], (self.now["params"], self.now["key"], hows))  # noqa: B023
             program = ("teleport", name, jax.tree.structure(move))
-            found = self._together(
-                program, lambda part, move=move: _teleports(move, self.task, part, jnp.asarray(count)), lanes
-            )
-            for label, (params, record) in found.items():
-                self.moved[label].append(record)
-                scaled = arms[label].how != "pseudo" and record.algebra.shape == still.shape
-                taken = np.where(record.outcome[:, None] == 0, record.algebra, 0.0) if scaled else still
-                there[label] = params, taken.astype(np.float32)
-        return there
-
-    def step(self, epoch: int, count: int, there: dict[str, tuple[PyTree, np.ndarray]]) -> None:
-        """Transport the states, and take step `count` from the new points."""
-        lanes = {}
-        for label, entry in self.entries.items():
-            transport = entry.arm.transport if count < entry.arm.teleports else "keep"
-            lanes[label] = {
-                "old": self.lanes[label][0],
-                "new": there[label][0],
-                "state": self.lanes[label][1],
-                "algebra": there[label][1],
-                "transport": np.full(self.seeds, TRANSPORTS.index(transport)),
-                "key": self.keys,
-                "rate": self._rates(entry, late=True),
-            }
-        self.lanes = self._together(
-            ("step", self.make),
-            lambda part: _transported(self.make, self.task, part, jnp.asarray(epoch), jnp.asarray(count)),
-            lanes,
-        )
-
-    def finish(self, epoch: int, first: int, late: bool) -> None:
-        """Steps `first` and on of an epoch."""
-        lanes = {
-            label: {
-                "params": self.lanes[label][0],
-                "state": self.lanes[label][1],
-                "key": self.keys,
-                "rate": self._rates(entry, late),
-            }
-            for label, entry in self.entries.items()
+            function = lambda part, move=move: _teleports(move, self.task, part, jnp.asarray(count))  # noqa: E731
+            params, record = self._call(program, function, inputs, acting)
+            for x, new in zip(*map(jax.tree.leaves, (there, params)), strict=True):
+                x[chosen] = new
+            for k, entry in enumerate(acting):
+                own = slice(k * self.seeds, (k + 1) * self.seeds)
+                self.moved[entry.name].append(jax.tree.map(lambda x, own=own: x[own], record))
+            if record.algebra.shape[1:] == resting.shape[1:]:
+                # Only scalings carry the state; a displacement at random is by no element.
+                taken = (record.outcome == 0) & (hows[chosen] != HOWS.index("pseudo"))
+                algebra[chosen] = np.where(taken[:, None], record.algebra, 0.0)
+        acts = np.where(count < self._each("teleports"), self._each("transport"), "keep")
+        transport = np.array([TRANSPORTS.index(how) for how in acts])
+        inputs = {
+            **self.now,
+            "new": there,
+            "algebra": algebra,
+            "transport": transport,
+            **self._rate(late=True),
         }
-        found = self._together(
-            ("epoch", self.make),
-            lambda part: _epoch(self.make, self.task, part, jnp.asarray(epoch), jnp.asarray(first)),
-            lanes,
-        )
-        for label, lane in found.items():
-            self.lanes[label] = lane["params"], lane["state"]
-            self.losses[label].append(lane["losses"])
+        arguments = (jnp.asarray(epoch), jnp.asarray(count))
+        function = lambda part: _transported(self.make, self.task, part, *arguments)  # noqa: E731
+        self.now |= self._call(("step", self.make), function, inputs, self.entries)
 
-    def run(self, entry: Entry, steps: int) -> Run:
-        """What became of an entry."""
-        label, moved = entry.label, self.moved[entry.label]
-        train, held, accuracy = [np.stack(parts, axis=1) for parts in zip(*self.losses[label], strict=True)]
-        record, gradients = None, float(steps)
-        if entry.arm.move is not None and moved:
+    def finish(self, epoch: int, first: int, *, late: bool) -> None:
+        """Steps `first` and on of an epoch."""
+        arguments = (jnp.asarray(epoch), jnp.asarray(first))
+        function = lambda part: _epoch(self.make, self.task, part, *arguments)  # noqa: E731
+        found = self._call(("epoch", self.make), function, {**self.now, **self._rate(late)}, self.entries)
+        self.losses.append(found.pop("losses"))
+        self.now |= found
+
+    def _rate(self, late: bool) -> dict[str, np.ndarray]:
+        return {"rate": self.rates[late].astype(np.float32)}
+
+    def trained(self, entry: Entry, own: slice, steps: int) -> Trained:
+        """The result of an entry."""
+        moved, record, gradients = self.moved[entry.name], None, float(steps)
+        if entry.move is not None and moved:
             record = jax.tree.map(lambda *x: np.stack(x, axis=1), *moved)
-            gradients += len(moved) * self.moves[entry.arm.move].evaluations_needed(self.task.batch_size)
-        params, seconds = self.lanes[label][0], self.seconds[label]
-        return Run(train, held, accuracy, record, params, seconds, gradients)
-
-    def _rates(self, entry: Entry, late: bool) -> np.ndarray:
-        rates = np.asarray(entry.rates) * (entry.late if late else 1.0)
-        return np.broadcast_to(rates, (self.seeds,)).astype(np.float32)
-
-    def _together(self, program: Any, function: Callable, lanes: dict[str, PyTree]) -> dict[str, Any]:
-        """Run lanes of several entries as one batch, and share the seconds among them."""
-        if not lanes:
-            return {}
-        found = self.clock(program, function, jax.tree.map(lambda *x: np.concatenate(x), *lanes.values()))
-        share, parts = self.clock.lap() / len(lanes), {}
-        for k, label in enumerate(lanes):
-            self.seconds[label] += share
-            at = slice(k * self.seeds, (k + 1) * self.seeds)
-            parts[label] = jax.tree.map(lambda x, at=at: x[at], found)
-        return parts
-
-
-def compared(
-    curves: dict[str, np.ndarray], references: tuple[str, ...], seeds: int
-) -> dict[str, dict[str, Any]]:
-    """The statistics of every arm, from losses of shape (seeds, epochs + 1), paired by their last values.
-
-    Arms may be of different length.
-
-    >>> found = compared({"a": np.ones((3, 4)), "b": np.ones((3, 6))}, ("a",), seeds=3)
-    >>> found["b"]["versus"]["a"]["log_ratio"], len(found["b"]["loss_median"])
-    (0.0, 6)
-    """
-    ends = compare({label: curve[:, None, [0, -1]] for label, curve in curves.items()}, references, seeds)
-    return {
-        label: {**summary(curve[:, None], seeds), "versus": ends[label]["versus"]}
-        for label, curve in curves.items()
-    }
+            gradients += len(moved) * self.moves[entry.move].evaluations_needed(self.task.batch_size)
+        train, held, accuracy = (
+            np.stack([x[own] for x in parts], axis=1) for parts in zip(*self.losses, strict=True)
+        )
+        params = jax.tree.map(lambda x: x[own], self.now["params"])
+        return Trained(train, held, accuracy, record, params, self.seconds[entry.name], gradients)
 
 
 @eqx.filter_jit
@@ -353,41 +331,43 @@ def _begin(task, keys):
 
 
 @eqx.filter_jit
-def _epoch(make, task, lanes, epoch, first):
+def _epoch(make, task, rollouts, epoch, first):
     """Steps `first` and on of an epoch, and the losses at its end."""
 
-    def one(lane):
-        optimizer, order = make(lane["rate"]), _order(task, lane["key"], epoch)
+    def one(rollout):
+        optimizer, order = make(rollout["rate"]), _order(task, rollout["key"], epoch)
 
         def step(i, carried):
             params, state = carried
             return _step(optimizer, task, params, state, order[i])
 
-        params, state = jax.lax.fori_loop(first, len(order), step, (lane["params"], lane["state"]))
+        params, state = jax.lax.fori_loop(first, len(order), step, (rollout["params"], rollout["state"]))
         return {"params": params, "state": state, "losses": _losses(task, params)}
 
-    return spread(one, lanes)
+    return spread(one, rollouts)
 
 
 @eqx.filter_jit
-def _transported(make, task, lanes, epoch, count):
-    """The state after a teleport from `old` to `new`, and then step `count` of an epoch."""
+def _transported(make, task, rollouts, epoch, count):
+    """The state after a teleport from `params` to `new`, and then step `count` of an epoch."""
     symmetry = task.symmetry()
 
-    def one(lane):
-        optimizer, state = make(lane["rate"]), lane["state"]
-        carried = carry(state, symmetry, symmetry.exp(lane["algebra"]), lane["old"])
-        state = select(lane["transport"] == TRANSPORTS.index("carry"), carried, state)
-        reset = lane["transport"] == TRANSPORTS.index("reset")
-        state = select(reset, optimizer.init(lane["new"]), state)
-        return _step(optimizer, task, lane["new"], state, _order(task, lane["key"], epoch)[count])
+    def one(rollout):
+        optimizer, state = make(rollout["rate"]), rollout["state"]
+        carried = carry(state, symmetry, symmetry.exp(rollout["algebra"]), rollout["params"])
+        state = select(rollout["transport"] == TRANSPORTS.index("carry"), carried, state)
+        reset = rollout["transport"] == TRANSPORTS.index("reset")
+        state = select(reset, optimizer.init(rollout["new"]), state)
+        order = _order(task, rollout["key"], epoch)
+        params, state = _step(optimizer, task, rollout["new"], state, order[count])
+        return {"params": params, "state": state}
 
-    return spread(one, lanes)
+    return spread(one, rollouts)
 
 
 @eqx.filter_jit
-def _teleports(move: Proposal, task, lanes, count):
-    # One device, one lane after another: decompositions beside other products can block each other.
+def _teleports(move: Proposal, task, rollouts, count):
+    # One device, one rollout after another: decompositions beside other products can block each other.
     test = (jnp.asarray(task.test.pixels), jnp.asarray(task.test.labels))
 
     def one(inputs):
@@ -396,7 +376,7 @@ def _teleports(move: Proposal, task, lanes, count):
         images, signs, noise, drawn = jax.random.split(key, 4)
         rows = jax.random.permutation(images, len(task.train.labels))[: move.batch]
         batch = _rows(task, rows)
-        search = SameSize(move.search, signs, how == HOWS.index("random"))
+        search = RandomSigns(move.search, signs, how == HOWS.index("random"))
         there, info = teleport(
             task.loss,
             params,
@@ -416,7 +396,7 @@ def _teleports(move: Proposal, task, lanes, count):
         drift, fresh, length = change(batch), change(test), safe_norm(jump)
         return there, Moved(info.before, info.after, drift, fresh, length, info.outcome, info.algebra)
 
-    return jax.lax.map(one, lanes)
+    return jax.lax.map(one, rollouts)
 
 
 def _as_long(key: Key[Array, ""], displacement: PyTree) -> PyTree:
@@ -445,7 +425,3 @@ def _step(optimizer, task, params, state, rows):
 def _losses(task, params):
     train = (jnp.asarray(task.train.pixels), jnp.asarray(task.train.labels))
     return (task.loss(params, train), *task.held_out(params))
-
-
-def _first(images: Images, count: int) -> Images:
-    return Images(jnp.asarray(images.pixels[:count]), jnp.asarray(images.labels[:count]))

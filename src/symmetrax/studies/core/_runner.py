@@ -1,12 +1,11 @@
 """Running a study: train, tune, run on unseen tasks, compare, judge, draw."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
@@ -22,8 +21,8 @@ from symmetrax.studies.core._meta_training import Budget, Trained, train
 from symmetrax.studies.core._runs import Runs, due, facts, joined, resumable, run_many
 from symmetrax.studies.core._statistics import compare, intervals, log_ratios, summary, verdict
 from symmetrax.studies.core._streams import Streams
-from symmetrax.studies.core._study import Study
-from symmetrax.studies.core._tuning import tune
+from symmetrax.studies.core._study import Claim, Study
+from symmetrax.studies.core._tuning import for_seeds, tune
 from symmetrax.tasks._base import AbstractTaskFamily
 
 #: The test on the family that an arm was trained on; others have names.
@@ -144,14 +143,28 @@ class Run:
         claims = [claim.about(chosen) for claim in self.study.claims_on(family)]
         for steps in self.study.judged or played.horizons:
             losses = played.losses(OWN, steps)
-            asked = [c for c in claims if c.first in losses and c.second in losses]
-            pairs = [(claim.first, claim.second) for claim in asked]
-            found = intervals({(a, b): log_ratios(losses[a], losses[b]) for a, b in pairs})
             where = f" on {family}" if len(self.study.families) > 1 else ""
             where += f" after {steps} steps" if len(played.horizons) > 1 else ""
-            for claim in asked:
-                interval = found[claim.first, claim.second]
-                yield verdict(claim.text + where, claim.source, interval, negative=claim.lower)
+            yield from judged(claims, losses, "{}" + where)
+
+
+def judged(
+    claims: Iterable[Claim], losses: Mapping[str, Float[np.ndarray, "seeds tasks _"]], form: str = "{}"
+) -> Iterator[dict[str, str]]:
+    """The outcomes of claims whose arms are both there; `form` says where, around the text of a claim.
+
+    Arms may run for different numbers of steps: their last losses are compared.
+
+    >>> losses = {"a": np.ones((3, 4, 2)), "b": np.full((3, 4, 9), 2.0)}
+    >>> next(judged([Claim("a", "b", "a beats b")], losses, "{} on Booth"))["claim"]
+    'a beats b on Booth'
+    """
+    asked = [claim for claim in claims if claim.first in losses and claim.second in losses]
+    pairs = {(c.first, c.second): log_ratios(losses[c.first], losses[c.second]) for c in asked}
+    found = intervals(pairs)
+    for claim in asked:
+        interval = found[claim.first, claim.second]
+        yield verdict(form.format(claim.text), claim.source, interval, negative=claim.lower)
 
 
 class Match:
@@ -229,7 +242,7 @@ class Match:
                 for steps, hyper in best.items():
                     if str(hyper) not in made:
                         same = {
-                            shape: {field: jnp.full(self.study.seeds, x) for field, x in point.items()}
+                            shape: for_seeds({**arm.fixed, **point}, self.study.seeds)
                             for shape, point in hyper.items()
                         }
                         ran = self.roll_out(make, same, tasks_of, watch=watch)
@@ -350,7 +363,14 @@ def _scaled(card: dict[str, Any], steps: int, all_steps: int) -> dict[str, Any]:
 
 
 def show_study(study: Study, results: dict[str, Any], reporter: Reporter) -> None:
-    """Print a table for every group of results, those of the study, and the verdicts."""
+    """Print a table for every group of results, those of the study, and the verdicts.
+
+    A study without families prints its own tables alone.
+    """
+    if study.tables is not None and not study.families:
+        for table in study.tables(study, results):
+            reporter.print(table)
+        return
     for name, group in results["groups"].items():
         arms = group["arms"]
         runs = next(iter(arms.values()))["runs"]

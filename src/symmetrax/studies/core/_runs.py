@@ -84,17 +84,21 @@ def run_many(
     measure: Callable[[AbstractTask, PyTree], dict[str, Array]] | None = None,
     look: Callable[[MakeTransform, AbstractTask, PyTree, PyTree], dict[str, Array]] | None = None,
     parts: int | None = 2,
+    along: PyTree = None,
+    timings: int = 1,
 ) -> Runs:
     """Run every seed's network on that seed's `tasks` tasks, in `parts` equal parts.
 
     The first part compiles, the others are timed: `seconds` is what all would take at their median speed.
-    With `parts=None` all tasks run at once, and once more to be timed. The tasks depend on `keys` alone, so
+    With `parts=None` all tasks run at once, and are timed again, at most `timings` times in half a second, of
+    which the least counts: others share the machine. The tasks depend on `keys` alone, so
     that all arms meet the same ones. Raises ValueError if `parts` does not divide `tasks`.
 
     **Arguments:** `make(network, task)` gives the transformation, an `UpdateRule` say; `networks` has the
     seeds as first axis; `watch` names what to read from the optimizer's state; `measure(task, params)` is
     evaluated where the runs end, and `look(make, task, params, state)` at every step, with the parameters
-    before it and the optimizer's state after it.
+    before it and the optimizer's state after it. `along` is further input of each step of each task, with the
+    axes seeds, tasks, steps: the transformation of step t is then `make((network, along[t]), task)`.
 
     >>> from symmetrax.studies.core._hand_made import descent
     >>> from symmetrax.tasks._families import make_family
@@ -108,38 +112,44 @@ def run_many(
         raise ValueError(f"`run_many` cannot run {tasks} tasks in {parts} equal parts.")
     shape = family.shapes[0] if shape is None else shape
     arguments = (steps, tasks // (parts or 1), shape, watch, measure, look)
-    draws = [keys] * 2
+    draws = [keys]
     if parts is not None:
         draws = [jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys) for i in range(parts)]
     found, seconds = [], []
-    for own in draws:
+    for i, own in enumerate(draws):
+        part = slice(i * arguments[1], (i + 1) * arguments[1])
+        given = jax.tree.map(lambda x, part=part: jnp.asarray(x[:, part]), along)
         began = time.perf_counter()
-        arrays = _run_many(make, networks, family, own, *arguments)
+        arrays = _run_many(make, networks, family, own, given, *arguments)
         found.append(jax.tree.map(np.asarray, arrays))
         seconds.append(time.perf_counter() - began)
-    found = found[: parts or 1]
+        while parts is None and len(seconds) <= timings and sum(seconds[1:]) < 0.5:
+            began = time.perf_counter()
+            jax.block_until_ready(_run_many(make, networks, family, own, given, *arguments))
+            seconds.append(time.perf_counter() - began)
     recorded, measured = (
         {name: np.concatenate([arrays[i][name] for arrays in found], axis=1) for name in found[0][i]}
         for i in range(2)
     )
-    spent = (parts or 1) * float(np.median(seconds[1:] or seconds))
+    spent = float(min(seconds[1:])) if parts is None else parts * float(np.median(seconds[1:] or seconds))
     return Runs(recorded.pop("loss"), recorded, measured, spent)
 
 
 @eqx.filter_jit
-def _run_many(make, networks, family, keys, steps, tasks, shape, watch, measure, look):
+def _run_many(make, networks, family, keys, along, steps, tasks, shape, watch, measure, look):
     """Records of every step (seeds, tasks, steps), and measurements after the last (seeds, tasks)."""
     arrays, static = eqx.partition(networks, eqx.is_array)
 
     def one(inputs):
-        arrays, key = inputs
+        arrays, key, along = inputs
         network = eqx.combine(arrays, static)
         rollouts = begin_many(make, network, family, shape, tasks, key)
         single = rollouts.carry.value.ndim == 0
         per_task = safe_norm if single else jax.vmap(safe_norm, in_axes=-1)
 
-        def body(rollouts, _):
-            after, trace = advance_many(make, network, family, shape, rollouts, 1, watch=watch)
+        def body(rollouts, entry):
+            options = {} if entry is None else {"along": entry}
+            after, trace = advance_many(make, network, family, shape, rollouts, 1, watch=watch, **options)
             moved = optax.tree.sub(after.carry.params, rollouts.carry.params)
             recorded = {name: _scalars(x, tasks, per_task) for name, x in trace.watched.items()}
             recorded |= {"length": per_task(moved), "gradient_norm": trace.gradient_norm[0]}
@@ -153,13 +163,15 @@ def _run_many(make, networks, family, keys, steps, tasks, shape, watch, measure,
             return after, ({"loss": trace.loss[0], **recorded}, looked)
 
         start = rollouts.carry.value
-        after, (recorded, looked) = jax.lax.scan(body, rollouts, None, length=steps)
+        # Tasks are the last axis of rollouts, and a single task has none; each step has an axis of its own.
+        each = jax.tree.map(lambda x: (x[0] if single else x.T)[:, None], along)
+        after, (recorded, looked) = jax.lax.scan(body, rollouts, each, length=steps)
         recorded["loss"] = jnp.concatenate([start[None], recorded["loss"]])
         recorded = jax.tree.map(lambda x: x.reshape(len(x), tasks).T, recorded)
         recorded |= jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), looked)
         return recorded, {} if measure is None else _measured(measure, family, shape, after, single)
 
-    return spread(one, (arrays, keys))
+    return spread(one, (arrays, keys, along))
 
 
 def _scalars(value: PyTree, tasks: int, per_task: Callable) -> Array:

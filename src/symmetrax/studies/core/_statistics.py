@@ -72,8 +72,10 @@ def summary(losses: Losses, expected_runs: int) -> dict:
     }
 
 
-def log_ratios(ours: Losses, theirs: Losses) -> Float[np.ndarray, "seeds tasks"]:
-    """ln(our final loss / their final loss), run by run; 0 where both diverged.
+def log_ratios(
+    ours: Losses, theirs: Float[np.ndarray, "seeds tasks points"]
+) -> Float[np.ndarray, "seeds tasks"]:
+    """ln(our final loss / their final loss), run by run; 0 where both diverged. Lengths may differ.
 
     >>> log_ratios(np.array([[[1.0, 0.5]]]), np.array([[[1.0, 1.0]]])).round(2).tolist()
     [[-0.69]]

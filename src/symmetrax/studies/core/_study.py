@@ -58,7 +58,8 @@ class Study:
     steps after which losses are compared, by default those of training. `tests(study, family)` are further
     families on which the arms of `family` are run, by name. `measure(task, params)` is evaluated where the
     runs end, and `look` at every step of learned arms (see `run_many`). `analyse(run)` returns further
-    results, `figures` draw them, and `tables(study, results)` are printed with them. `settings` holds
+    results, `figures` draw them, and `tables(study, results)` are printed with them. A study that does not
+    compare arms on families of tasks has neither, and does everything in these three. `settings` holds
     whatever else the functions of the study read; like all numbers here it is written to `config.json`, and a
     folder is resumed only with equal ones. `quick` are the fields that the preset "quick" replaces.
 
