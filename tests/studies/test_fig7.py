@@ -47,7 +47,7 @@ STUDY = dataclasses.replace(
 
 @pytest.mark.slow
 def test_descent_on_the_published_regression_has_the_published_losses():
-    """E08: medians over 1,000 draws at epochs 1, 10, 29, 99 within a tenth of those of other code."""
+    """Medians over 1,000 draws at epochs 1, 10, 29, 99 within a tenth of those of other code."""
     hyper = {"rate": jnp.array(3e-4), "momentum": jnp.array(0.0)}
     family = make_family("regression-20")
     trace = sx.unroll_many(descent, hyper, family, jax.random.key(0), steps=99, tasks=1000)
@@ -81,7 +81,7 @@ def test_every_arm_has_all_its_runs_on_the_same_trajectories(ran):
 
 
 def test_the_learning_curve_is_stored_with_the_run(ran):
-    """E10: validation against trajectories, for every seed; the best networks are those that are run."""
+    """Validation against trajectories, for every seed; the best networks are those that are run."""
     arm = ran[1]["groups"]["uniform"]["arms"]["lr-tele-momentum"]
     curve = arm["learning_curve"]
     assert curve["trajectories"] == [1, 2][: len(curve["trajectories"])]
@@ -92,7 +92,7 @@ def test_the_learning_curve_is_stored_with_the_run(ran):
 
 
 def test_teleports_are_in_the_results_with_their_change_of_the_loss(ran):
-    """C9: applied teleports keep the loss, or are counted as rejected."""
+    """Applied teleports keep the loss, or are counted as rejected."""
     arm = ran[1]["groups"]["uniform"]["arms"]["lr-tele-momentum"]
     assert arm["rejected"] < 0.05
     assert 0 <= arm["loss_change_median"] < 1e-5
@@ -123,7 +123,7 @@ def test_pictures_and_networks_are_there(ran):
 
 @pytest.mark.parametrize("rates", [(1e-4, 1e-3), (1e-3, 1e-4)])
 def test_networks_have_the_published_outer_rates_and_swapping_them_is_a_setting(rates, quick_compilation):
-    """S12: the first step of Adam is as long as its rate."""
+    """The first step of Adam is as long as its rate."""
     arm = learned_arm("lr-tele-momentum", "uniform", dataclasses.replace(TINY, rates=rates), 4)
 
     @jax.jit

@@ -133,7 +133,7 @@ def train(
 ) -> Trained:
     """Meta-train one arm with all its seeds, from its checkpoint if there is one.
 
-    The facts are the learning curve (validation against trajectories, seed by seed; E10 asks for it), the
+    The facts are the learning curve (validation against trajectories, seed by seed), the
     trajectories that each seed's best network has seen, how many seeds were still improving where training
     had to end ("at_cap"), skipped windows, and the seconds of training, compilation included. `start` gives
     networks, stacked over seeds, to go on from.

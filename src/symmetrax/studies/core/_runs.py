@@ -97,8 +97,8 @@ def run_many(
     **Arguments:** `make(network, task)` gives the transformation, an `UpdateRule` say; `networks` has the
     seeds as first axis; `watch` names what to read from the optimizer's state; `measure(task, params)` is
     evaluated where the runs end, and `look(make, task, params, state, after)` at every step, with the
-    parameters before it, the optimizer's state after it, and the parameters after it. `along` is further input
-    of each step of each task, with the axes seeds, tasks, steps: the transformation of step t is then
+    parameters before it, the optimizer's state after it, and the parameters after it. `along` is further
+    input of each step of each task, with the axes seeds, tasks, steps: the transformation of step t is then
     `make((network, along[t]), task)`.
 
     >>> from symmetrax.studies.core._hand_made import descent
