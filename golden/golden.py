@@ -54,6 +54,17 @@ RENAMED: dict[str, list[tuple[str, str | None]]] = {
     "demo": _PLANE,
     "emergent": [_PEAK],
     "predictors": [_PEAK],
+    "classification": [("/told/", "/recorded/"), ("/hyperparameters/16/", "/hyperparameters/")],
+    "transfer": [("/told/", "/recorded/"), ("/training/(trajectories|skipped_windows)", r"/\1")],
+    "fig7": [
+        # Beside the arm that has the learned step size, not the one that learned it.
+        ("/lr-momentum/(learned_step_size|left_out)", None),
+        (r"/arms/(lr-tele\S*?)/(learned_step_size|left_out)", r"/arms/gd-at-\1/\2"),
+    ],
+    "baselines": [
+        ("on the training distribution$", "after 40 steps"),
+        ("over (\\d+) steps$", r"after \1 steps"),
+    ],
     "groups": [
         _PEAK,
         (r"(\S+) after (\d+) steps/", r"\1-\2/"),

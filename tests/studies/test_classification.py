@@ -10,7 +10,6 @@ import pytest
 
 import symmetrax as sx
 from symmetrax.studies import classification
-from symmetrax.studies._classification_runs import Config, Group, Training, with_controls
 from symmetrax.studies._classification_verdicts import ASKED, QUESTIONS, answers, judge
 from symmetrax.studies._classifiers import (
     CONTROLS,
@@ -19,9 +18,12 @@ from symmetrax.studies._classifiers import (
     Size,
     image_family,
     trained_arm,
+    with_controls,
 )
 from symmetrax.studies.core._console import Reporter
 from symmetrax.studies.core._folder import RunFolder
+from symmetrax.studies.core._meta_training import Budget
+from symmetrax.studies.core._runner import run_study, show_study
 from symmetrax.studies.core._runs import Runs
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -33,17 +35,23 @@ ARMS = (
     "lr-tele-momentum-constant",
     "sgd",
 )
-TINY = Config(
-    (Group("digits", "digits", (4,), ARMS, tasks=4),),
-    Size(steps=4, every=1, width=4),
-    Training(runs=2, tasks=2, chunk=1),
+STUDY = classification.STUDIES["classification"]
+BRIEF = Budget(runs=2, tasks=2, chunk=1, steps=4, unroll=2, remat=True)
+TINY = dataclasses.replace(
+    STUDY,
     seeds=2,
-    batch=16,
-    unroll=2,
-    patience=0,
-    validation_tasks=2,
+    tasks=4,
     tuning_tasks=2,
-    tuning_rates=3,
+    budget=BRIEF,
+    settings=classification.Settings(
+        (classification.Group("digits", "digits", (4,), ARMS),),
+        lr=BRIEF,
+        update=BRIEF,
+        whole=BRIEF,
+        size=Size(steps=4, every=1, width=4),
+        batch=16,
+        rates=3,
+    ),
 )
 
 
@@ -51,8 +59,8 @@ TINY = Config(
 @pytest.fixture(scope="module", params=[pytest.param("tiny", marks=pytest.mark.slow)])
 def ran(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "classification"
-    folder = RunFolder(path, "classification", "tiny", dataclasses.asdict(TINY))
-    results = classification.run(TINY, folder, Reporter(quiet=True))
+    folder = RunFolder(path, "classification", "tiny", TINY.identity())
+    results = run_study(TINY, folder, Reporter(quiet=True))
     folder.results({"experiment": "classification", "preset": "tiny", "seconds": 1.0, **results})
     return path, json.loads((path / "results.json").read_text())
 
@@ -62,7 +70,7 @@ def test_every_arm_has_all_its_runs_and_facts(ran):
     assert tuple(arms) == ARMS
     for name, arm in arms.items():
         assert arm["runs"] == 2 * 4, name
-        assert len(arm["loss_median"]) == TINY.size.steps + 1, name
+        assert len(arm["loss_median"]) == TINY.budget.steps + 1, name
         assert 0 <= arm["test_accuracy"] <= 1, name
         assert arm["seconds"] > 0, name
         assert arm["gradient_evaluations"] == 4, name
@@ -70,11 +78,11 @@ def test_every_arm_has_all_its_runs_and_facts(ran):
     assert trained["trajectories"] == 4
     assert trained["skipped_windows"] == 0
     assert arms["lr-tele-momentum-off"]["networks_of"] == "lr-tele-momentum"
-    assert arms["sgd"]["hyperparameters"]["4"]["momentum"] == 0.0
+    assert arms["sgd"]["hyperparameters"]["momentum"] == 0.0
 
 
 def test_every_teleport_is_measured_and_exact(ran):
-    """The defect is the relative change of the loss; the last teleports are those of steps 1, 2, 3."""
+    """The error is the relative change of the loss; the last teleports are those of steps 1, 2, 3."""
     arms = ran[1]["groups"]["digits"]["arms"]
     for name in ("lr-tele-momentum", "lr-tele-momentum-random", "lr-tele-momentum-constant"):
         assert arms[name]["rejected"] == 0.0, name
@@ -108,22 +116,22 @@ def test_verdicts_pictures_and_tables(ran, capsys):
     assert (path / "digits.png").exists()
     assert (path / "digits-ratios.png").exists()
     assert results["notes"]  # no MNIST
-    classification.show(TINY, results, Reporter())
+    show_study(TINY, results, Reporter())
     printed = capsys.readouterr().out
     assert "lr-tele-momentum-constant" in printed
     assert "is it more than a well chosen constant?" in printed
 
 
 def test_its_network_is_kept_for_any_width(ran):
-    network, card = sx.load(ran[0] / "artifacts" / "digits-lr-tele-momentum.safetensors")
+    network, card = sx.load(ran[0] / "artifacts" / "lr-tele-momentum.safetensors")
     assert card["training"]["schedule"] == [1, 2, 3]
     assert network.contract()["emits"] == ["step_size", "momentum", "algebra of positive scalings"]
 
 
 def test_a_part_that_is_done_is_not_repeated(ran, monkeypatch):
-    folder = RunFolder(ran[0], "classification", "tiny", dataclasses.asdict(TINY))
-    monkeypatch.setattr("symmetrax.studies._classification_runs.train", lambda *_: pytest.fail("again"))
-    again = classification.run(TINY, folder, Reporter(quiet=True))
+    folder = RunFolder(ran[0], "classification", "tiny", TINY.identity())
+    monkeypatch.setattr("symmetrax.studies.core._runner.train", lambda *_: pytest.fail("again"))
+    again = run_study(TINY, folder, Reporter(quiet=True))
     assert (
         json.loads(json.dumps(again["groups"]["digits"]["arms"]["sgd"]))
         == (ran[1]["groups"]["digits"]["arms"]["sgd"])
@@ -140,7 +148,7 @@ def test_an_adjusted_network_is_its_control():
     plain = Adjusted(network, share=one, random=no, held=no, step_size=0 * one, momentum=0 * one)
     numbers = {
         "plain": {},
-        "still": {"share": jnp.array(0.0)},
+        "identity": {"share": jnp.array(0.0)},
         "random": {"random": jnp.array(True)},
         "held": {"held": jnp.array(True), "step_size": jnp.array(0.5), "momentum": jnp.array(0.0)},
     }
@@ -151,7 +159,7 @@ def test_an_adjusted_network_is_its_control():
     for name in ("algebra", "step_size", "momentum"):
         assert np.array_equal(getattr(moves["plain"], name), getattr(own, name)), name
     assert np.linalg.norm(own.algebra) > 1e-3
-    assert not np.any(moves["still"].algebra)
+    assert not np.any(moves["identity"].algebra)
     np.testing.assert_allclose(
         np.linalg.norm(moves["random"].algebra), np.linalg.norm(own.algebra), rtol=1e-6
     )
@@ -219,13 +227,12 @@ def test_an_answer_needs_every_control(plain, off, random, word):
 
 
 def test_presets(monkeypatch):
+    data = {group.name: group.data for group in STUDY.settings.groups}
+    assert set(data.values()) == {"digits", "mnist"}
+    assert set(TRAINED) <= {name for group in STUDY.settings.groups for name in group.arms}
     monkeypatch.delenv("SYMMETRAX_DATA", raising=False)
-    assert [group.data for group in classification.config("classification").groups] == ["digits"] * 2
-    monkeypatch.setenv("SYMMETRAX_DATA", "somewhere")
-    groups = classification.config("classification").groups
-    assert {group.data for group in groups} == {"digits", "mnist"}
-    assert set(TRAINED) <= {name for group in groups for name in group.arms}
-    assert len(classification.config("classification", "quick").groups) == 1
+    assert [data[family.name] for family in STUDY.made()] == ["digits"] * 2
+    assert len(STUDY.preset("quick").made()) == 1
 
 
 def test_statistics_are_of_the_loss_on_all_training_images():

@@ -6,28 +6,34 @@ import numpy as np
 import pytest
 
 import symmetrax as sx
+from symmetrax.learned._coordinatewise import CoordinatewiseLSTM
 from symmetrax.studies import demo, digits
+from symmetrax.studies.core._arm import Build, Learned
 from symmetrax.studies.core._console import Reporter
 from symmetrax.studies.core._folder import RunFolder
+from symmetrax.studies.core._meta_training import Budget
+from symmetrax.studies.core._runner import run_study, show_study
 from symmetrax.tasks._data import digits as images
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 TINY = dataclasses.replace(
-    digits.config("digits"), seeds=2, tasks=3, tuning_tasks=2, runs=2, steps=4, unroll=2, width=4
+    digits.STUDIES["digits"],
+    # One width, so that there is little to compile.
+    families=lambda study: [sx.tasks.ImageFamily("digits", *images(), (4,), 16)],
+    arms=(Learned("learned", Build.of(CoordinatewiseLSTM, width=4)), *digits.ARMS[1:]),
+    seeds=2,
+    tasks=3,
+    tuning_tasks=2,
+    budget=Budget(runs=2, steps=4, unroll=2, chunk=10, remat=True),
 )
 
 
 # Slow: learned optimizers are trained for every arm, which test_fig7.py and test_harness.py do always.
 @pytest.fixture(scope="module", params=[pytest.param("tiny", marks=pytest.mark.slow)])
 def ran(tmp_path_factory):
-    """One width, so that there is little to compile."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr(digits, "make_family", lambda name: sx.tasks.ImageFamily(name, *images(), (4,), 16))
-    folder = RunFolder(tmp_path_factory.mktemp("runs") / "digits", "digits", "tiny", dataclasses.asdict(TINY))
-    results = digits.run(TINY, folder, Reporter(quiet=True))
-    patch.undo()
-    return folder.path, results
+    folder = RunFolder(tmp_path_factory.mktemp("runs") / "digits", "digits", "tiny", TINY.identity())
+    return folder.path, run_study(TINY, folder, Reporter(quiet=True))
 
 
 def test_every_arm_has_all_its_runs_and_its_accuracy(ran):
@@ -35,14 +41,14 @@ def test_every_arm_has_all_its_runs_and_its_accuracy(ran):
     assert set(arms) == {"learned", "gd", "adam"}
     for arm in arms.values():
         assert arm["runs"] == 6
-        assert len(arm["loss_median"]) == TINY.steps + 1
+        assert len(arm["loss_median"]) == TINY.budget.steps + 1
         assert 0 <= arm["test_accuracy"] <= 1
         assert arm["seconds"] > 0
-    assert arms["adam"]["hyperparameters"]["4"]["momentum"] == 0.9
+    assert arms["adam"]["hyperparameters"]["momentum"] == 0.9
 
 
 def test_arms_start_from_the_same_networks_on_the_same_minibatches(ran):
-    with np.load(ran[0] / "digits-losses.npz", allow_pickle=False) as losses:
+    with np.load(ran[0] / "losses.npz", allow_pickle=False) as losses:
         starts = [losses[name][..., 0] for name in ("learned", "gd", "adam")]
     np.testing.assert_allclose(starts[0], starts[1], rtol=1e-5)
     np.testing.assert_allclose(starts[0], starts[2], rtol=1e-5)
@@ -50,7 +56,7 @@ def test_arms_start_from_the_same_networks_on_the_same_minibatches(ran):
 
 
 def test_its_artifact_optimizes_any_network(ran):
-    network, card = sx.load(ran[0] / "artifacts" / "digits-coordinatewise.safetensors")
+    network, card = sx.load(ran[0] / "artifacts" / "learned.safetensors")
     assert card["training"]["family"] == "digits"
     assert 0 <= card["evaluation"]["test_accuracy"] <= 1
     params = {"w": np.ones((2, 3), np.float32)}
@@ -59,18 +65,18 @@ def test_its_artifact_optimizes_any_network(ran):
 
 
 def test_its_table_prints(ran, capsys):
-    digits.show(TINY, ran[1], Reporter())
+    show_study(TINY, ran[1], Reporter())
     printed = capsys.readouterr().out
     assert "accuracy on unseen images: learned" in printed
     assert "a learned optimizer beats tuned Adam" in printed
 
 
 def test_the_demo_is_the_plane_and_digits():
-    settings = demo.config("demo")
-    assert settings.plane.tasks == 200
-    assert set(settings.plane.hand_made) >= {"adam", "newton"}
-    assert set(settings.plane.paper) >= {"vanilla", "teleport"}
-    assert settings.digits == digits.config("digits", "quick")
+    study = demo.STUDIES["demo"]
+    assert study.tasks == 200
+    assert set(study.settings.hand_made) >= {"adam", "newton"}
+    assert set(study.settings.paper) >= {"vanilla", "teleport"}
+    assert demo.digits_study(study).identity() == digits.STUDIES["digits"].preset("quick").identity()
 
 
 @pytest.mark.parametrize(

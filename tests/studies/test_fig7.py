@@ -17,7 +17,8 @@ from symmetrax.studies._fig7_verdicts import CLAIMS, QUESTIONS, answers, gains, 
 from symmetrax.studies.core._console import Reporter
 from symmetrax.studies.core._folder import RunFolder
 from symmetrax.studies.core._hand_made import descent
-from symmetrax.studies.core._meta_training import Validation
+from symmetrax.studies.core._meta_training import Budget, Validation
+from symmetrax.studies.core._runner import run_study, show_study
 from symmetrax.studies.core._runs import (
     Runs,
     facts,
@@ -31,25 +32,22 @@ from symmetrax.tasks._families import make_family
 
 TINY = Networks(units=4, width=4, small_width=4)
 ARMS = ("lr-tele-momentum", "lr-momentum", "every-10")
-SETTINGS = dataclasses.replace(
-    fig7.config("fig7", "quick"),
+STUDY = dataclasses.replace(
+    fig7.STUDIES["fig7"].preset("quick"),
     tasks=4,
     parts=2,
-    published_tasks=2,
     tuning_tasks=2,
-    runs=2,
-    chunk=1,
-    validation_tasks=2,
-    steps=4,
-    unroll=2,
-    studies={"uniform": fig7.Study("uniform", ARMS, TINY, ("off",))},
-    patient_steps=3,
+    budget=Budget(runs=2, chunk=1, validation_tasks=2, steps=4, unroll=2, patience=3),
+    horizons=(3,),
+    settings=fig7.Settings(
+        {"uniform": fig7.Group("uniform", ARMS, TINY, ("off",))}, published_tasks=2, plane=(), patient_steps=3
+    ),
 )
 
 
 @pytest.mark.slow
 def test_descent_on_the_published_regression_has_the_published_losses():
-    """E08: medians over 1,000 draws at epochs 1, 10, 29, 99 within a tenth of those of other code."""
+    """Medians over 1,000 draws at epochs 1, 10, 29, 99 within a tenth of those of other code."""
     hyper = {"rate": jnp.array(3e-4), "momentum": jnp.array(0.0)}
     family = make_family("regression-20")
     trace = sx.unroll_many(descent, hyper, family, jax.random.key(0), steps=99, tasks=1000)
@@ -61,9 +59,9 @@ def test_descent_on_the_published_regression_has_the_published_losses():
 def ran(tmp_path_factory, quick_compilation):
     """The smallest run: its folder and results."""
     path = tmp_path_factory.mktemp("runs") / "tiny"
-    folder = RunFolder(path, "fig7", "tiny", dataclasses.asdict(SETTINGS))
-    results = fig7.run(SETTINGS, folder, Reporter(quiet=True))
-    fig7.show(SETTINGS, results, Reporter(quiet=True))
+    folder = RunFolder(path, "fig7", "tiny", STUDY.identity())
+    results = run_study(STUDY, folder, Reporter(quiet=True))
+    show_study(STUDY, results, Reporter(quiet=True))
     return folder, results
 
 
@@ -74,16 +72,16 @@ def test_every_arm_has_all_its_runs_on_the_same_trajectories(ran):
     by_hand = {"gd-3e-4", "gd", "momentum", "warm", "warm-momentum"}
     followed = {"gd-at-lr-tele-momentum", "as-long-as-lr-tele-momentum"}
     assert set(arms) == learned | by_hand | followed
-    with np.load(folder.path / "losses-uniform.npz") as losses:
+    with np.load(folder.path / "losses.npz") as losses:
         for name, arm in arms.items():
             assert arm["runs"] == 2 * 4
-            assert losses[name].shape == (2, 4, SETTINGS.test_steps + 1)
+            assert losses[name].shape == (2, 4, 4)
             np.testing.assert_allclose(losses[name][..., 0], losses["gd"][..., 0], rtol=1e-6)
     assert results["groups"]["uniform-2"]["arms"]["gd"]["runs"] == 2 * 2
 
 
 def test_the_learning_curve_is_stored_with_the_run(ran):
-    """E10: validation against trajectories, for every seed; the best networks are those that are run."""
+    """Validation against trajectories, for every seed; the best networks are those that are run."""
     arm = ran[1]["groups"]["uniform"]["arms"]["lr-tele-momentum"]
     curve = arm["learning_curve"]
     assert curve["trajectories"] == [1, 2][: len(curve["trajectories"])]
@@ -93,8 +91,8 @@ def test_the_learning_curve_is_stored_with_the_run(ran):
     assert arm["at_cap"] == sum(i == 1 for i in best)
 
 
-def test_teleports_are_in_the_results_with_their_defect(ran):
-    """C9: applied teleports keep the loss, or are counted as refused."""
+def test_teleports_are_in_the_results_with_their_change_of_the_loss(ran):
+    """Applied teleports keep the loss, or are counted as rejected."""
     arm = ran[1]["groups"]["uniform"]["arms"]["lr-tele-momentum"]
     assert arm["rejected"] < 0.05
     assert 0 <= arm["loss_change_median"] < 1e-5
@@ -109,7 +107,7 @@ def test_a_finished_part_is_not_repeated(ran):
         raise AssertionError("computed again")
 
     found, card = resumable(ran[0], "uniform-lr-tele-momentum", never)
-    np.testing.assert_array_equal(found["lr-tele-momentum-off"].losses.shape, (2, 4, 4))
+    np.testing.assert_array_equal(found["@lr-tele-momentum-off@3"].losses.shape, (2, 4, 4))
     assert card["lr-tele-momentum"]["trajectories"] == 2
     # Neither its checkpoint nor its clock is kept.
     assert [path.name for path in (ran[0].path / "checkpoints").iterdir()] == ["parts"]
@@ -118,14 +116,14 @@ def test_a_finished_part_is_not_repeated(ran):
 def test_pictures_and_networks_are_there(ran):
     names = ("curves-uniform", "learning-uniform", "gains")
     assert all((ran[0].path / f"{name}.png").stat().st_size > 10_000 for name in names)
-    network, card = sx.load(ran[0].path / "artifacts" / "uniform-lr-tele-momentum.safetensors")
+    network, card = sx.load(ran[0].path / "artifacts" / "lr-tele-momentum.safetensors")
     assert network.contract()["emits"] == ["step_size", "momentum", "algebra"]
     assert card["training"]["horizon"] == 4
 
 
 @pytest.mark.parametrize("rates", [(1e-4, 1e-3), (1e-3, 1e-4)])
 def test_networks_have_the_published_outer_rates_and_swapping_them_is_a_setting(rates, quick_compilation):
-    """S12: the first step of Adam is as long as its rate."""
+    """The first step of Adam is as long as its rate."""
     arm = learned_arm("lr-tele-momentum", "uniform", dataclasses.replace(TINY, rates=rates), 4)
 
     @jax.jit
@@ -186,7 +184,7 @@ def test_what_was_learned_leaves_out_the_first_step_and_what_diverged():
         learned_constant(seen, "step_size")
 
 
-def test_refused_teleports_are_counted_and_do_not_count_as_applied():
+def test_rejected_teleports_are_counted_and_do_not_count_as_applied():
     rule = sx.UpdateRule.at((0, 2), 3, guard=sx.Guard())
     recorded = {name: np.zeros((1, 2, 3)) for name in ("outcome", "loss_change", "length")}
     recorded["outcome"][0, 1, 2] = 3
@@ -244,7 +242,7 @@ def test_verdicts_are_at_both_epochs_and_say_who_was_still_improving():
 
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="Did you mean 'lr-tele'"):
-        fig7.Study("uniform", ("lr-tel",))
+        fig7.Group("uniform", ("lr-tel",))
     assert isinstance(learned_arm("update", "gaussian", TINY, 4).outer, optax.GradientTransformation)
     assert learned_arm("coordinates-neurons", "gaussian", TINY, 4).family.action == "scaling"
     with pytest.raises(ValueError, match="outside the horizon"):

@@ -136,7 +136,7 @@ def test_a_tiny_run_has_all_runs_of_all_arms(tmp_path, quick_compilation):
     folder = RunFolder(tmp_path / "tiny", "groups", "tiny", TINY.identity())
     results = run_study(TINY, folder, Reporter(quiet=True))
     show_study(TINY, results, Reporter(quiet=True))
-    assert set(results["groups"]) == {f"{f}-{h}" for f in TINY.families for h in (2, 4)}
+    assert set(results["groups"]) == {f"{f.name}-{h}" for f in TINY.made() for h in (2, 4)}
     for name, group in results["groups"].items():
         family, _, horizon = name.rpartition("-")
         arms = group["arms"]

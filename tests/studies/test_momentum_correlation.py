@@ -11,26 +11,33 @@ import scipy.stats
 import symmetrax as sx
 from symmetrax.rollout._unroll import draw_many
 from symmetrax.studies import _fig7_arms, momentum_correlation
+from symmetrax.studies._momentum_statistics import everything, gather
 from symmetrax.studies.core._console import Reporter
 from symmetrax.studies.core._correlations import CLOSEST, MEASURES, correlations, fisher_interval
 from symmetrax.studies.core._folder import RunFolder
 from symmetrax.studies.core._meta_training import Budget
-from symmetrax.studies.core._runs import due
-from symmetrax.studies.momentum_correlation import Config, Group, make_arm
+from symmetrax.studies.core._runner import run_study, show_study
+from symmetrax.studies.core._runs import due, run_many
+from symmetrax.studies.core._streams import Streams
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 BUDGET = Budget(runs=1, seeds=2, steps=4, unroll=2, patience=0)
-REGRESSION = Group("regression-20", BUDGET, _fig7_arms.Networks(units=3, width=4))
-TINY = Config((REGRESSION,), seeds=2, tasks=5)
+STUDY = momentum_correlation.STUDIES["momentum-correlation"]
+TINY = dataclasses.replace(
+    STUDY,
+    seeds=2,
+    tasks=5,
+    settings=momentum_correlation.Settings({"regression-20": BUDGET}, _fig7_arms.Networks(units=3, width=4)),
+)
 
 
 # Slow: learned optimizers are trained for every arm, which test_fig7.py and test_harness.py do always.
 @pytest.fixture(scope="module", params=[pytest.param("tiny", marks=pytest.mark.slow)])
 def ran(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "momentum"
-    folder = RunFolder(path, "momentum-correlation", "tiny", dataclasses.asdict(TINY))
-    results = momentum_correlation.run(TINY, folder, Reporter(quiet=True))
+    folder = RunFolder(path, "momentum-correlation", "tiny", TINY.identity())
+    results = run_study(TINY, folder, Reporter(quiet=True))
     folder.results({"experiment": "momentum-correlation", "preset": "tiny", "seconds": 1.0, **results})
     return path, json.loads((path / "results.json").read_text())
 
@@ -54,7 +61,7 @@ def test_all_measures_have_intervals_and_verdicts(ran, capsys):
     assert {arm["runs"] for arm in arms.values()} == {10}
     assert (path / "correlations.png").exists()
     assert (path / "teleports.png").exists()
-    momentum_correlation.show(TINY, results, Reporter())
+    show_study(TINY, results, Reporter())
     assert "regression-20: 40 teleports" in capsys.readouterr().out
 
 
@@ -63,11 +70,13 @@ def test_gains_are_those_of_the_gradients_at_both_ends(ran):
     with np.load(ran[0] / "regression-20-events.npz", allow_pickle=False) as arrays:
         events = dict(arrays)
     assert events["step"].tolist() == [0, 1, 2, 3]
-    arm = make_arm(REGRESSION)
-    streams = momentum_correlation.Streams.of(0, 2)
+    arm = momentum_correlation.learned(TINY, "regression-20")
+    streams = Streams.of(0, 2)
     # The networks of the run are forgotten: measure others in both ways.
     networks = jax.vmap(arm.make)(jax.random.split(jax.random.key(5), 2))
-    seen = momentum_correlation.measure(arm, arm.rule, networks, streams.test, 4, 5, None)
+    options = {"watch": STUDY.watch, "look": STUDY.look, "parts": None}
+    ran = run_many(arm.rule, networks, arm.family, streams.test, steps=4, tasks=5, **options)
+    seen = {**ran.recorded, "loss": ran.losses}
     own = jax.tree.map(lambda x: x[1], networks)
     watch = ("algebra", "momentum", "previous", "outcome")
     trace = sx.unroll_many(arm.rule, own, arm.family, streams.test[1], 4, 5, watch=watch, points=True)
@@ -104,21 +113,22 @@ def gradient_norm(w, inputs, targets):
     return np.sqrt(np.sum((error.T @ active) ** 2) + np.sum((back.T @ inputs) ** 2))
 
 
-def test_a_refused_teleport_is_no_event():
+def test_a_rejected_teleport_is_no_event():
     seen = {"gain": np.full((1, 1, 3), 2.0), "outcome": np.array([[[0, 3, 0]]])}
     seen["momentum"] = np.array([[[0.1, 0.2, 0.3]]])
-    found = momentum_correlation.gather(seen, np.array([1, 2]))
+    found = gather(seen, np.array([1, 2]))
     np.testing.assert_array_equal(found["gain"], [[[np.nan, 2.0]]])
     np.testing.assert_array_equal(found["same step"], [[[np.nan, 0.3]]])
 
 
 def test_digits_have_the_networks_for_any_width():
-    group = Group("digits", dataclasses.replace(BUDGET, steps=12))
-    arm = make_arm(group)
+    budget = dataclasses.replace(BUDGET, steps=12)
+    study = dataclasses.replace(STUDY, settings=momentum_correlation.Settings({"digits": budget}))
+    arm = momentum_correlation.learned(study, "digits")
     assert due(arm.rule, 12).tolist() == [5, 10]
     assert arm.make(jax.random.key(0)).contract()["emits"][:2] == ["step_size", "momentum"]
     task = arm.family.task((), 16)
-    pixels, labels = momentum_correlation.everything(task)
+    pixels, labels = everything(task)
     assert len(pixels) == len(labels) == 1437
 
 

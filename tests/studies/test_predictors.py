@@ -107,7 +107,7 @@ def test_the_smallest_run_names_a_predictor_and_reports_all_runs(tmp_path, capsy
     results = run_study(TINY, folder, Reporter(quiet=True))
     folder.results(results)
     results = json.loads((folder.path / "results.json").read_text())
-    for family in TINY.families:
+    for family in (family.name for family in TINY.made()):
         arms = results["groups"][family]["arms"]
         assert {arm["runs"] for arm in arms.values()} == {24}
         assert "vanilla" in arms["peak-near"]["versus"]

@@ -13,28 +13,31 @@ import symmetrax as sx
 from symmetrax.studies import transfer
 from symmetrax.studies._classifiers import Adjusted, Size
 from symmetrax.studies._registry import EXPERIMENTS
+from symmetrax.studies._transfer_targets import Target
 from symmetrax.studies._transfer_verdicts import answers, judge, pooled
 from symmetrax.studies.core._console import Reporter
 from symmetrax.studies.core._folder import RunFolder
+from symmetrax.studies.core._meta_training import Budget
+from symmetrax.studies.core._runner import run_study, show_study
 from symmetrax.studies.core._runs import Runs
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-TINY = transfer.Config(
-    (
-        transfer.Target("trained", "digits", (4,)),
-        transfer.Target("data", "mnist", (4,)),
-    ),
-    steps=("lr",),
-    baselines=("adam",),
-    size=Size(steps=4, every=2, width=4, rates=(3e-3, 1.0)),
+STUDY = transfer.STUDIES["transfer"]
+TINY = dataclasses.replace(
+    STUDY,
     seeds=2,
-    most_tasks=2,
-    runs=4,
-    chunk=4,
-    unroll=4,
-    batch=16,
-    rates=3,
+    tasks=2,
+    tuning_tasks=2,
+    budget=Budget(steps=4, unroll=4, runs=4, chunk=4, remat=True),
+    settings=transfer.Settings(
+        (Target("trained", "digits", (4,)), Target("data", "mnist", (4,))),
+        steps=("lr",),
+        baselines=("adam",),
+        size=Size(steps=4, every=2, width=4, rates=(3e-3, 1.0)),
+        batch=16,
+        rates=3,
+    ),
 )
 
 
@@ -45,8 +48,8 @@ def ran(tmp_path_factory, quick_compilation):
     patch = pytest.MonkeyPatch()
     patch.delenv("SYMMETRAX_DATA", raising=False)
     path = tmp_path_factory.mktemp("runs") / "transfer"
-    folder = RunFolder(path, "transfer", "tiny", dataclasses.asdict(TINY))
-    results = transfer.run(TINY, folder, Reporter(quiet=True))
+    folder = RunFolder(path, "transfer", "tiny", TINY.identity())
+    results = run_study(TINY, folder, Reporter(quiet=True))
     folder.results(results)
     patch.undo()
     return path, json.loads((path / "results.json").read_text())
@@ -68,14 +71,14 @@ def test_every_arm_meets_every_network_but_absent_data(ran):
     assert arms["adam-there"]["hyperparameters"] == arms["adam"]["hyperparameters"]
     assert arms["adam"]["hyperparameters"]["rate"] in (1e-3, pytest.approx(0.0548, rel=1e-2), 3.0)
     for name in ("lr", "lr-tele"):
-        assert arms[name]["training"]["skipped_windows"] == 0
-        assert arms[name]["training"]["trajectories"] == 4
+        assert arms[name]["skipped_windows"] == 0
+        assert arms[name]["trajectories"] == 4
 
 
 def test_arms_differ_by_their_teleports_alone(ran):
-    with np.load(ran[0] / "runs.npz", allow_pickle=False) as arrays:
-        loss = {arm: arrays[f"digits 4|{arm}|loss"] for arm in ("lr", "lr-tele", "lr-tele-off", "adam")}
-        loss_change = arrays["digits 4|lr-tele|loss_change"]
+    with np.load(ran[0] / "digits-4-runs.npz", allow_pickle=False) as arrays:
+        loss = {arm: arrays[f"{arm}.loss"] for arm in ("lr", "lr-tele", "lr-tele-off", "adam")}
+        loss_change = arrays["lr-tele.loss_change"]
     assert len(np.unique(loss["lr"][..., 0])) == 4
     for curves in loss.values():
         np.testing.assert_allclose(curves[..., 0], loss["lr"][..., 0], rtol=1e-6)
@@ -92,7 +95,7 @@ def made_up(end, shift=0.0):
 
 
 def test_networks_of_a_kind_count_alike():
-    narrow, wide = (transfer.Target("widths", "digits", (width,)) for width in (4, 5))
+    narrow, wide = (Target("widths", "digits", (width,)) for width in (4, 5))
     runs = {
         narrow: {"lr": made_up(0.5), "sgd": made_up(1.0), "sgd-there": made_up(0.5, 1.0)},
         wide: {"lr": made_up(0.5), "sgd": made_up(0.25), "sgd-there": made_up(0.5, 1.0)},
@@ -109,7 +112,7 @@ def test_networks_of_a_kind_count_alike():
 def test_artifacts_load_and_random_elements_keep_their_size(ran):
     network, card = sx.load(ran[0] / "artifacts" / "lr-tele.safetensors")
     assert network.contract()["emits"] == ["step_size", "algebra of positive scalings"]
-    assert card["training"]["widths"] == [4]
+    assert card["training"]["family"] == "digits-4"
     algebra, key = np.arange(6, dtype=np.float32), jax.random.key(1)
     move, info = sx.learned.Proposal(algebra=algebra), network.example()._replace(key=key)
     plain = jax.tree.map(lambda x: x[0], Adjusted.plain(jax.tree.map(lambda x: x[None], network), 1))
@@ -123,7 +126,7 @@ def test_artifacts_load_and_random_elements_keep_their_size(ran):
 def test_tables_pictures_and_words(ran, capsys):
     path, results = ran
     assert {"losses.png", "ratios.png"} <= {file.name for file in path.iterdir()}
-    transfer.show(TINY, results, Reporter())
+    show_study(TINY, results, Reporter())
     printed = capsys.readouterr().out
     for text in (
         "lr's (95 %)",
@@ -153,15 +156,15 @@ def test_a_teleport_helps_only_if_it_beats_its_controls():
 
 
 def test_wide_networks_have_fewer_runs_and_all_seeds():
-    settings = transfer.config("transfer")
-    assert settings.seeds >= 5
-    widths = [target.widths for target in settings.targets]
+    assert STUDY.seeds >= 5
+    targets = {target.family: target for target in STUDY.settings.targets}
+    widths = [target.widths for target in targets.values()]
     assert min(width[0] for width in widths) == 8
     assert max(width[0] for width in widths) == 512
     assert {len(width) for width in widths} >= {2, 8}
-    assert all(settings.tasks(target) >= 2 and settings.tasks(target) % 2 == 0 for target in settings.targets)
-    for target in settings.targets:
-        task = transfer._family(settings, target).task((), target.widths) if target.data == "digits" else None
-        if task is not None:
-            shapes = jax.eval_shape(task.init, jax.random.key(0))
-            assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == target.parameters
+    (family,) = STUDY.made()
+    for own in (family, *transfer.tests(STUDY, family).values()):
+        assert STUDY.tasks_on(own) >= 2
+        assert STUDY.tasks_on(own) % 2 == 0
+        shapes = jax.eval_shape(own.task(()).init, jax.random.key(0))
+        assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == targets[own.name].parameters

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from symmetrax.studies.core._console import number
-from symmetrax.studies.core._runs import Runs
+from symmetrax.studies.core._runs import Runs, facts
 from symmetrax.studies.core._statistics import Interval, compare, summary, t_interval, verdict
 
 SOURCE = "arXiv:2504.15399, section 5.2"
@@ -38,7 +38,7 @@ ASKED = (
     ("lr-tele-momentum", "lr-tele-momentum-reset", "keeping the velocity beats a reset", CONTROL),
     (
         "lr-tele-momentum-reset",
-        "lr-tele-momentum-reset-still",
+        "lr-tele-momentum-reset-identity",
         "with a reset: better than the reset without the teleport",
         CONTROL,
     ),
@@ -101,8 +101,8 @@ def seen_ends(ran: Runs, name: str = "train") -> Float[np.ndarray, "seeds tasks 
     return np.stack([ran.losses[..., 0], ran.measured[name]], axis=-1)
 
 
-def describe(rans: dict[str, Runs], recorded: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """A group of `results.json`: every arm's statistics over all runs.
+def describe(rans: dict[str, Runs], cards: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """A group of `results.json`: every arm's statistics over all runs, beside the facts of its card.
 
     The curves are of the loss on the next minibatch; "versus" and "diverged" are by the loss on all training
     images at the end, "versus_test" by that on unseen images. Accuracies are means with t-intervals over
@@ -117,6 +117,7 @@ def describe(rans: dict[str, Runs], recorded: dict[str, dict[str, Any]]) -> dict
     for name, ran in rans.items():
         accuracy = np.mean(ran.measured["accuracy"], axis=1)
         arms[name] = {
+            **cards[name],
             **summary(ran.losses, runs),
             "diverged": by_train[name]["diverged"],
             "final_train_median": by_train[name]["loss_median"][-1],
@@ -127,12 +128,12 @@ def describe(rans: dict[str, Runs], recorded: dict[str, dict[str, Any]]) -> dict
             },
             "test_accuracy": float(np.mean(accuracy)),
             "test_accuracy_interval": t_interval(accuracy),
-            **recorded[name],
+            "recorded": facts(ran)["recorded"],
         }
         if "adam" in rans:
             difference = accuracy - np.mean(rans["adam"].measured["accuracy"], axis=1)
             arms[name]["accuracy_over_adam"] = [float(np.mean(difference)), *t_interval(difference)]
-    return {"arms": arms}
+    return {"arms": arms, **({"against": "adam"} if "adam" in rans else {})}
 
 
 def versus(group: dict[str, Any], ours: str, theirs: str) -> Interval | None:

@@ -9,7 +9,7 @@ for one size.
 import dataclasses
 import functools
 import math
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,9 @@ from symmetrax.learned._joint import each_network
 from symmetrax.learned._neurons import PerNeuronLSTM
 from symmetrax.learned._step import StepLSTM
 from symmetrax.learned._update_rule import UpdateRule
-from symmetrax.studies.core._arm import Build, BuildJoint, Learned
+from symmetrax.studies.core._arm import Build, BuildJoint, Control, Learned, switched_off
 from symmetrax.studies.core._control_networks import AbstractControl, RandomDirection
+from symmetrax.studies.core._hand_made import MOMENTA, adam, descent
 from symmetrax.studies.core._runs import Runs, learned_constant
 from symmetrax.tasks._base import AbstractTask
 from symmetrax.tasks._data import Images, digits, mnist
@@ -37,7 +38,7 @@ from symmetrax.teleportation._step import Transport
 #: Bounds of the step sizes of networks for one size: the learning rates among which baselines are tuned.
 RATES = (1e-3, 3.0)
 
-How = Literal["off", "random", "constant", "still"]
+How = Literal["off", "random", "constant", "identity"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +70,8 @@ TRAINED = {
 }
 
 #: The networks of a trained arm, run in another way: no teleport is due ("off"); elements keep their size and
-#: are random; step size and momentum stay at their medians on the training stream ("constant"); what comes
-#: with a teleport happens, and nothing moves ("still").
+#: are random; step size and momentum stay at their medians on the training stream ("constant"); every element
+#: is the identity, so that of a teleport only the reset of the velocity is left.
 CONTROLS: dict[str, tuple[str, How]] = {
     "lr-constant": ("lr", "constant"),
     "lr-tele-off": ("lr-tele", "off"),
@@ -79,7 +80,7 @@ CONTROLS: dict[str, tuple[str, How]] = {
     "lr-tele-momentum-off": ("lr-tele-momentum", "off"),
     "lr-tele-momentum-random": ("lr-tele-momentum", "random"),
     "lr-tele-momentum-constant": ("lr-tele-momentum", "constant"),
-    "lr-tele-momentum-reset-still": ("lr-tele-momentum-reset", "still"),
+    "lr-tele-momentum-reset-identity": ("lr-tele-momentum-reset", "identity"),
     "update-tele-off": ("update-tele", "off"),
     "update-tele-random": ("update-tele", "random"),
     "whole-lr-tele-off": ("whole-lr-tele", "off"),
@@ -87,6 +88,23 @@ CONTROLS: dict[str, tuple[str, How]] = {
     "whole-lr-tele-momentum-off": ("whole-lr-tele-momentum", "off"),
     "whole-lr-tele-momentum-random": ("whole-lr-tele-momentum", "random"),
 }
+
+
+#: The baselines, and the momenta (b1 of Adam) among which each is tuned, beside 25 rates.
+HAND = {
+    "sgd": (descent, (0.0,)),
+    "momentum": (descent, tuple(MOMENTA.tolist())),
+    "adam": (adam, tuple(MOMENTA.tolist())),
+}
+
+
+def with_controls(trained: tuple[str, ...]) -> tuple[str, ...]:
+    """Those trained arms, their controls, and the baselines.
+
+    >>> with_controls(("lr",))
+    ('lr', 'lr-constant', 'sgd', 'momentum', 'adam')
+    """
+    return (*trained, *(name for name, (of, _) in CONTROLS.items() if of in trained), *HAND)
 
 
 class Adjusted(AbstractControl):
@@ -154,8 +172,8 @@ class Size:
         return tuple(range(self.every, self.steps, self.every))
 
 
-def image_family(name: str, widths: tuple[Widths, ...], batch: int) -> ImageFamily:
-    """ReLU classifiers of "digits" or "mnist" with biases; the images lie on the device.
+def image_family(name: str, widths: tuple[Widths, ...], batch: int, title: str = "") -> ImageFamily:
+    """ReLU classifiers of "digits" or "mnist" with biases, as the family `title`; images lie on the device.
 
     Raises ValueError for "mnist" where there are no images.
 
@@ -164,7 +182,7 @@ def image_family(name: str, widths: tuple[Widths, ...], batch: int) -> ImageFami
     """
     sets = {"digits": digits, "mnist": mnist}[name]()
     train, test = (Images(*(jnp.asarray(part) for part in images)) for images in sets)
-    return ImageFamily(name, train, test, widths, batch)
+    return ImageFamily(title or name, train, test, widths, batch)
 
 
 def trained_arm(name: str, family: ImageFamily, size: Size) -> Learned:
@@ -182,6 +200,51 @@ def trained_arm(name: str, family: ImageFamily, size: Size) -> Learned:
     # Together even if there is one: the networks for the step of all arms of a kind then start equal.
     outer = clipped_adams(rates[: len(builds)], size.clip)
     return Learned(name, BuildJoint(builds), rule, outer, family)
+
+
+def controls(of: str, widths: tuple[Widths, ...] = ()) -> list[Control]:
+    """The controls of a trained arm that runs as `Adjusted` on networks of these widths.
+
+    >>> [control.name for control in controls("lr-tele")]
+    ['lr-tele-off', 'lr-tele-random', 'lr-tele-constant']
+    """
+    return [adjusted(name, of, how, widths) for name, (arm, how) in CONTROLS.items() if arm == of]
+
+
+def adjusted(name: str, of: str, how: How, widths: tuple[Widths, ...] = ()) -> Control:
+    """One control of an arm that runs as `Adjusted`.
+
+    >>> adjusted("lr-tele-off", "lr-tele", "off").rule is switched_off
+    True
+    """
+    if how == "off":
+        return Control(name, of, rule=switched_off)
+    if how == "constant":
+        return Control(name, of, change=functools.partial(_held, widths), describe=_constants)
+    return Control(name, of, change=_random if how == "random" else _identity)
+
+
+def _random(plain: Adjusted, seen: Any) -> Adjusted:
+    return dataclasses.replace(plain, random=jnp.ones_like(plain.random))
+
+
+def _identity(plain: Adjusted, seen: Any) -> Adjusted:
+    return dataclasses.replace(plain, share=jnp.zeros_like(plain.share))
+
+
+def _held(widths: tuple[Widths, ...], plain: Adjusted, seen: Any) -> dict[Widths, Adjusted]:
+    """For every width, what each seed's network emits there is held at its medians on the training stream."""
+    yes = jnp.ones_like(plain.held)
+    return {width: dataclasses.replace(plain, held=yes, **medians(seen(width))) for width in widths}
+
+
+def _constants(held: dict[Widths, Adjusted]) -> dict[str, Any]:
+    """What is held constant, for every width, seed by seed."""
+    values = {
+        str(width): {"step_size": n.step_size.tolist(), "momentum": n.momentum.tolist()}
+        for width, n in held.items()
+    }
+    return {"constants": values}
 
 
 def _for_any_size(trains: Trains, size: Size) -> tuple[Build, ...]:
@@ -208,12 +271,12 @@ def _whole(task: Classification, trains: Trains, size: Size) -> tuple[Build, ...
 
 
 def _guard(size: Size) -> Guard:
-    """Every teleport's defect is measured, and no jump is too long: the action is linear and exact."""
+    """The change of the loss is measured, and no jump is too long: the action is linear and exact."""
     return Guard(jump=jnp.inf, tolerance=size.tolerance)
 
 
 def scheduled(size: Size, transport: Transport = "keep") -> UpdateRule:
-    """Teleports on schedule, each with its defect measured.
+    """Teleports on schedule, each with its change of the loss measured.
 
     >>> int(scheduled(Size()).schedule.sum())
     19

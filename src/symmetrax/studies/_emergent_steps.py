@@ -18,7 +18,9 @@ from symmetrax.tasks._plane import SumOfSquares
 ANGLES = 32
 
 
-def look(rule: UpdateRule, task: SumOfSquares, point: Array, state: LearnedState) -> dict[str, Array]:
+def look(
+    rule: UpdateRule, task: SumOfSquares, point: Array, state: LearnedState, after: Array
+) -> dict[str, Array]:
     """Measures one step of an optimizer that looks along the orbit, and the orbit that it saw.
 
     - "update" u, "gradient" g where it begins (after the teleport with `order="teleport-first"`), and

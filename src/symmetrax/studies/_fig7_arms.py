@@ -79,7 +79,7 @@ class Networks:
     `update_rates` those of a learned update and of its element. Both are as published, and their roles seem
     swapped: to swap them, swap the numbers. A learned step size lies within `bounds`. `size` is the norm of
     an element's coordinates, or with a learned size `max_norm` their bound; a teleport that changes the loss
-    by more than `tolerance` is refused.
+    by more than `tolerance` is rejected.
 
     >>> Networks().rates
     (0.0001, 0.001)
@@ -169,9 +169,9 @@ CONTROLS = (
 def controls(arm: Learned) -> list[Control]:
     """What is asked of the networks of a trained arm.
 
-    Teleports switched off (C11), or in a random direction, drawn anew at each step (C5); the step size held,
-    after a first one of 1e-4, at the median of what was learned (C4); no momentum, or a constant one. Where
-    teleports come now and then and reset the velocity: the reset alone (C2).
+    Teleports switched off, or in a random direction, drawn anew at each step; the step size held,
+    after a first one of 1e-4, at the median of what was learned; no momentum, or a constant one. Where
+    teleports come now and then and reset the velocity: the reset alone.
 
     >>> [control.name for control in controls(learned_arm("lr-tele", "uniform", Networks(), 100))]
     ['lr-tele-off', 'lr-tele-random', 'lr-tele-constant']

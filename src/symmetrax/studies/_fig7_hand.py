@@ -1,20 +1,18 @@
 """Optimizers made by hand, beside those of figure 7: tuned, or with what was learned as constants."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from symmetrax.studies._fig7_arms import FIRST
-from symmetrax.studies.core._arm import Tuned
-from symmetrax.studies.core._console import Reporter
+from symmetrax.studies.core._arm import Control, Tuned
 from symmetrax.studies.core._hand_made import descent
-from symmetrax.studies.core._runs import Runs, facts, run_many
-from symmetrax.studies.core._streams import Streams
-from symmetrax.studies.core._tuning import tune
-from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
+from symmetrax.studies.core._runs import Runs, learned_constant, learned_course, left_out
+from symmetrax.tasks._base import AbstractTask
 
 #: Learning rates that are tried; the published one is 3e-4.
 RATES = tuple(np.geomspace(1e-5, 1e-1, 33).tolist())
@@ -47,6 +45,7 @@ def as_long(hyper: dict[str, Array], task: AbstractTask | None) -> optax.Gradien
 
 
 TUNED = (
+    Tuned("gd-3e-4", descent, (PUBLISHED,), (0.0,)),
     Tuned("gd", descent, RATES, (0.0,)),
     Tuned("momentum", descent, RATES),
     Tuned("warm", warm, RATES, (0.0,)),
@@ -56,53 +55,50 @@ TUNED = (
 FOLLOWED = ("lr", "lr-tele", "lr-tele-momentum")
 
 
-def part(
-    family: AbstractTaskFamily,
-    recorded: dict[str, dict[str, Any]],
-    settings: Any,
-    streams: Streams,
-    reporter: Reporter,
-) -> tuple[dict[str, Runs], dict[str, dict[str, Any]]]:
-    """Tune on the training stream and run on the unseen trajectories; what to tell of each.
+def at_an_end(rate: float) -> bool:
+    """Whether a tuned rate is at an end of those that were tried.
 
-    What the learned arms learned comes from their facts, `recorded`. As "gd-at-ARM" gradient descent has,
-    after a first step at 1e-4, the median of each meta-seed's learned step size, as "as-long-as-ARM" steps of
-    the learned median lengths, without teleports. Of tuned hyperparameters it is told whether they are
-    at an end of what was tried.
+    >>> at_an_end(RATES[0]), at_an_end(PUBLISHED)
+    (True, False)
     """
-    steps, seeds = settings.test_steps, settings.seeds
-    reporter.note("tune gradient descent on the training stream, run it on unseen trajectories")
-    found = tune(TUNED, family, streams.tune, horizons=(steps,), tasks=settings.tuning_tasks)[steps]
-    tuned = {arm.name: (arm.make, found[arm.name]) for arm in TUNED}
-    tuned = {"gd-3e-4": (descent, {"rate": PUBLISHED, "momentum": 0.0}), **tuned}
-    arms: dict[str, Any] = {
-        name: (make, {key: jnp.full(seeds, value) for key, value in hyper.items()})
-        for name, (make, hyper) in tuned.items()
-    }
-    for name in FOLLOWED:
-        if "learned_step_size" in recorded.get(name, {}):
-            rates = jnp.asarray(recorded[name]["learned_step_size"], jnp.float32)
-            arms[f"gd-at-{name}"] = (warm, {"rate": rates, "momentum": jnp.zeros(seeds)})
-        if "lengths" in recorded.get(name, {}):
-            lengths = jnp.asarray(recorded[name]["lengths"], jnp.float32)
-            arms[f"as-long-as-{name}"] = (as_long, {"lengths": lengths})
-    options = {"steps": steps, "tasks": settings.tasks, "watch": (), "parts": settings.parts}
-    ran = {
-        name: run_many(make, hyper, family, streams.test, **options) for name, (make, hyper) in arms.items()
-    }
-    card = {name: facts(r) for name, r in ran.items()}
-    for name, (_, hyper) in tuned.items():
-        card[name]["hyperparameters"] = hyper
-        card[name]["at_an_end"] = hyper["rate"] in (RATES[0], RATES[-1])
-    options["steps"] = settings.patient_steps
-    patient = run_many(descent, arms["gd"][1], family, streams.test, **options)
-    losses = np.where(np.isfinite(patient.losses), patient.losses, np.inf)
-    card["gd"]["patient_losses"] = np.median(losses, axis=(0, 1)).astype(float).tolist()
-    return ran, card
+    return rate in (RATES[0], RATES[-1])
+
+
+def followers(arm: str) -> list[Control]:
+    """Gradient descent with what an arm has learned, if it is one of `FOLLOWED`.
+
+    As "gd-at-ARM" it has, after a first step at 1e-4, the median of each meta-seed's learned step size, as
+    "as-long-as-ARM" steps of the learned median lengths, without teleports.
+
+    >>> [control.name for control in followers("lr")]
+    ['gd-at-lr', 'as-long-as-lr']
+    """
+    if arm not in FOLLOWED:
+        return []
+    return [
+        Control(f"gd-at-{arm}", arm, rule=lambda used: warm, change=_rates, describe=_learned),
+        Control(f"as-long-as-{arm}", arm, rule=lambda used: as_long, change=_lengths),
+    ]
+
+
+def _rates(networks: PyTree, seen: Callable[..., Runs]) -> dict[str, Array]:
+    ran = seen()
+    rates = learned_constant(ran, "step_size")
+    left = jnp.full(len(rates), left_out(ran))
+    return {"rate": rates, "momentum": jnp.zeros(len(rates)), "left_out": left}
+
+
+def _learned(hyper: dict[str, Array]) -> dict[str, Any]:
+    """The step sizes, and how many runs were left out when they were found."""
+    return {"learned_step_size": hyper["rate"].tolist(), "left_out": int(hyper["left_out"][0])}
+
+
+def _lengths(networks: PyTree, seen: Callable[..., Runs]) -> dict[str, Array]:
+    return {"lengths": jnp.asarray(learned_course(seen(), "previous"), jnp.float32)}
 
 
 def in_equal_seconds(seconds: float, gd_seconds: float, steps: int, patient: list[float]) -> dict[str, float]:
-    """What tuned gradient descent reaches in the `seconds` that another took for `steps` steps (C8).
+    """What tuned gradient descent reaches in the `seconds` that another took for `steps` steps.
 
     `patient` are its median losses, `gd_seconds` what it took for as many steps. Where they end too soon, the
     last one is given.

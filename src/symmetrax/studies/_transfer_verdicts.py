@@ -127,7 +127,7 @@ def ratio_table(groups: dict[str, Any], name: str) -> Any:
             *(arm.removeprefix(f"{against}-") for arm in arms),
             "diverged",
             "rejected",
-            "defect, largest",
+            "loss change, largest",
         ),
     )
     for target, group in groups.items():

@@ -8,33 +8,46 @@ by the loss on all training images after the last step.
 """
 
 import dataclasses
+import functools
 import json
 import os
 from typing import Any
 
 import numpy as np
-import rich.table
 
-from symmetrax.studies import plots_learning
-from symmetrax.studies._classification_runs import (
-    STEPS,
-    TRANSPORTS,
-    TUNED,
-    UPDATES,
-    WHOLE,
-    Config,
-    Group,
-    Training,
-    run_group,
+from symmetrax.studies._classification_report import arrays, draw, tables
+from symmetrax.studies._classification_verdicts import answers, describe, judge
+from symmetrax.studies._classifiers import (
+    CONTROLS,
+    HAND,
+    TRAINED,
+    Adjusted,
+    Size,
+    controls,
+    ends,
+    image_family,
+    trained_arm,
     with_controls,
 )
-from symmetrax.studies._classification_verdicts import answers, describe, judge
-from symmetrax.studies._classifiers import CONTROLS, Size
-from symmetrax.studies.core._console import Reporter, arms_table, number, titled_table, verdict_table
-from symmetrax.studies.core._folder import RunFolder, as_json
-from symmetrax.studies.core._runs import Runs
+from symmetrax.studies._registry import EXPERIMENTS
+from symmetrax.studies.core._arm import Tuned
+from symmetrax.studies.core._folder import as_json
+from symmetrax.studies.core._hand_made import RATES
+from symmetrax.studies.core._meta_training import Budget
+from symmetrax.studies.core._runner import OWN, Run
+from symmetrax.studies.core._runs import RECORDED
+from symmetrax.studies.core._study import Arm, Study
+from symmetrax.tasks._base import AbstractTaskFamily
 from symmetrax.tasks._data import FOLDER
+from symmetrax.tasks._supervised import Widths
 
+#: The arms whose first meta-seed's network is written as an artifact.
+SAVED = ("lr-tele-momentum", "update-tele")
+
+STEPS = ("lr", "lr-momentum", "lr-tele", "lr-tele-momentum")
+TRANSPORTS = ("lr-tele-momentum-carry", "lr-tele-momentum-reset")
+UPDATES = ("update", "update-tele")
+WHOLE = ("whole-lr", "whole-lr-tele", "whole-lr-tele-momentum")
 #: Controls that take no training and no compilation of their own.
 QUICK_CONTROLS = tuple(
     name
@@ -43,143 +56,139 @@ QUICK_CONTROLS = tuple(
 )
 
 
-def config(name: str, preset: str = "full", seed: int = 0) -> Config:
-    """The settings under a preset; MNIST is part of "full" where SYMMETRAX_DATA names a folder.
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Arms that meet the same classifiers of `data` ("digits", "mnist"), with hidden layers of these widths.
 
-    >>> config("classification").seeds
-    6
+    Training draws from the widths `trained`, or from all; `budget` replaces those of the settings.
+
+    >>> Group("digits", "digits", (16, (12, 12)), ("lr", "adam")).trained
+    ()
     """
-    if preset != "full":
-        # Without "lr": its networks would take a fifth of the time, and "lr-tele-off" stands for them.
-        arms = ("lr-tele", "lr-tele-momentum", *QUICK_CONTROLS, *TUNED)
-        group = Group("digits", "digits", (16,), arms, tasks=10)
-        lr = Training(runs=30, tasks=4)
-        small = Config((group,), Size(steps=40), lr, seed=seed, seeds=2, unroll=20, patience=0)
-        return dataclasses.replace(small, tuning_tasks=4, tuning_rates=9)
-    one_width = with_controls(("lr-tele-momentum", *TRANSPORTS, *UPDATES, *WHOLE))
-    digits = Group("digits", "digits", (16, 32), with_controls(STEPS), trained=(16,))
-    brief = Training(runs=45, tasks=8)
-    mnist = Group("mnist", "mnist", (16, 32), with_controls(STEPS), trained=(16,), training=brief)
-    single = Group("digits-16", "digits", (16,), one_width)
-    groups = (digits, mnist, single) if os.environ.get(FOLDER) else (digits, single)
-    return Config(groups, seed=seed)
+
+    name: str
+    data: str
+    widths: tuple[Widths, ...]
+    arms: tuple[str, ...]
+    trained: tuple[Widths, ...] = ()
+    budget: Budget | None = None
 
 
-def run(settings: Config, folder: RunFolder, reporter: Reporter) -> dict[str, Any]:
-    """Train, tune, run all arms of all groups; an arm that is done is kept with the checkpoints."""
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The groups; `lr`, `update` and `whole` are how the three kinds of networks are trained.
+
+    >>> STUDIES["classification"].settings.size.steps
+    100
+    """
+
+    groups: tuple[Group, ...]
+    lr: Budget
+    update: Budget
+    whole: Budget
+    size: Size = Size()  # noqa: RUF009 (frozen)
+    batch: int = 64
+    rates: int = len(RATES)
+
+
+def families(study: Study) -> list[AbstractTaskFamily]:
+    """The classifiers of every group; those of MNIST only where SYMMETRAX_DATA names a folder."""
+    return [
+        image_family(group.data, group.widths, study.settings.batch, group.name)
+        for group in study.settings.groups
+        if group.data != "mnist" or os.environ.get(FOLDER)
+    ]
+
+
+def arms(study: Study, family: AbstractTaskFamily) -> list[Arm]:
+    """The learned arms of a group, each with its controls, and the tuned ones.
+
+    >>> study = STUDIES["classification"].preset("quick")
+    >>> [arm.name for arm in arms(study, families(study)[0])][:3]
+    ['lr-tele', 'lr-tele-off', 'lr-tele-random']
+    """
+    settings, found = study.settings, list[Arm]()
+    group = next(group for group in settings.groups if group.name == family.name)
+    seen = image_family(group.data, group.trained or group.widths, settings.batch)
+    for name in (name for name in TRAINED if name in group.arms):
+        arm = dataclasses.replace(
+            trained_arm(name, seen, settings.size),
+            family=None,
+            trained_on=seen,
+            budget=group.budget or getattr(settings, TRAINED[name].step),
+            saved=name in SAVED,
+            wrapped=functools.partial(Adjusted.plain, seeds=study.seeds),
+        )
+        found += [arm, *(c for c in controls(name, group.widths) if c.name in group.arms)]
+    rates = tuple(np.geomspace(RATES[0], RATES[-1], settings.rates).tolist())
+    return found + [Tuned(name, HAND[name][0], rates, HAND[name][1]) for name in HAND if name in group.arms]
+
+
+def analyse(run: Run) -> dict[str, Any]:
+    """Compare arms by the loss on all training images; answer questions in words."""
     groups, verdicts, words = {}, [], {}
-    for group in settings.groups:
-        rans, recorded = run_group(settings, group, folder, reporter)
-        folder.arrays(f"{group.name}-runs", _arrays(rans))
-        found = groups[group.name] = describe(rans, recorded)
+    for name, played in run.played.items():
+        rans = {arm: ran for (test, arm, _), ran in played.runs.items() if test == OWN}
+        run.folder.arrays(f"{name}-runs", arrays(rans))
+        groups[name] = describe(rans, run.results["groups"][name]["arms"])
         # As it is read from the file, where infinities are strings.
-        found = json.loads(as_json(found))
-        rows = judge(group.name, found)
-        verdicts += rows
-        words[group.name] = answers(found)
-        _draw(folder, group, found, rows)
+        found = json.loads(as_json(groups[name]))
+        verdicts += judge(name, found)
+        words[name] = answers(found)
     notes = []
-    if not any(group.data == "mnist" for group in settings.groups):
+    if "mnist" not in groups:
         notes.append(f"Digits alone: MNIST is part of the full preset where {FOLDER} names a folder with it.")
     return {"groups": groups, "verdicts": verdicts, "answers": words, "notes": notes}
 
 
-def _arrays(rans: dict[str, Runs]) -> dict[str, np.ndarray]:
-    """What is kept of all runs: losses, ends, and for teleports defects and refusals."""
-    arrays = {}
-    for name, ran in rans.items():
-        arrays[f"{name}.loss"] = ran.losses.astype(np.float32)
-        arrays |= {f"{name}.{end}": values.astype(np.float32) for end, values in ran.measured.items()}
-        for recorded in ("step_size", "momentum", "loss_change", "outcome"):
-            if recorded in ran.recorded and np.any(ran.recorded[recorded] > 0):
-                arrays[f"{name}.{recorded}"] = ran.recorded[recorded].astype(np.float32)
-    return arrays
+_BRIEF = Budget(steps=100, unroll=50, runs=75, tasks=8, chunk=15, patience=2, remat=True)
+_ONE_BY_ONE = dataclasses.replace(_BRIEF, runs=240, tasks=1, chunk=40)
+_MNIST = dataclasses.replace(_BRIEF, runs=45)
+_QUICK = Budget(steps=40, unroll=20, runs=30, tasks=4, chunk=15, remat=True)
+_ONE_WIDTH = with_controls(("lr-tele-momentum", *TRANSPORTS, *UPDATES, *WHOLE))
+#: Without "lr": its networks would take a fifth of the time, and "lr-tele-off" stands for them.
+_FEW = ("lr-tele", "lr-tele-momentum", *QUICK_CONTROLS, *HAND)
 
-
-#: What is drawn together.
-PANELS = {
-    "Step size, teleports, momentum": (
-        "lr",
-        "lr-tele",
-        "lr-momentum",
-        "lr-tele-momentum",
-        "whole-lr",
-        "whole-lr-tele",
-        "whole-lr-tele-momentum",
-        *TUNED,
-    ),
-    "Learned update": ("update", "update-tele", "update-tele-off", "update-tele-random", "adam"),
-    "Controls": (
-        "lr-tele",
-        "lr-tele-off",
-        "lr-tele-random",
-        "lr-tele-constant",
-        "lr-tele-momentum",
-        "lr-tele-momentum-off",
-        "lr-tele-momentum-random",
-        "lr-tele-momentum-constant",
-        "whole-lr-tele-momentum",
-        "whole-lr-tele-momentum-off",
-        "whole-lr-tele-momentum-random",
-    ),
-}
-
-
-def _draw(folder: RunFolder, group: Group, found: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    title = f"{group.name}: {next(iter(found['arms'].values()))['runs']:,} unseen runs for each arm"
-    plots_learning.loss_panels(folder.path / f"{group.name}.png", found["arms"], PANELS, title)
-    ratios = {
-        f"{row['ours']} / {row['theirs']}": found["arms"][row["ours"]]["versus"][row["theirs"]]
-        for row in rows
-    }
-    plots_learning.ratio_rows(folder.path / f"{group.name}-ratios.png", ratios, title)
-
-
-def show(settings: Config, results: dict[str, Any], reporter: Reporter) -> None:
-    """Print the tables of a run."""
-    for name, group in results["groups"].items():
-        arms = group["arms"]
-        runs = next(iter(arms.values()))["runs"]
-        # The table's losses are those on all training images.
-        finals = {
-            arm: {**entry, "loss_median": [*entry["loss_median"][:-1], entry["final_train_median"]]}
-            for arm, entry in arms.items()
-        }
-        reporter.print(
-            arms_table(f"{name}: loss on all training images, all {runs:,} unseen runs", finals, "adam")
-        )
-        reporter.print(_accuracy_table(name, arms))
-        for question, answer in results["answers"][name].items():
-            reporter.print(f"{name}: {question} {answer}")
-    reporter.print(verdict_table(results["verdicts"]))
-    for note in results["notes"]:
-        reporter.print(note)
-
-
-def _accuracy_table(name: str, arms: dict[str, Any]) -> rich.table.Table:
-    columns = (
-        "accuracy, unseen images",
-        "over adam's",
-        "median step size",
-        "momentum",
-        "defect, largest",
-        "trajectories",
-    )
-    table = titled_table(f"{name}: accuracy, and what the networks did", "arm", columns)
-    for arm, entry in arms.items():
-        low, high = (number(x) for x in entry["test_accuracy_interval"])
-        over = entry.get("accuracy_over_adam")
-        recorded = entry.get("recorded", {})
-        loss_change = entry.get("loss_change_max")
-        table.add_row(
-            arm,
-            f"{entry['test_accuracy']:.1%} ({low:.1%} to {high:.1%})",
-            "" if over is None else "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * number(x) for x in over)),
-            *(
-                f"{np.median(recorded[key]):.2g}" if key in recorded else ""
-                for key in ("step_size", "momentum")
+STUDIES = {
+    "classification": Study(
+        name="classification",
+        title=EXPERIMENTS["classification"].title,
+        families=families,
+        arms=arms,
+        references=("adam",),
+        budget=_BRIEF,
+        seeds=6,
+        tasks=20,
+        tuning_tasks=8,
+        watch=RECORDED,
+        measure=ends,
+        tuned_by="train",
+        analyse=analyse,
+        figures=(draw,),
+        tables=tables,
+        settings=Settings(
+            (
+                Group("digits", "digits", (16, 32), with_controls(STEPS), trained=(16,)),
+                Group("mnist", "mnist", (16, 32), with_controls(STEPS), trained=(16,), budget=_MNIST),
+                Group("digits-16", "digits", (16,), _ONE_WIDTH),
             ),
-            "" if loss_change is None else f"{number(loss_change):.1e}",
-            str(entry.get("trajectories", "")),
-        )
-    return table
+            lr=_BRIEF,
+            update=_ONE_BY_ONE,
+            whole=_BRIEF,
+        ),
+        quick={
+            "seeds": 2,
+            "tasks": 10,
+            "tuning_tasks": 4,
+            "budget": _QUICK,
+            "settings": Settings(
+                (Group("digits", "digits", (16,), _FEW),),
+                lr=_QUICK,
+                update=_QUICK,
+                whole=_QUICK,
+                size=Size(steps=40),
+                rates=9,
+            ),
+        },
+    )
+}

@@ -7,7 +7,7 @@ optimizers. A second half trains one for classifiers of digits.
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -67,22 +67,24 @@ def analyse(run: Run) -> dict[str, Any]:
 
 def _digits(run: Run) -> dict[str, Any]:
     """The results of the quick preset of `digits`, in a folder inside that of the run."""
-    path, module = run.folder.path / "digits", cast(Any, digits)
-    engine = hasattr(module, "STUDIES")  # else a module with its own `config` and `run`
-    if engine:
-        study = module.STUDIES["digits"].preset("quick", run.study.seed)
-        identity = study.identity()
-    else:
-        study = module.config("digits", "quick", run.study.seed)
-        identity = dataclasses.asdict(study)
-    folder = RunFolder(path, "digits", "quick", identity)
+    study = digits_study(run.study)
+    folder = RunFolder(run.folder.path / "digits", "digits", "quick", study.identity())
     found = folder.finished()
     if found is None:
-        found = (run_study if engine else module.run)(study, folder, run.reporter)
+        found = run_study(study, folder, run.reporter)
         folder.results({"experiment": "digits", "preset": "quick", **found})
         folder.drop_checkpoints()
     found["groups"]["digits"]["against"] = "adam"
     return found
+
+
+def digits_study(study: Study) -> Study:
+    """The second half of the demo: the quick preset of `digits` with the demo's seed.
+
+    >>> digits_study(STUDIES["demo"]).seeds
+    2
+    """
+    return digits.STUDIES["digits"].preset("quick", study.seed)
 
 
 def answer(question: str, versus: dict[str, Any]) -> dict[str, str]:

@@ -10,201 +10,169 @@ with rates tuned on the network of training ("sgd-there") and, apart, on each ne
 import dataclasses
 import itertools
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
 
-from symmetrax.learned._artifact import save
 from symmetrax.studies import plots_transfer
+from symmetrax.studies._classification_report import arrays
 from symmetrax.studies._classification_verdicts import describe
-from symmetrax.studies._classifiers import Size, ends, image_family
-from symmetrax.studies._transfer_arms import STEPS, TARGETS, TUNED, Target, learned_arms, tune, uses
+from symmetrax.studies._classifiers import Size, ends, image_family, scheduled
+from symmetrax.studies._registry import EXPERIMENTS
+from symmetrax.studies._transfer_targets import STEPS, TARGETS, Target, learned_arms
 from symmetrax.studies._transfer_verdicts import answers, cost_table, judge, pooled, ratio_table
-from symmetrax.studies.core._artifacts import usage
-from symmetrax.studies.core._console import Reporter, verdict_table
-from symmetrax.studies.core._folder import RunFolder
-from symmetrax.studies.core._hand_made import RATES
-from symmetrax.studies.core._meta_training import Budget, train
-from symmetrax.studies.core._runs import Runs, facts, resumable, run_many
-from symmetrax.studies.core._streams import Streams
+from symmetrax.studies.core._arm import Tuned
+from symmetrax.studies.core._hand_made import RATES, adam, descent
+from symmetrax.studies.core._meta_training import Budget
+from symmetrax.studies.core._runner import Run
+from symmetrax.studies.core._runs import RECORDED, facts
+from symmetrax.studies.core._study import Arm, Study
+from symmetrax.tasks._base import AbstractTaskFamily
 from symmetrax.tasks._data import FOLDER
-from symmetrax.tasks._supervised import ImageFamily
+
+#: The baselines, and the momenta (b1 of Adam) among which each is tuned, beside the rates.
+HAND = {"sgd": (descent, (0.0, 0.9)), "adam": (adam, (0.9,))}
+THERE = "-there"
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """All settings of a run. The first of `targets` is the network of training.
+class Settings:
+    """The networks, of which the first is that of training, and which arms there are.
 
     `coordinates` bounds the parameters that a network's unseen runs have together, so that wide networks are
-    met by fewer: see `tasks`. The other settings are those of `Budget` and of `Size`.
+    met by fewer runs.
 
-    >>> {target.name: config("transfer").tasks(target) for target in TARGETS[:5]}
-    {'digits 16': 10, 'digits 8': 10, 'digits 32': 10, 'digits 128': 4, 'digits 512': 2}
+    >>> Settings().targets[0].name
+    'digits 16'
     """
 
     targets: tuple[Target, ...] = TARGETS
     steps: tuple[str, ...] = tuple(STEPS)
-    baselines: tuple[str, ...] = tuple(TUNED)
-    size: Size = dataclasses.field(default_factory=Size)
-    seed: int = 0
-    seeds: int = 6
-    most_tasks: int = 10
+    baselines: tuple[str, ...] = tuple(HAND)
+    size: Size = Size()  # noqa: RUF009 (frozen)
     coordinates: int = 40_000
-    runs: int = 160
-    chunk: int = 20
-    patience: int = 0
-    validation_tasks: int = 16
-    unroll: int = 20
     batch: int = 64
     rates: int = len(RATES)
 
-    def tasks(self, target: Target) -> int:
-        """The number of unseen runs of each meta-seed on a network, an even one."""
-        return max(2, 2 * (min(self.most_tasks, self.coordinates // target.parameters) // 2))
+    def there(self) -> list[Target]:
+        """The networks that there are data for."""
+        return [target for target in self.targets if target.data != "mnist" or os.environ.get(FOLDER)]
 
 
-def config(name: str, preset: str = "full", seed: int = 0) -> Config:
-    """The settings under a preset.
+def families(study: Study) -> list[AbstractTaskFamily]:
+    """The network of training."""
+    return [_family(study.settings, study.settings.targets[0])]
 
-    >>> [target.name for target in config("transfer", "quick").targets]
-    ['digits 16', 'digits 64']
+
+def tests(study: Study, family: AbstractTaskFamily) -> dict[str, AbstractTaskFamily]:
+    """The other networks."""
+    others = study.settings.there()[1:]
+    return {target.family: _family(study.settings, target) for target in others}
+
+
+def _family(settings: Settings, target: Target) -> AbstractTaskFamily:
+    return image_family(target.data, (target.widths,), settings.batch, target.family)
+
+
+def tasks_of(study: Study, family: AbstractTaskFamily) -> int:
+    """The number of unseen runs of each meta-seed on a network, an even one.
+
+    >>> study = STUDIES["transfer"]
+    >>> {name: tasks_of(study, family) for name, family in list(tests(study, families(study)[0]).items())[:4]}
+    {'digits-8': 10, 'digits-32': 10, 'digits-128': 4, 'digits-512': 2}
     """
-    if preset == "full":
-        return Config(seed=seed)
-    return Config(
-        (TARGETS[0], Target("widths", "digits", (64,))),
-        steps=("update",),
-        baselines=("adam",),
-        size=Size(steps=60),
-        seed=seed,
-        seeds=2,
-        most_tasks=4,
-        runs=40,
-        rates=9,
-    )
+    target = next(target for target in study.settings.targets if target.family == family.name)
+    return max(2, 2 * (min(study.tasks, study.settings.coordinates // target.parameters) // 2))
 
 
-def run(settings: Config, folder: RunFolder, reporter: Reporter) -> dict[str, Any]:
-    """Train on the first target, run all arms on all of them; what a target gave is kept in the folder."""
-    streams = Streams.of(settings.seed, settings.seeds)
-    reporter.note("meta-train on one network")
-    networks, training, usages = {}, {}, {}
-    for arm in learned_arms(settings.steps, settings.size, _family(settings, settings.targets[0])):
-        budget = Budget(
-            settings.runs,
-            settings.seeds,
-            settings.size.steps,
-            settings.unroll,
-            chunk=settings.chunk,
-            patience=settings.patience,
-            validation_tasks=settings.validation_tasks,
-            remat=True,
-        )
-        trained = train(arm, budget, streams, folder, reporter)
-        networks[arm.name], training[arm.name] = trained.networks, trained.facts
-        usages[arm.name] = usage(arm.rule)
-    groups, rans, notes, there = {}, {}, [], None
-    for target in settings.targets:
-        if target.data == "mnist" and not os.environ.get(FOLDER):
-            notes.append(f"{target.name} is left out: {FOLDER} names no folder with MNIST.")
-            continue
-        reporter.note(f"run on {target.name}: {target.parameters:,} parameters")
+def arms(study: Study, family: AbstractTaskFamily) -> list[Arm]:
+    """What is trained, with its controls, and baselines tuned where it was trained and on each network.
 
-        def compute(target=target, there=there):
-            return _run_target(settings, target, networks, there, streams)
+    >>> study = STUDIES["transfer"]
+    >>> [arm.name for arm in arms(study, families(study)[0])][:4]
+    ['update', 'update-tele', 'update-tele-off', 'update-tele-random']
+    """
+    settings = study.settings
+    found: list[Arm] = learned_arms(settings.steps, settings.size, study.seeds)
+    rates = tuple(np.geomspace(RATES[0], RATES[-1], settings.rates).tolist())
+    for name, suffix in itertools.product(settings.baselines, ("", THERE)):
+        make, momenta = HAND[name]
+        found.append(Tuned(name + suffix, make, rates, momenta, anew=not suffix))
+    return found
 
-        ran, found = resumable(folder, f"on-{target.name.replace(' ', '-')}", compute)
-        there = there or found["tuned"]
-        groups[target.name] = {"kind": target.kind, "parameters": target.parameters}
-        groups[target.name] |= describe(ran, found["facts"])
-        rans[target] = ran
-    for name, recorded in training.items():
-        groups[settings.targets[0].name]["arms"][name]["training"] = recorded
-    folder.arrays("runs", _arrays(rans))
-    _save(settings, folder, networks, usages, groups[settings.targets[0].name])
+
+def analyse(run: Run) -> dict[str, Any]:
+    """Compare arms on every network, and pool networks that differ in one way from that of training."""
+    settings, ((family, played),) = run.study.settings, run.played.items()
+    groups, rans, teleports = {}, {}, scheduled(settings.size)
+    for target in settings.there():
+        test = "" if target.family == family else target.family
+        ran = rans[target] = {arm: r for (t, arm, _), r in played.runs.items() if t == test}
+        cards = run.results["groups"][f"{family}-{test}" if test else family]["arms"]
+        for arm, card in cards.items():
+            # Of the runs on this network, not on that of training.
+            card |= facts(ran[arm], teleports if arm.endswith(("-tele", "-random")) else None)
+        run.folder.arrays(f"{target.family}-runs", arrays(ran))
+        groups[target.name] = {"kind": target.kind, "parameters": target.parameters, **describe(ran, cards)}
     pools = pooled(rans)
-    plots_transfer.losses(folder.path / "losses.png", groups)
-    plots_transfer.ratios(folder.path / "ratios.png", groups, pools)
+    absent = [target.name for target in settings.targets if target not in rans]
     return {
         "groups": groups,
         "pooled": pools,
         "answers": answers(pools),
         "verdicts": judge(pools),
-        "notes": notes,
+        "notes": [f"{name} is left out: {FOLDER} names no folder with MNIST." for name in absent],
     }
 
 
-def show(settings: Config, results: dict[str, Any], reporter: Reporter) -> None:
-    """Print the tables of a run."""
-    for group in ("update", "lr", "baselines"):
-        table = ratio_table(results["groups"], group)
-        if table is not None:
-            reporter.print(table)
-    reporter.print(cost_table(results["groups"]))
-    reporter.print(verdict_table(results["verdicts"]))
-    for question, answer in results["answers"].items():
-        reporter.print(f"{question} {answer}")
-    for note in results["notes"]:
-        reporter.print(note)
+def draw(folder: Path, results: dict[str, Any]) -> None:
+    """Losses on all networks, and ratios."""
+    plots_transfer.losses(folder / "losses.png", results["groups"])
+    plots_transfer.ratios(folder / "ratios.png", results["groups"], results["pooled"])
 
 
-def _family(settings: Config, target: Target) -> ImageFamily:
-    return image_family(target.data, (target.widths,), settings.batch)
+def tables(study: Study, results: dict[str, Any]) -> Iterator[Any]:
+    """Ratios on every network, what a step takes, and answers."""
+    found = (ratio_table(results["groups"], group) for group in ("update", "lr", "baselines"))
+    yield from (table for table in found if table is not None)
+    yield cost_table(results["groups"])
+    yield from (f"{question} {answer}" for question, answer in results["answers"].items())
+    yield from results["notes"]
 
 
-def _run_target(settings: Config, target: Target, networks, there, streams: Streams):
-    """All arms on the unseen runs of one network; facts of each, and the tuned hyperparameters."""
-    family, ran, recorded = _family(settings, target), {}, {}
-    options = {"steps": settings.size.steps, "tasks": settings.tasks(target), "measure": ends}
-    for name, (use, lanes) in uses(networks, settings.size, settings.seeds).items():
-        ran[name] = run_many(use, lanes, family, streams.test, **options)
-        recorded[name] = facts(ran[name], use)
-    tuned = {name: tune(name, family, streams, settings.rates, **options) for name in settings.baselines}
-    for name, (suffix, chosen) in itertools.product(settings.baselines, (("", tuned), ("-there", there))):
-        hyper = (chosen or tuned)[name]
-        lanes = {key: jnp.full(settings.seeds, value) for key, value in hyper.items()}
-        ran[name + suffix] = run_many(TUNED[name][0], lanes, family, streams.test, **options)
-        recorded[name + suffix] = facts(ran[name + suffix]) | {"hyperparameters": hyper}
-    return ran, {"tuned": tuned, "facts": recorded}
-
-
-def _arrays(rans: dict[Target, dict[str, Runs]]) -> dict[str, np.ndarray]:
-    """What is kept of all runs: curves, ends, and defects of teleports."""
-    arrays = {}
-    for target, ran in rans.items():
-        for name, one in ran.items():
-            arrays[f"{target.name}|{name}|loss"] = one.losses.astype(np.float32)
-            for end, values in one.measured.items():
-                arrays[f"{target.name}|{name}|{end}"] = values.astype(np.float32)
-            if np.any(one.recorded.get("loss_change", np.array(-1.0)) >= 0):
-                arrays[f"{target.name}|{name}|loss_change"] = one.recorded["loss_change"].astype(np.float32)
-    return arrays
-
-
-def _save(
-    settings: Config,
-    folder: RunFolder,
-    networks: dict[str, PyTree],
-    usages: dict[str, Any],
-    group: dict[str, Any],
-) -> None:
-    """The first meta-seed's teleporting optimizers as artifacts."""
-    training = {
-        "family": settings.targets[0].data,
-        "widths": list(settings.targets[0].widths),
-        "horizon": settings.size.steps,
-        "unroll": settings.unroll,
-        "schedule": list(settings.size.schedule),
-        "runs": settings.runs,
-        "seed": settings.seed,
-    }
-    for name in (name for name in networks if name.endswith("-tele")):
-        arm = group["arms"][name]
-        evaluation = {key: arm[key] for key in ("runs", "final_train_median", "test_accuracy")}
-        first = jax.tree.map(lambda x: x[0] if eqx.is_array(x) else x, networks[name])
-        path = folder.path / "artifacts" / f"{name}.safetensors"
-        save(first, path, training={**training, "use": usages[name]}, evaluation=evaluation)
+STUDIES = {
+    "transfer": Study(
+        name="transfer",
+        title=EXPERIMENTS["transfer"].title,
+        families=families,
+        tests=tests,
+        arms=arms,
+        budget=Budget(steps=100, unroll=20, runs=160, chunk=20, remat=True),
+        seeds=6,
+        tasks=10,
+        tuning_tasks=10,
+        tasks_of=tasks_of,
+        watch=RECORDED,
+        measure=ends,
+        tuned_by="train",
+        analyse=analyse,
+        figures=(draw,),
+        tables=tables,
+        settings=Settings(),
+        quick={
+            "seeds": 2,
+            "tasks": 4,
+            "tuning_tasks": 4,
+            "budget": Budget(steps=60, unroll=20, runs=40, chunk=20, remat=True),
+            "settings": Settings(
+                (TARGETS[0], Target("widths", "digits", (64,))),
+                steps=("update",),
+                baselines=("adam",),
+                size=Size(steps=60),
+                rates=9,
+            ),
+        },
+    )
+}

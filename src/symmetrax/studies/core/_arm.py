@@ -62,6 +62,10 @@ class BuildJoint(eqx.Module):
 OUTER = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(3e-3))
 
 
+def _same_networks(networks: PyTree, seen: Any = None) -> PyTree:
+    return networks
+
+
 @dataclasses.dataclass(frozen=True)
 class Learned:
     """A learned optimizer: how its network is built, meta-trained, and used on unseen tasks.
@@ -69,9 +73,12 @@ class Learned:
     `make(key)` builds the network, `rule` is its use in training (by default a teleport at every step, if the
     network proposes elements), and `outer` the optimizer of its weights (by default Adam at 3e-3 with clipped
     gradients). On unseen tasks it is used by `used(steps)`, or else by `rule`.
-    `family` is given where arms see one law of tasks with different symmetries, `budget` where the arm is
+    `family` is given where arms see one law of tasks with different symmetries, `trained_on` where training
+    sees other tasks than those reported (fewer shapes, or scaled at random), `budget` where the arm is
     trained otherwise than the others of its study. `extra` counts the gradients that a step costs beside the
     one at its end, and `saved` says whether the network of the first meta-seed is written as an artifact.
+    `wrapped(networks)` is what runs on unseen tasks in place of the trained networks, and what controls
+    change: with a network whose changes are numbers, an arm and all its controls share one program.
     Arms that have equal builders, rules but for arrays, and one `outer` object, share compiled programs.
 
     >>> from symmetrax.learned._flat_gradient import FlatGradientLSTM
@@ -89,6 +96,8 @@ class Learned:
     budget: Any = None
     extra: float = 0.0
     saved: bool = True
+    trained_on: Any = None
+    wrapped: Callable[[PyTree], PyTree] = _same_networks
 
     def rule_for(self, steps: int) -> UpdateRule:
         """The rule on unseen tasks of so many steps."""
@@ -99,8 +108,8 @@ def _same_rule(rule: UpdateRule) -> UpdateRule:
     return rule
 
 
-def _same_networks(networks: PyTree, seen: Any) -> PyTree:
-    return networks
+def _no_facts(networks: PyTree) -> dict[str, Any]:
+    return {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +119,9 @@ class Control:
     `rule(used)` returns the rule that replaces the arm's, such as `switched_off`, or any other function that
     makes an optimizer; for a tuned arm `used` is its `make`. `change(networks, seen)` returns what is run in
     place of the networks (which are stacked over seeds), for instance `RandomDirection(networks)`; `seen()`
-    runs them on tasks of the training stream, from which constants can be taken (see `learned_constant`).
-    `extra` counts gradients as that of the arm does, by default as many.
+    runs them on tasks of the training stream, from which constants can be taken (see `learned_constant`), and
+    `seen(shape)` on those of one shape; `change` may return networks by shape. `extra` counts gradients as
+    that of the arm does, by default as many. `describe` returns facts about what `change` returned.
 
     >>> Control("teleport-off", of="teleport", rule=switched_off).of
     'teleport'
@@ -120,8 +130,9 @@ class Control:
     name: str
     of: str
     rule: Callable[[Any], Any] = _same_rule
-    change: Callable[[PyTree, Callable[[], Any]], PyTree] = _same_networks
+    change: Callable[[PyTree, Callable[..., Any]], PyTree] = _same_networks
     extra: float | None = None
+    describe: Callable[[PyTree], dict[str, Any]] = _no_facts
 
 
 def switched_off(rule: UpdateRule) -> UpdateRule:
@@ -145,7 +156,8 @@ class Tuned:
     program that tunes them. `extra(task)` is the number of gradient evaluations per step beside the one at
     the new point that every optimizer needs; `counts` is the name under which the optimizer's state has a
     number of further ones, such as the trials of a line search. `fixed` are further hyperparameters, which
-    are not tuned: numbers, or tuples of them.
+    are not tuned: numbers, or tuples of them. With `anew` it is tuned on every test of its study, where other
+    arms keep what was best on their own family.
 
     >>> from symmetrax.studies.core._hand_made import descent
     >>> Tuned("gd", descent, momenta=(0.0,)).rates[0]
@@ -159,3 +171,4 @@ class Tuned:
     extra: Callable[[AbstractTask], float | int] = lambda task: 0
     counts: str | None = None
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    anew: bool = False

@@ -14,10 +14,12 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from symmetrax._files import write_atomic
-from symmetrax.metatrain._estimators import Measure, TruncatedBPTT
+from symmetrax.metatrain._curriculum import Stage, curriculum_train
+from symmetrax.metatrain._estimators import AbstractMetaGradient, Measure, TruncatedBPTT
+from symmetrax.metatrain._imitation import Imitation
 from symmetrax.metatrain._loop import MetaTrained, Progress, meta_train
 from symmetrax.metatrain._stopping import EarlyStopping
-from symmetrax.rollout._unroll import MakeTransform, advance_many, begin_many
+from symmetrax.rollout._unroll import MakeTransform, advance_many, begin_many, unroll_many
 from symmetrax.studies.core._arm import Learned
 from symmetrax.studies.core._console import Reporter
 from symmetrax.studies.core._folder import RunFolder, as_json
@@ -34,6 +36,9 @@ class Budget:
     (always the same, never trained on); training ends when `patience` rounds have brought nothing, and the
     best networks are returned. `patience=0`, the default, trains for all runs. Validation sees networks of
     one `shape`, by default the first of the family's. `measure` and `distance` are those of `TruncatedBPTT`.
+
+    With `stages`, horizons that grow, training is a curriculum: at most `runs` runs in each stage (see
+    `curriculum_train`). A share `imitation` of the meta-loss is the distance from Adam (see `Imitation`).
 
     >>> Budget(runs=200, seeds=5, steps=100).unroll
     10
@@ -52,6 +57,8 @@ class Budget:
     shape: Any = None
     measure: Measure = "loss"
     distance: float | None = None
+    stages: tuple[int, ...] = ()
+    imitation: float = 0.0
 
 
 class Validation(eqx.Module):
@@ -83,6 +90,27 @@ class Validation(eqx.Module):
         return jnp.median(jnp.where(jnp.isfinite(means), means, jnp.inf))
 
 
+class StageValidation(eqx.Module):
+    """A network's quality in a curriculum: the mean loss over the last tenth of runs on validation tasks.
+
+    >>> from symmetrax.learned._flat_gradient import FlatGradientLSTM
+    >>> from symmetrax.learned._update_rule import UpdateRule
+    >>> from symmetrax.tasks._families import make_family
+    >>> quality = StageValidation(UpdateRule(), make_family("booth"), jax.random.key(0), tasks=4)
+    >>> quality(FlatGradientLSTM(2, width=4, key=jax.random.key(1)), 3).shape
+    ()
+    """
+
+    make_transform: MakeTransform
+    family: AbstractTaskFamily
+    key: Key[Array, ""]
+    tasks: int = eqx.field(static=True)
+
+    def __call__(self, network: PyTree, steps: int) -> Float[Array, ""]:
+        trace = unroll_many(self.make_transform, network, self.family, self.key, steps, self.tasks)
+        return jnp.mean(trace.loss[-max(1, steps // 10) :])
+
+
 class Trained(NamedTuple):
     """What training an arm gave: its networks (seeds first), and what to tell of it in `results.json`.
 
@@ -105,15 +133,60 @@ def train(
 ) -> Trained:
     """Meta-train one arm with all its seeds, from its checkpoint if there is one.
 
-    The facts are the learning curve (validation against trajectories, seed by seed; E10 asks for it), the
+    The facts are the learning curve (validation against trajectories, seed by seed), the
     trajectories that each seed's best network has seen, how many seeds were still improving where training
     had to end ("at_cap"), skipped windows, and the seconds of training, compilation included. `start` gives
     networks, stacked over seeds, to go on from.
     """
+    path = folder.path / "checkpoints" / f"{arm.name}.safetensors"
+    key = jax.random.fold_in(streams.tune, 1)
+    common: dict[str, Any] = {
+        "outer_steps": budget.runs,
+        "seeds": budget.seeds,
+        "chunk": budget.chunk,
+        "identity": folder.identity,
+    }
+    with (
+        reporter.training(arm.name, budget.runs * max(len(budget.stages), 1)) as progress,
+        _Clock(path.with_suffix(".json")) as clock,
+    ):
+        if budget.stages:
+            staged = curriculum_train(
+                arm.make,
+                lambda steps: _estimator(arm, budget, steps),
+                arm.outer,
+                streams.train,
+                StageValidation(arm.rule, arm.family, key, budget.validation_tasks),
+                horizons=budget.stages,
+                patience=budget.patience,
+                checkpoints=path.with_suffix(""),
+                progress=_over_stages(clock.beside(progress), budget),
+                **common,
+            )
+            return Trained(staged.networks, _stage_facts(staged.stages, budget, clock.seconds))
+        stopping = None
+        if budget.patience:
+            seen = (arm.trained_on or arm.family, key, budget.steps, budget.validation_tasks, budget.shape)
+            stopping = EarlyStopping(Validation(arm.rule, *seen), budget.patience)
+        trained = meta_train(
+            arm.make,
+            _estimator(arm, budget, budget.steps),
+            arm.outer,
+            streams.train,
+            checkpoint=path,
+            progress=clock.beside(progress),
+            stopping=stopping,
+            networks=start,
+            **common,
+        )
+    return Trained(trained.networks, _facts(trained, budget, clock.seconds))
+
+
+def _estimator(arm: Learned, budget: Budget, steps: int) -> AbstractMetaGradient:
     estimator = TruncatedBPTT(
-        arm.family,
+        arm.trained_on or arm.family,
         arm.rule,
-        budget.steps,
+        steps,
         budget.unroll,
         budget.tasks,
         budget.ratio,
@@ -121,34 +194,29 @@ def train(
         distance=budget.distance,
         measure=budget.measure,
     )
-    stopping = None
-    if budget.patience:
-        key = jax.random.fold_in(streams.tune, 1)
-        quality = Validation(arm.rule, arm.family, key, budget.steps, budget.validation_tasks, budget.shape)
-        stopping = EarlyStopping(quality, budget.patience)
-    path = folder.path / "checkpoints" / f"{arm.name}.safetensors"
-    with reporter.training(arm.name, budget.runs) as progress, _Clock(path.with_suffix(".json")) as clock:
-        trained = meta_train(
-            arm.make,
-            estimator,
-            arm.outer,
-            streams.train,
-            outer_steps=budget.runs,
-            seeds=budget.seeds,
-            chunk=budget.chunk,
-            checkpoint=path,
-            identity=folder.identity,
-            progress=clock.beside(progress),
-            stopping=stopping,
-            networks=start,
-        )
-    return Trained(trained.networks, _facts(trained, budget, clock.seconds))
+    return Imitation(estimator, share=budget.imitation) if budget.imitation else estimator
+
+
+def _over_stages(show: Callable[[Progress], None], budget: Budget) -> Callable[[int, Progress], None]:
+    total = budget.runs * len(budget.stages)
+    return lambda stage, now: show(now._replace(done=stage * budget.runs + now.done, outer_steps=total))
+
+
+def _stage_facts(stages: tuple[Stage, ...], budget: Budget, seconds: float) -> dict[str, Any]:
+    made = [stage.trained.losses.shape[1] for stage in stages]
+    return {
+        "trajectories": sum(made) * budget.tasks,
+        "training_steps": sum(stage.steps * runs for stage, runs in zip(stages, made, strict=True)),
+        "skipped_windows": sum(int(np.sum(stage.trained.skipped)) for stage in stages),
+        "training_seconds": seconds,
+    }
 
 
 def _facts(trained: MetaTrained, budget: Budget, seconds: float) -> dict[str, Any]:
     made = trained.losses.shape[1]
     facts = {
         "trajectories": made * budget.tasks,
+        "training_steps": made * budget.steps,
         "skipped_windows": int(np.sum(trained.skipped)),
         "training_seconds": seconds,
     }

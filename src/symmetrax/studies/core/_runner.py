@@ -1,6 +1,7 @@
 """Running a study: train, tune, run on unseen tasks, compare, judge, draw."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -82,6 +83,11 @@ class Run:
     def __post_init__(self):
         self.streams = Streams.of(self.study.seed, self.study.seeds)
 
+    @functools.cached_property
+    def several(self) -> bool:
+        """Whether there are several families, so that their names are part of claims and files."""
+        return len(self.study.made()) > 1
+
     def play(self, family: AbstractTaskFamily) -> Played:
         """Train or tune all arms on a family and run them; parts that an earlier process made are kept."""
         arms, match = self.study.arms_on(family), Match(self, family)
@@ -119,7 +125,7 @@ class Run:
                 seeds, tasks, _ = next(iter(losses.values())).shape
                 arms = compare(losses, self.study.against, seeds * tasks)
                 for arm in arms:
-                    arms[arm] |= _scaled(played.facts[arm], steps, played.steps)
+                    arms[arm] |= _scaled(played.facts[arm], test, steps, played.steps)
                     points = played.runs[test, arm, steps].points
                     if points is not None:
                         arms[arm]["points"] = [point for point in points if point <= steps]
@@ -143,7 +149,7 @@ class Run:
         claims = [claim.about(chosen) for claim in self.study.claims_on(family)]
         for steps in self.study.judged or played.horizons:
             losses = played.losses(OWN, steps)
-            where = f" on {family}" if len(self.study.families) > 1 else ""
+            where = f" on {family}" if self.several else ""
             where += f" after {steps} steps" if len(played.horizons) > 1 else ""
             yield from judged(claims, losses, "{}" + where)
 
@@ -175,6 +181,8 @@ class Match:
         self.horizons = run.study.horizons_on(family)
         self.steps = max(self.horizons)
         self.tests = {OWN: family}
+        #: What `tune` found, by optimizer, name of the family, and shape.
+        self._found: dict[Any, dict[int, dict[str, dict[str, float]]]] = {}
         if run.study.tests is not None:
             self.tests |= run.study.tests(run.study, family)
 
@@ -187,11 +195,15 @@ class Match:
         trained = train(named, run.budget(arm), run.streams, run.folder, run.reporter)
         run.reporter.note(f"run {named.name} and {len(controls)} controls on unseen tasks")
         rule = arm.rule_for(self.steps)
-        if not trained.networks.proposes_elements or not len(due(rule, self.steps)):
+        shared = arm.wrapped is not Learned.wrapped  # with controls that teleport: one program is cheaper
+        if not shared and not (trained.networks.proposes_elements and len(due(rule, self.steps))):
             rule = dataclasses.replace(rule, schedule=())  # the same, without the cost of a symmetry
-        uses: dict[str, tuple[MakeTransform, PyTree, float]] = {arm.name: (rule, trained.networks, arm.extra)}
+        plain = arm.wrapped(trained.networks)
+        uses: dict[str, tuple[MakeTransform, PyTree, float]] = {arm.name: (rule, plain, arm.extra)}
+        described: dict[str, dict[str, Any]] = {}
         for control in controls:
-            changed = control.change(trained.networks, lambda: self._seen(rule, trained, named.family))
+            changed = control.change(plain, functools.partial(self._seen, rule, plain, named.family))
+            described[control.name] = control.describe(changed)
             extra = arm.extra if control.extra is None else control.extra
             uses[control.name] = control.rule(rule), changed, extra
         runs, cards = {}, {}
@@ -208,7 +220,7 @@ class Match:
                     cards[name] = _facts(ran, how, extra)
                 runs |= dict.fromkeys((_name(test, name, steps) for steps in self.horizons), self._kept(ran))
             own_card = {"networks_of": arm.name, "skipped_windows": trained.facts["skipped_windows"]}
-            cards[name] |= trained.facts if name == arm.name else own_card
+            cards[name] |= trained.facts if name == arm.name else own_card | described[name]
         if arm.saved:
             self._save(named, arm.name, trained, runs[_name(OWN, arm.name, self.steps)])
         return runs, cards
@@ -216,44 +228,65 @@ class Match:
     def tuned(self, arm: Tuned, controls: Sequence[Control]) -> tuple[dict[str, Runs], dict[str, Any]]:
         """Tune an arm for every horizon and shape, and run each choice; so do its controls, with the same."""
         self.run.reporter.note(f"{self.family.name}: tune and run {arm.name}")
-        best: dict[int, dict[Any, dict[str, float]]] = {steps: {} for steps in self.horizons}
-        for shape in self.family.shapes:
-            found = tune(
-                [arm],
-                self.family,
-                self.run.streams.tune,
-                horizons=self.horizons,
-                tasks=self.study.tuning_tasks,
-                shape=shape,
-            )
-            for steps, by_arm in found.items():
-                best[steps][shape] = by_arm[arm.name]
-        task = self.family.task(self.family.draw(jax.random.key(0)), self.family.shapes[0])
-        chosen = {
-            str(steps): next(iter(by.values())) if len(by) == 1 else {str(s): x for s, x in by.items()}
-            for steps, by in best.items()
+        best = {
+            test: self._best(arm, tasks_of)
+            for test, tasks_of in self.tests.items()
+            if arm.anew or test == OWN
         }
+        chosen = {test: _chosen(by) for test, by in best.items()}
+        task = self.family.task(self.family.draw(jax.random.key(0)), self.family.shapes[0])
         runs: dict[str, Runs] = {}
         cards: dict[str, dict[str, Any]] = {}
         watch = () if arm.counts is None else (arm.counts,)
         for name, make in {arm.name: arm.make, **{c.name: c.rule(arm.make) for c in controls}}.items():
             for test, tasks_of in self.tests.items():
                 made: dict[str, Runs] = {}
-                for steps, hyper in best.items():
+                for steps, hyper in best.get(test, best[OWN]).items():
                     if str(hyper) not in made:
                         same = {
                             shape: for_seeds({**arm.fixed, **point}, self.study.seeds)
                             for shape, point in hyper.items()
                         }
+                        # Tests of other shapes have the hyperparameters of the first one.
+                        same |= {s: next(iter(same.values())) for s in tasks_of.shapes if s not in same}
                         ran = self.roll_out(make, same, tasks_of, watch=watch)
                         made[str(hyper)] = self._kept(ran)
                         if test == OWN:
                             extra = arm.extra(task)
                             # Only at first: at the optimum a line search tries in vain.
                             extra += sum(np.mean(ran.recorded[x][..., : self.horizons[0]]) for x in watch)
-                            cards[name] = _facts(ran, None, float(extra)) | {"hyperparameters": chosen}
+                            cards[name] = _facts(ran, None, float(extra))
+                            cards[name]["hyperparameters"] = chosen[OWN]
+                            cards[name]["tuned_anew"] = {t: x for t, x in chosen.items() if t != OWN}
                     runs[_name(test, name, steps)] = made[str(hyper)]
         return runs, cards
+
+    def _best(self, arm: Tuned, family: AbstractTaskFamily) -> dict[int, dict[Any, dict[str, float]]]:
+        """The hyperparameters of an arm on a family, by horizon and shape.
+
+        All arms of the same optimizer are tuned together, once.
+        """
+        best: dict[int, dict[Any, dict[str, float]]] = {steps: {} for steps in self.horizons}
+        arms = [a for a in self.study.arms_on(self.family) if isinstance(a, Tuned) and a.make is arm.make]
+        tasks = self.study.tuning_tasks
+        if self.study.tasks_of is not None:
+            tasks = min(tasks, self.study.tasks_on(family))
+        for shape in family.shapes:
+            place = arm.make, family.name, shape
+            if place not in self._found:
+                self._found[place] = tune(
+                    arms,
+                    family,
+                    self.run.streams.tune,
+                    horizons=self.horizons,
+                    tasks=tasks,
+                    shape=shape,
+                    measure=self.study.measure if self.study.tuned_by else None,
+                    by=self.study.tuned_by,
+                )
+            for steps, by_arm in self._found[place].items():
+                best[steps][shape] = by_arm[arm.name]
+        return best
 
     def _kept(self, ran: Runs) -> Runs:
         return ran if self.study.points is None else ran.at(self.study.points(self.horizons))
@@ -264,36 +297,41 @@ class Match:
         networks: PyTree,
         family: AbstractTaskFamily,
         keys: Key[Array, " seeds"] | None = None,
+        shapes: tuple[Any, ...] = (),
         **options: Any,
     ) -> Runs:
-        """Run every seed's network on unseen tasks of a family, of all its shapes side by side.
+        """Run every seed's network on unseen tasks of a family, of all its shapes (or some) side by side.
 
         `networks` may be a dict with those for each shape. `options` replace the study's own, of `run_many`.
         """
         study, keys = self.study, self.run.streams.test if keys is None else keys
         given: dict[str, Any] = {
             "steps": self.steps,
-            "tasks": study.tasks,
+            "tasks": study.tasks_on(family),
             "watch": study.watch,
             "measure": study.measure,
             # Two parts time the second; an odd number of tasks runs twice.
-            "parts": None if study.parts is not None and study.tasks % study.parts else study.parts,
+            "parts": None if study.parts and study.tasks_on(family) % study.parts else study.parts,
         }
         given |= options
-        by_shape = isinstance(networks, Mapping) and all(shape in networks for shape in family.shapes)
+        shapes = shapes or family.shapes
+        by_shape = isinstance(networks, Mapping) and all(shape in networks for shape in shapes)
         return joined(
             [
                 run_many(make, networks[s] if by_shape else networks, family, keys, shape=s, **given)
-                for s in family.shapes
+                for s in shapes
             ]
         )
 
-    def _seen(self, rule: UpdateRule, trained: Trained, family: AbstractTaskFamily) -> Runs:
+    def _seen(
+        self, rule: UpdateRule, networks: PyTree, family: AbstractTaskFamily, shape: Any = None
+    ) -> Runs:
         """The runs of an arm on the training stream, from which controls take their constants."""
         keys = jax.random.split(jax.random.fold_in(self.run.streams.tune, 2), self.study.seeds)
         parts = max((self.study.parts or 1) // 2, 1)
         tasks = max(self.study.tasks * parts // (self.study.parts or 1), 1)
-        return self.roll_out(rule, trained.networks, family, keys, tasks=tasks, parts=parts)
+        only = {} if shape is None else {"shapes": (shape,)}
+        return self.roll_out(rule, networks, family, keys, tasks=tasks, parts=parts, **only)
 
     def _save(self, arm: Learned, name: str, trained: Trained, ran: Runs) -> None:
         """Write the network of the first meta-seed, with what it was trained on and how it did."""
@@ -309,12 +347,13 @@ class Match:
             "schedule": None if len(steps) == budget.steps else steps.tolist(),
             "guarded": arm.rule.teleports and arm.rule.guard is not None,
             "use": usage(arm.rule_for(self.steps)),
+            **({"stages": list(budget.stages)} if budget.stages else {}),
         }
         did = summary(ran.losses, ran.runs)
         evaluation = {"runs": did["runs"], "diverged": did["diverged"], "steps": self.steps}
         evaluation["loss_median"] = did["loss_median"][-1]
-        several = len(self.study.families) > 1
-        path = self.run.folder.path / "artifacts" / f"{arm.name if several else name}.safetensors"
+        evaluation |= {f"test_{key}": float(np.mean(values)) for key, values in ran.measured.items()}
+        path = self.run.folder.path / "artifacts" / f"{arm.name if self.run.several else name}.safetensors"
         first = jax.tree.map(lambda x: x[0] if eqx.is_array(x) else x, trained.networks)
         save(first, path, training=training, evaluation=evaluation)
 
@@ -355,11 +394,21 @@ def _facts(ran: Runs, how: MakeTransform | None, extra: float | int) -> dict[str
     return found | {f"test_{name}": float(np.mean(values)) for name, values in ran.measured.items()}
 
 
-def _scaled(card: dict[str, Any], steps: int, all_steps: int) -> dict[str, Any]:
+def _chosen(best: dict[int, dict[Any, dict[str, float]]]) -> dict[str, Any]:
+    """Hyperparameters as JSON, by horizon, and by shape if there are several."""
+    return {
+        str(steps): next(iter(by.values())) if len(by) == 1 else {str(s): x for s, x in by.items()}
+        for steps, by in best.items()
+    }
+
+
+def _scaled(card: dict[str, Any], test: str, steps: int, all_steps: int) -> dict[str, Any]:
     """The facts about an arm that ran `all_steps` steps, for the first `steps` of them."""
     scaled = {name: card[name] * steps / all_steps for name in ("seconds", "gradient_evaluations")}
-    tuned = card.get("hyperparameters")
-    return {**card, **scaled, **({} if tuned is None else {"hyperparameters": tuned[str(steps)]})}
+    if "hyperparameters" in card:
+        tuned = card["tuned_anew"].get(test, card["hyperparameters"])
+        scaled["hyperparameters"] = tuned[str(steps)]
+    return {name: x for name, x in {**card, **scaled}.items() if name != "tuned_anew"}
 
 
 def show_study(study: Study, results: dict[str, Any], reporter: Reporter) -> None:
@@ -377,7 +426,11 @@ def show_study(study: Study, results: dict[str, Any], reporter: Reporter) -> Non
         first = next(iter(arms.values()))
         steps = first["points"][-1] if "points" in first else len(first["loss_median"]) - 1
         against = group.get("against") or study.against[0]
-        title = f"{study.name}: loss after {steps} steps on {name}, all {runs:,} unseen runs"
+        which = "loss"
+        if (final := f"final_{study.tuned_by}_median") in first:
+            which = f"{study.tuned_by} loss"
+            arms = {n: {**x, "loss_median": [*x["loss_median"][:-1], x[final]]} for n, x in arms.items()}
+        title = f"{study.name}: {which} after {steps} steps on {name}, all {runs:,} unseen runs"
         reporter.print(arms_table(title, arms, against))
     for table in () if study.tables is None else study.tables(study, results):
         reporter.print(table)

@@ -82,7 +82,7 @@ def run_many(
     shape: Any = None,
     watch: tuple[str, ...] = RECORDED,
     measure: Callable[[AbstractTask, PyTree], dict[str, Array]] | None = None,
-    look: Callable[[MakeTransform, AbstractTask, PyTree, PyTree], dict[str, Array]] | None = None,
+    look: Callable[[MakeTransform, AbstractTask, PyTree, PyTree, PyTree], dict[str, Array]] | None = None,
     parts: int | None = 2,
     along: PyTree = None,
     timings: int = 1,
@@ -96,9 +96,10 @@ def run_many(
 
     **Arguments:** `make(network, task)` gives the transformation, an `UpdateRule` say; `networks` has the
     seeds as first axis; `watch` names what to read from the optimizer's state; `measure(task, params)` is
-    evaluated where the runs end, and `look(make, task, params, state)` at every step, with the parameters
-    before it and the optimizer's state after it. `along` is further input of each step of each task, with the
-    axes seeds, tasks, steps: the transformation of step t is then `make((network, along[t]), task)`.
+    evaluated where the runs end, and `look(make, task, params, state, after)` at every step, with the
+    parameters before it, the optimizer's state after it, and the parameters after it. `along` is further
+    input of each step of each task, with the axes seeds, tasks, steps: the transformation of step t is then
+    `make((network, along[t]), task)`.
 
     >>> from symmetrax.studies.core._hand_made import descent
     >>> from symmetrax.tasks._families import make_family
@@ -156,8 +157,8 @@ def _run_many(make, networks, family, keys, along, steps, tasks, shape, watch, m
             looked = {}
             if look is not None:
                 looked = _each(
-                    lambda drawn, params, state: look(make, family.task(drawn, shape), params, state),
-                    (rollouts.drawn, rollouts.carry.params, after.carry.state),
+                    lambda drawn, *step: look(make, family.task(drawn, shape), *step),
+                    (rollouts.drawn, rollouts.carry.params, after.carry.state, after.carry.params),
                     single,
                 )
             return after, ({"loss": trace.loss[0], **recorded}, looked)

@@ -51,17 +51,23 @@ class Study:
     of them for each of `seeds` meta-seeds. A learned arm is trained anew for each meta-seed; a tuned arm gets
     hyperparameters for each horizon, from `tuning_tasks` tasks of the training stream.
 
-    **Arguments:** `families` are families or names that `make_family` knows. `arms` are `Learned`, `Tuned`
+    **Arguments:** `families` are families or names that `make_family` knows, or a function of the study that
+    returns them, where they need data that are read when the study runs. `arms` are `Learned`, `Tuned`
     and `Control` arms, or a function of the study and a family that returns them, where they depend on it; so
     may be `horizons`, and `claims` a function of the study and the name of a family. `references` name the
     arms that all others are compared with, at first the one of the tables. `horizons` are the numbers of
     steps after which losses are compared, by default those of training. `tests(study, family)` are further
     families on which the arms of `family` are run, by name. `measure(task, params)` is evaluated where the
-    runs end, and `look` at every step of learned arms (see `run_many`). `analyse(run)` returns further
-    results, `figures` draw them, and `tables(study, results)` are printed with them. A study that does not
-    compare arms on families of tasks has neither, and does everything in these three. `settings` holds
+    runs end; with `tuned_by`, the name of a value that it measures, arms are tuned by the median of that in
+    place of the last loss. `look` is evaluated at every step of learned arms (see `run_many`).
+    `analyse(run)` returns further results, `figures` draw them, and `tables(study, results)` are printed with
+    them. A study that does not compare arms on families of tasks has neither, and does everything in these
+    three. `settings` holds
     whatever else the functions of the study read; like all numbers here it is written to `config.json`, and a
     folder is resumed only with equal ones. `quick` are the fields that the preset "quick" replaces.
+
+    `tasks_of(study, family)`, where tasks of some families or tests are expensive, is the number that run
+    there in place of `tasks`; it is also the most that arms are tuned on there.
 
     One of the learned arms `candidates` is chosen for each family, by `quality` on a stream of tasks that
     nothing else is reported for; on it the arms `validated` run too. The choice and the claims are about the
@@ -76,7 +82,9 @@ class Study:
 
     name: str
     title: str
-    families: Sequence[str | AbstractTaskFamily] = ()
+    families: (
+        Sequence[str | AbstractTaskFamily] | Callable[["Study"], Sequence[str | AbstractTaskFamily]]
+    ) = ()
     arms: Sequence[Arm] | Callable[["Study", AbstractTaskFamily], Sequence[Arm]] = ()
     references: tuple[str, ...] = ()
     claims: Iterable[Claim] | Callable[["Study", str], Iterable[Claim]] = ()
@@ -85,11 +93,13 @@ class Study:
     seeds: int = 8
     tasks: int = 100
     tuning_tasks: int = 100
+    tasks_of: Callable[["Study", AbstractTaskFamily], int] | None = None
     horizons: tuple[int, ...] | Callable[["Study", AbstractTaskFamily], tuple[int, ...]] = ()
     parts: int | None = 2
     watch: tuple[str, ...] = ("algebra", "loss_change", "outcome")
     tests: Callable[["Study", AbstractTaskFamily], Mapping[str, AbstractTaskFamily]] | None = None
     measure: Callable[[AbstractTask, Any], dict[str, Array]] | None = None
+    tuned_by: str = ""
     look: Callable[..., dict[str, Array]] | None = None
     candidates: tuple[str, ...] = ()
     validated: tuple[str, ...] = ()
@@ -118,7 +128,8 @@ class Study:
 
     def made(self) -> list[AbstractTaskFamily]:
         """The families."""
-        return [make_family(family) if isinstance(family, str) else family for family in self.families]
+        families = self.families(self) if callable(self.families) else self.families
+        return [make_family(family) if isinstance(family, str) else family for family in families]
 
     def arms_on(self, family: AbstractTaskFamily) -> list[Arm]:
         """The arms that meet a family. Raises ValueError if names repeat, or a control's arm is missing."""
@@ -144,6 +155,10 @@ class Study:
         if any(type(steps) is not int or steps < 1 for steps in horizons):
             raise ValueError(f"`horizons` must be numbers of steps of at least 1, got {horizons!r}.")
         return horizons
+
+    def tasks_on(self, family: AbstractTaskFamily) -> int:
+        """The number of unseen tasks of a family for each meta-seed."""
+        return self.tasks if self.tasks_of is None else self.tasks_of(self, family)
 
     @property
     def against(self) -> tuple[str, ...]:

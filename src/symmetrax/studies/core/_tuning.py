@@ -1,19 +1,21 @@
 """The hyperparameters of hand-made arms: chosen on the training stream, never on the tasks reported."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Key, PyTree
 
 from symmetrax.metatrain._devices import spread
 from symmetrax.rollout._unroll import unroll_many
 from symmetrax.studies.core._arm import Tuned
+from symmetrax.studies.core._runs import run_many
 from symmetrax.studies.core._statistics import DIVERGED, FLOOR
-from symmetrax.tasks._base import AbstractTaskFamily
+from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
 
 
 def tune(
@@ -26,6 +28,8 @@ def tune(
     shape: Any = None,
     floor: float = FLOOR,
     score: float = 0.5,
+    measure: Callable[[AbstractTask, PyTree], dict[str, Array]] | None = None,
+    by: str = "",
 ) -> dict[int, dict[str, dict[str, float]]]:
     """For every horizon and arm, the hyperparameters of the lowest median loss over `tasks` training tasks.
 
@@ -33,6 +37,9 @@ def tune(
     equal, as in comparisons; of equal medians the one wins with fewer diverged runs, and then the one with
     the lower mean of logarithms. `score` is another quantile than the median: the median is often lowest
     where just under half of the runs diverge, and on other tasks it may be more than half of them.
+
+    With `measure`, that of `run_many`, it is the median of what it calls `by` after the last horizon that is
+    the lowest, for instance of the loss on all data where steps see minibatches.
 
     >>> import jax, symmetrax as sx
     >>> from symmetrax.studies.core._hand_made import descent
@@ -47,13 +54,23 @@ def tune(
         pairs = sorted({pair for arm in sharing for pair in itertools.product(arm.rates, arm.momenta)})
         rates, momenta = (jnp.asarray(values) for values in zip(*pairs, strict=True))
         points = {"rate": rates, "momentum": momenta}
-        first, *losses = np.moveaxis(
-            np.asarray(_losses(make, points, fixed, family, key, (0, *horizons), tasks, shape)), 1, 0
-        )
-        for steps, there in zip(horizons, losses, strict=True):
-            scores = dict(zip(pairs, _scores(there, first, floor, score), strict=True))
+        if measure is None:
+            first, *losses = np.moveaxis(
+                np.asarray(_losses(make, points, fixed, family, key, (0, *horizons), tasks, shape)), 1, 0
+            )
+            scores = [_scores(there, first, floor, score) for there in losses]
+        else:
+            # Not the tasks on which validation or controls draw their numbers.
+            keys = jnp.repeat(jax.random.fold_in(key, 3)[None], len(pairs))
+            options: Any = {"steps": max(horizons), "tasks": tasks, "shape": shape, "watch": (), "parts": 1}
+            every = for_seeds(sharing[0].fixed, len(pairs)) | points
+            found = run_many(make, every, family, keys, measure=measure, **options).measured[by]
+            finals = np.where(np.isfinite(found), found.astype(float), 1e300)  # between infinities lies NaN
+            scores = [np.quantile(finals, score, axis=1).tolist()] * len(horizons)
+        for steps, there in zip(horizons, scores, strict=True):
+            quality: dict[Any, Any] = dict(zip(pairs, there, strict=True))
             for arm in sharing:
-                rate, momentum = min(itertools.product(arm.rates, arm.momenta), key=scores.__getitem__)
+                rate, momentum = min(itertools.product(arm.rates, arm.momenta), key=quality.__getitem__)
                 best[steps][arm.name] = {"rate": rate, "momentum": momentum}
     return best
 
