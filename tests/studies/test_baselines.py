@@ -106,7 +106,7 @@ def test_artifacts_load_and_training_is_counted(ran):
 def test_its_tables_print_and_its_pictures_are_there(ran, capsys):
     show_study(TINY, ran[1], Reporter())
     printed = capsys.readouterr().out
-    assert "loss after 6 steps, all 6 unseen runs" in printed
+    assert "loss after 6 steps on digits-6, all 6 unseen runs" in printed
     assert "steps of training: lstm 8" in printed
     assert {path.name for path in ran[0].glob("*.png")} == {"baselines-2.png", "baselines-6.png"}
 
