@@ -18,7 +18,7 @@ import numpy as np
 from symmetrax.studies import plots_training
 from symmetrax.studies._balancing_measures import _checks, _compared, _train
 from symmetrax.studies._registry import EXPERIMENTS
-from symmetrax.studies.core._console import number, titled_table, verdict_table
+from symmetrax.studies.core._console import number, titled_table
 from symmetrax.studies.core._runner import Run
 from symmetrax.studies.core._runs import timed
 from symmetrax.studies.core._statistics import Interval, verdict
@@ -177,7 +177,6 @@ def tables(study: Study, results: dict[str, Any]) -> Iterator[Any]:
             text = f"the gradient norm falls at {falls:.1%} of the teleports, median factor {factor:.2g}"
             yield f"{name}: {text}"
     yield "checks: " + ", ".join(f"{name} {number(value):.1e}" for name, value in group["checks"].items())
-    yield verdict_table(results["verdicts"])
 
 
 def draw(folder: Path, results: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ from symmetrax.studies._objectives_measures import (
     title_of,
 )
 from symmetrax.studies._registry import EXPERIMENTS
-from symmetrax.studies.core._console import titled_table, verdict_table
+from symmetrax.studies.core._console import titled_table
 from symmetrax.studies.core._runner import Run
 from symmetrax.studies.core._shares import average
 from symmetrax.studies.core._statistics import Interval, verdict
@@ -87,7 +87,6 @@ def tables(study: Study, results: dict[str, Any]) -> Iterator[Any]:
     for optimizer, row in results["correlations"].items():
         table.add_row(optimizer, *(_text(row[name]) for name in OBJECTIVES))
     yield table
-    yield verdict_table(results["verdicts"])
 
 
 def _text(entry: dict[str, Any]) -> str:

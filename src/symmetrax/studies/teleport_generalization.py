@@ -25,7 +25,7 @@ from symmetrax.studies._generalization_measures import (
 )
 from symmetrax.studies._generalization_moves import PUBLISHED, Data, Settings, moves_of
 from symmetrax.studies._registry import EXPERIMENTS
-from symmetrax.studies.core._console import number, ratio_text, titled_table, verdict_table
+from symmetrax.studies.core._console import number, ratio_text, titled_table
 from symmetrax.studies.core._race import Blocks, Entry, Trained, classifier, race
 from symmetrax.studies.core._runner import Run, judged
 from symmetrax.studies.core._statistics import compare
@@ -120,11 +120,10 @@ def _claims(ways: tuple[str, ...], data: str) -> Iterator[Claim]:
 
 
 def tables(study: Study, results: dict[str, Any]) -> Iterator[rich.table.Table]:
-    """The teleports, the correlations and the verdicts."""
+    """The teleports and the correlations."""
     for data, group in results["groups"].items():
         yield _effects(data, group["arms"])
         yield _correlations(data, group["correlation"])
-    yield verdict_table(results["verdicts"])
 
 
 def _effects(data: str, arms: dict[str, Any]) -> rich.table.Table:

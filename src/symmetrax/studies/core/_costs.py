@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 
 from symmetrax.rollout._unroll import MakeTransform
 from symmetrax.studies.core._arm import Tuned
-from symmetrax.studies.core._console import arms_table, number, ratio_text, titled_table, verdict_table
+from symmetrax.studies.core._console import arms_table, number, ratio_text, titled_table
 from symmetrax.studies.core._recorded import OWN, Given
 from symmetrax.studies.core._runner import Run, judged
 from symmetrax.studies.core._runs import Runs, run_many
@@ -257,7 +257,6 @@ def tables(study: Study, results: dict[str, Any]) -> Iterator[rich.table.Table]:
         yield _teleports_table(f"{name}: teleports, median (largest)", arms)
         words = f"cost until the loss is as low as {target}'s at last, over what {target} spends"
         yield _target_table(f"{name}: {words}", arms)
-    yield verdict_table(results["verdicts"])
 
 
 def _teleports_table(title: str, arms: dict[str, dict[str, Any]]) -> rich.table.Table:

@@ -414,13 +414,10 @@ def _scaled(card: dict[str, Any], test: str, steps: int, all_steps: int) -> dict
 def show_study(study: Study, results: dict[str, Any], reporter: Reporter) -> None:
     """Print a table for every group of results, those of the study, and the verdicts.
 
-    A study without families prints its own tables alone.
+    Groups that a study makes itself, without families, have the tables that it makes too.
     """
-    if study.tables is not None and not study.families:
-        for table in study.tables(study, results):
-            reporter.print(table)
-        return
-    for name, group in results["groups"].items():
+    own = study.tables is not None and not study.families
+    for name, group in () if own else results["groups"].items():
         arms = group["arms"]
         runs = next(iter(arms.values()))["runs"]
         first = next(iter(arms.values()))
@@ -434,7 +431,8 @@ def show_study(study: Study, results: dict[str, Any], reporter: Reporter) -> Non
         reporter.print(arms_table(title, arms, against))
     for table in () if study.tables is None else study.tables(study, results):
         reporter.print(table)
-    reporter.print(verdict_table(results["verdicts"]))
+    if results["verdicts"]:
+        reporter.print(verdict_table(results["verdicts"]))
 
 
 def _name(test: str, arm: str, steps: int) -> str:
