@@ -191,7 +191,7 @@ def test_every_schedule_can_be_switched_off():
 
 
 def test_an_arm_is_chosen_on_tasks_of_its_own_and_claims_may_be_about_it(tmp_path):
-    def seen(rule, task, params, state):
+    def seen(rule, task, params, state, after):
         return {"params": params, "norm": abs(params).max()}
 
     def gathered(run):
