@@ -49,6 +49,9 @@ LEARNED: dict[str, dict[str, Any]] = {
     "teleport-schedule-orbit": {"when": "schedule", "inputs": ("orbit_derivative",)},
 }
 
+#: Descent from the largest gradient on the orbit; one object, so that arms share its programs.
+ORACLE = FromTheBest(descent)
+
 #: The arms whose trajectories are drawn.
 DRAWN = ("adam", "vanilla", "teleport", "teleport-guarded")
 
@@ -127,7 +130,7 @@ def arms(study: Study, family: AbstractTaskFamily) -> list[Arm]:
         Tuned("momentum", descent),
         Tuned("adam", adam),
         Tuned("adam-0.5", adam, rates=(0.5,), momenta=(0.9,)),
-        Tuned("oracle", FromTheBest(descent), momenta=(0.0,), extra=oracle_evaluations),
+        Tuned("oracle", ORACLE, momenta=(0.0,), extra=oracle_evaluations),
         *(learned(name, family, study.budget.steps, study.settings) for name in LEARNED),
         Control("teleport-off", of="teleport", rule=switched_off),
         Control("teleport-schedule-off", of="teleport-schedule", rule=switched_off),

@@ -264,7 +264,9 @@ class Match:
         All arms of the same optimizer are tuned together, once.
         """
         best: dict[int, dict[Any, dict[str, float]]] = {steps: {} for steps in self.horizons}
-        arms = [a for a in self.study.arms_on(self.family) if isinstance(a, Tuned) and a.make is arm.make]
+        others = [a for a in self.study.arms_on(self.family) if isinstance(a, Tuned) and a.make is arm.make]
+        # A study may build its arms anew at every call: then only this one has this optimizer.
+        arms = [arm, *(other for other in others if other.name != arm.name)]
         tasks = self.study.tuning_tasks
         if self.study.tasks_of is not None:
             tasks = min(tasks, self.study.tasks_on(family))
