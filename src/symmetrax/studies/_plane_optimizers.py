@@ -6,17 +6,15 @@ mean to the optimizer.
 
 import math
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from symmetrax.rollout._unroll import MakeTransform
 from symmetrax.search._searches import AbstractSearch, GoldenSection, Oracle, SinusoidPeak
 from symmetrax.studies._orbit_arms import GUARD
 from symmetrax.studies.core._arm import Tuned
-from symmetrax.studies.core._hand_made import adam, descent, search_evaluations, symmetry_of
+from symmetrax.studies.core._hand_made import FromTheBest, adam, descent, search_evaluations, symmetry_of
 from symmetrax.tasks._base import AbstractTask
 from symmetrax.teleportation._guard import Guard
 from symmetrax.teleportation._online import online_teleported
@@ -29,22 +27,6 @@ _ORACLE = Oracle(GoldenSection(points=64, refinements=10))
 MULTIPLES = (0.5, 1.0, 1.5, 2.0)
 
 Hyper = dict[str, Float[Array, ""]]
-
-
-class FromTheBest(eqx.Module):
-    """The optimizer `make` from the point of the orbit with the largest gradient: a bound for teleports.
-
-    >>> import symmetrax as sx
-    >>> hyper = {"rate": jnp.array(2.0), "momentum": jnp.array(0.0)}
-    >>> optimizer = FromTheBest(polyak)(hyper, sx.tasks.booth())
-    >>> bool(sx.unroll(optimizer, sx.tasks.booth(), jax.random.key(0), steps=1).loss[1] < 1e-6)
-    True
-    """
-
-    make: MakeTransform = eqx.field(static=True)
-
-    def __call__(self, hyper: Hyper, task: AbstractTask) -> optax.GradientTransformation:
-        return teleported(self.make(hyper, task), symmetry_of(task), search=_ORACLE, guard=None)
 
 
 def polyak(hyper: Hyper, task: AbstractTask) -> optax.GradientTransformation:
@@ -139,6 +121,6 @@ ARMS = (
     Tuned("lbfgs", lbfgs, (1.0,), (0.0,), counts="num_linesearch_steps"),
     Tuned("online", online, momenta=(1e-2, 1e-1, 1.0, 10.0, 100.0), extra=lambda task: GUARD),
     Tuned("peak-polyak", peak_polyak, MULTIPLES, (0.4, 1.0, 3.0), _searching(SinusoidPeak(), GUARD)),
-    Tuned("oracle-gd", FromTheBest(descent), momenta=(0.0,), extra=_searching(_ORACLE)),
-    Tuned("oracle-polyak", FromTheBest(polyak), MULTIPLES, (0.0,), extra=_searching(_ORACLE)),
+    Tuned("oracle-gd", FromTheBest(descent, _ORACLE), momenta=(0.0,), extra=_searching(_ORACLE)),
+    Tuned("oracle-polyak", FromTheBest(polyak, _ORACLE), MULTIPLES, (0.0,), extra=_searching(_ORACLE)),
 )

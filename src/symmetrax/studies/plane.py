@@ -18,7 +18,7 @@ from symmetrax.studies import plots
 from symmetrax.studies._registry import EXPERIMENTS
 from symmetrax.studies.core._arm import Build, Control, Learned, Tuned, switched_off
 from symmetrax.studies.core._control_networks import RandomDirection
-from symmetrax.studies.core._hand_made import adam, descent, oracle_descent, oracle_evaluations
+from symmetrax.studies.core._hand_made import FromTheBest, adam, descent, oracle_evaluations
 from symmetrax.studies.core._meta_training import Budget
 from symmetrax.studies.core._runner import Run
 from symmetrax.studies.core._statistics import log_ratios, sign_verdict
@@ -48,6 +48,9 @@ LEARNED: dict[str, dict[str, Any]] = {
     "teleport-schedule-guarded": {"when": "schedule", "guarded": True},
     "teleport-schedule-orbit": {"when": "schedule", "inputs": ("orbit_derivative",)},
 }
+
+#: Descent from the largest gradient on the orbit; one object, so that arms share its programs.
+ORACLE = FromTheBest(descent)
 
 #: The arms whose trajectories are drawn.
 DRAWN = ("adam", "vanilla", "teleport", "teleport-guarded")
@@ -127,7 +130,7 @@ def arms(study: Study, family: AbstractTaskFamily) -> list[Arm]:
         Tuned("momentum", descent),
         Tuned("adam", adam),
         Tuned("adam-0.5", adam, rates=(0.5,), momenta=(0.9,)),
-        Tuned("oracle", oracle_descent, momenta=(0.0,), extra=oracle_evaluations),
+        Tuned("oracle", ORACLE, momenta=(0.0,), extra=oracle_evaluations),
         *(learned(name, family, study.budget.steps, study.settings) for name in LEARNED),
         Control("teleport-off", of="teleport", rule=switched_off),
         Control("teleport-schedule-off", of="teleport-schedule", rule=switched_off),

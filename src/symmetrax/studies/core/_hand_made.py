@@ -1,9 +1,11 @@
 """Optimizers made by hand: functions of their hyperparameters and a task, to be tuned."""
 
+import equinox as eqx
 import numpy as np
 import optax
 from jaxtyping import Array
 
+from symmetrax.rollout._unroll import MakeTransform
 from symmetrax.search._searches import AbstractSearch, Oracle
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.tasks._base import AbstractTask
@@ -39,17 +41,22 @@ def adam(hyper: dict[str, Array], task: AbstractTask) -> optax.GradientTransform
     return optax.adam(hyper["rate"], b1=hyper["momentum"])
 
 
-def oracle_descent(hyper: dict[str, Array], task: AbstractTask) -> optax.GradientTransformation:
-    """Gradient descent that first goes, unguarded, to the point of the orbit with the largest gradient.
+class FromTheBest(eqx.Module):
+    """The optimizer `make` after an unguarded teleport to the largest gradient on the orbit.
 
     >>> import jax, jax.numpy as jnp, symmetrax as sx
     >>> hyper = {"rate": jnp.array(1 / 18), "momentum": jnp.array(0.0)}
     >>> task = sx.tasks.booth()
-    >>> trace = sx.unroll(oracle_descent(hyper, task), task, jax.random.key(0), steps=1)
+    >>> trace = sx.unroll(FromTheBest(descent)(hyper, task), task, jax.random.key(0), steps=1)
     >>> bool(trace.loss[1] < 1e-6)  # the best rate on the steep axis: solved at once
     True
     """
-    return teleported(descent(hyper, task), symmetry_of(task), search=Oracle(), guard=None)
+
+    make: MakeTransform = eqx.field(static=True)
+    search: AbstractSearch = Oracle()
+
+    def __call__(self, hyper: dict[str, Array], task: AbstractTask) -> optax.GradientTransformation:
+        return teleported(self.make(hyper, task), symmetry_of(task), search=self.search, guard=None)
 
 
 def oracle_evaluations(task: AbstractTask) -> float | int:

@@ -125,7 +125,7 @@ class Run:
                 seeds, tasks, _ = next(iter(losses.values())).shape
                 arms = compare(losses, self.study.against, seeds * tasks)
                 for arm in arms:
-                    arms[arm] |= _scaled(played.facts[arm], test, steps, played.steps)
+                    arms[arm] |= _scaled(_on(played.facts[arm], test), steps, played.steps)
                     points = played.runs[test, arm, steps].points
                     if points is not None:
                         arms[arm]["points"] = [point for point in points if point <= steps]
@@ -216,8 +216,8 @@ class Match:
                 tests[VALIDATION] = named.family, validation(run.streams)
             for test, (tasks_of, keys) in tests.items():
                 ran = self.roll_out(how, networks, tasks_of, keys, look=self.study.look)
-                if test == OWN:
-                    cards[name] = _facts(ran, how, extra)
+                if test != VALIDATION:
+                    _note(cards, name, test, _facts(ran, how, extra))
                 runs |= dict.fromkeys((_name(test, name, steps) for steps in self.horizons), self._kept(ran))
             own_card = {"networks_of": arm.name, "skipped_windows": trained.facts["skipped_windows"]}
             cards[name] |= trained.facts if name == arm.name else own_card | described[name]
@@ -251,13 +251,10 @@ class Match:
                         same |= {s: next(iter(same.values())) for s in tasks_of.shapes if s not in same}
                         ran = self.roll_out(make, same, tasks_of, watch=watch)
                         made[str(hyper)] = self._kept(ran)
-                        if test == OWN:
-                            extra = arm.extra(task)
-                            # Only at first: at the optimum a line search tries in vain.
-                            extra += sum(np.mean(ran.recorded[x][..., : self.horizons[0]]) for x in watch)
-                            cards[name] = _facts(ran, None, float(extra))
-                            cards[name]["hyperparameters"] = chosen[OWN]
-                            cards[name]["tuned_anew"] = {t: x for t, x in chosen.items() if t != OWN}
+                        # Only at first: at the optimum a line search tries in vain.
+                        trials = sum(np.mean(ran.recorded[x][..., : self.horizons[0]]) for x in watch)
+                        found = _facts(ran, None, float(arm.extra(task) + trials))
+                        _note(cards, name, test, found | {"hyperparameters": chosen.get(test, chosen[OWN])})
                     runs[_name(test, name, steps)] = made[str(hyper)]
         return runs, cards
 
@@ -267,7 +264,9 @@ class Match:
         All arms of the same optimizer are tuned together, once.
         """
         best: dict[int, dict[Any, dict[str, float]]] = {steps: {} for steps in self.horizons}
-        arms = [a for a in self.study.arms_on(self.family) if isinstance(a, Tuned) and a.make is arm.make]
+        others = [a for a in self.study.arms_on(self.family) if isinstance(a, Tuned) and a.make is arm.make]
+        # A study may build its arms anew at every call: then only this one has this optimizer.
+        arms = [arm, *(other for other in others if other.name != arm.name)]
         tasks = self.study.tuning_tasks
         if self.study.tasks_of is not None:
             tasks = min(tasks, self.study.tasks_on(family))
@@ -402,13 +401,23 @@ def _chosen(best: dict[int, dict[Any, dict[str, float]]]) -> dict[str, Any]:
     }
 
 
-def _scaled(card: dict[str, Any], test: str, steps: int, all_steps: int) -> dict[str, Any]:
+def _note(cards: dict[str, dict[str, Any]], arm: str, test: str, found: dict[str, Any]) -> None:
+    """Add facts about an arm on a test; those on other tests than the first are apart."""
+    card = cards.setdefault(arm, {})
+    card |= found if test == OWN else {"tests": {**card.get("tests", {}), test: found}}
+
+
+def _on(card: dict[str, Any], test: str) -> dict[str, Any]:
+    """The facts about an arm on a test."""
+    own = {name: value for name, value in card.items() if name != "tests"}
+    return own if test == OWN else own | card["tests"][test]
+
+
+def _scaled(card: dict[str, Any], steps: int, all_steps: int) -> dict[str, Any]:
     """The facts about an arm that ran `all_steps` steps, for the first `steps` of them."""
     scaled = {name: card[name] * steps / all_steps for name in ("seconds", "gradient_evaluations")}
-    if "hyperparameters" in card:
-        tuned = card["tuned_anew"].get(test, card["hyperparameters"])
-        scaled["hyperparameters"] = tuned[str(steps)]
-    return {name: x for name, x in {**card, **scaled}.items() if name != "tuned_anew"}
+    tuned = card.get("hyperparameters")
+    return {**card, **scaled, **({} if tuned is None else {"hyperparameters": tuned[str(steps)]})}
 
 
 def show_study(study: Study, results: dict[str, Any], reporter: Reporter) -> None:
