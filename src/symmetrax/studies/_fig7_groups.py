@@ -35,6 +35,8 @@ REFERENCES = (
 def fresh(task: AbstractTask, params: PyTree) -> dict[str, Array]:
     """The loss on data that were not trained on: an action that is exact on one batch may change it.
 
+    >>> import jax, jax.numpy as jnp
+    >>> from symmetrax.studies._fig7_arms import Networks, family
     >>> task = family("uniform", Networks(units=3)).task((jnp.ones((3, 3)), jnp.ones((3, 3))))
     >>> sorted(fresh(task, task.init(jax.random.key(1))))
     ['fresh']
