@@ -101,7 +101,12 @@ def times(schedule: Schedule, steps: int) -> Bool[np.ndarray, " all"]:
     """
     schedule = settled(schedule)
     with jax.ensure_compile_time_eval():  # also inside compiled code, where the schedule is a constant
-        return np.array([bool(due(schedule, jnp.array(step))) for step in range(steps)], bool)
+        if schedule is None:
+            return np.ones(steps, bool)
+        if callable(schedule) or isinstance(schedule, Plateau):
+            return np.array([bool(due(schedule, jnp.array(step))) for step in range(steps)], bool)
+        known = np.asarray(schedule)
+        return np.isin(np.arange(steps), np.flatnonzero(known) if known.dtype == bool else known)
 
 
 def settled(schedule: Any) -> Schedule:

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from symmetrax.studies.core._console import number
-from symmetrax.studies.core._runs import Runs, facts
+from symmetrax.studies.core._runs import Runs, step_medians
 from symmetrax.studies.core._statistics import Interval, compare, summary, t_interval, verdict
 
 SOURCE = "arXiv:2504.15399, section 5.2"
@@ -128,7 +128,7 @@ def describe(rans: dict[str, Runs], cards: dict[str, dict[str, Any]]) -> dict[st
             },
             "test_accuracy": float(np.mean(accuracy)),
             "test_accuracy_interval": t_interval(accuracy),
-            "recorded": facts(ran)["recorded"],
+            "recorded": step_medians(ran),
         }
         if "adam" in rans:
             difference = accuracy - np.mean(rans["adam"].measured["accuracy"], axis=1)

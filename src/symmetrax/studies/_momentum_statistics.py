@@ -7,7 +7,8 @@ from jaxtyping import PyTree
 
 from symmetrax.studies.core._console import number
 from symmetrax.studies.core._correlations import correlations, fisher_interval
-from symmetrax.studies.core._statistics import Interval, t_interval, verdict
+from symmetrax.studies.core._means import judged
+from symmetrax.studies.core._statistics import t_interval
 from symmetrax.tasks._base import AbstractTask
 from symmetrax.tasks._supervised import Classification
 
@@ -92,15 +93,15 @@ def judge(name: str, table: dict[str, Any]) -> list[dict[str, Any]]:
     for pairing in PAIRINGS:
         for measured in ("across", "at equal step"):
             entry = table[pairing]["spearman"][measured]
-            interval = Interval(*(number(entry[key]) for key in ("mean", "low", "high")))
             words = {
                 "across": "over all teleports",
                 "at equal step": "at equal step, the drift with time removed",
             }
             claim = f"{name}: learned momentum of the {pairing} rises with the gain, {words[measured]}"
-            row = verdict(claim, SOURCE, interval, negative=False)
-            why = "rank correlation {:+.2f} (95 % interval {:+.2f} to {:+.2f})".format(*interval)
-            rows.append({**row, "why": why})
+            why = "rank correlation {} (95 % interval {} to {})".format(
+                *(f"{number(entry[key]):+.2f}" for key in ("mean", "low", "high"))
+            )
+            rows.append(judged(claim, SOURCE, entry, why))
     return rows
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from symmetrax.studies import plots_transfer
 from symmetrax.studies._classification_report import arrays
 from symmetrax.studies._classification_verdicts import describe
-from symmetrax.studies._classifiers import Size, ends, image_family, scheduled
+from symmetrax.studies._classifiers import Size, ends, image_family
 from symmetrax.studies._registry import EXPERIMENTS
 from symmetrax.studies._transfer_targets import STEPS, TARGETS, Target, learned_arms
 from symmetrax.studies._transfer_verdicts import answers, cost_table, judge, pooled, ratio_table
@@ -27,7 +27,7 @@ from symmetrax.studies.core._arm import Tuned
 from symmetrax.studies.core._hand_made import RATES, adam, descent
 from symmetrax.studies.core._meta_training import Budget
 from symmetrax.studies.core._runner import Run
-from symmetrax.studies.core._runs import RECORDED, facts
+from symmetrax.studies.core._runs import RECORDED
 from symmetrax.studies.core._study import Arm, Study
 from symmetrax.tasks._base import AbstractTaskFamily
 from symmetrax.tasks._data import FOLDER
@@ -106,14 +106,11 @@ def arms(study: Study, family: AbstractTaskFamily) -> list[Arm]:
 def analyse(run: Run) -> dict[str, Any]:
     """Compare arms on every network, and pool networks that differ in one way from that of training."""
     settings, ((family, played),) = run.study.settings, run.played.items()
-    groups, rans, teleports = {}, {}, scheduled(settings.size)
+    groups, rans = {}, {}
     for target in settings.there():
         test = "" if target.family == family else target.family
         ran = rans[target] = {arm: r for (t, arm, _), r in played.runs.items() if t == test}
         cards = run.results["groups"][f"{family}-{test}" if test else family]["arms"]
-        for arm, card in cards.items():
-            # Of the runs on this network, not on that of training.
-            card |= facts(ran[arm], teleports if arm.endswith(("-tele", "-random")) else None)
         run.folder.arrays(f"{target.family}-runs", arrays(ran))
         groups[target.name] = {"kind": target.kind, "parameters": target.parameters, **describe(ran, cards)}
     pools = pooled(rans)

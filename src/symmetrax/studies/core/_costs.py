@@ -249,7 +249,7 @@ def _described(
 
 
 def tables(study: Study, results: dict[str, Any]) -> Iterator[rich.table.Table]:
-    """Final losses, teleports and costs to the target of every group, and the verdicts."""
+    """Final losses, teleports and costs to the target of every group."""
     for name, group in results["groups"].items():
         arms, target = group["arms"], group["target"]
         runs, first = next(iter(arms.values()))["runs"], next(iter(arms))

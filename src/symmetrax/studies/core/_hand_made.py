@@ -13,8 +13,6 @@ from symmetrax.teleportation._transform import teleported
 
 #: 25 learning rates from 1e-3 to 3, equally spaced in their logarithm.
 RATES = np.geomspace(1e-3, 3, 25)
-
-
 #: Values of momentum, and of Adam's b1.
 MOMENTA = np.array([0.0, 0.3, 0.5, 0.7, 0.8, 0.9])
 

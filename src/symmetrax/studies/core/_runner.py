@@ -90,13 +90,13 @@ class Run:
 
     def play(self, family: AbstractTaskFamily) -> Played:
         """Train or tune all arms on a family and run them; parts that an earlier process made are kept."""
-        arms, match = self.study.arms_on(family), Match(self, family)
+        match = Match(self, family)
         runs: dict[tuple[str, str, int], Runs] = {}
         cards: dict[str, dict[str, Any]] = {}
-        for arm in arms:
+        for arm in match.arms:
             if isinstance(arm, Control):
                 continue  # with the arm that it is of
-            controls = [c for c in arms if isinstance(c, Control) and c.of == arm.name]
+            controls = [c for c in match.arms if isinstance(c, Control) and c.of == arm.name]
 
             def compute(arm: Learned | Tuned = arm, controls: list[Control] = controls):
                 return (
@@ -106,9 +106,9 @@ class Run:
             found, own = resumable(self.folder, f"{family.name}-{arm.name}", compute)
             runs |= {_place(name): ran for name, ran in found.items()}
             cards |= own
-        order = {arm.name: k for k, arm in enumerate(arms)}
+        order = {arm.name: k for k, arm in enumerate(match.arms)}
         runs = dict(sorted(runs.items(), key=lambda item: order[item[0][1]]))
-        return Played(runs, {arm.name: cards[arm.name] for arm in arms}, match.horizons)
+        return Played(runs, {arm.name: cards[arm.name] for arm in match.arms}, match.horizons)
 
     def budget(self, arm: Learned) -> Budget:
         """How long an arm is trained."""
@@ -178,6 +178,7 @@ class Match:
 
     def __init__(self, run: Run, family: AbstractTaskFamily):
         self.run, self.study, self.family = run, run.study, family
+        self.arms = run.study.arms_on(family)
         self.horizons = run.study.horizons_on(family)
         self.steps = max(self.horizons)
         self.tests = {OWN: family}
@@ -264,9 +265,7 @@ class Match:
         All arms of the same optimizer are tuned together, once.
         """
         best: dict[int, dict[Any, dict[str, float]]] = {steps: {} for steps in self.horizons}
-        others = [a for a in self.study.arms_on(self.family) if isinstance(a, Tuned) and a.make is arm.make]
-        # A study may build its arms anew at every call: then only this one has this optimizer.
-        arms = [arm, *(other for other in others if other.name != arm.name)]
+        arms = [other for other in self.arms if isinstance(other, Tuned) and other.make is arm.make]
         tasks = self.study.tuning_tasks
         if self.study.tasks_of is not None:
             tasks = min(tasks, self.study.tasks_on(family))
@@ -363,15 +362,15 @@ def run_study(study: Study, folder: RunFolder, reporter: Reporter) -> dict[str, 
     Every arm of every family is a part that a killed process need not repeat.
     """
     run = Run(study, folder, reporter)
-    families, programs = study.made(), 0
-    for family in families:
+    programs = 0
+    for family in study.made():
         run.played[family.name] = played = run.play(family)
         if (chosen := run.choose(family.name)) is not None:
             run.results.setdefault("chosen", {})[family.name] = chosen
         run.results["groups"] |= {name: {"arms": arms} for name, arms in run.groups(family.name)}
         run.results["verdicts"] += run.verdicts(family.name)
         for test in played.tests:
-            place = (family.name if len(families) > 1 else "", test)
+            place = (family.name if run.several else "", test)
             kept = {arm: x.astype(np.float32) for arm, x in played.losses(test, played.steps).items()}
             folder.arrays("-".join(part for part in ("losses", *place) if part), kept)
         programs += len(played.runs)
@@ -388,7 +387,6 @@ def run_study(study: Study, folder: RunFolder, reporter: Reporter) -> dict[str, 
 def _facts(ran: Runs, how: MakeTransform | None, extra: float | int) -> dict[str, Any]:
     """The entries of `results.json` for an arm beside its losses."""
     found = facts(ran, how if isinstance(how, UpdateRule) else None)
-    del found["recorded"]
     found["gradient_evaluations"] *= 1.0 + extra
     return found | {f"test_{name}": float(np.mean(values)) for name, values in ran.measured.items()}
 
@@ -428,7 +426,6 @@ def show_study(study: Study, results: dict[str, Any], reporter: Reporter) -> Non
     own = study.tables is not None and not study.families
     for name, group in () if own else results["groups"].items():
         arms = group["arms"]
-        runs = next(iter(arms.values()))["runs"]
         first = next(iter(arms.values()))
         steps = first["points"][-1] if "points" in first else len(first["loss_median"]) - 1
         against = group.get("against") or study.against[0]
@@ -436,7 +433,7 @@ def show_study(study: Study, results: dict[str, Any], reporter: Reporter) -> Non
         if (final := f"final_{study.tuned_by}_median") in first:
             which = f"{study.tuned_by} loss"
             arms = {n: {**x, "loss_median": [*x["loss_median"][:-1], x[final]]} for n, x in arms.items()}
-        title = f"{study.name}: {which} after {steps} steps on {name}, all {runs:,} unseen runs"
+        title = f"{study.name}: {which} after {steps} steps on {name}, all {first['runs']:,} unseen runs"
         reporter.print(arms_table(title, arms, against))
     for table in () if study.tables is None else study.tables(study, results):
         reporter.print(table)

@@ -91,8 +91,8 @@ def run_many(
 
     The first part compiles, the others are timed: `seconds` is what all would take at their median speed.
     With `parts=None` all tasks run at once, and are timed again, at most `timings` times in half a second, of
-    which the least counts: others share the machine. The tasks depend on `keys` alone, so
-    that all arms meet the same ones. Raises ValueError if `parts` does not divide `tasks`.
+    which the least counts: others share the machine. The tasks depend on `keys` alone, so that all arms meet
+    the same ones. Raises ValueError if `parts` does not divide `tasks`.
 
     **Arguments:** `make(network, task)` gives the transformation, an `UpdateRule` say; `networks` has the
     seeds as first axis; `watch` names what to read from the optimizer's state; `measure(task, params)` is
@@ -269,24 +269,14 @@ def due(rule: UpdateRule, steps: int) -> Int[np.ndarray, " due"]:
 def facts(ran: Runs, rule: UpdateRule | None = None) -> dict[str, Any]:
     """The entries of `results.json` for runs beside their losses.
 
-    Seconds and gradient evaluations (one for each step; a learned teleport costs none); medians over all runs
-    of what was recorded of each step; how often a gate was open; of the teleports that were due, the share
-    rejected and, over those that were applied, the largest and median relative change of the loss that was
-    found (None if nothing measured it).
+    Seconds and gradient evaluations (one for each step; a learned teleport costs none); how often a gate was
+    open; of the teleports that were due, the share rejected and, over those that were applied, the largest
+    and median relative change of the loss that was found (None if nothing measured it).
 
-    >>> facts(Runs(np.ones((2, 3, 5)), {"length": np.ones((2, 3, 4))}, {}, 0.1))["recorded"]["length"]
-    [1.0, 1.0, 1.0, 1.0]
+    >>> facts(Runs(np.ones((2, 3, 5)), {"length": np.ones((2, 3, 4))}, {}, 0.1))
+    {'seconds': 0.1, 'gradient_evaluations': 4.0}
     """
-    recorded = {
-        name: values
-        for name, values in ran.recorded.items()
-        if name not in ("loss_change", "outcome") and values.ndim == 3
-    }
-    found: dict[str, Any] = {
-        "seconds": ran.seconds,
-        "gradient_evaluations": float(ran.steps),
-        "recorded": {name: _medians(values) for name, values in recorded.items() if np.any(values != -1.0)},
-    }
+    found: dict[str, Any] = {"seconds": ran.seconds, "gradient_evaluations": float(ran.steps)}
     gate = ran.recorded.get("gate", np.full(1, -1.0))
     if np.any(gate >= 0):
         found["gate_open"] = float(np.mean(gate > 0.5))
@@ -298,6 +288,22 @@ def facts(ran: Runs, rule: UpdateRule | None = None) -> dict[str, Any]:
         found["loss_change_max"] = float(np.max(applied)) if applied.size else None
         found["loss_change_median"] = float(np.median(applied)) if applied.size else None
     return found
+
+
+def step_medians(ran: Runs) -> dict[str, list[float]]:
+    """The medians over all runs of what was recorded of each step, but for the outcomes of teleports.
+
+    >>> step_medians(Runs(np.ones((2, 3, 5)), {"length": np.ones((2, 3, 4))}, {}, 0.1))["length"]
+    [1.0, 1.0, 1.0, 1.0]
+    """
+    recorded = {name: x for name, x in ran.recorded.items() if name not in ("loss_change", "outcome")}
+    # Nothing is -1 throughout but what the network does not emit; what was looked at has more axes.
+    return {name: _medians(x) for name, x in recorded.items() if x.ndim == 3 and np.any(x != -1.0)}
+
+
+def _medians(values: Float[np.ndarray, "seeds tasks steps"]) -> list[float]:
+    flat = np.where(np.isfinite(values), values, np.inf).reshape(-1, values.shape[-1]).astype(float)
+    return np.quantile(flat, 0.5, axis=0, method="inverted_cdf").tolist()
 
 
 def resumable(
@@ -332,11 +338,6 @@ def resumable(
         points = None if points is None else tuple(points)
         ran[arm] = Runs(recorded.pop(""), recorded, measured, seconds, points)
     return ran, card["facts"]
-
-
-def _medians(values: Float[np.ndarray, "seeds tasks steps"]) -> list[float]:
-    flat = np.where(np.isfinite(values), values, np.inf).reshape(-1, values.shape[-1]).astype(float)
-    return np.quantile(flat, 0.5, axis=0, method="inverted_cdf").tolist()
 
 
 def evaluate(
