@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import ctypes
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import rich.progress
 import rich.table
 
+from symmetrax.cli import main
 from symmetrax.studies._registry import EXPERIMENTS
 from symmetrax.studies.core._console import Reporter, titled_table
 from symmetrax.studies.core._folder import read_results
@@ -49,16 +51,13 @@ def run_all(
 def _run(name: str, preset: str, seed: int, folder: Path) -> str | None:
     """Run one experiment in a process of its own; return the last line of its errors if it fails."""
     # One process could not hold the programs of all: every compiled program takes memory maps, which are few.
-    command = [sys.executable, "-m", "symmetrax.cli", "run", name, "--preset", preset, "--seed", str(seed)]
+    child = f"from symmetrax.studies._all import run_as_child; run_as_child({os.getpid()})"
+    arguments = ["run", name, "--preset", preset, "--seed", str(seed), "--out", str(folder)]
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.with_name(f"{folder.name}.log")
     with log.open("w") as file:
         done = subprocess.run(
-            [*command, "--out", str(folder)],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            check=False,
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            [sys.executable, "-c", child, *arguments], stdout=file, stderr=subprocess.STDOUT, check=False
         )
     if not done.returncode:
         return None
@@ -66,10 +65,15 @@ def _run(name: str, preset: str, seed: int, folder: Path) -> str | None:
     return f"{lines[-1] if lines else f'exit code {done.returncode}'} (see {log})"
 
 
-def _end_with_parent() -> None:
-    """Let the kernel end this process with its parent, or it would hold its folder."""
-    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+def run_as_child(parent: int) -> None:
+    """Run the command line in `sys.argv`, and end when process `parent` does, or its folder stays held."""
+    # Asked of the kernel here, not between fork and exec: the parent has threads, which a fork would break.
+    if sys.platform == "linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+        if os.getppid() != parent:
+            sys.exit("the process that started this experiment has ended")
+    main()
 
 
 @contextlib.contextmanager
