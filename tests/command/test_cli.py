@@ -164,7 +164,7 @@ def test_a_folder_of_another_config_is_refused_and_untouched(capsys, tmp_path):
     )
     before = (tmp_path / "config.json").read_bytes()
     message = refuse(capsys, "run", "fig4", "--preset", "quick", "--out", str(tmp_path))
-    assert "holds a run with another experiment: fig3 there, fig4 here" in message
+    assert "holds a run with other settings: experiment is fig3 there, fig4 here" in message
     assert (tmp_path / "config.json").read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 1
 

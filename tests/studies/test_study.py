@@ -1,6 +1,7 @@
 """Studies: data, a run in a folder, and what is said of those that cannot be run."""
 
 import dataclasses
+import functools
 import json
 import re
 
@@ -12,6 +13,7 @@ import pytest
 import symmetrax as sx
 from symmetrax.cli import main
 from symmetrax.studies._registry import study_of
+from symmetrax.studies.core._digest import digest
 from symmetrax.studies.core._runs import due
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -104,8 +106,38 @@ def test_a_run_that_was_stopped_continues_bit_for_bit(folder, tmp_path):
 
 
 def test_a_folder_belongs_to_the_numbers_of_its_study(folder):
-    with pytest.raises(ValueError, match="seeds=3 there, 4 here"):
+    with pytest.raises(ValueError, match="seeds is 3 there, 4 here"):
         sx.studies.run_experiment(dataclasses.replace(STUDY, seeds=4), out=folder, quiet=True)
+
+
+def scaled(by):
+    """An optimizer whose number is enclosed, not a field."""
+    return lambda hyper, task: optax.sgd(by * hyper["rate"])
+
+
+@pytest.mark.parametrize(
+    ("k", "change"),
+    [
+        (1, {"rates": (0.5,)}),
+        (1, {"make": scaled(1)}),
+        (2, {"make": sx.studies.Build.of(sx.learned.FlatGradientLSTM, size=2, algebra=1, width=5)}),
+        (2, {"rule": sx.UpdateRule.at((0, 2), 4)}),
+        (2, {"outer": optax.adam(1e-2)}),
+    ],
+)
+def test_a_folder_belongs_to_the_definitions_of_its_arms(folder, k, change):
+    changed = dataclasses.replace(ARMS[k], **change)
+    study = dataclasses.replace(STUDY, arms=(*ARMS[:k], changed, *ARMS[k + 1 :]))
+    with pytest.raises(ValueError, match=f"of the arms, {changed.name!r} is defined otherwise"):
+        sx.studies.run_experiment(study, out=folder, quiet=True)
+
+
+def test_definitions_are_equal_where_they_do_the_same():
+    again = tuple(dataclasses.replace(arm) for arm in ARMS)
+    assert dataclasses.replace(STUDY, arms=again).identity() == STUDY.identity()
+    assert digest(scaled(2)) == digest(scaled(2))
+    assert len({digest(scaled(by)) for by in (1, 2, 2.0, np.ones(2), jax.random.key(1))}) == 5
+    assert digest(jax.jit(scaled(2))) == digest(scaled(2)) != digest(functools.partial(scaled(2), 1))
 
 
 def test_results_may_have_further_tests_and_what_is_measured(tmp_path):

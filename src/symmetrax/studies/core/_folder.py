@@ -88,8 +88,9 @@ class RunFolder:
             ) from error
         if different:
             name = different[0]
+            which = _difference(name, found[name], identity[name])
             raise ValueError(
-                f"{self.path} holds a run with another {name}: {_difference(found[name], identity[name])}. "
+                f"{self.path} holds a run with other settings: {which}. "
                 "Choose another --out, or delete the folder."
             )
 
@@ -181,8 +182,12 @@ def as_json(value: Any) -> str:
     return json.dumps(plain(value), indent=2, allow_nan=False)
 
 
-def _difference(found: Any, wanted: Any) -> str:
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        keys = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
-        return ", ".join(f"{key}={found.get(key)} there, {wanted.get(key)} here" for key in keys)
-    return f"{found} there, {wanted} here"
+def _difference(name: str, found: Any, wanted: Any) -> str:
+    """Where two settings differ; of the digests of definitions, only that they do."""
+    if not isinstance(found, dict) or not isinstance(wanted, dict):
+        return f"{name} is {found} there, {wanted} here"
+    keys = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
+    if name in ("arms", "families"):
+        here = {key: "is new" if key not in found else "is defined otherwise" for key in wanted}
+        return f"of the {name}, " + ", ".join(f"{key!r} {here.get(key, 'is missing here')}" for key in keys)
+    return ", ".join(_difference(key, found.get(key), wanted.get(key)) for key in keys)

@@ -8,11 +8,13 @@ from typing import Any
 from jaxtyping import Array
 
 from symmetrax.studies.core._arm import Control, Learned, Tuned
+from symmetrax.studies.core._digest import digest
 from symmetrax.studies.core._meta_training import Budget
 from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
 from symmetrax.tasks._families import make_family
 
 Arm = Learned | Control | Tuned
+_DEFINED = AbstractTaskFamily | Learned | Control | Tuned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,22 +172,24 @@ class Study:
         return list(self.claims(self, family) if callable(self.claims) else self.claims)
 
     def identity(self) -> dict[str, Any]:
-        """All numbers and words of the study, as JSON values: what a folder must agree on to be resumed."""
+        """A folder is resumed if it agrees on this: numbers and words, and digests of definitions."""
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         skipped = ("name", "title", "quick", "claims", "figures", "analyse", "tables")
         return {name: _plain(value) for name, value in own.items() if name not in skipped}
 
 
 def _plain(value: Any) -> Any:
-    """A value of a study as JSON: its own fields if it is a record, its name if it is a function."""
+    """A value of a study as JSON: definitions (arms, families, functions) have a digest beside their name."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
+        if any(isinstance(item, _DEFINED) for item in value):
+            return {getattr(item, "name", item): digest(item) for item in value}
         return [_plain(item) for item in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if isinstance(value, AbstractTaskFamily | Learned | Control | Tuned):
-        return value.name
+    if isinstance(value, _DEFINED):
+        return f"{value.name} {digest(value)}"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    return getattr(value, "__name__", type(value).__name__)
+    return f"{getattr(value, '__name__', type(value).__name__)} {digest(value)}"
