@@ -317,27 +317,29 @@ def resumable(
     path = folder.path / "checkpoints" / "parts" / f"{name}.safetensors"
     if not path.exists():
         ran, found = compute()
+        # Horizons share one record of runs: it is written once, under the first of its names.
+        first: dict[int, str] = {}
+        same = {arm: first.setdefault(id(r), arm) for arm, r in ran.items()}
+        kept = {arm: ran[arm] for arm in dict.fromkeys(same.values())}
         arrays = {
             f"{arm}|{field}|{key}": np.ascontiguousarray(array)
-            for arm, r in ran.items()
+            for arm, r in kept.items()
             for field, values in (("recorded", {"": r.losses, **r.recorded}), ("measured", r.measured))
             for key, array in values.items()
         }
-        times: dict[str, Any] = {"seconds": {arm: r.seconds for arm, r in ran.items()}}
-        times["points"] = {arm: r.points for arm, r in ran.items()}
-        save_arrays(path, arrays, {**times, "facts": json.loads(as_json(found))})
+        about = {arm: {"seconds": r.seconds, "points": r.points} for arm, r in kept.items()}
+        save_arrays(path, arrays, {"runs": about, "same": same, "facts": json.loads(as_json(found))})
         for suffix in (".safetensors", ".json"):
             (folder.path / "checkpoints" / f"{name}{suffix}").unlink(missing_ok=True)
     arrays, card = load_arrays(path, "part of a run")
-    ran = {}
-    for arm, seconds in card["seconds"].items():
+    loaded = {}
+    for arm, about in card["runs"].items():
         own = {tuple(key.split("|")[1:]): a for key, a in arrays.items() if key.split("|")[0] == arm}
         recorded = {key: a for (field, key), a in own.items() if field == "recorded"}
         measured = {key: a for (field, key), a in own.items() if field == "measured"}
-        points = card["points"][arm]
-        points = None if points is None else tuple(points)
-        ran[arm] = Runs(recorded.pop(""), recorded, measured, seconds, points)
-    return ran, card["facts"]
+        points = None if about["points"] is None else tuple(about["points"])
+        loaded[arm] = Runs(recorded.pop(""), recorded, measured, about["seconds"], points)
+    return {arm: loaded[other] for arm, other in card["same"].items()}, card["facts"]
 
 
 def evaluate(
