@@ -1,7 +1,11 @@
 """Claims about teleports inside gradient descent: those of arXiv:2205.10637 and ours, and what is drawn."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
+from symmetrax.studies.core._console import number
+from symmetrax.studies.core._panels import Panel, curve_panels, losses
 from symmetrax.studies.core._study import Claim
 
 SOURCE = "arXiv:2205.10637"
@@ -37,6 +41,34 @@ def regression_panels(method: str) -> dict[str, tuple[str, ...]]:
         scalings = ("scaling", "scaling-carry", "scaling-reset")
         panels["State"] = (method, "reset", "teleport", "teleport-reset", *scalings)
     return panels
+
+
+def draw_costs(
+    path: Path, arms: Mapping[str, Any], panels: Mapping[str, tuple[str, ...]], title: str
+) -> Path:
+    """Losses of some arms in each row of panels against steps, gradient evaluations and seconds.
+
+    Times are averages over all runs of an arm, which run together.
+
+    >>> draw_costs(Path("nowhere"), {}, {}, "no arms")
+    Traceback (most recent call last):
+    StopIteration
+    """
+    along = {
+        "step": "points",
+        "gradient evaluations": "evaluations_curve",
+        "seconds per run": "seconds_curve",
+    }
+    shown = [
+        Panel(name if axis == "step" else "", losses(arms, names, banded=names, along=key), axis)
+        for name, names in panels.items()
+        for axis, key in along.items()
+    ]
+    first = number(next(iter(arms.values()))["loss_median"][0])
+    gone = [name for name, arm in arms.items() if not number(arm["loss_median"][-1]) < 30 * first]
+    labels = {name: f"{name} (diverges)" for name in gone}
+    title = f"{title}: {next(iter(arms.values()))['runs']:,} runs per arm"
+    return curve_panels(path, shown, title=title, labels=labels)
 
 
 def plane_claims(name: str) -> Iterator[Claim]:

@@ -19,7 +19,7 @@ from jaxtyping import Array, PyTree
 
 from symmetrax._tree import safe_norm
 from symmetrax.learned._transformation import LearnedState
-from symmetrax.studies import _fig7_arms, plots_learning
+from symmetrax.studies import _fig7_arms
 from symmetrax.studies._classifiers import Size, image_family, trained_arm
 from symmetrax.studies._momentum_statistics import (
     cloud,
@@ -33,6 +33,7 @@ from symmetrax.studies._registry import EXPERIMENTS
 from symmetrax.studies.core._arm import Control, Learned, switched_off
 from symmetrax.studies.core._console import mean_text, number, titled_table
 from symmetrax.studies.core._correlations import MEASURES
+from symmetrax.studies.core._measurements import ONLY, Cloud, cloud_panels, interval_panels
 from symmetrax.studies.core._meta_training import Budget
 from symmetrax.studies.core._runner import OWN, Run
 from symmetrax.studies.core._runs import due
@@ -117,23 +118,23 @@ def analyse(run: Run) -> dict[str, Any]:
 
 def draw(folder: Path, results: dict[str, Any]) -> None:
     """Correlations with intervals, and every teleport as a point."""
-    panels = {
-        f"{name}, {pairing}": {m: _numbers(found["spearman"][m]) for m in MEASURES}
+    tables = {
+        f"{name}, {pairing}": {ONLY: {m: found["spearman"][m] for m in MEASURES}}
         for name, pairings in results["correlations"].items()
         for pairing, found in pairings.items()
     }
-    plots_learning.correlation_rows(folder / "correlations.png", panels)
+    interval_panels(folder / "correlations.png", tables, "rank correlation", limits=(-1.02, 1.02))
+    labels = ("gain in gradient norm of the teleport", "learned momentum of its step")
     clouds = {}
     for name in results["correlations"]:
         with np.load(folder / f"{name}-events.npz", allow_pickle=False) as arrays:
             events = dict(arrays)
-        clouds[name] = cloud(events, events["step"])
-    labels = ("gain in gradient norm of the teleport", "learned momentum of its step")
-    plots_learning.event_clouds(folder / "teleports.png", clouds, labels)
-
-
-def _numbers(entry: dict[str, Any]) -> dict[str, float]:
-    return {key: float(entry[key]) for key in ("mean", "low", "high")}
+        gain, momentum, step = cloud(events, events["step"]).values()
+        wide = np.ptp(np.log(gain)) > np.log(5)
+        clouds[name] = Cloud(
+            gain, momentum, labels, shade=step, shade_label="step", log=wide, marked=(1.0, None)
+        )
+    cloud_panels(folder / "teleports.png", clouds)
 
 
 def tables(study: Study, results: dict[str, Any]) -> Iterator[Any]:
