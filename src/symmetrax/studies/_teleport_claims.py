@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from symmetrax.studies.core._charts import AXES
 from symmetrax.studies.core._console import number
 from symmetrax.studies.core._panels import Panel, curve_panels, losses
 from symmetrax.studies.core._study import Claim
@@ -50,19 +51,16 @@ def draw_costs(
 
     Times are averages over all runs of an arm, which run together.
 
-    >>> draw_costs(Path("nowhere"), {}, {}, "no arms")
-    Traceback (most recent call last):
-    StopIteration
+    >>> import tempfile
+    >>> gd = {"loss_median": [2.0, 1.0], "loss_q25": [1.0, 0.5], "loss_q75": [3.0, 2.0], "runs": 3}
+    >>> gd |= {"evaluations_curve": [1, 2], "seconds_curve": [0.0, 0.1]}
+    >>> draw_costs(Path(tempfile.mkdtemp(), "booth.png"), {"gd": gd}, {"All": ("gd",)}, "Booth").name
+    'booth.png'
     """
-    along = {
-        "step": "points",
-        "gradient evaluations": "evaluations_curve",
-        "seconds per run": "seconds_curve",
-    }
     shown = [
         Panel(name if axis == "step" else "", losses(arms, names, banded=names, along=key), axis)
         for name, names in panels.items()
-        for axis, key in along.items()
+        for axis, key in AXES.items()
     ]
     first = number(next(iter(arms.values()))["loss_median"][0])
     gone = [name for name, arm in arms.items() if not number(arm["loss_median"][-1]) < 30 * first]

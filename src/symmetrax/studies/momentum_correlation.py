@@ -33,8 +33,9 @@ from symmetrax.studies._registry import EXPERIMENTS
 from symmetrax.studies.core._arm import Control, Learned, switched_off
 from symmetrax.studies.core._console import mean_text, number, titled_table
 from symmetrax.studies.core._correlations import MEASURES
-from symmetrax.studies.core._measurements import ONLY, Cloud, cloud_panels, interval_panels
+from symmetrax.studies.core._measurements import ONLY, interval_panels
 from symmetrax.studies.core._meta_training import Budget
+from symmetrax.studies.core._panels import Curve, Panel, curve_panels
 from symmetrax.studies.core._runner import OWN, Run
 from symmetrax.studies.core._runs import due
 from symmetrax.studies.core._study import Arm, Study
@@ -124,17 +125,20 @@ def draw(folder: Path, results: dict[str, Any]) -> None:
         for pairing, found in pairings.items()
     }
     interval_panels(folder / "correlations.png", tables, "rank correlation", limits=(-1.02, 1.02))
-    labels = ("gain in gradient norm of the teleport", "learned momentum of its step")
-    clouds = {}
+    shown = []
+    x, y = "gain in gradient norm of the teleport", "learned momentum of its step"
     for name in results["correlations"]:
         with np.load(folder / f"{name}-events.npz", allow_pickle=False) as arrays:
             events = dict(arrays)
         gain, momentum, step = cloud(events, events["step"]).values()
-        wide = np.ptp(np.log(gain)) > np.log(5)
-        clouds[name] = Cloud(
-            gain, momentum, labels, shade=step, shade_label="step", log=wide, marked=(1.0, None)
-        )
-    cloud_panels(folder / "teleports.png", clouds)
+        curves = {}
+        for steps in np.array_split(np.unique(step), min(3, len(np.unique(step)))):
+            here = np.isin(step, steps)
+            label = f"steps {steps[0]} to {steps[-1]}" if len(steps) > 1 else f"step {steps[0]}"
+            curves[label] = Curve(gain[here], momentum[here], dots=True)
+        curves["unchanged"] = Curve(np.ones(2), np.quantile(momentum, [0.0, 1.0]))
+        shown.append(Panel(name, curves, x, y, "x" if np.ptp(np.log(gain)) > np.log(5) else ""))
+    curve_panels(folder / "teleports.png", shown)
 
 
 def tables(study: Study, results: dict[str, Any]) -> Iterator[Any]:

@@ -19,8 +19,9 @@ from symmetrax.studies._registry import EXPERIMENTS
 from symmetrax.studies.core._arm import Learned
 from symmetrax.studies.core._choice import validation
 from symmetrax.studies.core._console import mean_text, number, titled_table
-from symmetrax.studies.core._means import judged
-from symmetrax.studies.core._measurements import Cloud, cloud_panels, interval_panels
+from symmetrax.studies.core._means import binned, judged
+from symmetrax.studies.core._measurements import interval_panels
+from symmetrax.studies.core._panels import Curve, Panel, curve_panels
 from symmetrax.studies.core._runner import OWN, VALIDATION, Run
 from symmetrax.studies.core._study import Study
 from symmetrax.tasks._base import AbstractTaskFamily
@@ -141,27 +142,28 @@ def _decisions(family: str, found: dict[str, Any]) -> Any:
     return table
 
 
-#: At most so many tasks are drawn in a cloud.
+#: At most so many tasks are drawn in a panel.
 DRAWN = 3000
 
 
 def draw(folder: Path, results: dict[str, Any]) -> None:
     """Gains against the strongest feature, rank correlations with all, and the gain of following a probe."""
-    clouds, correlations = {}, {}
+    shown, correlations = [], {}
     for family, found in results["predictors"].items():
         with np.load(folder / f"{family}-tasks.npz", allow_pickle=False) as arrays:
             known = {name: x.ravel() for name, x in arrays.items()}
         for arm, own in found.items():
             name = WORDS[own["strongest"]]
             label = name if name.startswith(("det", "angle")) else f"ln({name})"
-            some = np.random.default_rng(0).permutation(len(known[own["strongest"]]))[:DRAWN]
-            x, y = known[own["strongest"]][some], known[f"gain-{arm}"][some]
-            labels = (label, "gain: ln(loss without / with)")
-            clouds[f"{family}, {arm}"] = Cloud(x, y, labels, marked=(None, 0.0))
+            x, y = known[own["strongest"]], known[f"gain-{arm}"]
+            some = np.random.default_rng(0).permutation(len(x))[:DRAWN]
+            curves = {"tasks": Curve(x[some], y[some], dots=True), "median": Curve(*binned(x, y))}
+            title, gain = f"{family}, {arm}", "gain: ln(loss without / with)"
+            shown.append(Panel(title, curves, label, gain, log="", marked=0.0))
         correlations[family] = {
             arm: {WORDS[name]: entry for name, entry in own["spearman"].items()} for arm, own in found.items()
         }
-    cloud_panels(folder / "gains.png", clouds, columns=len(next(iter(correlations.values()))))
+    curve_panels(folder / "gains.png", shown, columns=len(shown) // len(correlations))
     interval_panels(folder / "correlations.png", correlations, "rank correlation with the gain")
     decisions = {
         family: {

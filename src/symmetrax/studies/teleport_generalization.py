@@ -25,7 +25,8 @@ from symmetrax.studies._generalization_measures import (
 from symmetrax.studies._generalization_moves import PUBLISHED, Data, Settings, moves_of
 from symmetrax.studies._registry import EXPERIMENTS
 from symmetrax.studies.core._console import number, ratio_text, titled_table
-from symmetrax.studies.core._measurements import Cloud, cloud_panels, interval_panels
+from symmetrax.studies.core._measurements import interval_panels
+from symmetrax.studies.core._panels import Curve, Panel, curve_panels
 from symmetrax.studies.core._race import Blocks, Entry, Trained, classifier, race
 from symmetrax.studies.core._runner import Run, judged
 from symmetrax.studies.core._statistics import compare
@@ -184,13 +185,12 @@ def draw(folder: Path, results: dict[str, Any]) -> None:
         tables, label = {f"{data}, {arms['none']['runs']} seeds": table}, "final validation loss / none"
         interval_panels(folder / f"{data}-teleports.png", tables, label, cut=1.32)
         with np.load(folder / f"{data}-correlation.npz", allow_pickle=False) as measured:
-            clouds = {
-                f"{name}\nr = {row['r']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f})": Cloud(
-                    measured[name], measured["validation loss"], (name, "validation loss")
-                )
-                for name, row in group["correlation"].items()
-            }
-        cloud_panels(folder / f"{data}-correlation.png", clouds, columns=len(clouds))
+            shown = []
+            for name, row in group["correlation"].items():
+                dots = {"runs": Curve(measured[name], measured["validation loss"], dots=True)}
+                title = f"r = {row['r']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f})"
+                shown.append(Panel(title, dots, name, "validation loss", log=""))
+        curve_panels(folder / f"{data}-correlation.png", shown)
 
 
 _SMALL = Data("digits", seeds=4, epochs=10, at=5, batch=200, correlated=20)

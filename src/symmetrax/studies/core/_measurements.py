@@ -1,15 +1,14 @@
-"""Figures of measurements: means and ratios with intervals, matrices of ratios, and clouds of points."""
+"""Figures of measurements: means and ratios with intervals, and matrices of ratios."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib.ticker
 import numpy as np
 from matplotlib.lines import Line2D
 
 from symmetrax.studies.core._console import number
-from symmetrax.studies.core._means import binned
 from symmetrax.studies.core._panels import in_lines, longest, panels, write
 from symmetrax.studies.core._styles import BLUE, GREEN, ORANGE, styles
 
@@ -19,8 +18,6 @@ Entry = Mapping[str, Any]
 FARTHEST = 1e12
 #: The color of what may as well be no difference.
 UNSURE = "#666666"
-#: Clouds of more points than this have a running median.
-_MANY = 100
 #: The name of the only series of a table.
 ONLY = ""
 
@@ -58,7 +55,7 @@ def interval_panels(
     >>> interval_panels(path, {"Booth": table}, "final loss / gd").name
     'ratios.png'
     """
-    tables = {title: table for title, table in tables.items() if any(table.values())} or tables
+    tables = {key: table for key, table in tables.items() if any(table.values())} or tables
     lines = in_lines([*tables], columns)
     rows = [
         list(dict.fromkeys(name for key in line for part in tables[key].values() for name in part))
@@ -154,6 +151,12 @@ def matrix_panels(
     """Log ratios by row and column, as powers of ten, in bold where the interval excludes 0.
 
     `labels` are those of rows, columns and color.
+
+    >>> import tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp(), "matrix.png")
+    >>> table = {"booth": {"booth": {"log_ratio": 0.5, "low": 0.1, "high": 0.9}}}
+    >>> matrix_panels(path, {"adam": table}, ("trained on", "tested on", "log10")).name
+    'matrix.png'
     """
     names = list(next(iter(tables.values())))
     figure, axes = panels(1, len(tables), 0.95 * len(names) + 1.4, 1.1 * len(names) + 1.6, sharey=True)
@@ -174,63 +177,4 @@ def matrix_panels(
     axes[0][0].set_ylabel(labels[0])
     figure.supxlabel(labels[1], fontsize=10)
     figure.colorbar(image, ax=axes[0], shrink=0.8).set_label(labels[2], fontsize=8)
-    return write(figure, path)
-
-
-class Cloud(NamedTuple):
-    """Points of a panel of `cloud_panels`; `shade` colors them, `log` makes the horizontal axis logarithmic.
-
-    Lines mark x or y equal to those of `marked`.
-
-    >>> Cloud(np.array([1.0, 2.0]), np.array([3.0, 4.0]), ("size", "loss")).marked
-    (None, None)
-    """
-
-    x: np.ndarray
-    y: np.ndarray
-    labels: tuple[str, str]
-    shade: np.ndarray | None = None
-    shade_label: str = ""
-    log: bool = False
-    marked: tuple[float | None, float | None] = (None, None)
-
-
-def cloud_panels(path: pathlib.Path, clouds: Mapping[str, Cloud], *, columns: int = 4) -> pathlib.Path:
-    """Points, a panel for each cloud; large clouds have a running median, and no outliers.
-
-    >>> import tempfile
-    >>> path = pathlib.Path(tempfile.mkdtemp(), "clouds.png")
-    >>> cloud_panels(path, {"digits": Cloud(np.arange(3.0), np.arange(3.0), ("size", "loss"))}).name
-    'clouds.png'
-    """
-    lines = in_lines([*clouds], columns)
-    figure, axes = panels(
-        len(lines), len(lines[0]), 3.5 if all(cloud.shade is None for cloud in clouds.values()) else 4.5, 3.3
-    )
-    for ax in axes.flat[len(clouds) :]:
-        ax.axis("off")
-    for ax, (title, cloud) in zip(axes.flat, clouds.items(), strict=False):
-        many = len(cloud.x) > _MANY
-        colors: Any = {"color": BLUE} if cloud.shade is None else {"c": cloud.shade, "cmap": "viridis"}
-        points = ax.scatter(cloud.x, cloud.y, s=4 if many else 12, alpha=0.4 if many else 0.8, lw=0, **colors)
-        for value, line in zip(cloud.marked, (ax.axvline, ax.axhline), strict=True):
-            if value is not None:
-                line(value, color="black", linewidth=0.7)
-        if many:
-            ax.plot(*binned(cloud.x, cloud.y), color="black", linewidth=1.5, label="median")
-            low, high = np.quantile(cloud.x, [0.002, 0.998])
-            ax.set_xlim((low, high) if cloud.log else (low - 0.03 * (high - low), high + 0.03 * (high - low)))
-            ax.legend(fontsize=7)
-        ax.set_title(title, fontsize=9)
-        ax.set_xlabel(cloud.labels[0], fontsize=9)
-        ax.set_ylabel(cloud.labels[1], fontsize=9)
-        ax.tick_params(labelsize=8)
-        ax.grid(alpha=0.2)
-        if cloud.log:
-            ax.set_xscale("log")
-        else:
-            ax.locator_params(axis="x", nbins=5)
-            ax.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4), useOffset=False)
-        if cloud.shade is not None:
-            figure.colorbar(points, ax=ax, label=cloud.shade_label)
     return write(figure, path)

@@ -16,6 +16,8 @@ from symmetrax.studies.core._styles import styles
 _BANDED = 4
 #: Curves of at most so many points show them.
 _FEW = 10
+#: More dots than this are drawn smaller.
+_MANY = 200
 #: Losses outside of these, in units of the first one, don't widen the frame.
 _LOWEST, _HIGHEST = 1e-12, 30.0
 
@@ -67,22 +69,17 @@ def longest(names: Iterable[str]) -> float:
 
 
 class Curve(NamedTuple):
-    """A line of a panel, with a band from `low` to `high` if there is one.
+    """A line of a panel, or `dots`, with a band from `low` to `high` if there is one.
 
-    >>> Curve.of({"loss_median": [1.0, "inf"], "loss_q25": [1.0, 2.0], "loss_q75": [1.0, "inf"]}).y.tolist()
-    [1.0, inf]
+    >>> Curve(np.array([0.0, 1.0]), np.array([2.0, 1.0])).dots
+    False
     """
 
     x: np.ndarray
     y: np.ndarray
     low: np.ndarray | None = None
     high: np.ndarray | None = None
-
-    @classmethod
-    def of(cls, arm: Mapping[str, Any], along: str = "points") -> "Curve":
-        """The median losses of an arm of `results.json` and their quartiles, against its steps or costs."""
-        low, middle, high = (np.array(arm[f"loss_{part}"], float) for part in ("q25", "median", "q75"))
-        return cls(np.array(arm.get(along, range(len(middle))), float), middle, low, high)
+    dots: bool = False
 
 
 def losses(
@@ -90,24 +87,33 @@ def losses(
     names: Iterable[str] | None = None,
     *,
     banded: Iterable[str] | None = None,
-    along: str = "points",
+    along: str | None = None,
 ) -> dict[str, Curve]:
-    """The median losses of the arms, or of those of `names` that are there, with quartiles of those `banded`.
+    """The median losses of arms of `results.json`, all or those of `names` that are there.
 
-    By default quartiles are shown of at most four curves: more bands would cover each other.
+    They are against steps, or the entry `along` of each arm. Quartiles are those of the arms `banded`: by
+    default all if they are at most four, since more bands would cover each other.
 
-    >>> arm = {"loss_median": [2.0, 1.0], "loss_q25": [2.0, 0.5], "loss_q75": [2.0, 1.5]}
+    >>> arm = {"loss_median": [2.0, "inf"], "loss_q25": [2.0, 0.5], "loss_q75": [2.0, "inf"]}
     >>> losses({"adam": arm}, ["gd", "adam"])["adam"].high.tolist()
-    [2.0, 1.5]
+    [2.0, inf]
     """
-    found = {name: Curve.of(arms[name], along) for name in (arms if names is None else names) if name in arms}
+    shown = [name for name in (arms if names is None else names) if name in arms]
     if banded is None:
-        banded = found if len(found) <= _BANDED else ()
-    return {name: x if name in banded else x._replace(low=None, high=None) for name, x in found.items()}
+        banded = shown if len(shown) <= _BANDED else ()
+    curves = {}
+    for name in shown:
+        low, middle, high = (np.array(arms[name][f"loss_{part}"], float) for part in ("q25", "median", "q75"))
+        x = arms[name][along] if along else arms[name].get("points", range(len(middle)))
+        curve = Curve(np.array(x, float), middle, low, high)
+        curves[name] = curve if name in banded else curve._replace(low=None, high=None)
+    return curves
 
 
 class Panel(NamedTuple):
-    """Curves by name under a title; `log` are the logarithmic axes, `marked` is a height to compare with.
+    """Curves by name under a title; `x` and `y` label the axes, of which those in `log` are logarithmic.
+
+    `marked` is a height to compare with; `ticks` are names for 0, 1, ... on the horizontal axis.
 
     >>> Panel("Booth", {}).y
     'loss: median, quartiles'
@@ -162,8 +168,9 @@ def curve_panels(
             if not alike:
                 _legend(ax, own, named, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=2)
         if alike:
-            beside = {"bbox_to_anchor": (1.0, 1.0), "borderaxespad": 0.5}
-            _legend(row[len(line) - 1], union, named, loc="upper left", **beside)
+            at = min(len(line), len(row) - 1)  # in an empty panel, or beside the last one
+            place = {"bbox_to_anchor": (float(at < len(line)), 1.0), "borderaxespad": 0.5}
+            _legend(row[at], union, named, loc="upper left", **place)
             width = max(figure.get_figwidth(), panel_width * len(lines[0]) + longest(named.values()) + 0.6)
             figure.set_figwidth(width)
         for ax in row[len(line) :]:
@@ -187,19 +194,25 @@ def _curves(ax: Any, panel: Panel, looks: Mapping[str, Any]) -> dict[str, Any]:
         ax.axhline(panel.marked, color="black", linewidth=0.7)
     if panel.ticks:
         ax.set_xticks(range(len(panel.ticks)), panel.ticks, rotation=40, ha="right", fontsize=8)
-    elif "x" not in panel.log and all(np.all(curve.x % 1 == 0) for curve in panel.curves.values()):
-        ax.locator_params(axis="x", integer=True)
+    elif "x" not in panel.log:
+        whole = all(np.all(curve.x % 1 == 0) for curve in panel.curves.values())
+        ax.locator_params(axis="x", nbins=7, integer=whole)
+        ax.ticklabel_format(axis="x", scilimits=(-3, 5), useOffset=False)
     lines = {}
-    for name, (x, y, low, high) in panel.curves.items():
-        (lines[name],) = ax.plot(x, y, marker="." if len(x) <= _FEW else "", **looks[name])
+    for name, (x, y, low, high, dots) in panel.curves.items():
+        look = looks[name] | {"marker": "." if dots or len(x) <= _FEW else ""}
+        if dots:
+            size = 5 if len(x) > _MANY else 10
+            look |= {"linestyle": "", "markersize": size, "markeredgewidth": 0, "alpha": 0.6}
+        (lines[name],) = ax.plot(x, y, **look)
         if low is not None:
-            ax.fill_between(x, low, high, color=looks[name]["color"], alpha=0.12, linewidth=0)
+            ax.fill_between(x, low, high, color=look["color"], alpha=0.12, linewidth=0)
     return lines
 
 
 def _span(curves: Sequence[Curve]) -> tuple[float, float]:
     """The lowest and the highest loss of the frame: diverging and solved runs must not hide the others."""
     start = max((float(curve.y[0]) for curve in curves if np.isfinite(curve.y[0])), default=1.0)
-    values = np.concatenate([x for curve in curves for x in curve[1:] if x is not None])
+    values = np.concatenate([x for curve in curves for x in curve[1:4] if x is not None])
     seen = values[(values > start * _LOWEST) & (values < start * _HIGHEST)]
     return 0.8 * np.min(seen, initial=start), 1.25 * np.max(seen, initial=start)

@@ -10,6 +10,8 @@ import numpy as np
 from symmetrax.studies.core._panels import panels, write
 from symmetrax.studies.core._styles import styles
 
+#: The parts of a trajectory.
+_PARTS = ("points", "arrows", "arcs")
 #: Arrows are as long as the vectors that they show.
 TRUE_LENGTH: dict[str, Any] = {"angles": "xy", "scale_units": "xy", "scale": 1}
 
@@ -48,10 +50,6 @@ def trajectories(
         f"{title}: circle start, arrows updates, dashed arcs teleports along level sets, star end"
     )
     return write(figure, path)
-
-
-#: The parts of a trajectory.
-_PARTS = ("points", "arrows", "arcs")
 
 
 def _level_sets(ax: Any, x: np.ndarray, y: np.ndarray, loss: np.ndarray) -> None:

@@ -20,7 +20,7 @@ _KNOWN = {
     AMBER: "paper-teleport teleport-schedule lr-momentum | newton teleport-schedule-2nd "
     "| lbfgs teleport-schedule-off | teleport-schedule-orbit",
     SKY: "paper-vanilla teleport-schedule-guarded lr | exact-tuned",
-    BLACK: "adam none | momentum | adam-there adam-0.5 reset proportional | warm-momentum",
+    BLACK: "adam none median | momentum | adam-there adam-0.5 reset proportional unchanged | warm-momentum",
     GRAY: "gd sgd none-tuned | gd-3e-4 gd-tuned | gd-budget sgd-there | gd-tuned-budget",
 }
 #: Their colors, and the places of their dashes.
