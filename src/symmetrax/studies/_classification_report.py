@@ -77,7 +77,7 @@ def draw(folder: Path, results: dict[str, Any]) -> None:
         )
         pairs = [(row["ours"], row["theirs"]) for row in results["verdicts"] if row["group"] == name]
         ratios = {ONLY: {f"{ours} / {theirs}": arms[ours]["versus"][theirs] for ours, theirs in pairs}}
-        interval_panels(folder / f"{name}-ratios.png", {title: ratios}, "ratio of final losses", cut=100)
+        interval_panels(folder / f"{name}-ratios.png", {title: ratios}, "ratio of final losses", cut=100.0)
 
 
 def tables(study: Study, results: dict[str, Any]) -> Iterator[Any]:

@@ -153,7 +153,7 @@ def draw(folder: Path, results: dict[str, Any]) -> None:
         curve_panels(folder / f"learning-{name}.png", [_learning(name, arms)])
     if results["gains"]:
         title = "final loss with teleports over that without"
-        interval_panels(folder / "gains.png", {"": {ONLY: results["gains"]}}, title, cut=100)
+        interval_panels(folder / "gains.png", {"": {ONLY: results["gains"]}}, title, cut=100.0)
 
 
 def _learning(name: str, arms: dict[str, Any]) -> Panel:

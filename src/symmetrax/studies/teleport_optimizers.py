@@ -187,7 +187,7 @@ def draw(folder: Path, results: dict[str, Any]) -> None:
         }
         for ours, theirs in QUESTIONS
     }
-    interval_panels(folder / "comparisons.png", tables, "ratio of final training losses", cut=20)
+    interval_panels(folder / "comparisons.png", tables, "ratio of final training losses", cut=20.0)
 
 
 _SMALL = (Data("digits", seeds=4, epochs=8, tuning_seeds=2, rates=5),)

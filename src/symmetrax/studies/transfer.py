@@ -151,7 +151,7 @@ def draw(folder: Path, results: dict[str, Any]) -> None:
         }
         for ours, theirs in pairs
     }
-    interval_panels(folder / "ratios.png", tables, "ratio of losses at the end", cut=20)
+    interval_panels(folder / "ratios.png", tables, "ratio of losses at the end", cut=20.0)
 
 
 def _curves(arms: dict[str, Any]) -> dict[str, Curve]:
