@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import rich.table
 
-from symmetrax.studies import plots_learning
 from symmetrax.studies.core._console import number, titled_table
 from symmetrax.studies.core._folder import as_json
+from symmetrax.studies.core._measurements import ONLY, interval_panels
+from symmetrax.studies.core._panels import Panel, curve_panels, losses
 from symmetrax.studies.core._runs import Runs
 from symmetrax.studies.core._study import Study
 
@@ -34,6 +35,7 @@ def arrays(rans: dict[str, Runs]) -> dict[str, np.ndarray]:
 
 
 #: What is drawn together.
+LOSS = "loss on the next minibatch: median"
 PANELS = {
     "Step size, teleports, momentum": (
         "lr",
@@ -69,10 +71,13 @@ def draw(folder: Path, results: dict[str, Any]) -> None:
     for name, group in json.loads(as_json(results["groups"])).items():
         arms = group["arms"]
         title = f"{name}: {next(iter(arms.values()))['runs']:,} unseen runs for each arm"
-        plots_learning.loss_panels(folder / f"{name}.png", arms, PANELS, title)
+        panels = [Panel(text, losses(arms, names, banded=()), y=LOSS) for text, names in PANELS.items()]
+        curve_panels(
+            folder / f"{name}.png", [panel for panel in panels if len(panel.curves) > 1], title=title
+        )
         pairs = [(row["ours"], row["theirs"]) for row in results["verdicts"] if row["group"] == name]
-        ratios = {f"{ours} / {theirs}": arms[ours]["versus"][theirs] for ours, theirs in pairs}
-        plots_learning.ratio_rows(folder / f"{name}-ratios.png", ratios, title)
+        ratios = {ONLY: {f"{ours} / {theirs}": arms[ours]["versus"][theirs] for ours, theirs in pairs}}
+        interval_panels(folder / f"{name}-ratios.png", {title: ratios}, "ratio of final losses", cut=100.0)
 
 
 def tables(study: Study, results: dict[str, Any]) -> Iterator[Any]:

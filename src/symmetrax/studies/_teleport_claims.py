@@ -1,7 +1,12 @@
 """Claims about teleports inside gradient descent: those of arXiv:2205.10637 and ours, and what is drawn."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
+from symmetrax.studies.core._charts import AXES
+from symmetrax.studies.core._console import number
+from symmetrax.studies.core._panels import Panel, curve_panels, losses
 from symmetrax.studies.core._study import Claim
 
 SOURCE = "arXiv:2205.10637"
@@ -37,6 +42,31 @@ def regression_panels(method: str) -> dict[str, tuple[str, ...]]:
         scalings = ("scaling", "scaling-carry", "scaling-reset")
         panels["State"] = (method, "reset", "teleport", "teleport-reset", *scalings)
     return panels
+
+
+def draw_costs(
+    path: Path, arms: Mapping[str, Any], panels: Mapping[str, tuple[str, ...]], title: str
+) -> Path:
+    """Losses of some arms in each row of panels against steps, gradient evaluations and seconds.
+
+    Times are averages over all runs of an arm, which run together.
+
+    >>> import tempfile
+    >>> gd = {"loss_median": [2.0, 1.0], "loss_q25": [1.0, 0.5], "loss_q75": [3.0, 2.0], "runs": 3}
+    >>> gd |= {"evaluations_curve": [1, 2], "seconds_curve": [0.0, 0.1]}
+    >>> draw_costs(Path(tempfile.mkdtemp(), "booth.png"), {"gd": gd}, {"All": ("gd",)}, "Booth").name
+    'booth.png'
+    """
+    shown = [
+        Panel(name if axis == "step" else "", losses(arms, names, banded=names, along=key), axis)
+        for name, names in panels.items()
+        for axis, key in AXES.items()
+    ]
+    first = number(next(iter(arms.values()))["loss_median"][0])
+    gone = [name for name, arm in arms.items() if not number(arm["loss_median"][-1]) < 30 * first]
+    labels = {name: f"{name} (diverges)" for name in gone}
+    title = f"{title}: {next(iter(arms.values()))['runs']:,} runs per arm"
+    return curve_panels(path, shown, title=title, labels=labels)
 
 
 def plane_claims(name: str) -> Iterator[Claim]:

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from symmetrax.studies import plots_training
 from symmetrax.studies._balancing_measures import _checks, _compared, _train
 from symmetrax.studies._registry import EXPERIMENTS
 from symmetrax.studies.core._console import number, titled_table
+from symmetrax.studies.core._panels import Curve, Panel, curve_panels
 from symmetrax.studies.core._runner import Run
 from symmetrax.studies.core._runs import timed
 from symmetrax.studies.core._statistics import Interval, verdict
@@ -179,13 +179,29 @@ def tables(study: Study, results: dict[str, Any]) -> Iterator[Any]:
     yield "checks: " + ", ".join(f"{name} {number(value):.1e}" for name, value in group["checks"].items())
 
 
+#: Larger losses are drawn at this one.
+WORST = 10.0
+
+
 def draw(folder: Path, results: dict[str, Any]) -> None:
     """Final losses against learning rates."""
     with np.load(folder / "finals.npz", allow_pickle=False) as arrays:
         finals = dict(arrays)
-    plots_training.windows(
-        folder / "windows.png", finals.pop("rates"), finals, results["groups"]["digits"]["target"]
-    )
+    rates, target = finals.pop("rates"), results["groups"]["digits"]["target"]
+    curves = {
+        name: Curve(rates, np.minimum(np.median(np.where(np.isfinite(x), x, np.inf), axis=0), WORST))
+        for name, x in finals.items()
+    }
+    y = f"final training loss: median ({WORST:g}: or worse)"
+    shown = [
+        Panel(
+            "Adam" if adam else "gradient descent",
+            {name: curve for name, curve in curves.items() if name.startswith("adam") == adam},
+            *("learning rate", y, "xy", target),
+        )
+        for adam in (False, True)
+    ]
+    curve_panels(folder / "windows.png", shown)
 
 
 STUDIES = {

@@ -14,11 +14,11 @@ import numpy as np
 
 from symmetrax.learned._coordinatewise import CoordinatewiseLSTM
 from symmetrax.learned._rnnprop import RNNProp
-from symmetrax.studies import plots
 from symmetrax.studies._registry import EXPERIMENTS
 from symmetrax.studies.core._arm import Build, Learned, Tuned
 from symmetrax.studies.core._hand_made import MOMENTA, RATES, adam, descent
 from symmetrax.studies.core._meta_training import Budget
+from symmetrax.studies.core._panels import Panel, curve_panels, losses
 from symmetrax.studies.core._study import Arm, Claim, Study
 from symmetrax.tasks._base import AbstractTaskFamily
 from symmetrax.tasks._data import digits
@@ -123,8 +123,9 @@ def draw(folder: Path, results: dict[str, Any]) -> None:
     """Loss curves over every horizon."""
     for group, found in results["groups"].items():
         horizon = group.rsplit("-")[-1]
-        title = f"Classifiers of digits over {horizon} steps"
-        plots.curves(folder / f"baselines-{horizon}.png", found["arms"], title)
+        curves = losses(found["arms"], banded=found["arms"])
+        panel = Panel(f"Classifiers of digits over {horizon} steps", curves)
+        curve_panels(folder / f"baselines-{horizon}.png", [panel])
 
 
 _TRICKS_QUICK = dataclasses.replace(

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from symmetrax.studies import digits, plane_league, plots
+from symmetrax.studies import digits, plane_league
 from symmetrax.studies._orbit_arms import budget
 from symmetrax.studies._registry import EXPERIMENTS
 from symmetrax.studies.core._console import arms_table, number, titled_table
 from symmetrax.studies.core._folder import RunFolder
+from symmetrax.studies.core._panels import Panel, curve_panels, losses
+from symmetrax.studies.core._plane_figures import trajectories
 from symmetrax.studies.core._runner import Run, run_study
 from symmetrax.studies.core._study import Study
 from symmetrax.studies.core._trajectories import paths
@@ -123,10 +125,10 @@ def draw(folder: Path, results: dict[str, Any]) -> None:
     """Loss curves, and trajectories of the first networks on four unseen functions."""
     arms = results["groups"][f"{FAMILY}-{STEPS}"]["arms"]
     title = f"Random Rosenbrock-like functions: {arms['peak']['runs']:,} unseen runs of each optimizer"
-    some = {name: arms[name] for name in LABELS}
-    plots.curves(folder / "curves.png", some, title, labels=LABELS, banded=("peak", "vanilla"))
+    panel = Panel(title, losses(arms, LABELS, banded=("peak", "vanilla")))
+    curve_panels(folder / "curves.png", [panel], labels=LABELS)
     with np.load(folder / "trajectories.npz", allow_pickle=False) as arrays:
-        plots.trajectories(folder / "trajectories.png", dict(arrays), "Four unseen functions", LABELS)
+        trajectories(folder / "trajectories.png", dict(arrays), "Four unseen functions", LABELS)
 
 
 def _paper(runs: int) -> Any:

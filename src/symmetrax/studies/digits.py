@@ -11,11 +11,11 @@ from typing import Any
 from jaxtyping import Array, PyTree
 
 from symmetrax.learned._coordinatewise import CoordinatewiseLSTM
-from symmetrax.studies import plots
 from symmetrax.studies._registry import EXPERIMENTS
 from symmetrax.studies.core._arm import Build, Learned, Tuned
 from symmetrax.studies.core._hand_made import adam, descent
 from symmetrax.studies.core._meta_training import Budget
+from symmetrax.studies.core._panels import Panel, curve_panels, losses
 from symmetrax.studies.core._study import Claim, Study
 from symmetrax.tasks._base import AbstractTask
 from symmetrax.tasks._supervised import Classification
@@ -57,7 +57,8 @@ def tables(study: Study, results: dict[str, Any]) -> Iterator[str]:
 def draw(folder: Path, results: dict[str, Any]) -> None:
     """Loss curves."""
     title = "Classifiers of digits: loss on the next minibatch"
-    plots.curves(folder / "digits.png", results["groups"]["digits"]["arms"], title)
+    curves = losses(results["groups"]["digits"]["arms"])
+    curve_panels(folder / "digits.png", [Panel(title, curves)])
 
 
 STUDIES = {

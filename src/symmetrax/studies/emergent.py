@@ -14,14 +14,14 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from symmetrax.studies import plots_predictors
 from symmetrax.studies._emergent_measures import LAGS, describe
 from symmetrax.studies._emergent_steps import look
 from symmetrax.studies._orbit_arms import VANILLA, WATCHED, Networks, budget, orbit_arm
 from symmetrax.studies._registry import EXPERIMENTS
 from symmetrax.studies.core._arm import Learned
-from symmetrax.studies.core._console import mean_text, titled_table
+from symmetrax.studies.core._console import mean_text, number, titled_table
 from symmetrax.studies.core._means import judged
+from symmetrax.studies.core._panels import Curve, Panel, curve_panels
 from symmetrax.studies.core._runner import OWN, Run
 from symmetrax.studies.core._study import Study
 from symmetrax.tasks._base import AbstractTaskFamily
@@ -167,8 +167,29 @@ def _at(found: Any, place: tuple) -> str:
 
 
 def draw(folder: Path, results: dict[str, Any]) -> None:
-    """Schedules, saturation, and momentum of all arms."""
-    plots_predictors.behaviour(folder / "behaviour.png", results["behaviour"], LAGS)
+    """For each family: learned steps by number and by gradient norm, and the share that gradients explain."""
+    shown = []
+    for family, arms in results["behaviour"].items():
+        schedules, saturation, lags = {}, {}, {}
+        for arm, found in arms.items():
+            x = np.array(found["schedule"], float)
+            schedules[arm] = Curve(np.arange(len(x)), np.median(x, 1), np.min(x, 1), np.max(x, 1))
+            saturation[arm] = Curve(*np.exp(np.array(found["saturation"]["curve"], float)).T[:2])
+            means = np.array([[number(e[k]) for k in ("mean", "low", "high")] for e in found["lags"]["r2"]]).T
+            lags[arm] = Curve(np.arange(LAGS + 1), *np.clip(means, -0.02, 1.02))
+        ends = np.array([f([curve.x for curve in saturation.values()]) for f in (np.min, np.max)])
+        saturation["proportional"] = Curve(ends, ends)
+        title, x, y = (
+            f"{family}: learned schedule",
+            "gradient norm / that of the first step",
+            "step length / first",
+        )
+        shown += [
+            Panel(title, schedules, y="r, in Polyak's steps", log="", marked=1.0),
+            Panel("saturation", saturation, x, y, log="xy"),
+            Panel("R² by lags", lags, "past gradients known", "share explained", log=""),
+        ]
+    curve_panels(folder / "behaviour.png", shown)
 
 
 STUDIES = {

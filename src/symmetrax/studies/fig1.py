@@ -6,15 +6,14 @@ the paper's own counter-example; and for all points of one level set of the conv
 teleport toward larger gradients turns the gradient to Newton's direction, as section 4.1 concludes.
 """
 
-import pathlib
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
-from symmetrax.studies import plots_theory
 from symmetrax.studies._ellipses import at_once, conditional, level_set, turned
+from symmetrax.studies._fig1_figures import draw
 from symmetrax.studies._newton_measures import (
     COUNTER_EXAMPLE,
     GRADIENT,
@@ -70,11 +69,6 @@ def analyse(run: Run) -> dict[str, Any]:
         "random": random,
         "verdicts": _verdicts(measured, level, random),
     }
-
-
-def draw(folder: pathlib.Path, results: dict[str, Any]) -> None:
-    """The figure, from the arrays of the run."""
-    plots_theory.newton(folder / "newton.png", folder / "newton.npz")
 
 
 def tables(study: Study, results: dict[str, Any]) -> Iterator[Any]:

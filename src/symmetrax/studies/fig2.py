@@ -7,15 +7,14 @@ rate where the turn reverses. The closed form of appendix B, from which they are
 and t = 0 alone.
 """
 
-import pathlib
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
-from symmetrax.studies import plots_theory
 from symmetrax.studies._ellipses import at_once, conditional, level_set, turned
+from symmetrax.studies._fig2_figures import draw
 from symmetrax.studies._registry import EXPERIMENTS
 from symmetrax.studies._turning_measures import (
     Settings,
@@ -71,11 +70,6 @@ def analyse(run: Run) -> dict[str, Any]:
         "closed_form": {name: closed_form(found[name]) for name in ("below", "random below", "diagonal")},
     }
     return results | {"verdicts": _verdicts(results)}
-
-
-def draw(folder: pathlib.Path, results: dict[str, Any]) -> None:
-    """The figure, from the arrays of the run."""
-    plots_theory.turning(folder / "turning.png", folder / "turning.npz")
 
 
 def tables(study: Study, results: dict[str, Any]) -> Iterator[Any]:

@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from symmetrax.studies import plane, plots_fig7
+from symmetrax.studies import plane
 from symmetrax.studies._fig7_arms import CONTROLS, SPECS, Networks, controls, family, learned_arm
 from symmetrax.studies._fig7_groups import REFERENCES, epochs, fresh, groups_of
 from symmetrax.studies._fig7_hand import TUNED, followers
 from symmetrax.studies._fig7_verdicts import answers, epoch_table, fresh_losses, gains, plane_gains, verdicts
 from symmetrax.studies._registry import EXPERIMENTS, choose
+from symmetrax.studies.core._measurements import ONLY, interval_panels
 from symmetrax.studies.core._meta_training import Budget
+from symmetrax.studies.core._panels import Curve, Panel, curve_panels, losses
 from symmetrax.studies.core._runner import OWN, Run
 from symmetrax.studies.core._runs import RECORDED
 from symmetrax.studies.core._study import Arm, Study
@@ -122,9 +124,49 @@ def analyse(run: Run) -> dict[str, Any]:
     return results
 
 
+_UPDATES = ("update", "update-tele", "coordinates", "coordinates-neurons")
+#: The arms of each panel of loss curves.
+PANELS = {
+    "The figure's arms": ("gd-3e-4", "lr-tele", "lr-tele-momentum", "as-printed"),
+    "Without teleports, and by hand": (
+        *("lr", "lr-tele", "lr-momentum", "lr-tele-momentum", "momentum", "warm-momentum"),
+    ),
+    "Learned updates": (*_UPDATES, "lr-tele", "gd-3e-4"),
+}
+
+
 def draw(folder: Path, results: dict[str, Any]) -> None:
     """Loss curves, learning curves, and gains of teleports."""
-    plots_fig7.draw(folder, results)
+    for name, group in results["groups"].items():
+        arms = group["arms"]
+        if "epochs" not in next(iter(arms.values())):
+            continue  # those of the plane
+        learned = any(arm in arms for arm in _UPDATES)
+        shown = [
+            Panel(text, losses(arms, names), x="epoch")
+            for text, names in PANELS.items()
+            if learned or text != "Learned updates"
+        ]
+        runs = next(iter(arms.values()))["runs"]
+        title = f"regression, {name}: {runs:,} unseen trajectories for each arm"
+        curve_panels(folder / f"curves-{name}.png", shown, title=title)
+        curve_panels(folder / f"learning-{name}.png", [_learning(name, arms)])
+    if results["gains"]:
+        title = "final loss with teleports over that without"
+        interval_panels(folder / "gains.png", {"": {ONLY: results["gains"]}}, title, cut=100.0)
+
+
+def _learning(name: str, arms: dict[str, Any]) -> Panel:
+    """Validation against trajectories, median and range of the meta-seeds: training stops when it rises."""
+    curves = {}
+    for arm, own in arms.items():
+        if "learning_curve" in own:
+            seeds = np.atleast_2d(np.array(own["learning_curve"]["validation"], float))
+            bands = np.min(seeds, 0), np.max(seeds, 0)
+            curves[arm] = Curve(np.array(own["learning_curve"]["trajectories"]), np.median(seeds, 0), *bands)
+    y = "validation, median and range of seeds:\nmedian over tasks of the mean ln loss"
+    title = f"regression, {name}: do more trajectories help?"
+    return Panel(title, curves, x="training trajectories", y=y, log="")
 
 
 def tables(study: Study, results: dict[str, Any]) -> Iterator[Any]:
@@ -138,7 +180,6 @@ def tables(study: Study, results: dict[str, Any]) -> Iterator[Any]:
 #: Most arms are trained at a third of the published width.
 _SMALLER = dataclasses.replace(Networks(), width=100)
 _GAUSSIAN = dataclasses.replace(Networks(bounds=(1e-6, 5e-2)), width=100)
-_UPDATES = ("update", "update-tele", "coordinates", "coordinates-neurons")
 
 # As published: two LSTMs of width 300, rates 1e-4 and 1e-3, trajectories one at a time until more do not
 # help, 5 unseen trajectories, gradient descent at 3e-4; from the code of the predecessor: windows of 10, 100

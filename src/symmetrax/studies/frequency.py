@@ -17,11 +17,11 @@ import optax
 
 from symmetrax.learned._flat_gradient import FlatGradientLSTM
 from symmetrax.learned._update_rule import UpdateRule
-from symmetrax.studies import plots_fig7
 from symmetrax.studies._fig7_arms import Networks, learned_arm
 from symmetrax.studies._fig7_arms import family as regression
 from symmetrax.studies._registry import EXPERIMENTS
 from symmetrax.studies.core._arm import Build, Control, Learned, switched_off
+from symmetrax.studies.core._measurements import ONLY, interval_panels, versus_table
 from symmetrax.studies.core._meta_training import Budget
 from symmetrax.studies.core._study import Arm, Claim, Study
 from symmetrax.tasks._base import AbstractTaskFamily
@@ -114,7 +114,15 @@ def claims(study: Study, family: str) -> Iterator[Claim]:
 
 def draw(folder: Path, results: dict[str, Any]) -> None:
     """Final losses against the number of teleports."""
-    plots_fig7.frequencies(folder / "frequency.png", results["groups"], NEVER)
+    tables = {}
+    for family, group in results["groups"].items():
+        found = versus_table(group["arms"], NEVER)[ONLY]
+        on = {name: entry for name, entry in found.items() if not name.endswith("-off")}
+        off = {name.removesuffix("-off"): entry for name, entry in found.items() if name.endswith("-off")}
+        tables[family] = {"teleport": on, "teleport-off": off}
+    runs = next(iter(next(iter(results["groups"].values()))["arms"].values()))["runs"]
+    title = f"How often to teleport: {runs:,} unseen runs of each schedule"
+    interval_panels(folder / "frequency.png", tables, f"final loss / {NEVER}", title=title)
 
 
 PLANE = ("ellipse-random", "rosenbrock-random")

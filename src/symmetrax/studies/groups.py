@@ -30,8 +30,8 @@ from symmetrax.studies._shuffled import Shuffled
 from symmetrax.studies.core._arm import Build, Control, Learned, Tuned
 from symmetrax.studies.core._console import number, titled_table
 from symmetrax.studies.core._hand_made import adam, descent
+from symmetrax.studies.core._measurements import interval_panels, versus_table
 from symmetrax.studies.core._meta_training import Budget
-from symmetrax.studies.core._panels import ratio_panels
 from symmetrax.studies.core._runner import OWN, Run
 from symmetrax.studies.core._statistics import log_ratios
 from symmetrax.studies.core._study import Arm, Claim, Study
@@ -154,10 +154,9 @@ def tables(study: Study, results: dict[str, Any]) -> Iterator[Any]:
 
 def draw(folder: Path, results: dict[str, Any]) -> None:
     """Final losses over those of vanilla: a row for each family, a column for each horizon."""
-    rows: dict[str, dict[str, Any]] = {}
-    for name, group in results["groups"].items():
-        rows.setdefault(name.rpartition("-")[0], {})[name] = group["arms"]
-    ratio_panels(folder / "groups.png", [*rows.values()], VANILLA)
+    tables = {name: versus_table(group["arms"], VANILLA) for name, group in results["groups"].items()}
+    horizons = len({name.rpartition("-")[2] for name in tables})
+    interval_panels(folder / "groups.png", tables, f"final loss / {VANILLA}", columns=horizons)
 
 
 STUDIES = {

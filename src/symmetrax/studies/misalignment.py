@@ -17,8 +17,8 @@ from symmetrax.studies._orbit_arms import FAMILIES, VANILLA, WATCHED, Networks, 
 from symmetrax.studies._registry import EXPERIMENTS
 from symmetrax.studies.core._arm import Learned
 from symmetrax.studies.core._console import ratio_text, titled_table
+from symmetrax.studies.core._measurements import matrix_panels
 from symmetrax.studies.core._meta_training import Budget
-from symmetrax.studies.core._panels import matrix_panels
 from symmetrax.studies.core._runner import Run
 from symmetrax.studies.core._statistics import DIVERGED, compare, finals, intervals, log_ratios, verdict
 from symmetrax.studies.core._study import Study

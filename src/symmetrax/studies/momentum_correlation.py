@@ -19,7 +19,7 @@ from jaxtyping import Array, PyTree
 
 from symmetrax._tree import safe_norm
 from symmetrax.learned._transformation import LearnedState
-from symmetrax.studies import _fig7_arms, plots_learning
+from symmetrax.studies import _fig7_arms
 from symmetrax.studies._classifiers import Size, image_family, trained_arm
 from symmetrax.studies._momentum_statistics import (
     cloud,
@@ -33,7 +33,9 @@ from symmetrax.studies._registry import EXPERIMENTS
 from symmetrax.studies.core._arm import Control, Learned, switched_off
 from symmetrax.studies.core._console import mean_text, number, titled_table
 from symmetrax.studies.core._correlations import MEASURES
+from symmetrax.studies.core._measurements import ONLY, interval_panels
 from symmetrax.studies.core._meta_training import Budget
+from symmetrax.studies.core._panels import Curve, Panel, curve_panels
 from symmetrax.studies.core._runner import OWN, Run
 from symmetrax.studies.core._runs import due
 from symmetrax.studies.core._study import Arm, Study
@@ -117,23 +119,26 @@ def analyse(run: Run) -> dict[str, Any]:
 
 def draw(folder: Path, results: dict[str, Any]) -> None:
     """Correlations with intervals, and every teleport as a point."""
-    panels = {
-        f"{name}, {pairing}": {m: _numbers(found["spearman"][m]) for m in MEASURES}
+    tables = {
+        f"{name}, {pairing}": {ONLY: {m: found["spearman"][m] for m in MEASURES}}
         for name, pairings in results["correlations"].items()
         for pairing, found in pairings.items()
     }
-    plots_learning.correlation_rows(folder / "correlations.png", panels)
-    clouds = {}
+    interval_panels(folder / "correlations.png", tables, "rank correlation", limits=(-1.02, 1.02))
+    shown = []
+    x, y = "gain in gradient norm of the teleport", "learned momentum of its step"
     for name in results["correlations"]:
         with np.load(folder / f"{name}-events.npz", allow_pickle=False) as arrays:
             events = dict(arrays)
-        clouds[name] = cloud(events, events["step"])
-    labels = ("gain in gradient norm of the teleport", "learned momentum of its step")
-    plots_learning.event_clouds(folder / "teleports.png", clouds, labels)
-
-
-def _numbers(entry: dict[str, Any]) -> dict[str, float]:
-    return {key: float(entry[key]) for key in ("mean", "low", "high")}
+        gain, momentum, step = cloud(events, events["step"]).values()
+        curves = {}
+        for steps in np.array_split(np.unique(step), min(3, len(np.unique(step)))):
+            here = np.isin(step, steps)
+            label = f"steps {steps[0]} to {steps[-1]}" if len(steps) > 1 else f"step {steps[0]}"
+            curves[label] = Curve(gain[here], momentum[here], dots=True)
+        curves["unchanged"] = Curve(np.ones(2), np.quantile(momentum, [0.0, 1.0]))
+        shown.append(Panel(name, curves, x, y, "x" if np.ptp(np.log(gain)) > np.log(5) else ""))
+    curve_panels(folder / "teleports.png", shown)
 
 
 def tables(study: Study, results: dict[str, Any]) -> Iterator[Any]:

@@ -15,7 +15,6 @@ import jax
 import numpy as np
 import scipy.stats
 
-from symmetrax.studies import plots_training
 from symmetrax.studies._objectives_measures import (
     OBJECTIVES,
     OPTIMIZERS,
@@ -28,6 +27,7 @@ from symmetrax.studies._objectives_measures import (
 )
 from symmetrax.studies._registry import EXPERIMENTS
 from symmetrax.studies.core._console import titled_table
+from symmetrax.studies.core._measurements import ONLY, interval_panels
 from symmetrax.studies.core._runner import Run
 from symmetrax.studies.core._shares import average
 from symmetrax.studies.core._statistics import Interval, verdict
@@ -95,7 +95,11 @@ def _text(entry: dict[str, Any]) -> str:
 
 def draw(folder: Path, results: dict[str, Any]) -> None:
     """Rank correlations with their intervals."""
-    plots_training.correlations(folder / "objectives.png", results["correlations"])
+    tables = {optimizer: {ONLY: row} for optimizer, row in results["correlations"].items()}
+    columns = -(-len(tables) // 2)
+    interval_panels(
+        folder / "objectives.png", tables, "rank correlation", columns=columns, limits=(-1.02, 1.02)
+    )
 
 
 STUDIES = {

@@ -10,16 +10,18 @@ import dataclasses
 import functools
 from typing import Any
 
+import numpy as np
 import optax
 
 from symmetrax.learned._flat_gradient import FlatGradientLSTM
 from symmetrax.learned._update_rule import UpdateRule
-from symmetrax.studies import plots
 from symmetrax.studies._registry import EXPERIMENTS
 from symmetrax.studies.core._arm import Build, Control, Learned, Tuned, switched_off
 from symmetrax.studies.core._control_networks import RandomDirection
 from symmetrax.studies.core._hand_made import FromTheBest, adam, descent, oracle_evaluations
 from symmetrax.studies.core._meta_training import Budget
+from symmetrax.studies.core._panels import Panel, curve_panels, losses
+from symmetrax.studies.core._plane_figures import trajectories
 from symmetrax.studies.core._runner import Run
 from symmetrax.studies.core._statistics import log_ratios, sign_verdict
 from symmetrax.studies.core._study import Arm, Claim, Study
@@ -186,9 +188,27 @@ def published_protocol(run: Run) -> dict[str, Any]:
     return {"verdicts": run.results["verdicts"] + rows}
 
 
+#: The arms of each panel of loss curves, and those that show their quartiles.
+PANELS = {
+    "The figure's arms": ("adam-0.5", "vanilla", "teleport", "teleport-schedule"),
+    "Guard, second order, orbit derivative": (
+        *("vanilla", "vanilla-2nd", "teleport-2nd", "teleport-guarded", "teleport-schedule-guarded"),
+        *("vanilla-orbit", "teleport-schedule-orbit"),
+    ),
+    "Controls": ("teleport", "teleport-off", "random", "gd", "momentum", "adam", "oracle"),
+}
+BANDED = ("vanilla", "teleport", "teleport-guarded", "adam")
+
+
 def draw(folder, results: dict[str, Any]) -> None:
     """Loss curves, and trajectories of the first tasks."""
-    plots.plane(folder, results, next(iter(results["groups"])))
+    family, group = next(iter(results["groups"].items()))
+    arms = group["arms"]
+    shown = [Panel(title, losses(arms, names, banded=BANDED)) for title, names in PANELS.items()]
+    title = f"{family}: {next(iter(arms.values()))['runs']:,} unseen runs per arm"
+    curve_panels(folder / "curves.png", [panel for panel in shown if panel.curves], title=title)
+    with np.load(folder / "trajectories.npz", allow_pickle=False) as arrays:
+        trajectories(folder / "trajectories.png", dict(arrays), family)
 
 
 def _study(figure: str) -> Study:

@@ -26,8 +26,9 @@ from symmetrax.studies._orbit_arms import (
 from symmetrax.studies._plane_optimizers import ARMS as HAND_MADE
 from symmetrax.studies._plane_target import FAR, tables, targets
 from symmetrax.studies._registry import EXPERIMENTS
+from symmetrax.studies.core._measurements import interval_panels, versus_table
 from symmetrax.studies.core._meta_training import Budget
-from symmetrax.studies.core._panels import curve_panels, ratio_panels
+from symmetrax.studies.core._panels import Panel, curve_panels, losses
 from symmetrax.studies.core._runner import Run
 from symmetrax.studies.core._solved import solutions
 from symmetrax.studies.core._study import Arm, Claim, Study
@@ -136,8 +137,11 @@ def draw(folder: Path, results: dict[str, Any]) -> None:
     """Loss curves of every family, and the ratio of all arms to vanilla."""
     steps = sorted({row["horizon"] for row in results["targets"]})
     arms = {h: {f: results["groups"][f"{f}-{h}"]["arms"] for f in results["chosen"]} for h in steps}
-    curve_panels(folder / "curves.png", arms[steps[-1]], DRAWN)
-    ratio_panels(folder / "ratios.png", [arms[steps[0]]], VANILLA)
+    last = arms[steps[-1]]
+    shown = [Panel(family, losses(own, DRAWN, banded=()), y="loss: median") for family, own in last.items()]
+    curve_panels(folder / "curves.png", shown, columns=len(shown))
+    tables = {family: versus_table(own, VANILLA) for family, own in arms[steps[0]].items()}
+    interval_panels(folder / "ratios.png", tables, f"loss after {steps[0]} steps / {VANILLA}")
 
 
 STUDIES = {

@@ -6,8 +6,9 @@ from typing import Any
 import matplotlib.ticker
 import numpy as np
 
+from symmetrax.studies.core._panels import plt
+from symmetrax.studies.core._panels import write as _write
 from symmetrax.studies.core._styles import AMBER, BLACK, BLUE, GRAY, GREEN, ORANGE, PINK
-from symmetrax.studies.plots import _write, plt
 
 COLORS = (BLACK, GRAY, ORANGE, BLUE, GREEN, PINK, AMBER)
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from symmetrax.studies import plots_predictors
 from symmetrax.studies._orbit_arms import CANDIDATES, VANILLA, WATCHED, Networks, budget, orbit_arm
 from symmetrax.studies._predictors_features import PROBES, WORDS, features_of
 from symmetrax.studies._predictors_statistics import decide, gains, progress, regress, together
@@ -20,8 +19,9 @@ from symmetrax.studies._registry import EXPERIMENTS
 from symmetrax.studies.core._arm import Learned
 from symmetrax.studies.core._choice import validation
 from symmetrax.studies.core._console import mean_text, number, titled_table
-from symmetrax.studies.core._means import judged
-from symmetrax.studies.core._panels import mean_panels
+from symmetrax.studies.core._means import binned, judged
+from symmetrax.studies.core._measurements import interval_panels
+from symmetrax.studies.core._panels import Curve, Panel, curve_panels
 from symmetrax.studies.core._runner import OWN, VALIDATION, Run
 from symmetrax.studies.core._study import Study
 from symmetrax.tasks._base import AbstractTaskFamily
@@ -142,14 +142,29 @@ def _decisions(family: str, found: dict[str, Any]) -> Any:
     return table
 
 
+#: At most so many tasks are drawn in a panel.
+DRAWN = 3000
+
+
 def draw(folder: Path, results: dict[str, Any]) -> None:
     """Gains against the strongest feature, rank correlations with all, and the gain of following a probe."""
-    plots_predictors.gains(folder, results["predictors"], WORDS)
-    correlations = {
-        family: {arm: own["spearman"] for arm, own in found.items()}
-        for family, found in results["predictors"].items()
-    }
-    mean_panels(folder / "correlations.png", correlations, "rank correlation with the gain, 95 %", WORDS)
+    shown, correlations = [], {}
+    for family, found in results["predictors"].items():
+        with np.load(folder / f"{family}-tasks.npz", allow_pickle=False) as arrays:
+            known = {name: x.ravel() for name, x in arrays.items()}
+        for arm, own in found.items():
+            name = WORDS[own["strongest"]]
+            label = name if name.startswith(("det", "angle")) else f"ln({name})"
+            x, y = known[own["strongest"]], known[f"gain-{arm}"]
+            some = np.random.default_rng(0).permutation(len(x))[:DRAWN]
+            curves = {"tasks": Curve(x[some], y[some], dots=True), "median": Curve(*binned(x, y))}
+            title, gain = f"{family}, {arm}", "gain: ln(loss without / with)"
+            shown.append(Panel(title, curves, label, gain, log="", marked=0.0))
+        correlations[family] = {
+            arm: {WORDS[name]: entry for name, entry in own["spearman"].items()} for arm, own in found.items()
+        }
+    curve_panels(folder / "gains.png", shown, columns=len(shown) // len(correlations))
+    interval_panels(folder / "correlations.png", correlations, "rank correlation with the gain")
     decisions = {
         family: {
             arm: {
@@ -161,7 +176,7 @@ def draw(folder: Path, results: dict[str, Any]) -> None:
         }
         for family, found in results["probes"].items()
     }
-    mean_panels(folder / "decisions.png", decisions, "mean gain in ln loss, 95 %; never: 0", WORDS)
+    interval_panels(folder / "decisions.png", decisions, "mean gain in ln loss; never: 0")
 
 
 STUDIES = {

@@ -16,7 +16,6 @@ import numpy as np
 import optax
 import rich.table
 
-from symmetrax.studies import plots_training
 from symmetrax.studies._generalization_measures import (
     SOURCE,
     _correlation_verdicts,
@@ -26,6 +25,8 @@ from symmetrax.studies._generalization_measures import (
 from symmetrax.studies._generalization_moves import PUBLISHED, Data, Settings, moves_of
 from symmetrax.studies._registry import EXPERIMENTS
 from symmetrax.studies.core._console import number, ratio_text, titled_table
+from symmetrax.studies.core._measurements import interval_panels
+from symmetrax.studies.core._panels import Curve, Panel, curve_panels
 from symmetrax.studies.core._race import Blocks, Entry, Trained, classifier, race
 from symmetrax.studies.core._runner import Run, judged
 from symmetrax.studies.core._statistics import compare
@@ -173,10 +174,23 @@ def _correlations(data: str, found: dict[str, Any]) -> rich.table.Table:
 def draw(folder: Path, results: dict[str, Any]) -> None:
     """The effects of teleports, and every measure against the validation loss."""
     for data, group in results["groups"].items():
-        plots_training.effects(folder / f"{data}-teleports.png", group["arms"], data)
+        arms = group["arms"]
+        names = [name for name in arms if name != "none" and not name.startswith("random-")]
+        table = {
+            "teleport": {name: arms[name]["versus"]["none"] for name in names},
+            "random element of the same size": {
+                name: arms[f"random-{name}"]["versus"]["none"] for name in names
+            },
+        }
+        tables, label = {f"{data}, {arms['none']['runs']} seeds": table}, "final validation loss / none"
+        interval_panels(folder / f"{data}-teleports.png", tables, label, cut=1.32)
         with np.load(folder / f"{data}-correlation.npz", allow_pickle=False) as measured:
-            path = folder / f"{data}-correlation.png"
-            plots_training.scatter(path, dict(measured), group["correlation"])
+            shown = []
+            for name, row in group["correlation"].items():
+                dots = {"runs": Curve(measured[name], measured["validation loss"], dots=True)}
+                title = f"r = {row['r']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f})"
+                shown.append(Panel(title, dots, name, "validation loss", log=""))
+        curve_panels(folder / f"{data}-correlation.png", shown)
 
 
 _SMALL = Data("digits", seeds=4, epochs=10, at=5, batch=200, correlated=20)

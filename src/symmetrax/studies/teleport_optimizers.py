@@ -13,7 +13,6 @@ import jax
 import numpy as np
 import rich.table
 
-from symmetrax.studies import plots_training
 from symmetrax.studies._registry import EXPERIMENTS
 from symmetrax.studies._teleport_optimizers_arms import (
     ARMS,
@@ -29,6 +28,8 @@ from symmetrax.studies._teleport_optimizers_arms import (
     moves_of,
 )
 from symmetrax.studies.core._console import number, ratio_text, titled_table
+from symmetrax.studies.core._measurements import ONLY, interval_panels
+from symmetrax.studies.core._panels import Panel, curve_panels, losses
 from symmetrax.studies.core._race import Blocks, Trained, classifier, race
 from symmetrax.studies.core._runner import Run, judged
 from symmetrax.studies.core._statistics import compare
@@ -156,12 +157,37 @@ def _teleports(groups: dict[str, Any]) -> rich.table.Table:
     return table
 
 
+#: The arms of the panels of curves.
+DRAWN = ("none", "reset", "action-reset", "action-keep", "exact-carry", "none-tuned", "exact-tuned")
+
+
 def draw(folder: Path, results: dict[str, Any]) -> None:
     """Curves for each data set, and all comparisons."""
     groups = results["groups"]
     for data in dict.fromkeys(name.split("-")[0] for name in groups):
-        plots_training.optimizers(folder / f"{data}.png", groups, data)
-    plots_training.forest(folder / "comparisons.png", groups, list(QUESTIONS))
+        own = {name: group["arms"] for name, group in groups.items() if name.startswith(f"{data}-")}
+        shown = [
+            Panel(
+                name.removeprefix(f"{data}-"),
+                losses(arms, DRAWN, banded=()),
+                "epoch",
+                "training loss: median",
+            )
+            for name, arms in own.items()
+        ]
+        title = f"{data}: teleports inside optimizers, {next(iter(own.values()))['none']['runs']} seeds"
+        curve_panels(folder / f"{data}.png", shown, title=title)
+    tables = {
+        f"{ours}\n/ {theirs}": {
+            ONLY: {
+                name: group["arms"][ours]["versus"][theirs]
+                for name, group in groups.items()
+                if theirs in group["arms"][ours]["versus"]
+            }
+        }
+        for ours, theirs in QUESTIONS
+    }
+    interval_panels(folder / "comparisons.png", tables, "ratio of final training losses", cut=20.0)
 
 
 _SMALL = (Data("digits", seeds=4, epochs=8, tuning_seeds=2, rates=5),)

@@ -16,10 +16,9 @@ from typing import Any, cast
 import jax.numpy as jnp
 import numpy as np
 
-from symmetrax.studies import plots_teleport
 from symmetrax.studies._registry import EXPERIMENTS
 from symmetrax.studies._teleport_arms import FUNCTIONS, PlaneArm
-from symmetrax.studies._teleport_claims import PLANE_PANELS, plane_claims
+from symmetrax.studies._teleport_claims import PLANE_PANELS, draw_costs, plane_claims
 from symmetrax.studies.core._costs import Costed, Group, Trials, around, compared, copied, padded, tables
 from symmetrax.studies.core._runner import Run
 from symmetrax.studies.core._study import Study
@@ -112,7 +111,7 @@ def analyse(run: Run) -> dict[str, Any]:
 def draw(folder: Path, results: dict[str, Any]) -> None:
     """Losses against steps, gradient evaluations and time."""
     for group, content in results["groups"].items():
-        plots_teleport.budgets(folder / f"{group}.png", content["arms"], PLANE_PANELS, group)
+        draw_costs(folder / f"{group}.png", content["arms"], PLANE_PANELS, group)
 
 
 STUDIES = {

@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from symmetrax.studies import plots_teleport
 from symmetrax.studies._registry import EXPERIMENTS
 from symmetrax.studies._teleport_arms import METHODS, NetworkArm
-from symmetrax.studies._teleport_claims import regression_claims, regression_panels
+from symmetrax.studies._teleport_claims import draw_costs, regression_claims, regression_panels
 from symmetrax.studies.core._costs import Costed, Group, Trials, around, compared, copied, padded, tables
 from symmetrax.studies.core._runner import Run
 from symmetrax.studies.core._study import Study
@@ -117,7 +116,7 @@ def draw(folder: Path, results: dict[str, Any]) -> None:
     """Losses against steps, gradient evaluations and time."""
     for group, content in results["groups"].items():
         panels = regression_panels(group.removeprefix("regression-"))
-        plots_teleport.budgets(folder / f"{group}.png", content["arms"], panels, group)
+        draw_costs(folder / f"{group}.png", content["arms"], panels, group)
 
 
 STUDIES = {

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from symmetrax.studies import plots_transfer
 from symmetrax.studies._classification_report import arrays
 from symmetrax.studies._classification_verdicts import describe
 from symmetrax.studies._classifiers import Size, ends, image_family
@@ -24,8 +23,11 @@ from symmetrax.studies._registry import EXPERIMENTS
 from symmetrax.studies._transfer_targets import STEPS, TARGETS, Target, learned_arms
 from symmetrax.studies._transfer_verdicts import answers, cost_table, judge, pooled, ratio_table
 from symmetrax.studies.core._arm import Tuned
+from symmetrax.studies.core._console import number
 from symmetrax.studies.core._hand_made import RATES, adam, descent
+from symmetrax.studies.core._measurements import ONLY, interval_panels
 from symmetrax.studies.core._meta_training import Budget
+from symmetrax.studies.core._panels import Curve, Panel, curve_panels
 from symmetrax.studies.core._runner import Run
 from symmetrax.studies.core._runs import RECORDED
 from symmetrax.studies.core._study import Arm, Study
@@ -124,10 +126,59 @@ def analyse(run: Run) -> dict[str, Any]:
     }
 
 
+TITLES = {"widths": "widths", "depths": "depths", "data": "other images"}
+#: The arms of the panels of losses.
+DRAWN = (
+    *("update", "update-tele", "update-tele-random", "lr", "lr-tele", "lr-absolute"),
+    *("sgd", "sgd-there", "adam", "adam-there"),
+)
+
+
 def draw(folder: Path, results: dict[str, Any]) -> None:
     """Losses on all networks, and ratios."""
-    plots_transfer.losses(folder / "losses.png", results["groups"])
-    plots_transfer.ratios(folder / "ratios.png", results["groups"], results["pooled"])
+    groups = results["groups"]
+    y = "loss on all training images\nat the end: median"
+    shown = [
+        Panel(title, _curves({name: groups[name]["arms"] for name in names}), "", y, ticks=names)
+        for title, names in by_kind(groups).items()
+    ]
+    title = f"Trained on {next(iter(groups))}, tested on others"
+    curve_panels(folder / "losses.png", shown, title=title)
+    pairs = [pair.split(" / ") for pair in next(iter(results["pooled"].values()))]
+    tables = {
+        f"{ours}\n/ {theirs}": {
+            ONLY: {name: group["arms"][ours]["versus"][theirs] for name, group in groups.items()}
+        }
+        for ours, theirs in pairs
+    }
+    interval_panels(folder / "ratios.png", tables, "ratio of losses at the end", cut=20.0)
+
+
+def _curves(arms: dict[str, Any]) -> dict[str, Curve]:
+    """The losses at the end on the networks that have these arms, where they do not diverge."""
+    first = next(iter(arms.values()))
+    curves = {}
+    for arm in DRAWN:
+        if all(arm in own for own in arms.values()):
+            ends = np.array([number(own[arm]["final_train_median"]) for own in arms.values()])
+            ends[ends >= 10 * number(first[arm]["loss_median"][0])] = np.nan
+            curves[arm] = Curve(np.arange(len(ends)), ends)
+    return curves
+
+
+def by_kind(groups: dict[str, Any]) -> dict[str, list[str]]:
+    """The networks of every way to differ, by size, with the network of training.
+
+    >>> networks = {"64": {"kind": "trained", "parameters": 9}, "32": {"kind": "widths", "parameters": 5}}
+    >>> by_kind(networks)
+    {'widths': ['32', '64']}
+    """
+    trained = [name for name, group in groups.items() if group["kind"] == "trained"]
+    panels = {}
+    for kind, title in TITLES.items():
+        if names := [name for name, group in groups.items() if group["kind"] == kind]:
+            panels[title] = sorted(names + trained, key=lambda name: groups[name]["parameters"])
+    return panels or {"widths": trained}
 
 
 def tables(study: Study, results: dict[str, Any]) -> Iterator[Any]:

@@ -1,25 +1,29 @@
-"""Figures of several panels, drawn from results alone: curves, ratios, means with intervals, matrices."""
+"""Figures in panels, drawn from the files of a run: what all have in common, and curves."""
 
-import math
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import matplotlib
+
+matplotlib.use("Agg")  # before pyplot is imported: no windows
+import matplotlib.pyplot as plt
 import numpy as np
 
-from symmetrax.studies.core._console import number
-from symmetrax.studies.core._styles import BLACK, GREEN, ORANGE, styles
-from symmetrax.studies.plots import _write, plt
+from symmetrax.studies.core._styles import styles
 
-#: Ratios beyond this, either way, are drawn at it, and losses below its inverse likewise.
-FARTHEST = 1e12
-
-#: Arms by name, as in a group of `results.json`.
-Arms = Mapping[str, dict[str, Any]]
+#: Panels of at most so many losses show their quartiles.
+_BANDED = 4
+#: Curves of at most so many points show them.
+_FEW = 10
+#: More dots than this are drawn smaller.
+_MANY = 200
+#: Losses outside of these, in units of the first one, don't widen the frame.
+_LOWEST, _HIGHEST = 1e-12, 30.0
 
 
 def panels(rows: int, columns: int, width: float, height: Any, **options: Any) -> tuple[Any, np.ndarray]:
-    """A figure, and its axes by row and column, each `width` wide and `height` high (or by row).
+    """A figure and its axes by row and column, each `width` wide and `height` high (or one for each row).
 
     >>> figure, axes = panels(2, 3, width=2.0, height=1.5)
     >>> axes.shape, figure.get_size_inches().tolist()
@@ -32,125 +36,183 @@ def panels(rows: int, columns: int, width: float, height: Any, **options: Any) -
     )
 
 
-def curve_panels(path: pathlib.Path, groups: Mapping[str, Arms], drawn: Iterable[str]) -> pathlib.Path:
-    """The median losses of some arms, a panel for each group of results."""
-    figure, axes = panels(1, len(groups), 4.2, 4.2, sharey=True)
-    handles: dict[str, Any] = {}
-    for ax, (title, arms) in zip(axes[0], groups.items(), strict=True):
-        for name, style in styles(drawn).items():
-            if name in arms:
-                median = np.maximum(np.array(arms[name]["loss_median"], float), 1 / FARTHEST)
-                steps = arms[name].get("points", range(len(median)))
-                handles[name] = ax.plot(steps, median, label=name, **style)[0]
-        ax.set(
-            title=f"{title}\n{next(iter(arms.values()))['runs']:,} runs per arm", xlabel="step", yscale="log"
-        )
-        ax.grid(alpha=0.2)
-    axes[0][0].set_ylabel(f"loss, median over all runs (drawn down to {1 / FARTHEST:g})")
-    beside: Any = "outside right"
-    figure.legend([*handles.values()], [*handles], loc=beside, fontsize=8)
-    return _write(figure, path)
+def write(figure: Any, path: pathlib.Path) -> pathlib.Path:
+    """Write a figure as PNG and close it. The same figure always gives the same bytes.
+
+    >>> import tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp(), "empty.png")
+    >>> write(panels(1, 1, 1.0, 1.0)[0], path).read_bytes()[1:4]
+    b'PNG'
+    """
+    # By default matplotlib adds its version, and files of equal runs would differ.
+    figure.savefig(path, dpi=130, metadata={"Software": None})
+    plt.close(figure)
+    return path
 
 
-def ratio_panels(path: pathlib.Path, rows: Sequence[Mapping[str, Arms]], against: str) -> pathlib.Path:
-    """Final losses over those of one arm, with intervals: rows of panels, each of a group of results."""
-    names = [
-        list(dict.fromkeys(n for arms in row.values() for n in arms if against in arms[n]["versus"]))
-        for row in rows
-    ]
-    columns = max(len(row) for row in rows)
-    height = [0.2 * len(own) + 0.7 for own in names]
-    figure, axes = panels(len(rows), columns, 3.4, height, sharex=True, sharey="row")
-    for line, row, own in zip(axes, rows, names, strict=True):
-        for ax, (title, arms) in zip(line, row.items(), strict=False):
-            for k, name in enumerate(own):
-                if name in arms and against in arms[name]["versus"]:
-                    _ratio(ax, k, arms[name]["versus"][against], hollow=name.endswith("-off"))
-            ax.axvline(1.0, color="black", linewidth=0.7)
-            ax.set_title(title, fontsize=9)
-            ax.set(xscale="log", xlim=(0.4 / FARTHEST, 2.5 * FARTHEST))
-            ax.grid(alpha=0.2, axis="x")
-        line[0].set_yticks(range(len(own)), own, fontsize=7)
-        line[0].set_ylim(len(own) - 0.4, -0.6)
-    figure.supxlabel(f"final loss / {against}, 95 % interval (cut at {FARTHEST:g})", fontsize=9)
-    return _write(figure, path)
+def in_lines(items: Sequence[Any], columns: int) -> list[Sequence[Any]]:
+    """Items in lines of at most `columns`.
+
+    >>> in_lines("abcde", 3)
+    ['abc', 'de']
+    """
+    return [items[start : start + columns] for start in range(0, len(items), columns)]
 
 
-def _ratio(ax: Any, line: int, versus: dict[str, Any], *, hollow: bool) -> None:
-    far = math.log(FARTHEST)
-    logs = [number(versus[key]) for key in ("log_ratio", "low", "high")]
-    median, low, high = np.exp(np.clip(logs, -far, far))
-    color = GREEN if high < 1 else ORANGE if low > 1 else BLACK
-    ax.plot([low, high], [line, line], color=color)
-    ax.plot(median, line, "o", color=color, markersize=4, markerfacecolor="white" if hollow else color)
+def longest(names: Iterable[str]) -> float:
+    """The width of the longest of some names in small print, in inches.
+
+    >>> longest(["adam", "momentum"]) == 2 * longest(["adam"])
+    True
+    """
+    return 0.075 * max(map(len, names), default=0)
 
 
-def mean_panels(
+class Curve(NamedTuple):
+    """A line of a panel, or `dots`, with a band from `low` to `high` if there is one.
+
+    >>> Curve(np.array([0.0, 1.0]), np.array([2.0, 1.0])).dots
+    False
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+    dots: bool = False
+
+
+def losses(
+    arms: Mapping[str, Any],
+    names: Iterable[str] | None = None,
+    *,
+    banded: Iterable[str] | None = None,
+    along: str | None = None,
+) -> dict[str, Curve]:
+    """The median losses of arms of `results.json`, all or those of `names` that are there.
+
+    They are against steps, or the entry `along` of each arm. Quartiles are those of the arms `banded`: by
+    default all if they are at most four, since more bands would cover each other.
+
+    >>> arm = {"loss_median": [2.0, "inf"], "loss_q25": [2.0, 0.5], "loss_q75": [2.0, "inf"]}
+    >>> losses({"adam": arm}, ["gd", "adam"])["adam"].high.tolist()
+    [2.0, inf]
+    """
+    shown = [name for name in (arms if names is None else names) if name in arms]
+    if banded is None:
+        banded = shown if len(shown) <= _BANDED else ()
+    curves = {}
+    for name in shown:
+        low, middle, high = (np.array(arms[name][f"loss_{part}"], float) for part in ("q25", "median", "q75"))
+        x = arms[name][along] if along else arms[name].get("points", range(len(middle)))
+        curve = Curve(np.array(x, float), middle, low, high)
+        curves[name] = curve if name in banded else curve._replace(low=None, high=None)
+    return curves
+
+
+class Panel(NamedTuple):
+    """Curves by name under a title; `x` and `y` label the axes, of which those in `log` are logarithmic.
+
+    `marked` is a height to compare with; `ticks` are names for 0, 1, ... on the horizontal axis.
+
+    >>> Panel("Booth", {}).y
+    'loss: median, quartiles'
+    """
+
+    title: str
+    curves: Mapping[str, Curve]
+    x: str = "step"
+    y: str = "loss: median, quartiles"
+    log: str = "y"
+    marked: float | None = None
+    ticks: Sequence[str] = ()
+
+
+def curve_panels(
     path: pathlib.Path,
-    groups: Mapping[str, Mapping[str, Mapping[str, Any]]],
-    label: str,
-    words: Mapping[str, str],
+    shown: Sequence[Panel],
+    *,
+    columns: int = 3,
+    title: str = "",
+    labels: Mapping[str, str] | None = None,
 ) -> pathlib.Path:
-    """Means with intervals: a panel for each group, a row for each entry, a color for each arm.
+    """Curves in panels, `columns` in a line; those of a line with equal labels share their vertical axis.
 
-    `groups` are by title, arm and entry, whose names `words` puts into words.
+    An arm looks the same in all panels. Legends stand beside a line of panels with the same curves, else
+    below each panel: nowhere do they cover curves. `labels` are by name.
+
+    >>> import tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp(), "curves.png")
+    >>> line = Curve(np.arange(2.0), np.array([2.0, 1.0]))
+    >>> curve_panels(path, [Panel("Booth", {"adam": line})]).name
+    'curves.png'
     """
-    rows = max(len(entries) for arms in groups.values() for entries in arms.values())
-    count = max(len(arms) for arms in groups.values())
-    figure, axes = panels(1, len(groups), 5.2, (0.1 * count + 0.25) * rows + 1.2)
-    for ax, (title, arms) in zip(axes[0], groups.items(), strict=True):
-        looks = styles(arms)
-        for i, (arm, entries) in enumerate(arms.items()):
-            shift = (i - (len(arms) - 1) / 2) * 0.6 / len(arms)
-            for row, entry in enumerate(entries.values()):
-                mean, low, high = mean_and_interval(entry)
-                color, name = looks[arm]["color"], arm if row == 0 else None
-                ax.plot([low, high], [row + shift] * 2, color=color)
-                ax.plot(mean, row + shift, "o", color=color, markersize=4, label=name)
-        names = list(next(iter(arms.values())))
-        ax.axvline(0.0, color="black", linewidth=0.7)
-        ax.set_yticks(range(len(names)), [words.get(name, name) for name in names], fontsize=8)
-        ax.invert_yaxis()
-        ax.set(title=title, xlabel=label)
-        ax.grid(alpha=0.2, axis="x")
-        ax.legend(fontsize=7)
-    return _write(figure, path)
+    lines = in_lines(shown, columns)
+    looks = styles(name for panel in shown for name in panel.curves)
+    named = {name: (labels or {}).get(name, name) for name in looks}
+    panel_width = 6.5 if len(lines[0]) == 1 else 4.7
+    figure, axes = panels(len(lines), len(lines[0]), panel_width, 4.4)
+    for row, line in zip(axes, lines, strict=True):
+        drawn = [_curves(ax, panel, looks) for ax, panel in zip(row, line, strict=False)]
+        union = {name: handle for own in drawn for name, handle in own.items()}
+        alike = len(union) == max(map(len, drawn))
+        for ax, panel, own in zip(row, line, drawn, strict=False):
+            group = [k for k, other in enumerate(line) if (other.y, other.log) == (panel.y, panel.log)]
+            if ax is row[group[0]]:
+                ax.set_ylabel(panel.y)
+            else:
+                ax.sharey(row[group[0]])
+                ax.tick_params(labelleft=False)
+            if panel.log == "y":
+                ax.set_ylim(_span([curve for k in group for curve in line[k].curves.values()]))
+            if not alike:
+                _legend(ax, own, named, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=2)
+        if alike:
+            at = min(len(line), len(row) - 1)  # in an empty panel, or beside the last one
+            place = {"bbox_to_anchor": (float(at < len(line)), 1.0), "borderaxespad": 0.5}
+            _legend(row[at], union, named, loc="upper left", **place)
+            width = max(figure.get_figwidth(), panel_width * len(lines[0]) + longest(named.values()) + 0.6)
+            figure.set_figwidth(width)
+        for ax in row[len(line) :]:
+            ax.axis("off")
+    figure.suptitle(title)
+    return write(figure, path)
 
 
-def mean_and_interval(entry: Mapping[str, Any]) -> tuple[float, float, float]:
-    """A mean and its interval, which has no width where it is infinite.
-
-    >>> mean_and_interval({"mean": 0.5, "low": "-inf", "high": "inf"})
-    (0.5, 0.5, 0.5)
-    """
-    mean, low, high = (number(entry[key]) for key in ("mean", "low", "high"))
-    return mean, low if np.isfinite(low) else mean, high if np.isfinite(high) else mean
+def _legend(ax: Any, lines: Mapping[str, Any], named: Mapping[str, str], **place: Any) -> None:
+    # The pad, in sizes of the font, is room for ticks and the label of the axis.
+    place = {"borderaxespad": 4.8, "fontsize": 8, **place}
+    ax.legend([*lines.values()], [named[name] for name in lines], **place)
 
 
-def matrix_panels(
-    path: pathlib.Path, tables: Mapping[str, Mapping[str, Mapping[str, Any]]], labels: tuple[str, str, str]
-) -> pathlib.Path:
-    """Log ratios by row and column, as powers of ten, in bold where the interval excludes 0.
+def _curves(ax: Any, panel: Panel, looks: Mapping[str, Any]) -> dict[str, Any]:
+    """Draw the curves of a panel, and return their lines."""
+    ax.set(title=panel.title, xlabel=panel.x)
+    ax.set(xscale="log" if "x" in panel.log else "linear", yscale="log" if "y" in panel.log else "linear")
+    ax.grid(alpha=0.2)
+    if panel.marked is not None:
+        ax.axhline(panel.marked, color="black", linewidth=0.7)
+    if panel.ticks:
+        ax.set_xticks(range(len(panel.ticks)), panel.ticks, rotation=40, ha="right", fontsize=8)
+    elif "x" not in panel.log:
+        whole = all(np.all(curve.x % 1 == 0) for curve in panel.curves.values())
+        ax.locator_params(axis="x", nbins=7, integer=whole)
+        ax.ticklabel_format(axis="x", scilimits=(-3, 5), useOffset=False)
+    lines = {}
+    for name, (x, y, low, high, dots) in panel.curves.items():
+        look = looks[name] | {"marker": "." if dots or len(x) <= _FEW else ""}
+        if dots:
+            size = 5 if len(x) > _MANY else 10
+            look |= {"linestyle": "", "markersize": size, "markeredgewidth": 0, "alpha": 0.6}
+        (lines[name],) = ax.plot(x, y, **look)
+        if low is not None:
+            ax.fill_between(x, low, high, color=look["color"], alpha=0.12, linewidth=0)
+    return lines
 
-    `labels` are those of rows, columns and color.
-    """
-    names = list(next(iter(tables.values())))
-    figure, axes = panels(1, len(tables), 0.95 * len(names) + 1.4, 1.1 * len(names) + 1.6, sharey=True)
-    image: Any = None
-    for ax, (title, table) in zip(axes[0], tables.items(), strict=True):
-        logs = np.array([[number(table[r][c]["log_ratio"]) for c in names] for r in names]) / np.log(10)
-        image = ax.imshow(np.clip(logs, -6, 6), cmap="RdBu_r", vmin=-6, vmax=6)
-        for row, column in np.ndindex(logs.shape):
-            found = table[names[row]][names[column]]
-            sure = number(found["low"]) > 0 or number(found["high"]) < 0
-            color = "w" if abs(logs[row, column]) > 3.5 else "k"
-            text = f"{np.clip(logs[row, column], -6, 6):+.1f}" if row != column else "0"
-            weight = "bold" if sure else "normal"
-            ax.text(column, row, text, ha="center", va="center", weight=weight, fontsize=9, color=color)
-        ax.set_xticks(range(len(names)), names, rotation=35, ha="right", fontsize=8)
-        ax.set_yticks(range(len(names)), names, fontsize=8)
-        ax.set_title(title, fontsize=10)
-    axes[0][0].set_ylabel(labels[0])
-    figure.supxlabel(labels[1], fontsize=10)
-    figure.colorbar(image, ax=axes[0], shrink=0.8).set_label(labels[2], fontsize=8)
-    return _write(figure, path)
+
+def _span(curves: Sequence[Curve]) -> tuple[float, float]:
+    """The lowest and the highest loss of the frame: diverging and solved runs must not hide the others."""
+    start = max((float(curve.y[0]) for curve in curves if np.isfinite(curve.y[0])), default=1.0)
+    values = np.concatenate([x for curve in curves for x in curve[1:4] if x is not None])
+    seen = values[(values > start * _LOWEST) & (values < start * _HIGHEST)]
+    return 0.8 * np.min(seen, initial=start), 1.25 * np.max(seen, initial=start)

@@ -10,63 +10,25 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 BLUE, ORANGE, GREEN, PINK, AMBER, SKY, BLACK, GRAY = COLORS
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)), (0, (2, 2, 6, 2)))
 
-#: Arms of several experiments, with the place of their dash: colors for kinds of arms, dashes for variants.
-KNOWN: dict[str, tuple[str, int]] = {
-    "gd": (GRAY, 0),
-    "gd-3e-4": (GRAY, 1),
-    "gd-tuned": (GRAY, 1),
-    "gd-budget": (GRAY, 2),
-    "gd-tuned-budget": (GRAY, 3),
-    "sgd": (GRAY, 0),
-    "sgd-there": (GRAY, 2),
-    "momentum": (BLACK, 1),
-    "warm-momentum": (BLACK, 3),
-    "adam": (BLACK, 0),
-    "adam-there": (BLACK, 2),
-    "adam-0.5": (BLACK, 2),
-    "newton": (AMBER, 1),
-    "lbfgs": (AMBER, 2),
-    "oracle": (PINK, 1),
-    "vanilla": (BLUE, 0),
-    "vanilla-2nd": (BLUE, 1),
-    "vanilla-orbit": (BLUE, 2),
-    "paper-vanilla": (SKY, 0),
-    "learned": (BLUE, 0),
-    "lstm": (BLUE, 0),
-    "lstm-tricks": (BLUE, 1),
-    "rnnprop": (ORANGE, 0),
-    "rnnprop-tricks": (ORANGE, 1),
-    "teleport": (ORANGE, 0),
-    "teleport-2nd": (ORANGE, 1),
-    "teleport-off": (ORANGE, 2),
-    "random": (ORANGE, 3),
-    "paper-teleport": (AMBER, 0),
-    "teleport-guarded": (GREEN, 0),
-    "teleport-schedule": (AMBER, 0),
-    "teleport-schedule-2nd": (AMBER, 1),
-    "teleport-schedule-off": (AMBER, 2),
-    "teleport-schedule-orbit": (AMBER, 3),
-    "teleport-schedule-guarded": (SKY, 0),
-    "peak": (GREEN, 0),
-    "peak-off": (GREEN, 2),
-    "peak-near": (PINK, 0),
-    "peak-polyak": (GREEN, 1),
-    "lr": (SKY, 0),
-    "lr-tele": (BLUE, 0),
-    "lr-momentum": (AMBER, 0),
-    "lr-tele-momentum": (ORANGE, 0),
-    "as-printed": (ORANGE, 2),
-    "update": (PINK, 0),
-    "update-tele": (PINK, 1),
-    "coordinates": (GREEN, 0),
-    "coordinates-neurons": (GREEN, 1),
-    "none": (BLACK, 0),
-    "reset": (BLACK, 2),
-    "action-reset": (ORANGE, 0),
-    "action-keep": (ORANGE, 2),
-    "exact-carry": (BLUE, 0),
-    "none-tuned": (GRAY, 0),
-    "exact-tuned": (SKY, 1),
+#: Arms of several experiments by color, which shows their kind; a bar stands before the next of `DASHES`.
+_KNOWN = {
+    BLUE: "vanilla learned lstm lr-tele exact-carry | vanilla-2nd lstm-tricks | vanilla-orbit",
+    ORANGE: "rnnprop teleport lr-tele-momentum action-reset | rnnprop-tricks teleport-2nd "
+    "| teleport-off as-printed action-keep | random",
+    GREEN: "teleport-guarded peak coordinates | peak-polyak coordinates-neurons | peak-off",
+    PINK: "peak-near update | oracle update-tele",
+    AMBER: "paper-teleport teleport-schedule lr-momentum | newton teleport-schedule-2nd "
+    "| lbfgs teleport-schedule-off | teleport-schedule-orbit",
+    SKY: "paper-vanilla teleport-schedule-guarded lr | exact-tuned",
+    BLACK: "adam none median | momentum | adam-there adam-0.5 reset proportional unchanged | warm-momentum",
+    GRAY: "gd sgd none-tuned | gd-3e-4 gd-tuned | gd-budget sgd-there | gd-tuned-budget",
+}
+#: Their colors, and the places of their dashes.
+KNOWN = {
+    name: (color, dash)
+    for color, looks in _KNOWN.items()
+    for dash, names in enumerate(looks.split("|"))
+    for name in names.split()
 }
 
 
