@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from json import dumps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -127,11 +127,12 @@ def _discover(
     heads: Annotated[tuple[int, ...], _argument("INT [INT ...]", "default: all divisors")] = (),
     budget: Annotated[int | None, _argument("INT", "default: no limit")] = None,
     trials: int = 3,
+    method: Literal["auto", "program", "gradients"] = "auto",
     seed: int = 0,
     double: bool = False,
     json: Annotated[Path | None, _argument("FILE", "default: none is written")] = None,
 ) -> None:
-    """Discover the symmetries of your model from gradients of its loss, and certify them.
+    """Discover the symmetries of your model from its program and gradients of its loss, and certify them.
 
     Args:
         function: A function without arguments that returns (loss, params) or (loss, params, batch), where
@@ -142,6 +143,8 @@ def _discover(
         heads: The numbers of heads into which an attention axis may be split; specifying them saves time.
         budget: The maximum number of evaluations of the loss or its gradient; skipped questions are reported.
         trials: The number of random transformations that each symmetry must pass before it is reported.
+        method: "program" reads the symmetries off the program of the loss, in about 20 evaluations;
+            "gradients" searches for them; "auto" does both, unless there are more than 300,000 parameters.
         seed: Seed of all random draws: other points, other transformations.
         double: Build the model in double precision too. The search uses double precision either way.
         json: A file to which to write all results as JSON; "-" is standard output, in which case everything
@@ -155,6 +158,7 @@ def _discover(
         heads=heads,
         budget=budget,
         trials=trials,
+        method=method,
         seed=checked_seed(seed),
         double=double,
         json=json,

@@ -35,9 +35,46 @@ def ask(questions: Iterable[Question], evidence: Evidence, certify: Certifier) -
         for answer in question.answers(evidence):
             if answer.look is not None:
                 evidence.looked.append(answer.look)
-            for options in answer.candidates:
-                wanted = [one for one in options if isinstance(one.group, evidence.scope.groups)]
-                _certify(wanted, evidence, certify)
+            wanted = [
+                [one for one in options if isinstance(one.group, evidence.scope.groups)]
+                for options in answer.candidates
+            ]
+            if answer.likely:
+                _certify_together([options for options in wanted if options], evidence, certify)
+            else:
+                for options in wanted:
+                    _certify(options, evidence, certify)
+
+
+def _certify_together(
+    candidates: Sequence[Sequence[Candidate]], evidence: Evidence, certify: Certifier
+) -> None:
+    """Certifies the first options of all candidates at once; where this fails, of either half, and so on."""
+    new = [options for options in candidates if _expressible(options[0], evidence)]
+    if len(new) > 1 and certify.available:
+        symmetries = [symmetry_of(*options[0].named(0), evidence.loss.given) for options in new]
+        certificate = certify(*symmetries)
+        if certificate.holds:
+            for options, symmetry in zip(new, symmetries, strict=True):
+                _keep(options[0], Found(symmetry, certificate, options[0].gap), evidence)
+            return
+        half = len(new) // 2
+        _certify_together(new[:half], evidence, certify)
+        _certify_together(new[half:], evidence, certify)
+    else:
+        for options in candidates:
+            _certify(options, evidence, certify)
+
+
+def _expressible(candidate: Candidate, evidence: Evidence) -> bool:
+    """Whether a candidate is new, and specs can express it."""
+    if isinstance(candidate, Space) and follows(candidate, _known(candidate, evidence)):
+        return False
+    try:
+        symmetry_of(*candidate.named(0), evidence.loss.given)
+    except ValueError:
+        return False
+    return True
 
 
 def _certify(options: Sequence[Candidate], evidence: Evidence, certify: Certifier) -> None:

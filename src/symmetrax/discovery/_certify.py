@@ -1,7 +1,7 @@
 """Certificates: how a symmetry changes the loss and every gradient, measured at generic points."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from symmetrax.discovery._double import tolerances
+from symmetrax.discovery._draws import draw
 from symmetrax.discovery._loss import SPREAD, Leaves, Loss
 from symmetrax.groups._diagonal import AbstractGroup
 from symmetrax.symmetry._dense import DenseAction
@@ -122,6 +123,7 @@ class Certifier:
         self._left = most
         self._tolerance, self._gradient_tolerance = tolerances(loss.precision)
         self._drawn: dict[tuple, list[Any]] = {}
+        self._elements_rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
         self.rough = False
         self._trials = [self._trial(number) for number in range(trials)]
 
@@ -144,24 +146,33 @@ class Certifier:
         """Whether another certificate is within the budget and within the maximum number."""
         return self._left > 0 and self._loss.affords(len(self._trials))
 
-    def __call__(self, symmetry: NetworkSymmetry) -> Certificate:
-        """Measures how a symmetry, whose specs name arrays by path, changes the loss and its gradients."""
+    def __call__(self, *symmetries: NetworkSymmetry) -> Certificate:
+        """Measures how symmetries, whose specs name arrays by path, change the loss and its gradients.
+
+        Several act one after the other, each by elements of its own: if one of them is no symmetry, the
+        certificate fails, without telling which.
+        """
         self._left -= 1
         changes: dict[bool, list[float]] = {False: [], True: []}
         moves: list[float] = []
         residuals: dict[str, list[float]] = {path: [] for path in self._loss.leaves}
-        # One space at a time: an error of a joint symmetry would not tell which space is wrong.
-        ((name, group),) = symmetry.spaces.items()
-        for trial, drawn in zip(self._trials, self._elements(group), strict=True):
-            element = {name: drawn}
-            before = {path: np.asarray(trial.leaves[path]) for path in symmetry.specs}
-            there = DenseAction(symmetry, element).act(before, symmetry)
-            if trial.spread:  # without noise, arrays of zeros do not move
-                steps = _norm(there[path] - before[path] for path in there)
-                moves.append(steps / max(_norm(before.values()), 1e-300))
+        drawn = self._all_elements(symmetries)
+        for k, trial in enumerate(self._trials):
+            there: dict[str, np.ndarray] = {}
+            carried: dict[str, np.ndarray] = {}
+            for symmetry, elements in zip(symmetries, drawn, strict=True):
+                element = {next(iter(symmetry.spaces)): elements[k]}
+                before = {path: there.get(path, np.asarray(trial.leaves[path])) for path in symmetry.specs}
+                after = DenseAction(symmetry, element).act(before, symmetry)
+                if trial.spread:  # without noise, arrays of zeros do not move
+                    steps = _norm(after[path] - before[path] for path in after)
+                    moves.append(steps / max(_norm(before.values()), 1e-300))
+                slopes = {
+                    path: carried.get(path, np.asarray(trial.gradient[path])) for path in symmetry.specs
+                }
+                there |= after
+                carried |= symmetry.visit(slopes, DenseAction(symmetry, symmetry.dual(element)))
             value, gradient = self._loss.gradient(trial.leaves | there, trial.batch)
-            slopes = {path: np.asarray(trial.gradient[path]) for path in symmetry.specs}
-            carried = symmetry.visit(slopes, DenseAction(symmetry, symmetry.dual(element)))
             # Arrays without a spec take part too: a spec that is missing shows in their gradients.
             carried = trial.gradient | carried
             changes[trial.fresh].append(self._loss.apart(value, trial.value))
@@ -191,18 +202,32 @@ class Certifier:
         share = 100 * self._loss.precision / self._gradient_tolerance
         return {path: share * effect / size for path, size in sizes.items()}
 
-    def _elements(self, group: AbstractGroup) -> list[Any]:
-        """Draws a random element per trial, shared by all spaces of one kind because drawing is slow."""
-        options = [getattr(group, field.name) for field in dataclasses.fields(group) if field.name != "per"]
-        key = (type(group), group.lengths, *options)
-        if key not in self._drawn:
-            drawn = jax.vmap(group.sample)(jax.random.split(self._key, len(self._trials)))
-            self._drawn[key] = [jax.tree.map(lambda x, k=k: x[k], drawn) for k in range(len(self._trials))]
-        return self._drawn[key]
+    def _all_elements(self, symmetries: Sequence[NetworkSymmetry]) -> list[list[Any]]:
+        """Random elements for every trial of each symmetry; no two symmetries share theirs."""
+        groups = [next(iter(symmetry.spaces.values())) for symmetry in symmetries]
+        kinds = [_kind(group) for group in groups]
+        return [
+            self._elements(group, kind, kinds[:k].count(kind))
+            for k, (group, kind) in enumerate(zip(groups, kinds, strict=True))
+        ]
+
+    def _elements(self, group: AbstractGroup, kind: tuple, number: int) -> list[Any]:
+        """Elements per trial; symmetries that are certified apart share them, since drawing takes time."""
+        if (kind, number) not in self._drawn:
+            self._drawn[kind, number] = [draw(group, self._elements_rng) for _ in self._trials]
+        return self._drawn[kind, number]
+
+
+def _kind(group: AbstractGroup) -> tuple:
+    """What decides how elements are drawn: the group, without the names of its indices."""
+    options = [getattr(group, field.name) for field in dataclasses.fields(group) if field.name != "per"]
+    return (type(group), group.lengths, *options)
 
 
 def _norm(leaves: Any) -> float:
-    return float(np.sqrt(sum(float(np.linalg.norm(np.ravel(leaf))) ** 2 for leaf in leaves)))
+    # Not a product of BLAS, whose threads wait for each other where other processes run.
+    flat = (np.ravel(np.asarray(leaf)) for leaf in leaves)
+    return float(np.sqrt(sum(float(np.einsum("i,i->", np.conj(x), x).real) for x in flat)))
 
 
 def as_pattern(path: str) -> str:

@@ -30,6 +30,7 @@ def discover_from(
     heads: Sequence[int],
     budget: int | None,
     trials: int,
+    method: str,
     seed: int,
     double: bool,
     json: Path | None,
@@ -38,7 +39,8 @@ def discover_from(
 
     If the file is "-", the JSON goes to standard output and everything else to standard error.
 
-    >>> options = {"heads": [], "budget": None, "trials": 3, "seed": 0, "double": False, "json": None}
+    >>> options = {"heads": [], "budget": None, "trials": 3, "method": "auto", "seed": 0}
+    >>> options |= {"double": False, "json": None}
     >>> discover_from("my.models:small", ["Permutations"], **options)
     Traceback (most recent call last):
     ValueError: There is no group 'Permutations' to look for. Did you mean 'Permutation'? There are: ...
@@ -62,12 +64,11 @@ def discover_from(
         loss, params, batch = _model(function)
         if double:
             params = jax.tree.map(_in_double, params)
-        cost = discovery_cost(params, groups=chosen, heads=heads or None, trials=trials)
+        asked = {"groups": chosen, "heads": heads or None, "trials": trials, "method": method}
+        cost = discovery_cost(params, **asked)
         print(f"Evaluations of the loss: {cost}.", flush=True)
         key = jax.random.key(seed)
-        found = find_symmetries(
-            loss, params, key, batch=batch, groups=chosen, heads=heads or None, budget=budget, trials=trials
-        )
+        found = find_symmetries(loss, params, key, batch=batch, budget=budget, **asked)
         print(f"\n{found}\n")
         if found.found:
             print(found.text)

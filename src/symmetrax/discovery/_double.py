@@ -75,7 +75,7 @@ class InDouble:
 
     def _run(
         self, program: Jaxpr, consts: Sequence[Any], inputs: Sequence[Any], live: Sequence[bool]
-    ) -> list[Array]:
+    ) -> list[Any]:
         """Runs a program and returns its results; `live` inputs depend on the parameters."""
         # Equations are evaluated one by one, as `jax.core.eval_jaxpr` does, but on wider numbers.
         known: dict[Any, Any] = {}

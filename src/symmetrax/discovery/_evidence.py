@@ -51,6 +51,8 @@ class Evidence:
         self.unasked: list[str] = []
         self.unfinished: set[str] = set()
         self.inexpressible: list[str] = []
+        #: Operations of the program without a rule, or why it could not be read.
+        self.unread = ""
         # What repeated questions have covered; they hold no state of their own.
         self._asked: set[Hashable] = set()
 

@@ -29,8 +29,14 @@ def find_symmetries(
     heads: int | Sequence[int] | None = None,
     budget: int | None = None,
     trials: int = 3,
+    method: str = "auto",
 ) -> Discovery:
-    """Discovers the symmetries of a loss from its gradients alone, and certifies each one.
+    """Discovers the symmetries of a loss from its program and its gradients, and certifies each one.
+
+    The traced program of the loss shows which axes of which arrays meet in one hidden space, how it is split
+    into heads or concatenated with others, and what is done to it: a ReLU keeps positive scales, an odd
+    function signs, a product of matrices any matrix. Gradients find what no rule says, and symmetries of
+    losses that the trace cannot see into.
 
     If a group acts on some axes of the parameters, the loss is constant along its orbits, so moments of
     gradient and parameter sum to zero over these axes. With G the gradient with respect to W, of shape (n,
@@ -38,9 +44,11 @@ def find_symmetries(
     of charge * diag(M) for scalings. Every axis, in every layout of merged and concatenated axes, is a column
     of one matrix whose rows are gradients at generic points; its null space is the list of specs.
     Permutations show up as equal slices of the gradient when two units are made equal, signs as equal losses
-    when units are flipped. Every candidate is then certified with random elements, at `params` and at generic
-    points around them, by the loss and by the gradient law of every array. All computations are in double
-    precision, regardless of the precision of the loss and of `params`.
+    when units are flipped.
+
+    Every candidate is certified with random elements, at `params` and at generic points around them, by the
+    loss and by the gradient law of every array. All computations are in double precision, regardless of the
+    precision of the loss and of `params`.
 
     **Arguments:** `loss(params)`, or `loss(params, batch)` if you pass `batch` or the loss requires one,
     returns a scalar that JAX can differentiate. `params` is any pytree; only its floating-point arrays are
@@ -48,7 +56,9 @@ def find_symmetries(
     fresh batches. `groups` restricts the search, and `heads` the numbers of heads that a merged axis is split
     into (default: all divisors). `budget` limits the number of evaluations of the loss, counting both
     gradients and values; questions skipped for lack of budget are listed in the report. `trials` is the
-    number of random elements per certificate.
+    number of random elements per certificate. `method` is "program" (about 20 evaluations, for models of any
+    size), "gradients", or "auto": both, unless there are more than 300,000 parameters, for which the search
+    with gradients is long.
 
     **Returns** a `Discovery`; print it for a table, `discovery.text` is code that constructs the symmetries
     found. Raises ValueError if the loss is not a finite scalar, is random, or does not depend on `params`, if
@@ -66,7 +76,8 @@ def find_symmetries(
     Permutation(4) exact {'b': 'p1', 'out': '_ p1', 'w': 'p1 _'}
     """
     check_key(key)
-    return carry_out(Plan.of(params, groups, heads, trials), loss, params, key, batch=batch, budget=budget)
+    plan = Plan.of(params, groups, heads, trials, method=method)
+    return carry_out(plan, loss, params, key, batch=batch, budget=budget)
 
 
 def carry_out(
@@ -103,6 +114,9 @@ def carry_out(
         # Before any question, so that all candidates are certified at the same points.
         certifier = Certifier(problem, certify, rng, trials=plan.scope.trials, most=plan.candidates)
         ask(plan.questions, evidence, certifier)
+        searched = any(question.exhaustive for question in plan.questions)
+        if not searched:
+            evidence.unfinished |= {group.__name__ for group in plan.scope.groups}
     return Discovery(
         found=symmetries_of(evidence),
         rejected=tuple(evidence.rejected),
@@ -111,7 +125,7 @@ def carry_out(
         looked=tuple(evidence.looked),
         idle=evidence.measured.idle,
         steep=evidence.measured.steep,
-        notes=tuple(notes_of(evidence, rough=certifier.rough)),
+        notes=tuple(notes_of(evidence, rough=certifier.rough, searched=searched)),
         cost=plan.cost,
         evaluations=problem.evaluations,
         seconds=time.perf_counter() - start,

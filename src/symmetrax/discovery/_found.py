@@ -13,13 +13,15 @@ class Found:
     """A symmetry of one space, its certificate, and the numerical gap that decided it.
 
     `gap` holds the largest number that counted as zero and the smallest that did not: singular values of
-    columns of length about 1 for Lie groups, relative differences for permutations and signs.
+    columns of length about 1 for Lie groups, relative differences for permutations and signs. It is NaN for
+    what was read off the program of the loss.
 
     >>> import jax, jax.numpy as jnp, symmetrax as sx
     >>> x = jnp.array([[1.0, 2.0], [0.5, -1.0], [-1.0, 3.0]])
     >>> loss = lambda p: jnp.mean((x @ p["a"].T @ p["b"].T - x) ** 2)
     >>> params = {"a": jnp.ones((3, 2)), "b": jnp.ones((2, 3))}
-    >>> (one,) = sx.find_symmetries(loss, params, jax.random.key(0), groups=[sx.groups.GeneralLinear])
+    >>> search = {"groups": [sx.groups.GeneralLinear], "method": "gradients"}
+    >>> (one,) = sx.find_symmetries(loss, params, jax.random.key(0), **search)
     >>> one.name, str(one.group), one.certificate.outcome, one.gap[0] < 1e-4 < one.gap[1]
     ('g0', 'GeneralLinear(3)', 'exact', True)
     """

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,8 @@ def _contains(big: AbstractGroup, small: AbstractGroup) -> bool:
                 isinstance(small, ScaledRotation) and small.unit
             )
         case ScaledRotation():
-            return isinstance(small, ScaledRotation | PositiveDiagonal)
+            # Half a turn of a pair flips both of its signs.
+            return isinstance(small, ScaledRotation | PositiveDiagonal | SignDiagonal)
         case _:
             return type(big) is type(small)
 
@@ -86,10 +88,11 @@ def follows(space: Space, known: Sequence[Space]) -> bool:
         and other.axes <= space.axes
         and all(spec.copies is None for spec in other.specs)
     ]
-    alike: dict[frozenset, list[Space]] = {}
+    alike: dict[Any, list[Space]] = {}
     for other in able:
         alike.setdefault(other.axes, []).append(other)
-    # Each alone, then those on the same axes together, then all of them.
+        alike.setdefault(type(other.group), []).append(other)
+    # Each alone, then those on the same axes or of one kind together, then all of them.
     return any(_covers(spaces, space) for spaces in [*([other] for other in able), *alike.values(), able])
 
 

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jaxtyping import Array, Key, PyTree
 
 from symmetrax._programs import programs_in
@@ -74,7 +74,7 @@ class Loss:
             tree = eqx.combine(jax.tree.unflatten(self._structure, leaves), rest)
             return loss(tree, batch) if takes_batch else loss(tree)
 
-        self.evaluations, self._budget = 0, budget
+        self.evaluations, self._budget, self._plain = 0, budget, value
         self._check_scalar(value)
         #: Why the loss cannot be evaluated in double precision; empty if it can.
         self.narrow = self._choose(value)
@@ -112,6 +112,17 @@ class Loss:
         # Rounding of a loss is relative to the loss, which an offset makes much larger than its variation.
         seen = 10 * self.precision / tolerances(self.precision)[0] * max(abs(value), abs(other))
         return abs(value - other) / max(self.variation, seen)
+
+    def program(self) -> ClosedJaxpr:
+        """The traced program of the loss in its own precision; its inputs are all arrays, then the data."""
+        data, static = eqx.partition((self._rest, self.batch), eqx.is_array)
+
+        def plain(leaves: list[Array], data: PyTree) -> Array:
+            return self._plain(leaves, *eqx.combine(data, static))
+
+        with jax.enable_x64(self._x64):
+            like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), data)
+            return jax.make_jaxpr(plain)([*self.given.values()], like)
 
     def generic(self, rng: np.random.Generator, spread: float = SPREAD) -> dict[str, np.ndarray]:
         """Adds noise of `spread` times its size to each array, or its neighbours' size if it is almost zero.
@@ -173,12 +184,12 @@ class Loss:
         programs = [InDouble(fun, dtypes, x64=self._x64) for fun in (value, eqx.filter_value_and_grad(value))]
         self._value, self._value_and_gradient = (eqx.filter_jit(program) for program in programs)
         try:
-            self.value(self.leaves, self.batch)
+            # Only the program with the gradient: many searches need no other, and compiling takes long.
             self.gradient(self.leaves, self.batch)
         except Exception as error:  # a program can fail in many ways when its dtypes are widened
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
         else:
-            self.precision = max(program.precision for program in programs)
+            self.precision = programs[1].precision
             return ""
         self._value = eqx.filter_jit(value)
         self._value_and_gradient = eqx.filter_jit(eqx.filter_value_and_grad(value))
@@ -188,7 +199,7 @@ class Loss:
             )
         self.precision = max(float(jnp.finfo(dtype).eps) for dtype in _dtypes(whole.jaxpr))
         # Counted as in double precision, however far the failed attempt came, so that costs stay exact.
-        self.evaluations = 2
+        self.evaluations = 1
         return reason
 
     def _check_scalar(self, value: Callable) -> None:
@@ -206,7 +217,7 @@ class Loss:
             )
 
     def _check_value(self) -> float:
-        first, second = (self.value(self.leaves, self.batch) for _ in range(2))
+        first, second = (self.gradient(self.leaves, self.batch)[0] for _ in range(2))
         # The two are compiled from one program, so that even rounding is the same unless it draws numbers.
         if first != second and not (np.isnan(first) and np.isnan(second)):
             raise ValueError(

@@ -7,7 +7,7 @@ from jaxtyping import PyTree
 
 from symmetrax.discovery._cost import Cost
 from symmetrax.discovery._question import Question
-from symmetrax.discovery._questions import QUESTIONS
+from symmetrax.discovery._questions import questions_of
 from symmetrax.discovery._scope import GROUPS, Scope
 from symmetrax.groups._diagonal import AbstractGroup
 
@@ -21,6 +21,7 @@ def discovery_cost(
     groups: Sequence[type[AbstractGroup]] = GROUPS,
     heads: int | Sequence[int] | None = None,
     trials: int = 3,
+    method: str = "auto",
 ) -> Cost:
     """Predicts the cost of `find_symmetries` with these arguments, in evaluations of the loss.
 
@@ -30,7 +31,7 @@ def discovery_cost(
     3 checks, 15 gradients at generic points; at most 4 for arrays without a gradient, 0 more
     for fused axes, 0 for permutations, 0 for signs, 36 for certificates
     """
-    return Plan.of(params, groups, heads, trials).cost
+    return Plan.of(params, groups, heads, trials, method=method).cost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +62,15 @@ class Plan:
         groups: type[AbstractGroup] | Sequence[type[AbstractGroup]],
         heads: int | Sequence[int] | None,
         trials: int,
-        questions: Sequence[Question] = QUESTIONS,
+        questions: Sequence[Question] | None = None,
+        method: str = "auto",
     ) -> "Plan":
-        """Plans a search of these parameters. Raises ValueError if the request makes no sense."""
+        """Plans a search of these parameters, with questions of your own or those of a method.
+
+        Raises ValueError if the request makes no sense.
+        """
         scope = Scope.of(params, groups, heads, trials)
+        questions = questions_of(method, scope) if questions is None else questions
         asked = tuple(question for question in questions if scope.wants(*question.finds))
         whole = max([0, *(question.kept(scope) for question in asked)])
         candidates = MOST_CANDIDATES * len(scope.groups) * len(scope.axes)

@@ -18,7 +18,8 @@ class Answer:
     """Candidates that a question nominates together, with a record of how closely it looked.
 
     Each candidate is a list of options to certify in order, until one holds. The next answer is computed
-    only after these have been certified, so it can build on those that hold.
+    only after these have been certified, so it can build on those that hold. Where nearly all are expected to
+    hold (`likely`), their first options are certified together, and apart only where this fails.
 
     >>> look = Look("scales", ((), 4), sites=3, found=0, nearest=0.2)
     >>> Answer([], look).look.nearest  # nothing to certify, and nothing that comes close
@@ -27,6 +28,7 @@ class Answer:
 
     candidates: Sequence[Sequence[Candidate]]
     look: Look | None = None
+    likely: bool = False
 
 
 class Question(abc.ABC):
@@ -48,6 +50,9 @@ class Question(abc.ABC):
 
     #: The groups that it can find; it is asked if any of them is searched for.
     finds: ClassVar[tuple[type[AbstractGroup], ...]]
+
+    #: Whether its groups are absent where it finds none.
+    exhaustive: ClassVar[bool] = True
 
     def kept(self, scope: Scope) -> int:
         """The number of gradients at generic points that it reads in full, which have to be kept."""

@@ -163,7 +163,7 @@ class Discovery:
         if self.steep:
             yield (
                 "An effect on the loss but no gradient (jumps, `stop_gradient`), so that symmetries that "
-                f"move them cannot be found: {', '.join(self.steep)}."
+                f"move them are found only if the program shows them: {', '.join(self.steep)}."
             )
         yield from self.notes
         yield f"{self.evaluations} evaluations of the loss in {self.seconds:.1f} s (foreseen: {self.cost})."
@@ -202,8 +202,9 @@ def symmetries_of(evidence: Evidence) -> tuple[Found, ...]:
     )
 
 
-def notes_of(evidence: Evidence, *, rough: bool) -> Iterator[str]:
-    """Remarks for the reader; with `rough`, certificates avoid `params` itself.
+def notes_of(evidence: Evidence, *, rough: bool, searched: bool = True) -> Iterator[str]:
+    """Remarks for the reader; with `rough`, certificates avoid `params` itself, and `searched` says whether
+    more was done than to read the program.
 
     >>> import jax.numpy as jnp
     >>> from symmetrax.discovery._loss import Loss
@@ -233,6 +234,16 @@ def notes_of(evidence: Evidence, *, rough: bool) -> Iterator[str]:
         yield (
             f"Parts of the loss are computed outside of JAX, to {loss.precision:.0e} only, and "
             "tolerances follow."
+        )
+    if not searched:
+        yield (
+            "Read off the program of the loss; what it does not show, such as approximate symmetries, is "
+            "searched for with `method='gradients'`, which takes long if there are many parameters."
+        )
+    if evidence.unread:
+        yield (
+            "The program of the loss has operations about which nothing is known, so that it may have more "
+            f"symmetries than were read off it: {evidence.unread}."
         )
     if evidence.inexpressible:
         yield f"Relations that no spec can say: {_listed(evidence.inexpressible)}."

@@ -34,7 +34,11 @@ def spec_text(specs: Sequence[Spec], name: str, indices: Sequence[str]) -> str:
 
 
 def _axis_text(specs: Sequence[Spec], name: str, indices: Sequence[str]) -> str:
-    parts = [_parts(spec, name, indices) for spec in specs]
+    # The length of one segment at most can be inferred, so that those of several are written.
+    several = (
+        len({(spec.site.start, spec.site.first * spec.site.repeats * spec.site.stride) for spec in specs}) > 1
+    )
+    parts = [_parts(spec, name, indices, sized=several) for spec in specs]
     starts = {(part.start, part.end) for part in parts}
     # Sites on one segment share its bracket; sites on different segments are added up.
     if len(starts) == 1:
@@ -57,7 +61,7 @@ class _Part:
     stride: int
 
 
-def _parts(spec: Spec, name: str, indices: Sequence[str]) -> _Part:
+def _parts(spec: Spec, name: str, indices: Sequence[str], *, sized: bool) -> _Part:
     """The pieces of an entry: its segment, the factors in front of a block, and those inside a block."""
     site = spec.site
     entry = _entry(name, spec.power)
@@ -68,12 +72,12 @@ def _parts(spec: Spec, name: str, indices: Sequence[str]) -> _Part:
     length = site.second * site.size * site.third * site.tail
     # A second blank in one bracket would be ambiguous, so that its length is written.
     both = site.repeats > 1 and site.tail > 1
-    inner += [str(site.tail) if both else "_"] if site.tail > 1 else []
+    inner += [str(site.tail) if both or sized else "_"] if site.tail > 1 else []
     if spec.copies is not None:  # only some of the copies, each as a separate segment
         segments = [(r * site.stride, r * site.stride + length, _bracket(inner)) for r in spec.copies]
         stride = site.stride * site.repeats
         return _Part(site.start, site.start + stride, (), (0, stride, _sum(segments, stride)), stride)
-    front += ["_"] if site.repeats > 1 else []
+    front += [str(site.repeats) if sized else "_"] if site.repeats > 1 else []
     end = site.start + site.first * site.repeats * site.stride
     body = _bracket(inner) if length < site.stride else " ".join(inner)
     return _Part(site.start, end, tuple(front), (site.offset, site.offset + length, body), site.stride)

@@ -1,6 +1,7 @@
 """Symmetries found as a table and as code to paste, with those of repeated layers written once."""
 
 import dataclasses
+import math
 import re
 import string
 from collections.abc import Sequence
@@ -100,7 +101,7 @@ def table(found: Sequence[Found]) -> str:
                 certificate.outcome,
                 f"{certificate.loss_change:.0e}",
                 f"{certificate.gradient:.0e}",
-                f"{gap[0]:.0e} | {gap[1]:.0e}",
+                "program" if math.isnan(gap[0]) else f"{gap[0]:.0e} | {gap[1]:.0e}",
             )
         )
     widths = [max(len(row[k]) for row in rows) for k in range(5)]

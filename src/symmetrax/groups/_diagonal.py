@@ -4,7 +4,7 @@ An element multiplies every vector of length `size` along the axis, as a matrix 
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import equinox as eqx
@@ -89,9 +89,10 @@ class AbstractGroup(eqx.Module):
 
     @abstractmethod
     def sample(self, key: Key[Array, ""]) -> PyTree:
-        """A random, well-conditioned element that is not the identity, for every value of the `per` indices.
+        """A random, well-conditioned element that is not the identity, and differs along every `per` index.
 
-        The only exception is `Permutation(1)`, which is trivial.
+        If it did not differ, an action by one element for all values of an index would look like one by
+        independent elements. The only exception is `Permutation(1)`, which is trivial.
         """
 
     @abstractmethod
@@ -249,10 +250,8 @@ class SignDiagonal(_AbstractDiagonal):
         return a if round(exponent) % 2 else a * a
 
     def sample(self, key):
-        # If all signs are +1, the first is flipped: a sample must not be the identity.
         signs = jax.random.rademacher(key, (*self.lengths, self.size), float)
-        first = jnp.arange(self.size) == 0
-        return jnp.where(first & jnp.all(signs == 1, axis=-1, keepdims=True), -1.0, signs)
+        return _varied(signs, jnp.ones(self.size), lambda x: x.at[0].multiply(-1))
 
 
 class Permutation(AbstractGroup):
@@ -291,9 +290,7 @@ class Permutation(AbstractGroup):
 
     def sample(self, key):
         shuffled = jnp.argsort(jax.random.uniform(key, (*self.lengths, self.size)), axis=-1)
-        # A shuffle that changes nothing is replaced by a cyclic shift: a sample must not be the identity.
-        unmoved = jnp.all(shuffled == jnp.arange(self.size), axis=-1, keepdims=True)
-        return jnp.where(unmoved, jnp.roll(shuffled, 1, axis=-1), shuffled)
+        return _varied(shuffled, jnp.arange(self.size), lambda x: jnp.roll(x, 1))
 
     def multiply(self, a, x):
         # A gather moves entries without arithmetic, so every dtype is exact.
@@ -301,6 +298,26 @@ class Permutation(AbstractGroup):
 
     def squared(self, a):
         return a
+
+
+def _varied(elements: Array, identity: Array, change: Callable[[Array], Array]) -> Array:
+    """Makes the first element differ from the identity, and from the next one along every index.
+
+    A small group has so few elements that all those drawn may be equal.
+    """
+
+    def unlike(x: Array, other: Array) -> Array:
+        return jnp.where(jnp.all(x == other), change(x), x)
+
+    axes = elements.ndim - 1
+    origin = (0,) * axes
+    first = unlike(elements[origin], identity)
+    elements = elements.at[origin].set(first)
+    for axis in range(axes):
+        if elements.shape[axis] > 1:
+            beside = (*origin[:axis], 1, *origin[axis + 1 :])
+            elements = elements.at[beside].set(unlike(elements[beside], first))
+    return elements
 
 
 def log_scales(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:

@@ -55,6 +55,8 @@ class DenseAction:
             self.factors[entry] = np.asarray(factor)
         factor = self.factors[entry]
         if isinstance(group, Permutation):
+            if factor.size == group.size:  # one permutation: whole rows are copied
+                return np.take(x, np.ravel(factor), axis=-2)
             return np.take_along_axis(x, factor[..., None], axis=-2)
         x = x.astype(np.result_type(factor, x))
         return factor[..., None] * x if group.diagonal else np.matmul(factor, x)

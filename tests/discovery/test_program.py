@@ -1,0 +1,100 @@
+"""Symmetries read off programs: those known by hand in architectures of many kinds, and no others."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import symmetrax as sx
+
+from ..architectures import ARCHITECTURES
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+KEY = jax.random.key(0)
+
+
+def found_in(name, params=None, **options):
+    one = ARCHITECTURES[name]
+    options = {"batch": one.batch, "method": "program"} | options
+    return sx.find_symmetries(one.loss, one.params if params is None else params, KEY, **options)
+
+
+def listed(found):
+    return {
+        (type(one.group).__name__, one.group.size, one.group.lengths, frozenset(one.symmetry.specs))
+        for one in found
+    }
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_all_spaces_known_by_hand_are_found_and_hold_far_away(name):
+    one, found = ARCHITECTURES[name], found_in(name)
+    expected = {(group, size, per, frozenset(arrays.split())) for group, size, per, arrays in one.spaces}
+    assert expected <= listed(found), f"{expected - listed(found)}\n{found}"
+    assert all(symmetry.certificate.outcome == "exact" for symmetry in found)
+    # An oracle of its own: elements far from the identity, other data, other parameters, plain evaluation.
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(1)
+        params = {name: jnp.asarray(rng.normal(size=leaf.shape)) for name, leaf in one.params.items()}
+        batch = jax.tree.map(lambda x: x.astype(float) if x.dtype.kind == "f" else x, one.batch(KEY))
+        here = one.loss(params, batch)
+        for k, symmetry in enumerate(found):
+            element = {symmetry.name: symmetry.group.sample(jax.random.key(k))}
+            there = symmetry.symmetry.act(element, params)
+            assert abs(one.loss(there, batch) - here) < 1e-9 * (1 + abs(here)), symmetry
+
+
+@pytest.mark.parametrize("name", ["vision_transformer", "stacked_keys_and_values", "gemma"])
+def test_short_floats_have_the_same_symmetries(name):
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), ARCHITECTURES[name].params)
+    assert listed(found_in(name, params)) == listed(found_in(name))
+
+
+def test_few_evaluations_are_made_and_none_for_what_follows():
+    found = found_in("vision_transformer")
+    assert found.evaluations < 40
+    assert not found.rejected
+    # Scales, signs and permutations of a head follow from its general linear group.
+    assert not any(
+        one.group.size == 3 and not isinstance(one.group, sx.groups.GeneralLinear) for one in found
+    )
+
+
+def test_operations_without_a_rule_are_named_and_let_nothing_act_on_what_they_read():
+    params = {"w": jnp.ones((3, 4)), "v": jnp.ones((3, 5)), "out": jnp.ones((5, 3))}
+
+    def loss(p, x):
+        return jnp.sum(jnp.sort(x @ p["w"], axis=1)[:, 0]) + jnp.mean(jax.nn.relu(x @ p["v"]) @ p["out"])
+
+    batch = ARCHITECTURES["nerf"].batch
+    found = sx.find_symmetries(loss, params, KEY, batch=batch, method="program")
+    assert any("sort" in note for note in found.notes)
+    assert all("w" not in one.symmetry.specs for one in found)
+    assert {str(one.group) for one in found} >= {"PositiveDiagonal(5)", "Permutation(5)"}
+
+
+def test_an_index_needs_elements_that_differ():
+    """The columns of a readout may be exchanged, but not in one row alone: two elements are few."""
+    params = {"w": jnp.ones((4, 2))}
+
+    def loss(p, x):
+        return jnp.mean((x @ p["w"][:3] - 1) ** 2)
+
+    x = ARCHITECTURES["nerf"].batch(KEY)
+    rows = sx.NetworkSymmetry({"p": sx.groups.Permutation(2, per={"h": 4})}, {"w": "h p"}, params)
+    assert sx.verify(loss, params, rows, KEY, x).outcome == "wrong"
+    columns = sx.NetworkSymmetry({"p": sx.groups.Permutation(2)}, {"w": "_ p"}, params)
+    assert sx.verify(loss, params, columns, KEY, x).outcome == "exact"
+
+
+def test_large_models_are_read_and_small_ones_also_searched():
+    small, large = {"w": jnp.ones((3, 4))}, {"w": jnp.ones((600, 600))}
+    assert sx.discovery.discovery_cost(small).points > 1
+    assert sx.discovery.discovery_cost(large).points == 1
+    assert sx.discovery.discovery_cost(large, method="gradients").points > 1
+
+
+def test_an_unknown_method_is_refused():
+    with pytest.raises(ValueError, match=r"'auto', 'program', 'gradients', got 'gradient'. Did you mean"):
+        found_in("nerf", method="gradient")
