@@ -40,7 +40,7 @@ def ran(tmp_path_factory, quick_compilation):
     path = tmp_path_factory.mktemp("runs") / "tiny"
     results = run_study(STUDY, RunFolder(path, STUDY.name, "tiny", STUDY.identity()), Reporter(quiet=True))
     show_study(STUDY, results, Reporter(quiet=True))
-    assert (path / "png").stat().st_size > 10_000
+    assert (path / "nonconvex.png").stat().st_size > 10_000
     with np.load(path / "points.npz") as arrays:
         return results, dict(arrays)
 

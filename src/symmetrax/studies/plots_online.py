@@ -6,8 +6,7 @@ from typing import Any
 import matplotlib.ticker
 import numpy as np
 
-from symmetrax.studies.core._panels import plt
-from symmetrax.studies.core._panels import write as _write
+from symmetrax.studies.core._panels import panels, write
 from symmetrax.studies.core._styles import AMBER, BLACK, BLUE, GRAY, GREEN, ORANGE, PINK
 
 COLORS = (BLACK, GRAY, ORANGE, BLUE, GREEN, PINK, AMBER)
@@ -21,7 +20,7 @@ ALONE = ("gd", "oracle")
 
 def nonconvex(path: pathlib.Path, results: dict[str, Any]) -> pathlib.Path:
     """Where a step's part along the level set raises the gradient norm, and turns -g toward the step."""
-    figure, axes = plt.subplots(2, 2, figsize=(13, 9), layout="constrained")
+    figure, axes = panels(2, 2, 6.5, 4.5)
     groups = results["groups"]
     others = [name for name in groups if not name.startswith("random")]
     for ax, step in zip(axes[0], ("newton", "saddle-free"), strict=True):
@@ -53,7 +52,7 @@ def nonconvex(path: pathlib.Path, results: dict[str, Any]) -> pathlib.Path:
     ax.legend(fontsize=8)
     for ax in axes.flat:
         ax.grid(alpha=0.2)
-    return _write(figure, path)
+    return write(figure, path)
 
 
 def _shares(ax: Any, along: Any, rows: list[dict[str, Any]], name: str, color: str, line: str) -> None:
@@ -70,8 +69,8 @@ def ellipse(
 ) -> pathlib.Path:
     """Losses on one ellipse, one panel for each learning rate; `pairs` are those and rates of the angle."""
     rates = list(dict.fromkeys(rate for rate, _ in pairs))
-    figure, axes = plt.subplots(1, len(rates), figsize=(4 * len(rates), 4), sharey=True, layout="constrained")
-    for ax, rate in zip(axes, rates, strict=True):
+    figure, axes = panels(1, len(rates), 4.0, 4.0, sharey=True)
+    for ax, rate in zip(axes[0], rates, strict=True):
         rows = [(i, beta) for i, (r, beta) in enumerate(pairs) if r == rate]
         for place, (name, line) in enumerate(LINES.items()):
             for (i, beta), width in zip(rows, (0.7, 1.3, 2.0), strict=True):
@@ -81,35 +80,8 @@ def ellipse(
                     ax.plot(loss, line, color=COLORS[place], label=label, linewidth=width)
         ax.set(title=f"learning rate {rate:.3g}", xlabel="step", yscale="log", ylim=(1e-8, 3))
         ax.grid(alpha=0.2)
-    axes[0].set_ylabel("f / f(x_0)")
-    axes[-1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0), title="arm, rate of the angle")
-    return _write(figure, path)
-
-
-def groups(path: pathlib.Path, groups: dict[str, Any]) -> pathlib.Path:
-    """One panel for each group: the median of log10 of the loss over that of gradient descent, every arm."""
-    names = list(dict.fromkeys(arm for group in groups.values() for arm in group["arms"]))
-    columns = min(4, len(groups))
-    rows = -(-len(groups) // columns)
-    size = (3.2 * columns + 1.5, rows * (0.2 * len(names) + 1))
-    figure, axes = plt.subplots(rows, columns, figsize=size, sharey=True, layout="constrained", squeeze=False)
-    for ax, (title, group) in zip(axes.flat, groups.items(), strict=False):
-        for place, arm in enumerate(names):
-            found = group["arms"].get(arm, {"versus": {}})["versus"].get("gd")
-            if found is not None:
-                logs = (float(found[key]) / np.log(10) for key in ("low", "log_ratio", "high"))
-                low, middle, high = np.clip(list(logs), -12, 6)
-                color = "#009E73" if high < 0 else "#D55E00" if low > 0 else "#666666"
-                ax.plot([low, high], [place, place], color=color)
-                ax.plot(middle, place, "o", color=color, markersize=3)
-        ax.axvline(0.0, color="black", linewidth=0.7)
-        ax.set_title(f"{title}: {group['runs']:,} runs", fontsize=9)
-        ax.set_yticks(range(len(names)), names, fontsize=7)
-        ax.set_ylim(len(names) - 0.5, -0.5)
-        ax.grid(alpha=0.2)
-    for ax in axes.flat[len(groups) :]:
-        ax.axis("off")
-    figure.supxlabel(
-        "log10 of the final loss over that of gradient descent: median, 95 %; 6 stands for more", fontsize=9
+    axes[0, 0].set_ylabel("f / f(x_0)")
+    axes[0, -1].legend(
+        fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0), title="arm, rate of the angle"
     )
-    return _write(figure, path)
+    return write(figure, path)
