@@ -105,10 +105,11 @@ def test_random_ellipses_keep_the_bounds(ran):
 def test_gradient_descent_and_its_angles_are_those_of_numpy(ran):
     group, streams = group_of("quadratic 2", SETTINGS, 10, 150), Streams.of(STUDY.seed, STUDY.seeds)
     hyper = jax.tree.map(jnp.asarray, {"rate": 1.0, "momentum": 0.0, "heavy": 0.0, "pace": UNIT})
-    start = jax.vmap(lambda key: begin_many(PLAIN, hyper, group.family, None, 150, key))(streams.test)
+    start = jax.jit(lambda key: begin_many(PLAIN, hyper, group.family, None, 1500, key))(streams.test[0])
     # Tasks are the last axis.
-    matrices = np.moveaxis(np.asarray(start.drawn[0].matrix, float), -1, 1)
-    x, parts = np.moveaxis(np.asarray(start.carry.params, float), -1, 1), np.asarray(start.drawn[1], float)
+    matrices = np.moveaxis(np.asarray(start.drawn[0].matrix, float), -1, 0).reshape(10, 150, 2, 2)
+    x = np.moveaxis(np.asarray(start.carry.params, float), -1, 0).reshape(10, 150, 2)
+    parts = np.asarray(start.drawn[1], float).reshape(10, 150)
     assert SETTINGS.slow < parts.min() < 0.21 < 0.99 < parts.max() < 1
     rates = parts / 2 / np.linalg.eigvalsh(matrices)[..., -1]
     losses = [np.einsum("spi,spij,spj->sp", x, matrices, x)]
@@ -146,8 +147,7 @@ def test_a_network_and_a_guarded_arm_run_with_their_own_symmetry(quick_compilati
     group = group_of("network", settings, 10, 150)
     assert (group.seeds, group.tasks, group.steps) == (2, 1, 3)
     hyper = {"rate": 0.1, "momentum": beta, "heavy": 0.0, "pace": UNIT}
-    keys = jax.random.split(jax.random.key(1), 2)
-    ran = run_arm(GUARDED, hyper, group, keys, steps=3)
+    ran = run_arm(GUARDED, hyper, group, jax.random.key(1), steps=3)
     size, outcome = ran.recorded["algebra"], ran.recorded["outcome"]
     assert size.shape == (2, 1, 3)
     assert np.all(size[..., 0] == 0)

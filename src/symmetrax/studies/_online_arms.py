@@ -1,6 +1,7 @@
 """Arms of the experiment on Algorithm 2: how they teleport, and how they are tuned."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -147,7 +148,7 @@ def run_arm(
     make: OnlineArm,
     hyper: dict[str, Any],
     group: Group,
-    keys: Key[Array, " seeds"],
+    key: Key[Array, ""],
     *,
     steps: int,
     sizes: Any = 0.0,
@@ -158,16 +159,20 @@ def run_arm(
     >>> from symmetrax.studies._online_tasks import Settings, group_of
     >>> group = group_of("rosenbrock-random", Settings(), 2, 3)
     >>> hyper = {"rate": 0.01, "momentum": 0.0, "heavy": 0.0, "pace": UNIT}
-    >>> run_arm(PLAIN, hyper, group, jax.random.split(jax.random.key(0)), steps=4).recorded["farther"].shape
+    >>> run_arm(PLAIN, hyper, group, jax.random.key(0), steps=4).recorded["farther"].shape
     (2, 3, 4)
     """
+    shape = group.seeds, group.tasks
     options: dict[str, Any] = {"watch": ("algebra", "outcome"), "look": _look, "measure": _measure}
     how: Any = make
     if make.kind == "given":
-        how = Given(make)
-        options["along"] = {"size": np.broadcast_to(sizes, (len(keys), group.tasks, steps)).astype(float)}
-    options |= {"steps": steps, "tasks": group.tasks, "parts": None, "timings": timings}
-    return run_many(how, for_seeds(hyper, len(keys)), group.family, keys, **options)
+        how, given = Given(make), np.broadcast_to(sizes, (*shape, steps)).astype(float)
+        options["along"] = {"size": given.reshape(1, -1, steps)}
+    options |= {"steps": steps, "tasks": math.prod(shape), "parts": None, "timings": timings}
+    # All tasks at once: nothing is learned that a seed's tasks would share, and few tasks at a time are slow.
+    ran = run_many(how, for_seeds(hyper, 1), group.family, key[None], **options)
+    found = {"losses": ran.losses, "recorded": ran.recorded, "measured": ran.measured}
+    return dataclasses.replace(ran, **jax.tree.map(lambda x: x.reshape(*shape, *x.shape[2:]), found))
 
 
 def _look(
@@ -191,12 +196,11 @@ def arms_on(group: Group, settings: Settings, key: Key[Array, ""]) -> dict[str, 
     steps, quadratic = group.steps, isinstance(group.family, Quadratics)
     rates = np.geomspace(*group.rates, settings.rates).tolist()
     betas = np.geomspace(1e-5, 10.0, settings.betas).tolist()
-    keys = jax.random.split(key, group.seeds)
     fixed = {"heavy": 0.0, "pace": UNIT}
 
     def tuned(arms: list[Tuned], *horizons: int) -> dict[int, dict[str, Any]]:
         def run(make: Any, hyper: dict[str, Any]) -> Runs:
-            return run_arm(make, hyper, group, keys, steps=max(horizons))
+            return run_arm(make, hyper, group, key, steps=max(horizons))
 
         return tune_by_runs(arms, run, horizons=horizons, score=0.75)
 

@@ -64,13 +64,13 @@ def one_ellipse(cap: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return {"table": table, "circle": float(np.max(np.abs(turning - plain) / plain[:, :1]))}, curves
 
 
-def run_arms(arms: dict[str, Arm], group: Group, keys: Key[Array, " seeds"]) -> dict[str, Runs]:
+def run_arms(arms: dict[str, Arm], group: Group, key: Key[Array, ""]) -> dict[str, Runs]:
     """Run all arms on the tasks of a group, those after others whose angles they copy the sizes of."""
     runs: dict[str, Runs] = {}
     for name, arm in arms.items():
         steps = 2 * group.steps if arm.twice else group.steps
         sizes = _sizes(runs[arm.sizes_of]) if arm.sizes_of else 0.0
-        runs[name] = run_arm(arm.make, arm.hyper, group, keys, steps=steps, sizes=sizes, timings=1)
+        runs[name] = run_arm(arm.make, arm.hyper, group, key, steps=steps, sizes=sizes, timings=1)
     return runs
 
 

@@ -55,8 +55,8 @@ class Quadratic(AbstractTask):
     """f(x) = x' matrix x, positive definite, from a start N(0, spread^2 I).
 
     >>> task = Quadratic(QuadraticForm(jnp.diag(jnp.array([0.25, 9.0]))), jnp.array(1.0), jnp.array(0.5))
-    >>> task.loss(jnp.array([2.0, 1.0])).item(), (18 * task.rates).round(2).tolist()
-    (10.0, [1.0, 0.5, 1.95])
+    >>> task.loss(jnp.array([2.0, 1.0])).item(), (1 / task.rates).round(2).tolist()
+    (10.0, [18.0, 36.0, 9.25])
     """
 
     form: QuadraticForm

@@ -78,7 +78,7 @@ def analyse(run: Run) -> dict[str, Any]:
         run.reporter.note(f"{name}: tune, run all arms")
         group = group_of(name, settings, study.seeds, study.tasks)
         arms = arms_on(group, settings, run.streams.tune)
-        runs = run_arms(arms, group, run.streams.test[: group.seeds])
+        runs = run_arms(arms, group, run.streams.test[0])
         groups[name] = {"runs": group.seeds * group.tasks, "arms": described(arms, runs)}
         losses = {arm: ends(ran) for arm, ran in runs.items()}
         verdicts += [
