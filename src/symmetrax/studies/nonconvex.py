@@ -9,15 +9,14 @@ small move along the level set toward larger gradients turns -g toward these ste
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
-from symmetrax.studies import plots_online
 from symmetrax.studies._landscapes import RANDOM, Settings, landscapes, negatives, random_name
+from symmetrax.studies._nonconvex_figures import draw
 from symmetrax.studies._nonconvex_measures import (
     BINS,
     DIRECTIONS,
@@ -56,11 +55,6 @@ def analyse(run: Run) -> dict[str, Any]:
     run.folder.arrays("points", arrays)
     convex = {str(n): alignment(settings, seed, n) for n in settings.ellipsoids}
     return {"groups": groups, "convex": convex, "verdicts": list(_verdicts(groups, convex))}
-
-
-def draw(folder: pathlib.Path, results: dict[str, Any]) -> None:
-    """The figure, from the results."""
-    plots_online.nonconvex(folder / "nonconvex.png", results)
 
 
 def _verdicts(groups: dict[str, Any], convex: dict[str, Any]) -> Iterator[dict[str, str]]:

@@ -15,13 +15,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from symmetrax.studies import plots_online
 from symmetrax.studies._online_arms import BETAS, CONTROLLED, arms_on
-from symmetrax.studies._online_measures import PAIRS, described, ends, one_ellipse, run_arms
+from symmetrax.studies._online_measures import ALONE, PAIRS, described, ends, one_ellipse, run_arms
 from symmetrax.studies._online_tasks import Settings, group_of
 from symmetrax.studies._registry import EXPERIMENTS
 from symmetrax.studies.core._console import number, titled_table
-from symmetrax.studies.core._panels import ratio_panels
+from symmetrax.studies.core._measurements import interval_panels, versus_table
+from symmetrax.studies.core._panels import Curve, Panel, curve_panels
 from symmetrax.studies.core._runner import Run, judged
 from symmetrax.studies.core._shares import share_text, share_verdict
 from symmetrax.studies.core._study import Claim, Study
@@ -99,11 +99,19 @@ def _in_the_plane(arms: dict[str, Any], name: str) -> Iterator[dict[str, str]]:
 
 def draw(folder: pathlib.Path, results: dict[str, Any]) -> None:
     """The losses on one ellipse, and the arms of all groups against gradient descent at the same rate."""
+    shown: dict[float, dict[str, Curve]] = {}
     with np.load(folder / "losses.npz", allow_pickle=False) as arrays:
-        curves = {name: arrays[f"ellipse.{name}"] for name in plots_online.LINES}
-    plots_online.ellipse(folder / "ellipse.png", curves, PAIRS)
-    panels = [(f"{name}: {g['runs']:,} runs", g["arms"]) for name, g in results["groups"].items()]
-    ratio_panels(folder / "groups.png", [dict(panels[k : k + 4]) for k in range(0, len(panels), 4)], "gd")
+        for name in (name for name in arrays if name.startswith("ellipse.")):
+            arm = name.removeprefix("ellipse.")
+            for (rate, beta), losses in zip(PAIRS, arrays[name], strict=True):
+                label = arm if arm in ALONE else f"{arm} {beta:g}"
+                curve = Curve(np.arange(len(losses)), losses / losses[0])
+                shown.setdefault(rate, {})[label] = curve
+    panels = [Panel(f"learning rate {rate:.3g}", own, y="f / f(x_0)") for rate, own in shown.items()]
+    curve_panels(folder / "ellipse.png", panels, columns=len(panels))
+    groups = {f"{name}: {g['runs']:,} runs": g["arms"] for name, g in results["groups"].items()}
+    tables = {title: versus_table(arms, "gd") for title, arms in groups.items()}
+    interval_panels(folder / "groups.png", tables, "final loss / gd")
 
 
 def tables(study: Study, results: dict[str, Any]) -> Iterator[Any]:
