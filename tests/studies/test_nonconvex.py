@@ -9,14 +9,16 @@ import pytest
 import scipy.integrate
 import scipy.stats
 
-from symmetrax.studies import _landscapes, nonconvex
+from symmetrax.studies._landscapes import Settings, Tanh, landscapes, trained
+from symmetrax.studies._nonconvex_measures import MOVES, STEPS, along_ellipsoid, summarize
 from symmetrax.studies.core._console import Reporter
 from symmetrax.studies.core._folder import RunFolder
+from symmetrax.studies.core._runner import run_study, show_study
 from symmetrax.studies.core._shares import middle, share, share_verdict
+from symmetrax.studies.nonconvex import STUDIES
 from symmetrax.theory._newton import alignment_change, newton_parts
 
-SETTINGS = dataclasses.replace(
-    nonconvex.config("nonconvex", "quick"),
+SETTINGS = Settings(
     points=100,
     plane=20_000,
     convex=8000,
@@ -29,15 +31,15 @@ SETTINGS = dataclasses.replace(
     samples=8,
     epochs=4,
 )
+STUDY = dataclasses.replace(STUDIES["nonconvex"], settings=SETTINGS)
 
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory, quick_compilation):
     """The smallest run: its results, and the points of every group."""
     path = tmp_path_factory.mktemp("runs") / "tiny"
-    folder = RunFolder(path, "nonconvex", "tiny", dataclasses.asdict(SETTINGS))
-    results = nonconvex.run(SETTINGS, folder, Reporter(quiet=True))
-    nonconvex.show(SETTINGS, results, Reporter(quiet=True))
+    results = run_study(STUDY, RunFolder(path, STUDY.name, "tiny", STUDY.identity()), Reporter(quiet=True))
+    show_study(STUDY, results, Reporter(quiet=True))
     assert (path / "nonconvex.png").stat().st_size > 10_000
     with np.load(path / "points.npz") as arrays:
         return results, dict(arrays)
@@ -63,7 +65,7 @@ def test_the_signs_are_those_of_the_identity_in_numpy(ran):
     slope = ran[1]["random 4, 2 negative.slope.newton"]
     # Gradients are not in the file: draw the group again.
     with jax.enable_x64(True):
-        drawn = nonconvex._groups(SETTINGS, jax.random.key(SETTINGS.seed), Reporter(quiet=True))
+        drawn = landscapes(SETTINGS, jax.random.key(STUDY.seed))
         points, values = next((x, d) for name, _, x, d in drawn if name == "random 4, 2 negative")
     d, g2 = np.asarray(values), np.square(np.asarray(values) * np.asarray(points))
     np.testing.assert_allclose(np.sort(d), eigenvalues, rtol=1e-6)
@@ -88,7 +90,7 @@ def test_shifted_steps_raise_the_norm_everywhere_and_saddle_free_ones_nowhere_at
 def test_small_moves_stay_on_the_level_set_and_raise_the_norm(ran):
     for name, group in ran[0]["groups"].items():
         assert max(group["loss_change"].values()) < 1e-6, name
-        for move in nonconvex.MOVES:
+        for move in MOVES:
             assert 0 < group["growth"][move]["median"] < 0.02, name
 
 
@@ -107,7 +109,7 @@ def test_a_small_move_turns_the_gradient_to_newtons_step_as_rarely_as_measured(r
 def test_slopes_on_ellipsoids_are_those_of_the_theory(float64):
     random = np.random.default_rng(0)
     values, x, turn = np.exp(random.normal(size=(3, 3, 5)))
-    slopes, cosine = nonconvex.along_ellipsoid(values, x, turn)
+    slopes, cosine = along_ellipsoid(values, x, turn)
     for i in range(3):
         gradient, hessian = jnp.asarray(2 * values[i] * x[i]), jnp.diag(jnp.asarray(2 * values[i]))
         direction = newton_parts(gradient, hessian).symmetry
@@ -116,13 +118,13 @@ def test_slopes_on_ellipsoids_are_those_of_the_theory(float64):
 
 
 def test_what_is_singular_is_counted_and_does_not_rise(float64):
-    one = {f"slope.{name}": np.ones(3) for name in nonconvex.STEPS}
-    one |= {f"cosine.{name}": np.zeros(3) for name in nonconvex.STEPS}
-    for move in nonconvex.MOVES:
-        one |= {f"{move}.{name}": np.ones(3) for name in (*nonconvex.STEPS, "growth", "loss")}
+    one = {f"slope.{name}": np.ones(3) for name in STEPS}
+    one |= {f"cosine.{name}": np.zeros(3) for name in STEPS}
+    for move in MOVES:
+        one |= {f"{move}.{name}": np.ones(3) for name in (*STEPS, "growth", "loss")}
     one["slope.newton"] = np.array([np.nan, 1.0, 1.0])
     one["eigenvalues"] = np.array([[0.0, 1.0], [1.0, 1.0], [-1.0, 1.0]])
-    found = nonconvex.summarize(one)
+    found = summarize(one)
     assert found["singular"]["count"] == found["not_finite"]["count"] == found["definite"]["count"] == 1
     assert found["rises"]["newton"]["count"] == 2
     assert found["rises"]["newton"]["of"] == 3
@@ -131,8 +133,8 @@ def test_what_is_singular_is_counted_and_does_not_rise(float64):
 def test_the_network_learns(quick_compilation):
     with jax.enable_x64(True):
         settings = dataclasses.replace(SETTINGS, epochs=40)
-        network = _landscapes.Tanh(settings.units)
-        data, ages = nonconvex.trained(settings, network, jax.random.key(3))
+        network = Tanh(settings.units)
+        data, ages = trained(settings, network, jax.random.key(3))
         losses = [np.asarray(jax.vmap(network)(points, data)) for points in ages]
     assert ages[0].shape == (4, 13)
     assert np.all(losses[2] < losses[1])

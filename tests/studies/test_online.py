@@ -7,34 +7,31 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from symmetrax.rollout._unroll import begin_many
 from symmetrax.studies import online
-from symmetrax.studies._online_arms import follow, make_starts
+from symmetrax.studies._online_arms import BETAS, GUARDED, PLAIN, run_arm
+from symmetrax.studies._online_measures import PAIRS
+from symmetrax.studies._online_tasks import UNIT, Settings, group_of
 from symmetrax.studies.core._console import Reporter
 from symmetrax.studies.core._folder import RunFolder
+from symmetrax.studies.core._runner import run_study, show_study
+from symmetrax.studies.core._streams import Streams
 
-TINY = dataclasses.replace(
-    online.config("online", "quick"),
-    seeds=10,
-    tasks=150,
-    cap=200,
-    groups=("quadratic 2",),
-    rates=2,
-    betas=2,
-    momenta=(0.0, 0.5),
-)
+SETTINGS = Settings(groups=("quadratic 2",), rates=2, betas=2, momenta=(0.0, 0.5))
+STUDY = dataclasses.replace(online.STUDIES["online"], seeds=10, tasks=150, settings=SETTINGS)
 
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory, quick_compilation):
     """All of the 1,500 random ellipses, tuned on a grid of nearly nothing: results, arrays, and arms."""
     path = tmp_path_factory.mktemp("runs") / "tiny"
-    folder = RunFolder(path, "online", "tiny", dataclasses.asdict(TINY))
+    folder = RunFolder(path, STUDY.name, "tiny", STUDY.identity())
     seen = {}
     with pytest.MonkeyPatch.context() as patch:
-        describe = online.describe
-        patch.setattr(online, "describe", lambda arms, *rest: seen.update(arms) or describe(arms, *rest))
-        results = online.run(TINY, folder, Reporter(quiet=True))
-    online.show(TINY, results, Reporter(quiet=True))
+        described = online.described
+        patch.setattr(online, "described", lambda arms, runs: seen.update(runs) or described(arms, runs))
+        results = run_study(STUDY, folder, Reporter(quiet=True))
+    show_study(STUDY, results, Reporter(quiet=True))
     for name in ("ellipse.png", "groups.png"):
         assert (path / name).stat().st_size > 10_000
     with np.load(path / "losses.npz") as arrays:
@@ -68,7 +65,7 @@ def test_losses_on_the_ellipse_are_those_of_numpy(ran):
         z = np.array([[c, -s], [s, c]]) @ (root * x)
         mu = (1 - 2 * rate * values) ** 2
         x, theta = (1 - 2 * rate * values) * z / root, theta - beta * 2 * (mu[1] - mu[0]) * z[0] * z[1]
-    place = online.PAIRS.index((rate, beta))
+    place = PAIRS.index((rate, beta))
     np.testing.assert_allclose(ran[1]["ellipse.online"][place, :60], losses, rtol=1e-9)
 
 
@@ -86,7 +83,7 @@ def test_random_ellipses_keep_the_bounds(ran):
     group = ran[0]["groups"]["quadratic 2"]
     arms = group["arms"]
     assert group["runs"] == 1500
-    for beta in online.BETAS:
+    for beta in BETAS:
         assert arms[f"online-{beta:g}"]["signs"]["share"] == 1.0
         assert arms[f"online-{beta:g}"]["diverged"] == 0
     found = arms["online-0.1"]
@@ -106,49 +103,65 @@ def test_random_ellipses_keep_the_bounds(ran):
 
 
 def test_gradient_descent_and_its_angles_are_those_of_numpy(ran):
-    streams = online.Streams.of(TINY.seed, TINY.seeds)
-    keys = jax.vmap(lambda key: jax.random.split(key, TINY.tasks))(streams.test).ravel()
-    starts = make_starts(online.family_of(TINY, "quadratic 2")[0], keys)
-    matrices, x = np.asarray(starts.drawn, float), np.asarray(starts.params, float)
-    fractions = np.random.default_rng((TINY.seed, 1)).uniform(TINY.slow, 1.0, size=(2, 1500))[0]
-    rates = fractions / 2 / np.linalg.eigvalsh(matrices)[:, -1]
-    losses = [np.einsum("pi,pij,pj->p", x, matrices, x)]
-    for _ in range(TINY.steps):
-        x = x - rates[:, None] * 2 * np.einsum("pij,pj->pi", matrices, x)
-        losses.append(np.einsum("pi,pij,pj->p", x, matrices, x))
+    group, streams = group_of("quadratic 2", SETTINGS, 10, 150), Streams.of(STUDY.seed, STUDY.seeds)
+    hyper = jax.tree.map(jnp.asarray, {"rate": 1.0, "momentum": 0.0, "heavy": 0.0, "pace": UNIT})
+    start = jax.jit(lambda key: begin_many(PLAIN, hyper, group.family, None, 1500, key))(streams.test[0])
+    # Tasks are the last axis.
+    matrices = np.moveaxis(np.asarray(start.drawn[0].matrix, float), -1, 0).reshape(10, 150, 2, 2)
+    x = np.moveaxis(np.asarray(start.carry.params, float), -1, 0).reshape(10, 150, 2)
+    parts = np.asarray(start.drawn[1], float).reshape(10, 150)
+    assert SETTINGS.slow < parts.min() < 0.21 < 0.99 < parts.max() < 1
+    rates = parts / 2 / np.linalg.eigvalsh(matrices)[..., -1]
+    losses = [np.einsum("spi,spij,spj->sp", x, matrices, x)]
+    for _ in range(SETTINGS.steps):
+        x = x - rates[..., None] * 2 * np.einsum("spij,spj->spi", matrices, x)
+        losses.append(np.einsum("spi,spij,spj->sp", x, matrices, x))
     found = ran[1]["quadratic 2.gd"]
-    np.testing.assert_allclose(found, np.transpose(losses), rtol=2e-3, atol=1e-4 * losses[0].min())
+    expected = np.moveaxis(losses, 0, -1)
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-4 * losses[0].min())
     twice = ran[1]["quadratic 2.gd-twice"]
-    assert twice.shape == (1500, 2 * TINY.steps + 1)
-    np.testing.assert_array_equal(twice[:, : TINY.steps + 1], found)
+    assert twice.shape == (10, 150, 2 * SETTINGS.steps + 1)
+    np.testing.assert_array_equal(twice[..., : SETTINGS.steps + 1], found)
 
 
 def test_controls_copy_what_they_should(everything):
-    _, _, arms = everything
+    # In the plane the one coordinate has a sign, and its size is its norm.
+    arms = {name: ran.recorded.get("algebra") for name, ran in everything[2].items()}
     learned, other, anew = (arms[name] for name in ("online-0.1", "online-0.1-opposite", "anew"))
     random, constant = arms["online-0.1-random"], arms["constant"]
-    np.testing.assert_allclose(online._sizes(random), online._sizes(learned), rtol=1e-5, atol=1e-6)
-    assert set(np.sign(random.algebra[:, 1:]).ravel()) >= {-1.0, 1.0}
-    assert 0.46 < np.mean(random.algebra[:, 5] > 0) < 0.54
-    assert np.ptp(constant.algebra) == 0
-    assert constant.algebra[0, 0, 0] > 0
-    np.testing.assert_allclose(other.algebra[:, 1], -learned.algebra[:, 1], rtol=1e-5)
+    np.testing.assert_allclose(np.abs(random), np.abs(learned), rtol=1e-5, atol=1e-6)
+    assert set(np.sign(random[..., 1:]).ravel()) >= {-1.0, 1.0}
+    assert 0.46 < np.mean(random[..., 5] > 0) < 0.54
+    assert np.ptp(constant) == 0
+    assert constant[0, 0, 0] > 0
+    np.testing.assert_allclose(other[..., 1], -learned[..., 1], rtol=1e-5)
     # What is learned anew at the first step is, but for its rate, what Algorithm 2 learns there.
-    assert np.all(np.sign(anew.algebra[:, 0]) == np.sign(learned.algebra[:, 1]))
-    assert np.all(learned.algebra[:, 0] == 0)
-    assert np.all(arms["gd"].algebra == 0)
+    assert np.all(np.sign(anew[..., 0]) == np.sign(learned[..., 1]))
+    assert np.all(learned[..., 0] == 0)
+    assert arms["gd"] is None
 
 
-def test_a_network_and_a_guarded_arm_run_with_their_own_symmetry(quick_compilation):
-    settings = dataclasses.replace(TINY, width=3, images=16, network_steps=3)
-    family, tasks, steps = online.family_of(settings, "network")
-    starts = make_starts(family, jax.random.split(jax.random.key(1), 2))
-    guarded = dataclasses.replace(online.ONLINE, guarded=True)
-    ran = follow(guarded, {"rate": 0.1, "beta": jnp.array([1e-2, 1e3])}, family, starts, steps)
-    assert (tasks, ran.algebra.shape) == (1, (2, 3, 3))
-    assert np.all(ran.algebra[:, 0] == 0)
-    assert np.all(ran.loss[:, 1] < ran.loss[:, 0])
+@pytest.mark.parametrize(("beta", "reached"), [(1e-2, False), (1e3, True)])
+def test_a_network_and_a_guarded_arm_run_with_their_own_symmetry(quick_compilation, beta, reached):
+    settings = dataclasses.replace(SETTINGS, width=3, images=16, network_steps=3, networks=2)
+    group = group_of("network", settings, 10, 150)
+    assert (group.seeds, group.tasks, group.steps) == (2, 1, 3)
+    hyper = {"rate": 0.1, "momentum": beta, "heavy": 0.0, "pace": UNIT}
+    ran = run_arm(GUARDED, hyper, group, jax.random.key(1), steps=3)
+    size, outcome = ran.recorded["algebra"], ran.recorded["outcome"]
+    assert size.shape == (2, 1, 3)
+    assert np.all(size[..., 0] == 0)
+    assert np.all(ran.losses[..., 1] < ran.losses[..., 0])
     # Coordinates of scalings are held within the bound of 1, which a rate of 1000 reaches at once.
-    assert np.all(np.abs(ran.algebra) <= 1)
-    assert np.max(np.abs(ran.algebra[1])) == 1 or np.any(ran.outcome[1] > 0)
-    assert np.all(ran.outcome[0] == 0)
+    assert np.all(size <= np.sqrt(3) + 1e-6)
+    assert np.any(size >= 1) or np.any(outcome > 0) or not reached
+    assert reached or np.all(outcome == 0)
+
+
+def test_a_network_sees_one_batch_of_its_own(quick_compilation):
+    family = group_of("network", dataclasses.replace(SETTINGS, images=16), 2, 1).family
+    one, two = (family.task(family.draw(jax.random.key(k))) for k in (0, 1))
+    batches = [task.batch(jax.random.key(k)) for task, k in ((one, 0), (one, 1), (two, 0))]
+    np.testing.assert_array_equal(batches[0].pixels, batches[1].pixels)
+    assert batches[0].pixels.shape == (16, 64)
+    assert np.any(np.asarray(batches[0].pixels) != np.asarray(batches[2].pixels))

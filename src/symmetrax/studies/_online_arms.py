@@ -1,8 +1,9 @@
-"""Arms of the experiment on Algorithm 2, and running one of them from many starts at once."""
+"""Arms of the experiment on Algorithm 2: how they teleport, and how they are tuned."""
 
-import time
+import dataclasses
+import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -12,15 +13,33 @@ import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from symmetrax._tree import safe_norm
+from symmetrax.studies._online_tasks import (
+    FASTEST,
+    OWN,
+    UNIT,
+    Group,
+    Quadratic,
+    Quadratics,
+    Settings,
+)
+from symmetrax.studies.core._arm import Tuned
+from symmetrax.studies.core._hand_made import symmetry_of
+from symmetrax.studies.core._recorded import Given
+from symmetrax.studies.core._runs import Runs, run_many
+from symmetrax.studies.core._tuning import for_seeds, tune_by_runs
 from symmetrax.symmetry._base import AbstractLieSymmetry
-from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
-from symmetrax.tasks._plane import SumOfSquares
+from symmetrax.tasks._base import AbstractTask
 from symmetrax.teleportation._guard import Guard
 from symmetrax.teleportation._online import LastStep, jump_and_step, online_teleported, step_end
 
+#: Rates of the angle that are not tuned.
+BETAS = (0.01, 0.1, 1.0)
+#: Arms whose updates and angles the controls copy: a rate of the angle that is not tuned, and the tuned one.
+CONTROLLED = ("online-0.1", "online")
+
 
 class TurnedState(NamedTuple):
-    """State of `turned`: the inner state, the coordinates of the last teleport, and whether it was refused.
+    """State of `turned`: the inner state, the coordinates of the last teleport, and whether it was rejected.
 
     >>> TurnedState._fields
     ('inner', 'algebra', 'outcome')
@@ -36,11 +55,11 @@ def turned(
 ) -> optax.GradientTransformationExtraArgs:
     """Teleport before every step by coordinates that nothing remembers: the controls of Algorithm 2.
 
-    `choose(slope)` gives them; `slope()` is the derivative, at the identity, of the loss after the step.
+    `choose(slope, key)` gives them; `slope()` is the derivative, at the identity, of the loss after the step.
 
     >>> import symmetrax as sx
     >>> task = sx.tasks.booth()
-    >>> optimizer = turned(optax.sgd(0.1), task.symmetry(), lambda slope: jnp.array([jnp.pi]), None)
+    >>> optimizer = turned(optax.sgd(0.1), task.symmetry(), lambda slope, key: jnp.array([jnp.pi]), None)
     >>> x = jnp.array([1.0, 3.0])  # the minimum, which no rotation moves
     >>> updates, _ = optimizer.update(jnp.zeros(2), optimizer.init(x), x, value_fn=task.loss)
     >>> bool(jnp.max(jnp.abs(updates)) < 1e-5)
@@ -51,16 +70,15 @@ def turned(
     def init(params: PyTree) -> TurnedState:
         return TurnedState(stepper.init(params), symmetry.zero(), jnp.array(0))
 
-    def update(updates, state, params=None, *, value_fn=None, batch=None, **extra):
+    def update(updates, state, params=None, *, value_fn=None, batch=None, key=None, **extra):
         if params is None or value_fn is None:
-            raise ValueError("`turned` needs params and value_fn.")
-
+            raise ValueError("`turned` needs params and value_fn: call update(..., params, value_fn=...).")
         start = LastStep(params, updates, state.inner, jnp.array(True))
 
-        def end(xi):
-            return step_end(stepper, symmetry, start, xi, batch)
+        def after(xi):
+            return value_fn(step_end(stepper, symmetry, start, xi, batch))
 
-        xi = choose(lambda: jax.grad(lambda xi: value_fn(end(xi)))(symmetry.zero()))
+        xi = choose(lambda: jax.grad(after)(symmetry.zero()), key)
         displacement, stepped, jumped = jump_and_step(
             stepper, symmetry, start, xi, batch, guard=guard, value_fn=value_fn
         )
@@ -74,9 +92,9 @@ class OnlineArm(eqx.Module):
     """Gradient descent with momentum, and a teleport before each step.
 
     `kind` is "plain" (none), "online" (Algorithm 2), "anew" (the angle is learned from zero at every step)
-    or "given" (coordinates of the given size in a random direction, or all equal and of norm `angle`).
-    Hyperparameters are `rate`, in units of the task, `momentum`, `beta`, the rate of the coordinates, and
-    `angle`.
+    or "given" (coordinates of the norm `size` in a random direction, or all equal and of norm `momentum`).
+    Hyperparameters are `rate`, on quadratics in the unit that `pace` says, and "momentum": that of descent if
+    it is plain, else the rate of the coordinates, or their norm; descent then has the momentum `heavy`.
 
     >>> OnlineArm("online").order
     2
@@ -86,163 +104,136 @@ class OnlineArm(eqx.Module):
     order: Any = eqx.field(static=True, default=2)
     guarded: bool = eqx.field(static=True, default=False)
 
-    def __call__(
-        self,
-        hyper: dict[str, Array],
-        symmetry: AbstractLieSymmetry,
-        size: Float[Array, ""],
-        key: Key[Array, ""],
-    ) -> optax.GradientTransformationExtraArgs:
-        inner = optax.chain(optax.trace(hyper["momentum"]), optax.scale_by_learning_rate(hyper["rate"]))
-        guard = Guard(tolerance=1e-3) if self.guarded else None
+    def __call__(self, hyper: dict[str, Array], task: AbstractTask) -> optax.GradientTransformation:
+        unit = task.rates[hyper["pace"]] if isinstance(task, Quadratic) else 1.0
+        number = hyper["momentum"]
+        heavy = number if self.kind == "plain" else hyper["heavy"]
+        inner = optax.chain(optax.trace(heavy), optax.scale_by_learning_rate(hyper["rate"] * unit))
         if self.kind == "plain":
-            return optax.with_extra_args_support(inner)
+            return inner
+        symmetry, guard = symmetry_of(task), Guard(tolerance=1e-3) if self.guarded else None
         if self.kind == "online":
-            return online_teleported(inner, symmetry, hyper["beta"], order=self.order, guard=guard)
+            return online_teleported(inner, symmetry, number, order=self.order, guard=guard)
         if self.kind == "anew":
-            return turned(
-                inner, symmetry, lambda slope: symmetry.bounded(-hyper["beta"] * slope(), 1.0), guard
-            )
-        random, angle = jax.random.normal(key, symmetry.algebra), hyper["angle"]
+            return turned(inner, symmetry, lambda slope, _: symmetry.bounded(-number * slope(), 1.0), guard)
         equal = jnp.ones(symmetry.algebra)
-        xi = size * random / safe_norm(random) + angle * equal / safe_norm(equal)
-        return turned(inner, symmetry, lambda slope: xi, guard)
+
+        def given(slope, key):
+            random = jax.random.normal(key, symmetry.algebra)
+            size = hyper.get("size", 0.0)
+            return size * random / safe_norm(random) + number * equal / safe_norm(equal)
+
+        return turned(inner, symmetry, given, guard)
 
 
-class Starts(NamedTuple):
-    """The random part of many runs: arrays of the tasks, starts, and a key for each.
+PLAIN, ONLINE, FIRST = OnlineArm("plain"), OnlineArm("online"), OnlineArm("online", order=1)
+ANEW, GIVEN = OnlineArm("anew"), OnlineArm("given")
+GUARDED = dataclasses.replace(ONLINE, guarded=True)
 
-    >>> Starts._fields
-    ('drawn', 'params', 'keys')
+
+class Arm(NamedTuple):
+    """An arm with its hyperparameters; it may run `twice` as many steps, or by angles of another arm's size.
+
+    >>> Arm(PLAIN, {"rate": 0.1}).twice
+    False
     """
 
-    drawn: PyTree
-    params: PyTree
-    keys: Key[Array, " lanes"]
+    make: OnlineArm
+    hyper: dict[str, Any]
+    twice: bool = False
+    sizes_of: str = ""
 
 
-@eqx.filter_jit
-def make_starts(family: AbstractTaskFamily, keys: Key[Array, " lanes"]) -> Starts:
-    """Draw tasks and starts, each from its own key."""
-
-    def one(key):
-        draw, start, rest = jax.random.split(key, 3)
-        drawn = family.draw(draw)
-        return Starts(drawn, family.task(drawn).init(start), rest)
-
-    return jax.vmap(one)(keys)
-
-
-class Runs(NamedTuple):
-    """What an arm did in all runs: `loss` from the start on, and at every step the coordinates of its
-    teleport, the point that led to (on vectors), its change of the distance to the minimum, relative to that
-    distance (zero where the minimum is unknown), and whether it was refused. `seconds` are those of all runs.
-
-    >>> Runs._fields
-    ('loss', 'algebra', 'there', 'farther', 'outcome', 'seconds')
-    """
-
-    loss: Float[np.ndarray, "lanes points"]
-    algebra: Float[np.ndarray, "lanes steps k"]
-    there: Any
-    farther: Float[np.ndarray, "lanes steps"]
-    outcome: Any
-    seconds: float
-
-
-def follow(
-    arm: OnlineArm,
+def run_arm(
+    make: OnlineArm,
     hyper: dict[str, Any],
-    family: AbstractTaskFamily,
-    starts: Starts,
-    steps: int,
+    group: Group,
+    key: Key[Array, ""],
     *,
-    size: Any = 0.0,
-    timed: bool = False,
-) -> Runs:
-    """Run an arm from all starts; hyperparameters and `size` are numbers or have lanes (and steps) as axes.
-
-    >>> import symmetrax as sx
-    >>> family = sx.tasks.make_family("booth")
-    >>> starts = make_starts(family, jax.random.split(jax.random.key(0), 5))
-    >>> ran = follow(OnlineArm("plain"), {"rate": 0.05, "momentum": 0.0}, family, starts, 12)
-    >>> ran.loss.shape, bool(np.all(ran.loss[:, -1] < ran.loss[:, 0]))
-    ((5, 13), True)
-    """
-    lanes = len(starts.keys)
-    complete = {"momentum": 0.0, "beta": 0.0, "angle": 0.0, **hyper}
-    complete = {name: jnp.broadcast_to(jnp.asarray(x, float), (lanes,)) for name, x in complete.items()}
-    size = jnp.broadcast_to(jnp.asarray(size, float), (lanes, steps))
-    arguments = arm, complete, family, starts, size
-    found = jax.block_until_ready(_follow(*arguments))
-    seconds = float("nan")
-    if timed:
-        began = time.perf_counter()
-        jax.block_until_ready(_follow(*arguments))
-        seconds = time.perf_counter() - began
-    loss, algebra, there, farther, outcome = map(np.asarray, found)
-    return Runs(loss, algebra, there, farther, outcome, seconds)
-
-
-def tuned(
-    arm: OnlineArm,
-    grid: list[dict[str, Any]],
-    family: AbstractTaskFamily,
-    starts: Starts,
     steps: int,
-) -> dict[str, Any]:
-    """The hyperparameters with the lowest upper quartile of relative final losses, on these starts.
+    sizes: Any = 0.0,
+    timings: int = 0,
+) -> Runs:
+    """Run an arm on the tasks of a group: what `run_many` records, and by what its teleports were.
 
-    A loss that is not finite counts as infinite. The upper quartile, not the median, which is often least
-    where just under half of the runs diverge.
+    >>> from symmetrax.studies._online_tasks import Settings, group_of
+    >>> group = group_of("rosenbrock-random", Settings(), 2, 3)
+    >>> hyper = {"rate": 0.01, "momentum": 0.0, "heavy": 0.0, "pace": UNIT}
+    >>> run_arm(PLAIN, hyper, group, jax.random.key(0), steps=4).recorded["farther"].shape
+    (2, 3, 4)
     """
-    scores = []
-    for hyper in grid:
-        loss = follow(arm, hyper, family, starts, steps).loss
-        with np.errstate(over="ignore", invalid="ignore"):
-            last = loss[:, -1] / loss[:, 0]
-        last = np.where(np.isfinite(last), last, np.inf)
-        scores.append(np.quantile(last, 0.75, method="inverted_cdf"))
-    return grid[int(np.argmin(scores))]
+    shape = group.seeds, group.tasks
+    options: dict[str, Any] = {"watch": ("algebra", "outcome"), "look": _look, "measure": _measure}
+    how: Any = make
+    if make.kind == "given":
+        how, given = Given(make), np.broadcast_to(sizes, (*shape, steps)).astype(float)
+        options["along"] = {"size": given.reshape(1, -1, steps)}
+    options |= {"steps": steps, "tasks": math.prod(shape), "parts": None, "timings": timings}
+    # All tasks at once: nothing is learned that a seed's tasks would share, and few tasks at a time are slow.
+    ran = run_many(how, for_seeds(hyper, 1), group.family, key[None], **options)
+    found = {"losses": ran.losses, "recorded": ran.recorded, "measured": ran.measured}
+    return dataclasses.replace(ran, **jax.tree.map(lambda x: x.reshape(*shape, *x.shape[2:]), found))
 
 
-def minimum(task: AbstractTask) -> Any:
-    """Where the least loss of a task is, if that is known."""
-    if isinstance(task, SumOfSquares):
-        return task.map.inverse(jnp.zeros(task.map.size))
-    return getattr(task, "minimum", None)
+def _look(
+    make: Any, task: AbstractTask, params: PyTree, state: optax.OptState, after: PyTree
+) -> dict[str, Array]:
+    """By how much the teleport raised the distance to the minimum, if known; where it led, in the plane."""
+    symmetry, best = symmetry_of(task), task.optimum()
+    if best is None:
+        return {"farther": jnp.zeros(())}
+    there = symmetry.act(symmetry.exp(optax.tree.get(state, "algebra", symmetry.zero())), params)
+    found = {"farther": safe_norm(there - best) / safe_norm(params - best) - 1}
+    return found | ({"there": there} if isinstance(task, Quadratic) and len(there) == 2 else {})
 
 
-@eqx.filter_jit
-def _follow(arm, hyper, family, starts, size):
-    def lane(hyper, start: Starts, size):
-        task = family.task(start.drawn)
-        batch, best = task.batch(start.keys), minimum(task)
-        symmetry = cast(AbstractLieSymmetry, task.symmetry())
-        here = {**hyper, "rate": hyper["rate"] * getattr(task, "unit", 1.0)}
+def _measure(task: AbstractTask, params: PyTree) -> dict[str, Array]:
+    return {"matrix": task.form.matrix, "rates": task.rates} if isinstance(task, Quadratic) else {}
 
-        def value_fn(params):
-            return task.loss(params, batch)
 
-        def step(carry, now):
-            params, state, gradient = carry
-            length, count = now
-            transform = arm(here, symmetry, length, jax.random.fold_in(start.keys, count))
-            updates, state = transform.update(gradient, state, params, value_fn=value_fn, batch=batch)
-            xi, outcome = getattr(state, "algebra", symmetry.zero()), getattr(state, "outcome", 0)
-            there = symmetry.act(symmetry.exp(xi), params, batch)
-            farther = jnp.zeros(())
-            if best is not None:
-                farther = safe_norm(there - best) / safe_norm(params - best) - 1
-            params = optax.apply_updates(params, updates)
-            value, gradient = jax.value_and_grad(value_fn)(params)
-            seen = there if isinstance(there, jax.Array) else farther
-            return (params, state, gradient), (value, xi, seen, farther, jnp.asarray(outcome))
+def arms_on(group: Group, settings: Settings, key: Key[Array, ""]) -> dict[str, Arm]:
+    """All arms of a group, tuned on other draws by the upper quartile of f / f(x_0)."""
+    steps, quadratic = group.steps, isinstance(group.family, Quadratics)
+    rates = np.geomspace(*group.rates, settings.rates).tolist()
+    betas = np.geomspace(1e-5, 10.0, settings.betas).tolist()
+    fixed = {"heavy": 0.0, "pace": UNIT}
 
-        value, gradient = jax.value_and_grad(value_fn)(start.params)
-        state = arm(here, symmetry, size[0], start.keys).init(start.params)
-        moments = size, jnp.arange(len(size))
-        _, (values, *rest) = jax.lax.scan(step, (start.params, state, gradient), moments)
-        return jnp.concatenate([value[None], values]), *rest
+    def tuned(arms: list[Tuned], *horizons: int) -> dict[int, dict[str, Any]]:
+        def run(make: Any, hyper: dict[str, Any]) -> Runs:
+            return run_arm(make, hyper, group, key, steps=max(horizons))
 
-    return jax.vmap(lane)(hyper, starts, size)
+        return tune_by_runs(arms, run, horizons=horizons, score=0.75)
+
+    def best(make: OnlineArm, rates: Any, numbers: Any, **others: Any) -> Arm:
+        arm = Tuned("arm", make, tuple(rates), tuple(numbers), fixed={**fixed, **others})
+        return Arm(make, tuned([arm], steps)[steps]["arm"])
+
+    momenta = {"gd": (0.0,), "momentum": settings.momenta}
+    plain = [Tuned(name, PLAIN, tuple(rates), values, fixed=fixed) for name, values in momenta.items()]
+    found = tuned(plain, steps, 2 * steps)
+    arms = {f"{name}-tuned": Arm(PLAIN, found[steps][name]) for name in momenta}
+    arms |= {f"{name}-tuned-twice": Arm(PLAIN, found[2 * steps][name], twice=True) for name in momenta}
+    own = {**fixed, "pace": OWN, "rate": 1.0, "momentum": 0.0} if quadratic else arms["gd-tuned"].hyper
+    arms |= {"gd": Arm(PLAIN, own), "gd-twice": Arm(PLAIN, own, twice=True)}
+
+    def at_own_rate(make: OnlineArm, numbers: Any) -> Arm:
+        return best(make, (own["rate"],), numbers, pace=own["pace"])
+
+    arms |= {f"online-{beta:g}": Arm(ONLINE, own | {"momentum": beta}) for beta in BETAS}
+    arms |= {"online": at_own_rate(ONLINE, betas), "online-first": at_own_rate(FIRST, betas)}
+    for of in CONTROLLED:
+        hyper = arms[of].hyper
+        arms[f"{of}-opposite"] = Arm(ONLINE, hyper | {"momentum": -hyper["momentum"]})
+        arms[f"{of}-random"] = Arm(GIVEN, own, sizes_of=of)
+        if not quadratic:
+            arms[f"{of}-guarded"] = Arm(GUARDED, hyper)
+    arms["anew"] = at_own_rate(ANEW, betas)
+    arms["constant"] = at_own_rate(GIVEN, np.geomspace(1e-3, 1.5, settings.betas).tolist())
+    arms["online-tuned"] = best(ONLINE, rates[::3], betas)
+    heavy = found[steps]["momentum"]
+    slower = [heavy["rate"] * factor for factor in (1.0, 0.7, 0.5, 0.35)]
+    arms["online-momentum"] = best(ONLINE, slower, betas, heavy=heavy["momentum"])
+    if quadratic:
+        for name in ("gd", "online", "online-first"):
+            arms[f"{name}-best"] = Arm(arms[name].make, arms[name].hyper | {"pace": FASTEST})
+    return arms

@@ -1,12 +1,9 @@
 """The experiments that have a name, and running one in its folder. Imports nothing heavy."""
 
-import dataclasses
-import functools
 import importlib
 import runpy
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +13,7 @@ PRESETS = ("quick", "full")
 
 
 class Experiment(NamedTuple):
-    """What an experiment shows, and the module that has its `config` and `run`.
+    """The title of an experiment, and the module whose `STUDIES` have its `Study` by name.
 
     >>> EXPERIMENTS["fig3"].module
     'symmetrax.studies.plane'
@@ -168,37 +165,41 @@ def run_experiment(
     ValueError: Unknown experiment 'fig0'; choose one of demo, digits, ... Did you mean 'fig7'?
     """
     choose("preset", preset, PRESETS)
-    experiment = _prepared(name, preset, checked_seed(seed))
+    checked_seed(seed)
+    study, source = _study(name)
+    study = study.preset(preset, seed)
     from symmetrax.studies.core._console import Reporter
     from symmetrax.studies.core._folder import RunFolder
 
     # Imported before the run: a library that is missing is reported now, not after hours of work.
     from symmetrax.studies.core._report import write_report
     from symmetrax.studies.core._run_files import REPORT
+    from symmetrax.studies.core._runner import run_study, show_study
 
-    path = Path("runs", f"{experiment.name}-{preset}-{seed}") if out is None else Path(out)
+    path = Path("runs", f"{study.name}-{preset}-{seed}") if out is None else Path(out)
     fresh = not path.exists()
-    folder = RunFolder(path, experiment.name, preset, experiment.identity, experiment.about)
+    about = {"title": study.title} | ({"source": source} if source else {})
+    folder = RunFolder(path, study.name, preset, study.identity(), about)
     reporter = Reporter(quiet=quiet)
     results = folder.finished()
     if results is None:
         began = time.perf_counter()
         with folder.alone():
             try:
-                results = experiment.run(folder, reporter)
+                results = run_study(study, folder, reporter)
             except (ValueError, OSError):
                 if fresh:
                     folder.withdraw()
                 raise
             seconds = time.perf_counter() - began
-            folder.results({"experiment": experiment.name, "preset": preset, "seconds": seconds, **results})
+            folder.results({"experiment": study.name, "preset": preset, "seconds": seconds, **results})
             folder.drop_checkpoints()
         reporter.note(f"done in {seconds:.0f} s")
         write_report(path)
-        experiment.show(results, reporter)
+        show_study(study, results, reporter)
     else:
         try:
-            experiment.show(results, reporter)
+            show_study(study, results, reporter)
         except (KeyError, IndexError, TypeError, AttributeError, ValueError, StopIteration) as error:
             raise ValueError(
                 f"{path}/results.json does not hold the results of this experiment ({error!r}): delete it, "
@@ -212,38 +213,14 @@ def run_experiment(
     return path
 
 
-class _Prepared(NamedTuple):
-    """An experiment with its settings: what identifies a run, what tells people about it, and its parts."""
-
-    name: str
-    identity: dict[str, Any]
-    about: dict[str, str]
-    run: Callable[[Any, Any], dict[str, Any]]
-    show: Callable[[dict[str, Any], Any], None]
-
-
-def _prepared(name: Any, preset: str, seed: int) -> _Prepared:
-    study, source = name, None
-    if isinstance(name, str) and name.partition(":")[0].endswith(".py"):
-        study, source = study_of(name), name
-    elif isinstance(name, str):
-        module = importlib.import_module(EXPERIMENTS[choose("experiment", name, EXPERIMENTS)].module)
-        if not hasattr(module, "STUDIES"):
-            settings = module.config(name, preset, seed)
-            return _Prepared(
-                name,
-                dataclasses.asdict(settings),
-                {},
-                functools.partial(module.run, settings),
-                functools.partial(module.show, settings),
-            )
-        study, source = module.STUDIES[name], name
-    from symmetrax.studies.core._runner import run_study, show_study
-
-    about = {"title": study.title} | ({"source": source} if source else {})
-    study = study.preset(preset, seed)
-    run, show = functools.partial(run_study, study), functools.partial(show_study, study)
-    return _Prepared(study.name, study.identity(), about, run, show)
+def _study(name: Any) -> tuple[Any, str | None]:
+    """A study, and where it comes from: a name, a file, or nowhere if it is one already."""
+    if not isinstance(name, str):
+        return name, None
+    if name.partition(":")[0].endswith(".py"):
+        return study_of(name), name
+    module = importlib.import_module(EXPERIMENTS[choose("experiment", name, EXPERIMENTS)].module)
+    return module.STUDIES[name], name
 
 
 def study_of(place: str) -> Any:

@@ -60,9 +60,12 @@ class Reporter:
 
 
 def titled_table(
-    title: str | None, first: str | None = None, columns: Iterable[str] = ()
+    title: str | None,
+    first: str | None = None,
+    columns: Iterable[str] = (),
+    rows: Iterable[Iterable[str]] = (),
 ) -> rich.table.Table:
-    """An empty table in the one style of all; `first` is a column of names, `columns` are of numbers.
+    """A table in the one style of all; `first` is a column of names, `columns` are of numbers.
 
     >>> titled_table("losses", "arm", ["median", "mean"]).title
     'losses'
@@ -72,6 +75,8 @@ def titled_table(
         table.add_column(first, no_wrap=True)
     for name in columns:
         table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*row)
     return table
 
 

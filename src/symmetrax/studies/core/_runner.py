@@ -155,11 +155,15 @@ class Run:
 
 
 def judged(
-    claims: Iterable[Claim], losses: Mapping[str, Float[np.ndarray, "seeds tasks _"]], form: str = "{}"
+    claims: Iterable[Claim],
+    losses: Mapping[str, Float[np.ndarray, "seeds tasks _"]],
+    form: str = "{}",
+    margin: float = 0.0,
 ) -> Iterator[dict[str, str]]:
     """The outcomes of claims whose arms are both there; `form` says where, around the text of a claim.
 
-    Arms may run for different numbers of steps: their last losses are compared.
+    Arms may run for different numbers of steps: their last losses are compared. Where the whole interval of
+    the log ratio is within `margin` of zero, arms are as good as equal, and the claim is inconclusive.
 
     >>> losses = {"a": np.ones((3, 4, 2)), "b": np.full((3, 4, 9), 2.0)}
     >>> next(judged([Claim("a", "b", "a beats b")], losses, "{} on Booth"))["claim"]
@@ -170,7 +174,10 @@ def judged(
     found = intervals(pairs)
     for claim in asked:
         interval = found[claim.first, claim.second]
-        yield verdict(form.format(claim.text), claim.source, interval, negative=claim.lower)
+        row = verdict(form.format(claim.text), claim.source, interval, negative=claim.lower)
+        if max(abs(interval.low), abs(interval.high)) < margin:
+            row |= {"outcome": "inconclusive", "why": f"final losses are equal to {margin:.0%}"}
+        yield row
 
 
 class Match:

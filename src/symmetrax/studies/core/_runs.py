@@ -132,7 +132,11 @@ def run_many(
         {name: np.concatenate([arrays[i][name] for arrays in found], axis=1) for name in found[0][i]}
         for i in range(2)
     )
-    spent = float(min(seconds[1:])) if parts is None else parts * float(np.median(seconds[1:] or seconds))
+    spent = (
+        float(min(seconds[1:] or seconds))
+        if parts is None
+        else parts * float(np.median(seconds[1:] or seconds))
+    )
     return Runs(recorded.pop("loss"), recorded, measured, spent)
 
 

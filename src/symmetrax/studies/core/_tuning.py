@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 from symmetrax.metatrain._devices import spread
-from symmetrax.rollout._unroll import unroll_many
+from symmetrax.rollout._unroll import MakeTransform, unroll_many
 from symmetrax.studies.core._arm import Tuned
-from symmetrax.studies.core._runs import run_many
+from symmetrax.studies.core._runs import Runs, run_many
 from symmetrax.studies.core._statistics import DIVERGED, FLOOR
 from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
 
@@ -72,6 +72,42 @@ def tune(
             for arm in sharing:
                 rate, momentum = min(itertools.product(arm.rates, arm.momenta), key=quality.__getitem__)
                 best[steps][arm.name] = {"rate": rate, "momentum": momentum}
+    return best
+
+
+def tune_by_runs(
+    arms: Sequence[Tuned],
+    run: Callable[[MakeTransform, dict[str, Any]], Runs],
+    *,
+    horizons: tuple[int, ...],
+    score: float = 0.5,
+) -> dict[int, dict[str, dict[str, Any]]]:
+    """For every horizon and arm, all hyperparameters, those of the lowest median of last losses over first.
+
+    `run(make, hyper)` runs an arm on tuning tasks, one point of the grid after another. Use it in place of
+    `tune` where that program is needed anyway, and takes longer to compile than all points to run.
+
+    >>> import jax, symmetrax as sx
+    >>> from symmetrax.studies.core._hand_made import descent
+    >>> def run(make, hyper):
+    ...     given = for_seeds(hyper, 1), sx.tasks.make_family("booth"), jax.random.key(0)[None]
+    ...     return run_many(make, *given, steps=12, tasks=16, parts=1)
+    >>> tune_by_runs([Tuned("gd", descent, (1e-3, 0.05, 3.0), (0.0,))], run, horizons=(12,))
+    {12: {'gd': {'rate': 0.05, 'momentum': 0.0}}}
+    """
+    best: dict[int, dict[str, dict[str, Any]]] = {steps: {} for steps in horizons}
+    for arm in arms:
+        points = list(itertools.product(arm.rates, arm.momenta))
+        found = []
+        for rate, momentum in points:
+            losses = run(arm.make, {**arm.fixed, "rate": rate, "momentum": momentum}).losses
+            with np.errstate(over="ignore", invalid="ignore"):
+                found.append((losses / losses[..., :1]).reshape(-1, losses.shape[-1]))
+        for steps in horizons:
+            there = np.stack([losses[:, steps] for losses in found])
+            scores = _scores(there, np.ones(there.shape[1:]), FLOOR, score)
+            rate, momentum = points[min(range(len(points)), key=scores.__getitem__)]
+            best[steps][arm.name] = {**arm.fixed, "rate": rate, "momentum": momentum}
     return best
 
 
