@@ -2,8 +2,8 @@
 
 `python benchmarks/discovery.py --scale` prints seconds, memory and the time in gradients of the same loss,
 compile time included, each in a process of its own: what is compiled is the user's loss, once. Layers have
-fused projections, biases, gains and heads; embeddings are tied. `--zoo` prints the table of docs/discovery.md,
-from the networks that the tests use, instead.
+fused projections, biases, gains and heads; embeddings are tied. `--zoo` prints the table of the page about
+discovery instead, from the networks that the tests use.
 """
 
 import argparse
