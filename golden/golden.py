@@ -33,59 +33,6 @@ TIMES = re.compile(r"second|wall|compil|machine|version|path|milliseconds|_ms$|g
 #: Significant digits that are kept.
 DIGITS = 6
 
-_PEAK = (r"crest", "peak")
-_PLANE: list[tuple[str, str | None]] = [
-    _PEAK,
-    ("/told$", "/in_closed_form"),
-    # One family: its name is not repeated; hyperparameters are those of the horizon alone.
-    (" on rosenbrock-random after", " after"),
-    (r"-(\d+)/arms/(\S+)/hyperparameters/\1/", r"-\1/arms/\2/hyperparameters/"),
-    (r"/hyperparameters/\d", None),
-    # An arm without teleports has no gate, and none of its teleports are rejected.
-    ("/vanilla/(gate_open|rejected)", None),
-    # The guard of an arm whose teleports are switched off compares no losses.
-    ("-off/gradient_evaluations", None),
-]
-#: By study, how names and words have changed since they were recorded: patterns and their replacements, None
-#: where the fact is no longer stated.
-RENAMED: dict[str, list[tuple[str, str | None]]] = {
-    "misalignment": [_PEAK],
-    "plane-league": _PLANE,
-    "demo": _PLANE,
-    "emergent": [_PEAK],
-    "predictors": [_PEAK],
-    "classification": [("/told/", "/recorded/"), ("/hyperparameters/16/", "/hyperparameters/")],
-    "transfer": [("/told/", "/recorded/"), ("/training/(trajectories|skipped_windows)", r"/\1")],
-    "fig7": [
-        # Beside the arm that has the learned step size, not the one that learned it.
-        ("/lr-momentum/(learned_step_size|left_out)", None),
-        (r"/arms/(lr-tele\S*?)/(learned_step_size|left_out)", r"/arms/gd-at-\1/\2"),
-    ],
-    "baselines": [
-        ("on the training distribution$", "after 40 steps"),
-        ("over (\\d+) steps$", r"after \1 steps"),
-    ],
-    "groups": [
-        _PEAK,
-        (r"(\S+) after (\d+) steps/", r"\1-\2/"),
-        (r", on (\S+) after", r" on \1 after"),
-        ("/refusal$", "/error"),
-    ],
-}
-
-
-def renamed(recorded: dict[str, Any], study: str) -> dict[str, Any]:
-    """Recorded facts, as they are called now."""
-    for pattern, replacement in RENAMED.get(study, []):
-        if replacement is None:
-            recorded = {name: x for name, x in recorded.items() if not re.search(pattern, name)}
-            continue
-        recorded = {
-            re.sub(pattern, replacement, name): re.sub(pattern, replacement, x) if isinstance(x, str) else x
-            for name, x in recorded.items()
-        }
-    return recorded
-
 
 def facts(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """All numbers and words of a tree of results, by where they stand; of long sequences the ends."""
@@ -156,11 +103,7 @@ def main() -> None:
             print(f"{name}: recorded {sum(map(len, found.values()))} facts in {spent}", flush=True)
             continue
         before = json.loads(gzip.decompress(path.read_bytes()))
-        lines = [
-            line
-            for seed in found
-            for line in differences(renamed(before[seed], name), found[seed], options.tolerance)
-        ]
+        lines = [line for seed in found for line in differences(before[seed], found[seed], options.tolerance)]
         changed += bool(lines)
         print(f"{name}: {len(lines)} differences in {spent}", *lines[:20], sep="\n", flush=True)
     sys.exit(1 if changed else 0)
