@@ -128,6 +128,7 @@ def _discover(
     budget: Annotated[int | None, _argument("INT", "default: no limit")] = None,
     trials: int = 3,
     method: Literal["auto", "program", "gradients"] = "auto",
+    seconds: Annotated[float | None, _argument("SECONDS", "default: no limit")] = None,
     seed: int = 0,
     double: bool = False,
     json: Annotated[Path | None, _argument("FILE", "default: none is written")] = None,
@@ -145,6 +146,7 @@ def _discover(
         trials: The number of random transformations that each symmetry must pass before it is reported.
         method: "program" reads the symmetries off the program of the loss, in about 20 evaluations;
             "gradients" searches for them; "auto" does both, unless there are more than 300,000 parameters.
+        seconds: The time after which no further evaluation is started; skipped questions are reported.
         seed: Seed of all random draws: other points, other transformations.
         double: Build the model in double precision too. The search uses double precision either way.
         json: A file to which to write all results as JSON; "-" is standard output, in which case everything
@@ -159,6 +161,7 @@ def _discover(
         budget=budget,
         trials=trials,
         method=method,
+        seconds=seconds,
         seed=checked_seed(seed),
         double=double,
         json=json,

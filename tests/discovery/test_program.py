@@ -98,3 +98,45 @@ def test_large_models_are_read_and_small_ones_also_searched():
 def test_an_unknown_method_is_refused():
     with pytest.raises(ValueError, match=r"'auto', 'program', 'gradients', got 'gradient'. Did you mean"):
         found_in("nerf", method="gradient")
+
+
+def test_progress_is_told_line_by_line():
+    lines = []
+    found = found_in("u_net", progress=lines.append)
+    assert lines[0].startswith("question 1 of 1 (Program): asked; 0 found")
+    assert any(
+        "certify 3 candidates, Permutation(4), Permutation(5), Permutation(6)" in line for line in lines
+    )
+    assert f"{found.evaluations - 3} evaluations" in lines[-1]  # before the last certificate
+
+
+def test_an_interrupted_search_returns_what_is_certified():
+    def interrupt(line):
+        if "Permutation" in line:
+            raise KeyboardInterrupt
+
+    found = found_in("u_net", progress=interrupt)
+    assert {type(one.group) for one in found} == {sx.groups.PositiveDiagonal}
+    assert "interrupted" in str(found)
+    assert "Looked for" not in str(found)
+
+
+def test_no_evaluation_starts_after_the_time_is_over():
+    lines = []
+    found = found_in("vision_transformer", seconds=1e-9, progress=lines.append, method="auto")
+    assert not found.found
+    assert found.evaluations < 15
+    assert any("no time was left" in note for note in found.notes)
+    assert "Looked for" not in str(found)
+    with pytest.raises(ValueError, match="positive number, or None for no limit; got 0"):
+        found_in("nerf", seconds=0)
+
+
+def test_symmetries_are_explained_in_words():
+    text = found_in("stacked_keys_and_values").explain()
+    assert "4 units may be mixed by any invertible matrix, differently for each of 2 h0 and 2 i0." in text
+    assert (
+        "axis 3 of kv; its inverse transpose on axis 2 of q (element 0) and axis 1 of out (element 1)" in text
+    )
+    assert "From this follow rotations, scales, signs and permutations" in text
+    assert text.count("may be permuted") == 1

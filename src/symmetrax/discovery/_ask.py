@@ -1,6 +1,7 @@
 """The loop of a search: every question in turn, and a certificate for every candidate."""
 
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Sequence
 
 from symmetrax.discovery._certify import HOLDS, Certifier, symmetry_of
 from symmetrax.discovery._evidence import Evidence
@@ -13,7 +14,12 @@ from symmetrax.discovery._spaces import Candidate, Refinement, Space
 OUTCOMES = (*HOLDS, "approximate", "wrong")
 
 
-def ask(questions: Iterable[Question], evidence: Evidence, certify: Certifier) -> None:
+def ask(
+    questions: Sequence[Question],
+    evidence: Evidence,
+    certify: Certifier,
+    progress: Callable[[str], None] | None = None,
+) -> None:
     """Asks all questions in order, and adds everything that they reveal to the evidence.
 
     Answers are computed one by one. Each sees the candidates that were certified before it, which is why
@@ -31,8 +37,27 @@ def ask(questions: Iterable[Question], evidence: Evidence, certify: Certifier) -
     >>> [str(space.group) for space in evidence.spaces]
     ['Orthogonal(3)']
     """
-    for question in questions:
+    start = time.perf_counter()
+
+    def tell(place: int, what: str) -> None:
+        if progress is not None:
+            found, spent = len(evidence.holding) + len(evidence.refined), time.perf_counter() - start
+            name = type(questions[place]).__name__
+            progress(
+                f"question {place + 1} of {len(questions)} ({name}): {what}; {found} found, "
+                f"{evidence.loss.evaluations} evaluations, {spent:.0f} s"
+            )
+
+    for place, question in enumerate(questions):
+        if not evidence.loss.in_time:
+            evidence.leave_out(f"{type(question).__name__}, for which no time was left", *question.finds)
+            continue
+        tell(place, "asked")
         for answer in question.answers(evidence):
+            if answer.candidates:
+                kinds = {str(options[0].group) for options in answer.candidates}
+                what = ", ".join(sorted(kinds)[:3]) + (" and others" if len(kinds) > 3 else "")
+                tell(place, f"certify {len(answer.candidates)} candidates, {what}")
             if answer.look is not None:
                 evidence.looked.append(answer.look)
             wanted = [

@@ -31,6 +31,7 @@ def discover_from(
     budget: int | None,
     trials: int,
     method: str,
+    seconds: float | None,
     seed: int,
     double: bool,
     json: Path | None,
@@ -39,8 +40,8 @@ def discover_from(
 
     If the file is "-", the JSON goes to standard output and everything else to standard error.
 
-    >>> options = {"heads": [], "budget": None, "trials": 3, "method": "auto", "seed": 0}
-    >>> options |= {"double": False, "json": None}
+    >>> options = {"heads": [], "budget": None, "trials": 3, "method": "auto"}
+    >>> options |= {"seconds": None, "seed": 0, "double": False, "json": None}
     >>> discover_from("my.models:small", ["Permutations"], **options)
     Traceback (most recent call last):
     ValueError: There is no group 'Permutations' to look for. Did you mean 'Permutation'? There are: ...
@@ -68,7 +69,9 @@ def discover_from(
         cost = discovery_cost(params, **asked)
         print(f"Evaluations of the loss: {cost}.", flush=True)
         key = jax.random.key(seed)
-        found = find_symmetries(loss, params, key, batch=batch, budget=budget, **asked)
+        found = find_symmetries(
+            loss, params, key, batch=batch, budget=budget, seconds=seconds, progress=_tell, **asked
+        )
         print(f"\n{found}\n")
         if found.found:
             print(found.text)
@@ -78,6 +81,12 @@ def discover_from(
             sys.stdout.write(text)
         else:
             write_atomic(json, text)
+
+
+def _tell(line: str) -> None:
+    """Shows progress, if somebody is there to see it."""
+    if sys.stderr.isatty():
+        print(line, file=sys.stderr, flush=True)
 
 
 def _check_target(json: Path) -> None:

@@ -30,6 +30,8 @@ def find_symmetries(
     budget: int | None = None,
     trials: int = 3,
     method: str = "auto",
+    seconds: float | int | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> Discovery:
     """Discovers the symmetries of a loss from its program and its gradients, and certifies each one.
 
@@ -58,7 +60,9 @@ def find_symmetries(
     gradients and values; questions skipped for lack of budget are listed in the report. `trials` is the
     number of random elements per certificate. `method` is "program" (about 20 evaluations, for models of any
     size), "gradients", or "auto": both, unless there are more than 300,000 parameters, for which the search
-    with gradients is long.
+    with gradients is long. After so many `seconds` no further evaluation is started, but that in progress
+    ends. `progress` is called with a line for every question and certificate, for instance `print`. If you
+    interrupt the search (Ctrl-C), it returns what is certified so far.
 
     **Returns** a `Discovery`; print it for a table, `discovery.text` is code that constructs the symmetries
     found. Raises ValueError if the loss is not a finite scalar, is random, or does not depend on `params`, if
@@ -77,7 +81,7 @@ def find_symmetries(
     """
     check_key(key)
     plan = Plan.of(params, groups, heads, trials, method=method)
-    return carry_out(plan, loss, params, key, batch=batch, budget=budget)
+    return carry_out(plan, loss, params, key, batch=batch, budget=budget, seconds=seconds, progress=progress)
 
 
 def carry_out(
@@ -88,6 +92,8 @@ def carry_out(
     *,
     batch: Any = None,
     budget: int | None = None,
+    seconds: float | int | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> Discovery:
     """Carries out a search with the questions of a plan, which may be your own.
 
@@ -104,16 +110,22 @@ def carry_out(
     """
     start = time.perf_counter()
     plan.afford(budget)
+    if seconds is not None and not seconds > 0:
+        raise ValueError(f"`seconds` must be a positive number, or None for no limit; got {seconds}.")
     draw, certify = jax.random.split(key)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     # The mode of the caller, in which the loss has to be traced: it may create arrays of its own.
     x64 = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
     with jax.enable_x64(True):
-        problem = Loss(loss, params, draw, batch, budget, x64=x64)
+        until = None if seconds is None else start + seconds
+        problem = Loss(loss, params, draw, batch, budget, x64=x64, until=until)
         evidence = Evidence(problem, plan.scope, rng, points=plan.cost.points, kept=plan.whole)
         # Before any question, so that all candidates are certified at the same points.
         certifier = Certifier(problem, certify, rng, trials=plan.scope.trials, most=plan.candidates)
-        ask(plan.questions, evidence, certifier)
+        try:
+            ask(plan.questions, evidence, certifier, progress)
+        except KeyboardInterrupt:
+            evidence.leave_out("what was left when you interrupted the search", *plan.scope.groups)
         searched = any(question.exhaustive for question in plan.questions)
         if not searched:
             evidence.unfinished |= {group.__name__ for group in plan.scope.groups}

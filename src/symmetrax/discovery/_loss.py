@@ -1,6 +1,7 @@
 """The loss of a search: named arrays in double precision, generic points, and a count of evaluations."""
 
 import inspect
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -35,11 +36,12 @@ class Loss:
     It counts its evaluations and computes in double precision (`precision` is the machine epsilon of the
     coarsest part), in a unit that keeps squares in range; `variation` is how much it varies under the noise
     of generic points. `x64` says whether the loss and its data were created with double precision enabled.
+    `until` is a time of `time.perf_counter()` after which nothing is affordable.
     Raises a descriptive ValueError if the loss is not a finite, repeatable scalar.
 
     >>> params, key = {"w": jnp.ones(3)}, jax.random.key(0)
     >>> with jax.enable_x64(True):
-    ...     square = Loss(lambda p: jnp.sum(p["w"] ** 2), params, key, None, budget=5, x64=False)
+    ...     square = Loss(lambda p: jnp.sum(p["w"] ** 2), params, key, None, budget=4, x64=False)
     ...     print(square.gradient(square.leaves, square.batch), square.affords(1))
     (3.0, {'w': array([2., 2., 2.])}) False
     """
@@ -53,6 +55,7 @@ class Loss:
         budget: int | None,
         *,
         x64: bool,
+        until: float | None = None,
     ):
         numbers, self._rest = eqx.partition(params, is_searched)
         arrays, self._structure = jax.tree.flatten(numbers)
@@ -74,15 +77,20 @@ class Loss:
             tree = eqx.combine(jax.tree.unflatten(self._structure, leaves), rest)
             return loss(tree, batch) if takes_batch else loss(tree)
 
-        self.evaluations, self._budget, self._plain = 0, budget, value
+        self.evaluations, self._budget, self._until, self._plain = 0, budget, until, value
         self._check_scalar(value)
         #: Why the loss cannot be evaluated in double precision; empty if it can.
         self.narrow = self._choose(value)
         self.start = self._check_value()
 
     def affords(self, evaluations: int) -> bool:
-        """Whether the budget allows this many more evaluations."""
-        return self._budget is None or self.evaluations + evaluations <= self._budget
+        """Whether the budget allows this many more evaluations, and there is time for any."""
+        return self.in_time and (self._budget is None or self.evaluations + evaluations <= self._budget)
+
+    @property
+    def in_time(self) -> bool:
+        """Whether there is time for another evaluation."""
+        return self._until is None or time.perf_counter() < self._until
 
     def fresh(self, key: Key[Array, ""]) -> Any:
         """Draws other data, or returns None if the loss has only one batch."""

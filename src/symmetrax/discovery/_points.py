@@ -90,6 +90,8 @@ def measure(
     values: list[float] = []
     leaves: Leaves = {}
     for number in range(count):
+        if number and not loss.in_time:  # nothing will be asked of these points
+            break
         leaves, value, gradient = _generic_gradient(loss, rng)
         # The unit is chosen from a generic gradient: at `params` itself it may vanish.
         if number == 0:

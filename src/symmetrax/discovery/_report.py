@@ -13,6 +13,7 @@ from symmetrax.discovery._certify import symmetry_of
 from symmetrax.discovery._cost import Cost
 from symmetrax.discovery._double import DOUBLE
 from symmetrax.discovery._evidence import Evidence
+from symmetrax.discovery._explain import explain
 from symmetrax.discovery._found import Found, Look
 from symmetrax.discovery._implied import follows
 from symmetrax.discovery._scope import GROUPS
@@ -119,6 +120,10 @@ class Discovery:
     def text(self) -> str:
         """Python code, ready to paste, that constructs every symmetry found from `params`."""
         return code(self.found)
+
+    def explain(self) -> str:
+        """Says in words what each symmetry does, which arrays go together, and what follows from it."""
+        return "\n".join(explain(self.found))
 
     def to_json(self) -> dict[str, Any]:
         """Returns everything except the arrays, as input for `json.dumps`."""
