@@ -69,9 +69,13 @@ class Hidden:
     def common(self, root: Node) -> list[Node]:
         """The indices that go with a space wherever it is."""
         found: list[Node] | None = None
-        for part, _, own in self.places[root]:
-            here = [item.node.root for items in part.items for item in items if item is not own]
-            here = [node for node in here if {"batch", "scan"} & node.flags]
+        for part, axis, own in self.places[root]:
+            here = []
+            for k, items in enumerate(part.items):
+                for item in (item for item in items if item is not own):
+                    # Next to the units on their own axis, or where products are taken one by one.
+                    if k == axis or {"batch", "scan"} & item.node.root.flags:
+                        here.append(item.node.root)
             found = here if found is None else [node for node in found if node in here]
         return [node for node in dict.fromkeys(found or []) if node is not root]
 
@@ -93,6 +97,9 @@ class Hidden:
         at = {id(part): k for k, (part, _, _) in enumerate(self.places[root])}
         for other, places in self.places.items():
             if other is root or root not in self.common(other):
+                continue
+            # Of two that are indices of each other, the faster one has the elements.
+            if other in self.common(root) and places[0][2].stride > self.places[root][0][2].stride:
                 continue
             for vector in self.vectors(other, signs=signs):
                 induced = [Fraction(0)] * len(self.places[root])
