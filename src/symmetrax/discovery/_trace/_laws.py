@@ -3,21 +3,21 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from typing import Any, NamedTuple
 
 from symmetrax.discovery._trace._nodes import DATA, Form, plus
+from symmetrax.discovery._trace._splitting import aligned, split
 from symmetrax.discovery._trace._values import (
     Axis,
     Factor,
     Plain,
     Stacked,
     Value,
-    aligned,
     constant,
     each,
     opaque,
     pin,
     plains,
-    split,
 )
 
 
@@ -245,6 +245,23 @@ class Laws:
         if all(one.kind == "live" for one in place):
             factor.mark("batch")
         return factor
+
+
+class Operation(NamedTuple):
+    """One operation of a program: the laws so far, its inputs, its parameters and the shape of its result.
+
+    >>> Operation(Laws(), [constant((2,))], {}, (2,)).inputs[0].shape
+    (2,)
+    """
+
+    laws: Laws
+    inputs: list[Value]
+    params: dict[str, Any]
+    shape: Sequence[int]
+
+
+#: What an operation makes of its inputs: a value, or several.
+Rule = Callable[[Operation], Any]
 
 
 def _is_zero(value: Value) -> bool:

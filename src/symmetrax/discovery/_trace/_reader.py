@@ -13,9 +13,10 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from symmetrax.discovery._double import CALLS, PROGRAMS, SILENT
-from symmetrax.discovery._trace._laws import Laws, joined_data
+from symmetrax.discovery._trace._laws import Laws, Operation, joined_data
+from symmetrax.discovery._trace._layout import spread
 from symmetrax.discovery._trace._nodes import DATA, Form, Node
-from symmetrax.discovery._trace._primitives import ENTRYWISE, rule_of, spread
+from symmetrax.discovery._trace._rules import ENTRYWISE, rule_of
 from symmetrax.discovery._trace._trees import Part, Source
 from symmetrax.discovery._trace._values import (
     Factor,
@@ -183,7 +184,7 @@ class _Reader:
             inputs = [
                 value if which and k == 0 else spread(value, shapes[0]) for k, value in enumerate(inputs)
             ]
-        made = rule(self.laws, inputs, params, shapes[0])
+        made = rule(Operation(self.laws, inputs, params, shapes[0]))
         return made if isinstance(made, list) else [made]
 
     def _scan(self, params: Mapping[str, Any], inputs: list[Value], where: tuple[int, ...]) -> list[Value]:
