@@ -31,6 +31,13 @@ def candidates(hidden: "Hidden") -> Iterator[list[list[Space]]]:
     Matrix groups come first, then rotations of pairs, scales, signs and permutations, so that what follows
     from the first need not be certified. Where a space may have an element for every head or layer, this is
     the first option, and a single element the last.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from symmetrax.discovery._trace._reader import read
+    >>> program = jax.make_jaxpr(lambda a, b: jnp.sum((a @ b) ** 2))(jnp.ones((3, 2)), jnp.ones((2, 3)))
+    >>> hidden = Hidden(read(program, ["a", "b"]))
+    >>> [[str(options[0].group) for options in kind] for kind in candidates(hidden)][0]
+    ['GeneralLinear(2)']
     """
     for kind in (_linear, _rotations, _pairs, _scales, _signs, _permutations):
         found = []
@@ -47,7 +54,15 @@ def candidates(hidden: "Hidden") -> Iterator[list[list[Space]]]:
 
 
 class Hidden:
-    """The hidden spaces on which something may act, and where they are in arrays that are not `idle`."""
+    """The hidden spaces on which something may act, and where they are in arrays that are not `idle`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from symmetrax.discovery._trace._reader import read
+    >>> program = jax.make_jaxpr(lambda a, b: jnp.sum((a @ b) ** 2))(jnp.ones((3, 2)), jnp.ones((2, 3)))
+    >>> hidden = Hidden(read(program, ["a", "b"]))
+    >>> [(root.length, len(places)) for root, places in hidden.places.items()]
+    [(3, 1), (2, 2), (3, 1)]
+    """
 
     def __init__(self, reading: Reading, idle: Collection[str] = ()):
         self.places: dict[Node, list[Place]] = {}
@@ -118,7 +133,15 @@ class Hidden:
 def specs_of(
     places: Sequence[Place], powers: Sequence[Fraction | int], order: Sequence[Node]
 ) -> tuple[Spec, ...]:
-    """The specs of a space. Raises ValueError if none can express it."""
+    """The specs of a space. Raises ValueError if none can express it.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from symmetrax.discovery._trace._reader import read
+    >>> program = jax.make_jaxpr(lambda a, b: jnp.sum((a @ b) ** 2))(jnp.ones((3, 2)), jnp.ones((2, 3)))
+    >>> hidden = Hidden(read(program, ["a", "b"]))
+    >>> [(spec.site.path, spec.power) for spec in specs_of([*hidden.places.values()][1], [1, -1], [])]
+    [('a', 1.0), ('b', -1.0)]
+    """
     alike: dict[Any, list[tuple[Place, float]]] = {}
     for place, power in zip(places, powers, strict=True):
         part, axis, item = place
@@ -150,6 +173,11 @@ def _spec(site: Site, same: Sequence[tuple[Place, float]]) -> Spec:
 
 
 def lengths_of(order: Sequence[Node]) -> tuple[int, ...]:
+    """The lengths of indices.
+
+    >>> lengths_of([Node(2), Node(3)])
+    (2, 3)
+    """
     return tuple(node.length for node in order)
 
 
@@ -174,7 +202,11 @@ def _rotations(root: Node, hidden: Hidden) -> Iterator[_Make]:
 
 
 def units_of(vectors: Sequence[Sequence[Fraction]]) -> list[Fraction] | None:
-    """Charges of 1 and -1 on all axes, if the charges allow them."""
+    """Charges of 1 and -1 on all axes, if the charges allow them.
+
+    >>> units_of([[Fraction(1), Fraction(-1)]]), units_of([[Fraction(1), Fraction(2)]])
+    ([Fraction(1, 1), Fraction(-1, 1)], None)
+    """
     total = [sum(column) for column in zip(*vectors, strict=True)] if vectors else []
     for vector in (total, *vectors):
         if vector and all(abs(charge) == 1 for charge in vector):
@@ -250,6 +282,14 @@ def site_of(
     With `apart`, pairs of entries so far apart are the units, and the space is the last index. With `blurred`
     all entries behind a unit transform alike, also those of other parts. Raises ValueError if no site can
     express it.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from symmetrax.discovery._trace._reader import read
+    >>> program = jax.make_jaxpr(lambda a, b: jnp.sum((a @ b) ** 2))(jnp.ones((3, 2)), jnp.ones((2, 3)))
+    >>> hidden = Hidden(read(program, ["a", "b"]))
+    >>> part, axis, item = [*hidden.places.values()][1][0]
+    >>> site_of(part, axis, item, []).axis
+    1
     """
     lead: list[tuple[int, int]] = []
     place: dict[Node, int] = {}

@@ -18,12 +18,24 @@ from symmetrax.discovery._trace._values import (
 
 
 def reduce_sum(op: Operation) -> Value:
-    """The sum along some axes."""
+    """The sum along some axes.
+
+    >>> from symmetrax.discovery._trace._nodes import Node
+    >>> units = Node(4)
+    >>> reduce_sum(Operation(Laws(), [Plain((data(8), (Factor(4, units),)))], {"axes": (1,)}, (8,))).shape
+    (8,)
+    >>> units.flags  # all units must be equal
+    {'ones'}
+    """
     return _reduced(op.inputs[0], op.params["axes"], op.laws, op.laws.summed)
 
 
 def reduce_extreme(op: Operation) -> Value:
-    """The largest entry along some axes."""
+    """The largest entry along some axes.
+
+    >>> reduce_extreme(Operation(Laws(), [constant((2, 3))], {"axes": (0,)}, (3,))).shape
+    (3,)
+    """
     left = _reduced(op.inputs[0], op.params["axes"], op.laws, op.laws.extreme)
     return op.laws.map(left, homogeneous=True)
 
@@ -42,13 +54,25 @@ def _reduced(value: Value, axes: Sequence[int], laws: Laws, meet: Callable[[Fact
 
 
 def dot_general(op: Operation) -> Value:
-    """The product of two arrays, as `dot` says."""
+    """The product of two arrays, as `dot` says.
+
+    >>> params = {"dimension_numbers": (((1,), (0,)), ((), ()))}
+    >>> dot_general(Operation(Laws(), [constant((2, 3)), constant((3, 4))], params, (2, 4))).shape
+    (2, 4)
+    """
     (left, right), (left_batch, right_batch) = op.params["dimension_numbers"]
     return dot(op.laws, op.inputs[0], op.inputs[1], (left, right), (left_batch, right_batch))
 
 
 def dot(laws: Laws, a: Value, b: Value, contract: Any, batch: Any) -> Value:
-    """The product of two arrays, summed over pairs of axes, taken one by one along others."""
+    """The product of two arrays, summed over pairs of axes, taken one by one along others.
+
+    >>> from symmetrax.discovery._trace._nodes import Node
+    >>> a, b = Node(3), Node(3)
+    >>> left, right = Plain((data(2), (Factor(3, a),))), Plain(((Factor(3, b),), data(4)))
+    >>> dot(Laws(), left, right, ((1,), (0,)), ((), ())).shape, a.root is b.root
+    ((2, 4), True)
+    """
     ranks = len(a.shape), len(b.shape)
     free = [
         [k for k in range(rank) if k not in (*contract[side], *batch[side])]
@@ -105,7 +129,19 @@ def dot(laws: Laws, a: Value, b: Value, contract: Any, batch: Any) -> Value:
 
 
 def convolution(op: Operation) -> Value:
-    """A convolution: a product over channels; where pixels go is data."""
+    """A convolution: a product over channels; where pixels go is data.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from symmetrax.discovery._trace._reader import read
+    >>> kernels = {"a": jnp.ones((3, 2, 4)), "b": jnp.ones((3, 4, 2))}
+    >>> def loss(a, b, x=jnp.ones((1, 5, 2)), numbers=("NWC", "WIO", "NWC")):
+    ...     for kernel in (a, b):
+    ...         x = jax.lax.conv_general_dilated(x, kernel, (1,), "SAME", dimension_numbers=numbers)
+    ...     return jnp.sum(x)
+    >>> reading = read(jax.make_jaxpr(loss)(*kernels.values()), list(kernels))
+    >>> reading.parts[0].items[2][0].node.root is reading.parts[1].items[1][0].node.root
+    True
+    """
     return _convolved(op.laws, op.inputs[0], op.inputs[1], op.params, op.shape)
 
 

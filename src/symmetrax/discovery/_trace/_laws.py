@@ -275,6 +275,12 @@ def _pinned(place: Sequence[Factor]) -> Factor:
 
 
 def joined_data(value: Value) -> Value:
-    """Nothing may act on this array; returns data of its shape."""
+    """Nothing may act on this array; returns data of its shape.
+
+    >>> from symmetrax.discovery._trace._nodes import Node
+    >>> units = Node(3)
+    >>> joined_data(Plain(((Factor(3, units),),))).shape, units.pinned
+    ((3,), True)
+    """
     pin(value)
     return opaque(value.shape)

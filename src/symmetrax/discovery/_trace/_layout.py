@@ -40,17 +40,30 @@ def resize(op: Operation) -> Value:
 
 
 def transpose(op: Operation) -> Value:
-    """Axes in another order."""
+    """Axes in another order.
+
+    >>> transpose(Operation(Laws(), [constant((2, 3))], {"permutation": (1, 0)}, (3, 2))).shape
+    (3, 2)
+    """
     return transposed(op.inputs[0], op.params["permutation"])
 
 
 def broadcast(op: Operation) -> Value:
-    """New axes, along which entries are alike."""
+    """New axes, along which entries are alike.
+
+    >>> made = broadcast(Operation(Laws(), [opaque((3,))], {"broadcast_dimensions": (1,)}, (2, 3)))
+    >>> [axis[0].kind for axis in made.axes]
+    ['alike', 'data']
+    """
     return _spread_along(op.inputs[0], op.params["broadcast_dimensions"], op.shape)
 
 
 def spread(value: Value, shape: Sequence[int]) -> Value:
-    """The array with single numbers, and axes of length one, repeated."""
+    """The array with single numbers, and axes of length one, repeated.
+
+    >>> spread(constant(()), (2, 3)).shape
+    (2, 3)
+    """
     if value.shape == tuple(shape):
         return value
     return _spread_along(value, range(len(shape) - len(value.shape), len(shape)), shape)
@@ -72,7 +85,12 @@ def _spread_along(value: Value, places: Sequence[int], shape: Sequence[int]) -> 
 
 
 def slice_(op: Operation) -> Value:
-    """A part of an array, for which a space on the axis is cut."""
+    """A part of an array, for which a space on the axis is cut.
+
+    >>> params = {"start_indices": (1,), "limit_indices": (3,), "strides": None}
+    >>> slice_(Operation(Laws(), [opaque((6,))], params, (2,))).shape
+    (2,)
+    """
     value = op.inputs[0]
     steps = op.params["strides"] or [1] * len(op.shape)
     for axis, (start, limit, step) in enumerate(
@@ -102,7 +120,11 @@ def _sliced(value: Value, axis: int, start: int, limit: int, step: int) -> Value
 
 
 def split_(op: Operation) -> Any:
-    """All parts of an array."""
+    """All parts of an array.
+
+    >>> [part.shape for part in split_(Operation(Laws(), [opaque((6,))], {"axis": 0, "sizes": (2, 4)}, (2,)))]
+    [(2,), (4,)]
+    """
     axis, sizes = op.params["axis"], [int(n) for n in op.params["sizes"]]
     parts = split(op.inputs[0], axis, 1, sizes, 1)
     if parts is None:
@@ -112,7 +134,14 @@ def split_(op: Operation) -> Any:
 
 
 def concatenate(op: Operation) -> Value:
-    """Arrays one behind the other, each with spaces of its own."""
+    """Arrays one behind the other, each with spaces of its own.
+
+    >>> from symmetrax.discovery._trace._nodes import Node
+    >>> from symmetrax.discovery._trace._values import Factor
+    >>> units = Plain(((Factor(3, Node(3)),),))
+    >>> concatenate(Operation(Laws(), [units, opaque((2,))], {"dimension": 0}, (5,))).lengths
+    (3, 2)
+    """
     axis = op.params["dimension"]
     inputs = [value for value in op.inputs if value.shape[axis]] or op.inputs[:1]
     if len(inputs) == 1:
@@ -125,7 +154,11 @@ def concatenate(op: Operation) -> Value:
 
 
 def stack(op: Operation) -> Value:
-    """Arrays side by side along a new axis."""
+    """Arrays side by side along a new axis.
+
+    >>> stack(Operation(Laws(), [opaque((3,)), opaque((3,))], {"axis": 0}, (2, 3))).shape
+    (2, 3)
+    """
     axis = op.params["axis"]
     single = [*op.shape[:axis], 1, *op.shape[axis + 1 :]]
     made = [reshaped(value, single) for value in op.inputs]
@@ -158,7 +191,14 @@ def _beside(laws: Laws, inputs: Sequence[Value], axis: int, shape: Sequence[int]
 
 
 def pad(op: Operation) -> Value:
-    """Zeros around an array."""
+    """Zeros around an array.
+
+    >>> from symmetrax.discovery._trace._nodes import Node
+    >>> from symmetrax.discovery._trace._values import Factor
+    >>> units, none = Plain(((Factor(3, Node(3)),),)), constant((), zero=True)
+    >>> pad(Operation(Laws(), [units, none], {"padding_config": ((0, 2, 0),)}, (5,))).lengths
+    (3, 2)
+    """
     value, filling = op.inputs
     zero = isinstance(filling, Plain) and filling.zero
     for axis, widths in enumerate(op.params["padding_config"]):
@@ -188,14 +228,22 @@ def _zeros_like(value: Value, axis: int, length: int) -> Plain:
 
 
 def longer(value: Value, axis: int, length: int) -> Value:
-    """The array with data along an axis."""
+    """The array with data along an axis.
+
+    >>> longer(constant((2, 3)), 0, 5).shape
+    (5, 3)
+    """
     if isinstance(value, Stacked):
         return value.of([longer(part, axis, length) for part in value.parts])
     return value.along(*value.axes[:axis], data(length), *value.axes[axis + 1 :])
 
 
 def dynamic_slice(op: Operation) -> Value:
-    """A part of an array at places that are computed: nothing acts on the axes that are shortened."""
+    """A part of an array at places that are computed: nothing acts on the axes that are shortened.
+
+    >>> dynamic_slice(Operation(Laws(), [opaque((6,)), opaque(())], {}, (2,))).shape
+    (2,)
+    """
     value = op.inputs[0]
     for start in op.inputs[1:]:
         joined_data(start)

@@ -21,19 +21,36 @@ from symmetrax.discovery._trace._values import (
 
 
 def one_hot(which: Plain, points: Node) -> Plain:
-    """Which unit a number is, as in one-hot codes: the numbers are alike along an axis of all units."""
+    """Which unit a number is, as in one-hot codes: the numbers are alike along an axis of all units.
+
+    >>> units = Node(4)
+    >>> one_hot(Plain((data(8), alike(4))), units).axes[1][0].node is units
+    True
+    """
     units = Factor(points.root.length, points)
     same = alike(units.length)
     return Plain(tuple((units,) if axis == same else axis for axis in which.axes))
 
 
 def top_k(op: Operation) -> Any:
-    """The largest entries along the last axis, and which units they are."""
+    """The largest entries along the last axis, and which units they are.
+
+    >>> units = Node(4)
+    >>> _, which = top_k(Operation(Laws(), [Plain((data(8), (Factor(4, units),)))], {"k": 2}, (8, 2)))
+    >>> which.shape, which.points[0] is units
+    ((8, 2), True)
+    """
     return _best(op.laws, op.inputs[0], op.params.get("axis", len(op.shape) - 1), data(op.params["k"]))
 
 
 def argmax(op: Operation) -> Any:
-    """The number of the largest entry."""
+    """The number of the largest entry.
+
+    >>> units = Node(4)
+    >>> which = argmax(Operation(Laws(), [Plain((data(8), (Factor(4, units),)))], {"axes": (1,)}, (8,)))
+    >>> which.shape, which.points[0] is units
+    ((8,), True)
+    """
     (axis,) = op.params["axes"]
     _, points = _best(op.laws, op.inputs[0], axis, None)
     return points
@@ -60,7 +77,15 @@ def _best(laws: Laws, value: Value, axis: int, kept: Axis | None) -> list[Value]
 
 
 def gather(op: Operation) -> Value:
-    """Rows looked up in a table: what was looked up is data, and each row keeps its spaces."""
+    """Rows looked up in a table: what was looked up is data, and each row keeps its spaces.
+
+    >>> from jax.lax import GatherDimensionNumbers as Numbers
+    >>> params = {"dimension_numbers": Numbers((1,), (0,), (0,)), "slice_sizes": (1, 3)}
+    >>> table = Plain(((Factor(7, Node(7)),), (Factor(3, Node(3)),)))
+    >>> made = gather(Operation(Laws(), [table, opaque((5, 1))], params, (5, 3)))
+    >>> [axis[0].kind for axis in made.axes], table.axes[0][0].kind
+    (['data', 'live'], 'data')
+    """
     value, places = op.inputs[0], op.inputs[1]
     numbers, sizes = op.params["dimension_numbers"], op.params["slice_sizes"]
     points = dict(
@@ -101,7 +126,16 @@ def gather(op: Operation) -> Value:
 
 
 def scatter(op: Operation) -> Value:
-    """Rows written or added to a table: where they go is data, or the units that their places count."""
+    """Rows written or added to a table: where they go is data, or the units that their places count.
+
+    >>> from symmetrax.discovery._trace._values import constant
+    >>> from jax.lax import ScatterDimensionNumbers as Numbers
+    >>> rows, none = Plain((data(5), (Factor(3, Node(3)),))), constant((7, 3), zero=True)
+    >>> params = {"dimension_numbers": Numbers((1,), (0,), (0,))}
+    >>> made = scatter(Operation(Laws(), [none, opaque((5, 1)), rows], params, (7, 3)))
+    >>> [axis[0].kind for axis in made.axes]
+    ['data', 'live']
+    """
     table, places, rows = op.inputs
     numbers = op.params["dimension_numbers"]
     if any(isinstance(value, Stacked) for value in op.inputs) or numbers.operand_batching_dims or places.live:

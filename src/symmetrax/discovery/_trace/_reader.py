@@ -75,6 +75,11 @@ def read(program: ClosedJaxpr, paths: Sequence[str]) -> Reading | None:
     """Reads a program whose first inputs are the arrays `paths`, and the others data.
 
     Returns None if it asks for ever finer cuts.
+
+    >>> import jax.numpy as jnp
+    >>> program = jax.make_jaxpr(lambda w: jnp.sum(w[:2] * w[2:]))(jnp.ones(4))
+    >>> [part.starts for part in read(program, ["w"]).parts]
+    [(0,), (2,)]
     """
     shapes = [_shape(variable) for variable in program.jaxpr.invars]
     sources = [Source(path, shape) for path, shape in zip(paths, shapes, strict=False)]

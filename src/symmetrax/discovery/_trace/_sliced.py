@@ -63,7 +63,16 @@ class Sliced(Refinement):
 
 
 def sliced(hidden: Hidden) -> Iterator[list[Sliced]]:
-    """Groups to certify for slices of stacked arrays that have spaces of their own, the largest first."""
+    """Groups to certify for slices of stacked arrays that have spaces of their own, the largest first.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from symmetrax.discovery._trace._reader import read
+    >>> def loss(ab, x=jnp.ones((3, 4))):
+    ...     return jnp.sum(jnp.tanh(x @ ab[0]) @ ab[1].T)
+    >>> hidden = Hidden(read(jax.make_jaxpr(loss)(jnp.ones((2, 4, 5))), ["ab"]))
+    >>> [*sliced(hidden)]  # both slices have the same units
+    []
+    """
     for roots, stacked in _stacks(hidden).items():
         options = []
         common = [node for node in hidden.common(roots[0]) if all(node in hidden.common(r) for r in roots)]

@@ -70,7 +70,11 @@ def _fitted(axis: Axis, marks: Sequence[int]) -> Axis:
 
 
 def refined(axis: Axis, marks: Sequence[int]) -> Axis | None:
-    """Cuts an axis where so many entries are behind; None if a hidden space was asked to be cut."""
+    """Cuts an axis where so many entries are behind; None if a hidden space was asked to be cut.
+
+    >>> [factor.length for factor in refined(alike(12), [4])]
+    [3, 4]
+    """
     out: list[Factor] = []
     behind = math.prod(factor.length for factor in axis)
     missing = False
@@ -284,7 +288,11 @@ def _reshaped_stacked(value: Stacked, shape: tuple[int, ...]) -> Value | None:
 
 
 def transposed(value: Value, order: Sequence[int]) -> Value:
-    """The array with its axes in another order."""
+    """The array with its axes in another order.
+
+    >>> transposed(opaque((2, 3)), (1, 0)).shape
+    (3, 2)
+    """
     if isinstance(value, Plain):
         return value.along(*(value.axes[k] for k in order))
     return value.of([transposed(part, order) for part in value.parts], tuple(order).index(value.axis))

@@ -32,7 +32,11 @@ class Tree:
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """A factor of an axis in one part of an array: its units are `stride` entries apart."""
+    """A factor of an axis in one part of an array: its units are `stride` entries apart.
+
+    >>> Item(Tree(3), stride=2, node=Node(3), variable=0).length
+    3
+    """
 
     tree: Tree
     stride: int
@@ -46,7 +50,13 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A part of an array: for every axis its first entry, and its factors from slowest to fastest."""
+    """A part of an array: for every axis its first entry, and its factors from slowest to fastest.
+
+    >>> parts = []
+    >>> _ = Source("w", (6, 2)).value(itertools.count(), parts)
+    >>> parts[0].path, [len(items) for items in parts[0].items]
+    ('w', [1, 1])
+    """
 
     path: str
     shape: tuple[int, ...]

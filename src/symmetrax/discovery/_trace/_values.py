@@ -13,6 +13,9 @@ class Factor(NamedTuple):
 
     The array transforms with the scales of the units to the powers of `charge`, and with their signs to those
     of `sign`. `square` says that its entries are squares of what transforms linearly.
+
+    >>> [factor.kind for factor in (Factor(3), Factor(3, DATA), Factor(3, Node(3)))]
+    ['alike', 'data', 'live']
     """
 
     length: int
@@ -52,12 +55,20 @@ Axis = tuple[Factor, ...]
 
 
 def data(length: int) -> Axis:
-    """An axis of data."""
+    """An axis of data.
+
+    >>> data(3)[0].kind, data(1)
+    ('data', ())
+    """
     return (Factor(length, DATA),) if length > 1 else ()
 
 
 def alike(length: int) -> Axis:
-    """An axis along which all entries are alike."""
+    """An axis along which all entries are alike.
+
+    >>> alike(3)[0].kind
+    'alike'
+    """
     return () if length == 1 else (Factor(length),)
 
 
@@ -96,6 +107,9 @@ class Stacked:
 
     The axis has `before` blocks, each of parts with these `lengths`, times `behind` entries: part k is what
     remains if every block keeps its k-th part.
+
+    >>> Stacked(0, 1, (2, 3), 1, (opaque((2, 4)), opaque((3, 4)))).shape
+    (5, 4)
     """
 
     axis: int
@@ -123,31 +137,53 @@ Value = Plain | Stacked
 
 
 def constant(shape: Sequence[int], *, zero: bool = False) -> Plain:
-    """An array of equal entries."""
+    """An array of equal entries.
+
+    >>> constant((2, 3), zero=True).zero
+    True
+    """
     return Plain(tuple(alike(length) for length in shape), zero)
 
 
 def opaque(shape: Sequence[int]) -> Plain:
-    """An array of data."""
+    """An array of data.
+
+    >>> opaque((2, 3)).live
+    False
+    """
     return Plain(tuple(data(length) for length in shape))
 
 
 def plains(value: Value) -> list[Plain]:
-    """The arrays that a value is put together from."""
+    """The arrays that a value is put together from.
+
+    >>> len(plains(Stacked(0, 1, (2, 3), 1, (opaque((2,)), opaque((3,))))))
+    2
+    """
     if isinstance(value, Plain):
         return [value]
     return [plain for part in value.parts for plain in plains(part)]
 
 
 def each(value: Value, function: Callable[[Plain], Plain]) -> Value:
-    """Applies a function that leaves the axes where they are."""
+    """Applies a function that leaves the axes where they are.
+
+    >>> each(constant((2,)), lambda plain: plain.along(data(2))).axes[0][0].kind
+    'data'
+    """
     if isinstance(value, Plain):
         return function(value)
     return value.of([each(part, function) for part in value.parts])
 
 
 def pin(value: Value) -> None:
-    """Lets nothing act on an array."""
+    """Lets nothing act on an array.
+
+    >>> units = Node(3)
+    >>> pin(Plain(((Factor(3, units),),)))
+    >>> units.pinned
+    True
+    """
     for plain in plains(value):
         for axis in plain.axes:
             for factor in axis:
