@@ -1,4 +1,4 @@
-"""Discovery of symmetries from gradients of a loss, with certificates.
+"""Discovery of symmetries from the program and the gradients of a loss, with certificates.
 
 `find_symmetries` returns a `Discovery`: print it for a table, `joined()` is one symmetry to teleport along,
 `text` is code that constructs everything found. `discovery_cost` predicts the cost, in evaluations of the
