@@ -54,6 +54,8 @@ def test_short_floats_have_the_same_symmetries(name):
 def test_few_evaluations_are_made_and_none_for_what_follows():
     found = found_in("vision_transformer")
     assert found.evaluations < 40
+    assert found.cost.total / 3 < found.evaluations < 3 * found.cost.total
+    assert f"foreseen: about {found.cost.total}, of which" in str(found)
     assert not found.rejected
     # Scales, signs and permutations of a head follow from its general linear group.
     assert not any(

@@ -11,6 +11,9 @@ from symmetrax.discovery._questions import questions_of
 from symmetrax.discovery._scope import GROUPS, Scope
 from symmetrax.groups._diagonal import AbstractGroup
 
+#: Kinds of candidates that the program of a loss usually shows, which are certified together.
+KINDS = 5
+
 #: Candidates of every group that an axis carries at most, on average: one that holds, and one that fails.
 MOST_CANDIDATES = 2
 
@@ -76,7 +79,10 @@ class Plan:
         candidates = MOST_CANDIDATES * len(scope.groups) * len(scope.axes)
         # One point at least, and one loss more for every array whose gradient is zero there. Certificates
         # need a gradient at each of their own points, some of which may have to be drawn twice.
-        shared = Cost(points=max(whole, 1), idle=1 + scope.arrays, certificates=trials * (2 + candidates))
+        if any(question.exhaustive for question in asked):
+            shared = Cost(points=max(whole, 1), idle=1 + scope.arrays, certificates=trials * (2 + candidates))
+        else:  # the points of certificates, and one certificate for each kind of candidates
+            shared = Cost(points=1, certificates=trials * (1 + KINDS), usual=True)
         own = [question.cost(scope) for question in dict.fromkeys(asked)]  # what is asked twice, counts once
         return cls(scope, asked, whole, candidates, sum(own, shared))
 
