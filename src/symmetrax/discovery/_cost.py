@@ -7,7 +7,7 @@ import dataclasses
 class Cost:
     """Evaluations of the loss, counting both gradients and values, by purpose.
 
-    `points` and `checks` are exact; the other fields are upper bounds or, if `usual`, what most searches take.
+    `points` and `checks` are exact; the other fields are upper bounds or, if `usual`, what is usually needed.
     `others` is what questions need that are none of the named kinds. The costs of two questions of one search
     add up, except `points` and `checks`, which all questions share.
 
