@@ -197,7 +197,7 @@ def test_a_folder_is_resumed_by_the_same_settings_and_refused_to_others(tmp_path
     for other in (("fig4", "quick", settings), ("fig3", "full", settings), ("fig3", "quick", {"seeds": 4})):
         with pytest.raises(ValueError, match="holds a run with other settings"):
             RunFolder(tmp_path / "run", *other)
-    with pytest.raises(ValueError, match="seeds=3 there, 5 here"):
+    with pytest.raises(ValueError, match="seeds is 3 there, 5 here"):
         RunFolder(tmp_path / "run", "fig3", "quick", {**settings, "seeds": 5})
     assert (folder.path / "config.json").read_text() == before
     assert [p.name for p in folder.path.iterdir()] == ["config.json"]
