@@ -15,12 +15,16 @@ from symmetrax.discovery._loss import SPREAD, Leaves, Loss
 from symmetrax.groups._diagonal import AbstractGroup
 from symmetrax.symmetry._dense import DenseAction
 from symmetrax.symmetry._network import NetworkSymmetry
+from symmetrax.symmetry._walk import walk
 
 #: Largest relative changes of the loss and of a gradient under a symmetry that is still called approximate.
 APPROXIMATE, APPROXIMATE_GRADIENT = 1e-2, 1e-1
 
 #: Noise of the points at which elements act, in rotation, relative to the size of each array.
 SPREADS = (SPREAD, 0.0, SPREAD / 5)
+
+#: Points of certificates and their gradients are kept if they take no more bytes than this.
+KEPT = 1 << 31
 
 #: Relative moves up to this size count as no move.
 UNMOVED = 1e-6
@@ -93,13 +97,15 @@ class Certificate:
 
 @dataclasses.dataclass(frozen=True)
 class _Trial:
+    """A point and data of a certificate; the point is drawn again from `state` if it is not `kept`."""
+
     spread: float
-    leaves: Leaves
+    state: Any
     batch: Any
     fresh: bool
     value: float
-    gradient: Leaves
     lengths: Mapping[str, float]
+    kept: tuple[Leaves, Leaves] | None
 
 
 class Certifier:
@@ -125,6 +131,8 @@ class Certifier:
         self._drawn: dict[tuple, list[Any]] = {}
         self._elements_rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
         self.rough = False
+        size = sum(leaf.nbytes for leaf in loss.leaves.values())
+        self._keeps = 2 * trials * size <= KEPT
         self._trials = [self._trial(number) for number in range(trials)]
 
     def _trial(self, number: int) -> _Trial:
@@ -133,18 +141,33 @@ class Certifier:
         batch = loss.batch if other is None else other
         # A norm of zeros, for instance, has no gradient at `params` itself, but has one nearby.
         for noise in (spread, SPREADS[-1]):
-            leaves = loss.placed(loss.generic(self._rng, noise) if noise else loss.leaves)
+            loss.prepare(self._rng)
+            state = self._rng.bit_generator.state
+            leaves = self._point(noise, self._rng)
             value, gradient = loss.gradient(leaves, batch)
             if all(np.all(np.isfinite(part)) for part in (value, *gradient.values())):
                 break
             self.rough |= noise == 0
         lengths = {path: _norm([part]) for path, part in gradient.items()}
-        return _Trial(noise, leaves, batch, other is not None, value, gradient, lengths)
+        kept = (loss.placed(leaves), gradient) if self._keeps else None
+        return _Trial(noise, state, batch, other is not None, value, lengths, kept)
+
+    def _point(self, noise: float, rng: np.random.Generator) -> Leaves:
+        return self._loss.generic(rng, noise) if noise else self._loss.leaves
+
+    def _at(self, trial: _Trial) -> tuple[Leaves, Leaves]:
+        """The point of a trial, and the gradient there."""
+        if trial.kept is not None:
+            return trial.kept
+        rng = np.random.default_rng()
+        rng.bit_generator.state = trial.state
+        leaves = self._point(trial.spread, rng)
+        return leaves, self._loss.gradient(leaves, trial.batch)[1]
 
     @property
     def available(self) -> bool:
         """Whether another certificate is within the budget and within the maximum number."""
-        return self._left > 0 and self._loss.affords(len(self._trials))
+        return self._left > 0 and self._loss.affords(len(self._trials) * (1 if self._keeps else 2))
 
     def __call__(self, *symmetries: NetworkSymmetry) -> Certificate:
         """Measures how symmetries, whose specs name arrays by path, change the loss and its gradients.
@@ -158,29 +181,33 @@ class Certifier:
         residuals: dict[str, list[float]] = {path: [] for path in self._loss.leaves}
         drawn = self._all_elements(symmetries)
         for k, trial in enumerate(self._trials):
-            there: dict[str, np.ndarray] = {}
-            carried: dict[str, np.ndarray] = {}
+            leaves, here = self._at(trial)
+            moved, duals = dict(leaves), []
             for symmetry, elements in zip(symmetries, drawn, strict=True):
                 element = {next(iter(symmetry.spaces)): elements[k]}
-                before = {path: there.get(path, np.asarray(trial.leaves[path])) for path in symmetry.specs}
+                before = {path: np.asarray(moved[path]) for path in symmetry.specs}
                 after = DenseAction(symmetry, element).act(before, symmetry)
                 if trial.spread:  # without noise, arrays of zeros do not move
                     steps = _norm(after[path] - before[path] for path in after)
                     moves.append(steps / max(_norm(before.values()), 1e-300))
-                slopes = {
-                    path: carried.get(path, np.asarray(trial.gradient[path])) for path in symmetry.specs
-                }
-                there |= after
-                carried |= symmetry.visit(slopes, DenseAction(symmetry, symmetry.dual(element)))
-            value, gradient = self._loss.gradient(trial.leaves | there, trial.batch)
-            # Arrays without a spec take part too: a spec that is missing shows in their gradients.
-            carried = trial.gradient | carried
+                moved |= after
+                duals.append((symmetry, DenseAction(symmetry, symmetry.dual(element))))
+            del leaves
+            value, gradient = self._loss.gradient(moved, trial.batch)
             changes[trial.fresh].append(self._loss.apart(value, trial.value))
-            lengths = {**trial.lengths, **{path: _norm([carried[path]]) for path in there}}
+            lengths, gaps = dict(trial.lengths), {}
+            # Arrays without a spec take part too: a spec that is missing shows in their gradients. One array
+            # after the other, since all of them may be large.
+            for path in residuals:
+                carried = np.asarray(here[path])
+                for symmetry, action in duals:
+                    if path in symmetry.specs:
+                        carried = walk(symmetry.specs[path], carried, symmetry.spaces, action)
+                        lengths[path] = _norm([carried])
+                gaps[path] = _norm([gradient[path] - carried])
             for path, least in self._rounding(lengths).items():
-                gap = _norm([gradient[path] - carried[path]])
                 # Two gradients of zero agree, also where the array has no effect to compare with.
-                residuals[path].append(0.0 if gap == 0 else gap / max(lengths[path], least))
+                residuals[path].append(0.0 if gaps[path] == 0 else gaps[path] / max(lengths[path], least))
         return Certificate(
             invariance=float(np.max(changes[False])),
             fresh=float(np.max(changes[True])) if changes[True] else None,

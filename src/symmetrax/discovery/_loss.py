@@ -140,10 +140,7 @@ class Loss:
         At zeros and ones a loss has relations that hold nowhere else. The noise of every point is a window
         into one long pool of normal numbers, because drawing new ones would take longer than a gradient.
         """
-        total = sum(leaf.size * (2 if np.iscomplexobj(leaf) else 1) for leaf in self.leaves.values())
-        # Single precision is enough for noise, and halves the memory of the pool.
-        if not len(self._pool):
-            self._pool = rng.standard_normal(total + MOST_SCALES, np.float32)
+        self.prepare(rng)
         start = int(rng.integers(MOST_SCALES))
         moved = {}
         for path, leaf in self.leaves.items():
@@ -156,6 +153,13 @@ class Loss:
             else:
                 moved[path] = leaf + spread * self._sizes[path] * noise
         return moved
+
+    def prepare(self, rng: np.random.Generator) -> None:
+        """Draws the noise of all points, if it is not there yet."""
+        total = sum(leaf.size * (2 if np.iscomplexobj(leaf) else 1) for leaf in self.leaves.values())
+        # Single precision is enough for noise, and halves the memory of the pool.
+        if not len(self._pool):
+            self._pool = rng.standard_normal(total + MOST_SCALES, np.float32)
 
     def settle(self, leaves: Leaves, gradient: Leaves) -> float:
         """Chooses the unit from a first gradient; returns the factor by which losses change from now on.
