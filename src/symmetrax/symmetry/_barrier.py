@@ -18,7 +18,7 @@ def barrier(loss: Callable[[PyTree], Array], a: PyTree, b: PyTree, *, points: in
     (linear mode connectivity, arXiv:1912.05671, arXiv:2209.04836). Call `match` first: units in different
     orders and gauges raise the loss on the line even if both networks are equal.
 
-    **Arguments:** `loss(params)` returns a scalar; `a` and `b` are trees with equal names and shapes; `points`
+    **Arguments:** `loss(params)` returns a scalar; `a`, `b` are trees with equal names and shapes; `points`
     is the number of equally spaced t between 0 and 1, ends included. Leaves that are not arrays of numbers
     with a fraction are those of `a`.
 

@@ -1,5 +1,7 @@
 """The slots of an alignment, acting one after the other."""
 
+import dataclasses
+
 import numpy as np
 
 from symmetrax.groups._matrices import ScaledRotation
@@ -8,6 +10,20 @@ from symmetrax.symmetry._align._steps import polar
 
 #: A value for every slot.
 Values = list[np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """The values of all slots, the squared distance that remains, and how the search went.
+
+    >>> Found([], 0.0, 3, True).settled
+    True
+    """
+
+    values: Values
+    square: float
+    sweeps: int
+    settled: bool
 
 
 class Chain:

@@ -1,31 +1,16 @@
 """The search for the elements that bring one network nearest to another."""
 
-import dataclasses
 from collections.abc import Collection, Iterator
 
 import numpy as np
 
 from symmetrax.groups._diagonal import PositiveDiagonal
 from symmetrax.symmetry._align._balance import least_norm, regular
-from symmetrax.symmetry._align._chain import Chain, Values
+from symmetrax.symmetry._align._chain import Chain, Found, Values
 from symmetrax.symmetry._align._gains import Gains
 from symmetrax.symmetry._align._orders import assign, mixed_order
 from symmetrax.symmetry._align._slots import Arrays, Slot
 from symmetrax.symmetry._align._steps import fit, gentler_turns, turn
-
-
-@dataclasses.dataclass(frozen=True)
-class Found:
-    """The values of all slots, the squared distance that remains, and how the search went.
-
-    >>> Found([], 0.0, 3, True).settled
-    True
-    """
-
-    values: Values
-    square: float
-    sweeps: int
-    settled: bool
 
 
 class Search(Chain):
