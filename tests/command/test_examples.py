@@ -96,6 +96,12 @@ def test_transformer(capsys):
     assert "suspect: blocks.1.down, axis 1: 'up1*' instead of 'up1'" in capsys.readouterr().out
 
 
+def test_match_mlps(capsys):
+    barriers = example("match_mlps").main()
+    assert barriers["all groups"] < barriers["permutations"] < barriers["as trained"]
+    assert "barrier, all groups:" in capsys.readouterr().out
+
+
 # LogitShift
 
 

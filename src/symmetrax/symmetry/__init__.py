@@ -1,8 +1,8 @@
 """Symmetries: transformations of parameters that leave a loss unchanged.
 
 `NetworkSymmetry` places groups on the axes of arrays and covers almost every symmetry of a network; `verify`
-measures whether a symmetry holds, and `orbit_curve`, `project_horizontal`, `conserved_quantities` and
-`weight_matching` use it. To write your own, subclass `AbstractSymmetry` or `AbstractLieSymmetry`.
+measures whether a symmetry holds, and `orbit_curve`, `project_horizontal`, `conserved_quantities`,
+`match` and `weight_matching` use it. To write your own, subclass `AbstractSymmetry` or `AbstractLieSymmetry`.
 
 >>> import jax.numpy as jnp, symmetrax as sx
 >>> params = {"w1": jnp.ones((2, 3)), "w2": jnp.ones((1, 2))}  # x -> w2 relu(w1 x)

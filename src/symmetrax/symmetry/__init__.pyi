@@ -1,4 +1,5 @@
 from ._activation import ActivationGL as ActivationGL
+from ._barrier import barrier as barrier
 from ._base import AbstractLieSymmetry as AbstractLieSymmetry
 from ._base import AbstractSymmetry as AbstractSymmetry
 from ._base import Precondition as Precondition
@@ -9,6 +10,8 @@ from ._geometry import project_horizontal as project_horizontal
 from ._maps import AbstractMap as AbstractMap
 from ._maps import Affine as Affine
 from ._maps import Triangular as Triangular
+from ._match import Match as Match
+from ._match import match as match
 from ._matching import Matching as Matching
 from ._matching import weight_matching as weight_matching
 from ._network import NetworkSymmetry as NetworkSymmetry

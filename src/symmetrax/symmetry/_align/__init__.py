@@ -1,0 +1,1 @@
+"""Alignment of two networks over the groups of their symmetries, with NumPy in double precision."""
