@@ -10,3 +10,4 @@ from ._find import find_symmetries as find_symmetries
 from ._found import Found as Found
 from ._plan import discovery_cost as discovery_cost
 from ._report import Discovery as Discovery
+from ._transfer import transfer as transfer
