@@ -37,8 +37,9 @@ class Equalities:
             return
         match one, other:
             case Unknown(), Unknown():
-                # Numbers and blanks are bound to spaces, not the other way round.
-                first, second = (one, other) if one.key[0] == "number" else (other, one)
+                # Numbers and blanks are bound to spaces, and these to numbers of heads.
+                rank = [(one.key[0] != "number", one.counts) for one in (one, other)]
+                first, second = (one, other) if rank[0] <= rank[1] else (other, one)
                 self._bound[first] = second
             case Unknown(), _:
                 self._bind(one, other)
@@ -58,6 +59,8 @@ class Equalities:
     def _copies(self, product: Product, total: Total) -> None:
         """Segments of equal length, as copies: three of queries, keys and values."""
         first, rest, count = product.parts[0], product.parts[1:], len(total.parts)
+        if len({small(part) for part in total.parts}) > 1:
+            return
         if isinstance(first, Unknown) and first.key[0] == "number" and small(first) in (None, count):
             self._bind(first, count)
             for part in total.parts:

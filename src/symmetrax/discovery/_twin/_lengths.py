@@ -156,7 +156,9 @@ def counts_of(length: Length) -> Iterator[Length]:
             for k, part in enumerate(length.parts)
             if part == 2 or (isinstance(part, Unknown) and not part.counts and part.key[0] != "number")
         ]
-        yield Product(length.parts[: ends[0] if ends else -1])
+        # Copies in front of the heads are segments, of queries and keys say.
+        first = next(k for k, part in enumerate(length.parts) if any(one.counts for one in unknowns(part)))
+        yield Product(length.parts[first : ends[0] if ends and ends[0] > first else -1])
     elif isinstance(length, Total):
         for part in length.parts:
             yield from counts_of(part)
