@@ -1,6 +1,13 @@
 from ._certify import Certificate as Certificate
 from ._cost import Cost as Cost
+from ._exports._merging import permutation_specs as permutation_specs
+from ._exports._muon import MuonNumbers as MuonNumbers
+from ._exports._muon import muon_dimension_numbers as muon_dimension_numbers
+from ._exports._rotation import rotation_sites as rotation_sites
+from ._exports._scaling import scaling_pairs as scaling_pairs
+from ._exports._splits import head_splits as head_splits
 from ._find import find_symmetries as find_symmetries
 from ._found import Found as Found
 from ._plan import discovery_cost as discovery_cost
 from ._report import Discovery as Discovery
+from ._transfer import transfer as transfer

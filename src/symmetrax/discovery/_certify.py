@@ -192,6 +192,7 @@ class Certifier:
                     moves.append(steps / max(_norm(before.values()), 1e-300))
                 moved |= after
                 duals.append((symmetry, DenseAction(symmetry, symmetry.dual(element))))
+                del before, after  # of large models every copy counts
             del leaves
             value, gradient = self._loss.gradient(moved, trial.batch)
             changes[trial.fresh].append(self._loss.apart(value, trial.value))

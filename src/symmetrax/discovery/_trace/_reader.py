@@ -189,7 +189,7 @@ class _Reader:
             inputs = [
                 value if which and k == 0 else spread(value, shapes[0]) for k, value in enumerate(inputs)
             ]
-        made = rule(Operation(self.laws, inputs, params, shapes[0]))
+        made = rule(Operation(self.laws, inputs, {key: _whole(x) for key, x in params.items()}, shapes[0]))
         return made if isinstance(made, list) else [made]
 
     def _scan(self, params: Mapping[str, Any], inputs: list[Value], where: tuple[int, ...]) -> list[Value]:
@@ -250,6 +250,13 @@ def _stacked(value: Value, axis: tuple[Factor, ...]) -> Value:
     if isinstance(value, Stacked):
         return value.of([_stacked(part, axis) for part in value.parts], value.axis + 1)
     return value.along(axis, *value.axes)
+
+
+def _whole(x: Any) -> Any:
+    """A parameter with NumPy's integers, of which some programs are made, as those of Python."""
+    if isinstance(x, np.integer):
+        return int(x)
+    return tuple(map(_whole, x)) if type(x) is tuple else x
 
 
 def _shape(variable: Any) -> tuple[int, ...]:
