@@ -142,3 +142,12 @@ def test_symmetries_are_explained_in_words():
     )
     assert "From this follow rotations, scales, signs and permutations" in text
     assert text.count("may be permuted") == 1
+
+
+def test_points_of_large_models_are_drawn_again_and_are_the_same(monkeypatch):
+    kept = found_in("u_net")
+    monkeypatch.setattr("symmetrax.discovery._certify.KEPT", 0)
+    drawn = found_in("u_net")
+    assert [dict(one.symmetry.specs) for one in drawn] == [dict(one.symmetry.specs) for one in kept]
+    assert [one.certificate for one in drawn] == [one.certificate for one in kept]
+    assert drawn.evaluations == kept.evaluations + 3 * 2  # one more for each trial of two certificates

@@ -205,7 +205,8 @@ class Certifier:
                     if path in symmetry.specs:
                         carried = walk(symmetry.specs[path], carried, symmetry.spaces, action)
                         lengths[path] = _norm([carried])
-                gaps[path] = _norm([gradient[path] - carried])
+                gaps[path] = _norm([gradient.pop(path) - carried])
+            del here, moved  # before the point of the next trial is drawn
             for path, least in self._rounding(lengths).items():
                 # Two gradients of zero agree, also where the array has no effect to compare with.
                 residuals[path].append(0.0 if gaps[path] == 0 else gaps[path] / max(lengths[path], least))
