@@ -7,6 +7,7 @@ import pytest
 
 import symmetrax as sx
 
+from .. import zoo
 from ..architectures import ARCHITECTURES
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -151,3 +152,27 @@ def test_points_of_large_models_are_drawn_again_and_are_the_same(monkeypatch):
     assert [dict(one.symmetry.specs) for one in drawn] == [dict(one.symmetry.specs) for one in kept]
     assert [one.certificate for one in drawn] == [one.certificate for one in kept]
     assert drawn.evaluations == kept.evaluations + 3 * 2  # one more for each trial of two certificates
+
+
+def test_arrays_without_an_effect_do_not_hide_what_the_others_have():
+    """A bias of keys adds the same to all scores of a query, which the softmax removes."""
+    params = {"q": jnp.ones((3, 4)), "k": jnp.ones((3, 4)), "bias": jnp.ones(4)}
+
+    def loss(p, x):
+        scores = (x @ p["q"]) @ (x @ p["k"] + p["bias"]).T
+        return jnp.mean((jax.nn.softmax(scores) @ x - x) ** 2)
+
+    found = sx.find_symmetries(loss, params, KEY, batch=ARCHITECTURES["nerf"].batch, method="program")
+    assert found.idle == ("bias",)
+    assert [(str(one.group), dict(one.symmetry.specs)) for one in found] == [
+        ("GeneralLinear(4)", {"k": "_ g0", "q": "_ g0*"})
+    ]
+
+
+@pytest.mark.parametrize("name", ["LSTM, signs", "normalized with gains"])
+def test_signs_found_in_two_ways_are_told_once(name, float64):
+    one = zoo.row(name)
+    found = sx.find_symmetries(one.loss, one.params(), KEY, batch=one.batch(0))
+    read = sx.find_symmetries(one.loss, one.params(), KEY, batch=one.batch(0), method="program")
+    signs = [[x for x in each if isinstance(x.group, sx.groups.SignDiagonal)] for each in (found, read)]
+    assert len(signs[0]) == len(signs[1])

@@ -66,12 +66,14 @@ class Hidden:
 
     def __init__(self, reading: Reading, idle: Collection[str] = ()):
         self.places: dict[Node, list[Place]] = {}
+        self._variables: dict[Node, list[int]] = {}
         self._laws = {False: (reading.charges, 0), True: (reading.signs, 2)}
         self._vectors: dict[tuple[Node, bool], list[list[Fraction]]] = {}
-        for part in (part for part in reading.parts if part.path not in idle):
+        for part in reading.parts:
             for axis, items in enumerate(part.items):
-                for item in items:
-                    if not item.node.pinned:
+                for item in (item for item in items if not item.node.pinned):
+                    self._variables.setdefault(item.node.root, []).append(item.variable)
+                    if part.path not in idle:
                         self.places.setdefault(item.node.root, []).append((part, axis, item))
 
     def indices(self, root: Node) -> list[list[Node]]:
@@ -98,12 +100,17 @@ class Hidden:
         """All powers with which a space's elements may act at its places; the first is positive."""
         if (root, signs) not in self._vectors:
             equations, modulo = self._laws[signs]
-            variables = [item.variable for _, _, item in self.places[root]]
+            # Also of idle arrays: what goes with them goes together.
+            variables = self._variables[root]
             own = {id(form): form for variable in variables for form in equations.get(variable, ())}
-            self._vectors[root, signs] = [
-                [power * (1 if next(p for p in vector if p) > 0 else -1) for power in vector]
-                for vector in solutions([*own.values()], variables, modulo)
-            ]
+            here = [variables.index(item.variable) for _, _, item in self.places[root]]
+            found: dict[tuple[Fraction, ...], None] = {}
+            for vector in solutions([*own.values()], variables, modulo):
+                powers = [vector[k] for k in here]
+                if any(powers):
+                    sign = 1 if next(power for power in powers if power) > 0 else -1
+                    found[tuple(power * sign for power in powers)] = None
+            self._vectors[root, signs] = [[*powers] for powers in found]
         return self._vectors[root, signs]
 
     def new_vectors(self, root: Node, *, signs: bool = False) -> list[list[Fraction]]:
