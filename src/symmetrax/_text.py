@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -14,6 +14,15 @@ def near_match(name: str, names: Iterable[str]) -> str:
     """
     near = difflib.get_close_matches(name, list(names), 1)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """Returns the first names, and how many more there are.
+
+    >>> listed(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def without_addresses(value: Any) -> str:

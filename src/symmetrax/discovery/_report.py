@@ -3,12 +3,13 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
+from symmetrax._text import listed
 from symmetrax.discovery._certify import symmetry_of
 from symmetrax.discovery._cost import Cost
 from symmetrax.discovery._double import DOUBLE
@@ -226,13 +227,13 @@ def notes_of(evidence: Evidence, *, rough: bool, searched: bool = True) -> Itera
     special = [path for path, leaf in loss.leaves.items() if leaf.size > 1 and np.ptp(leaf) == 0]
     if special:
         yield (
-            f"At special values, where relations hold that hold nowhere else: {_listed(special)}. The "
+            f"At special values, where relations hold that hold nowhere else: {listed(special)}. The "
             "search is at perturbed values of all arrays, certificates are there and at `params`."
         )
     if rough:
         yield "The gradient at `params` itself is not finite: certificates are at points near them only."
     if loss.skipped:
-        yield f"Not arrays of floats, and left as they are: {_listed(loss.skipped)}."
+        yield f"Not arrays of floats, and left as they are: {listed(loss.skipped)}."
     if loss.narrow:
         yield f"The loss does not run in double precision ({loss.narrow}), and tolerances follow."
     elif loss.precision > DOUBLE:
@@ -251,16 +252,11 @@ def notes_of(evidence: Evidence, *, rough: bool, searched: bool = True) -> Itera
             f"symmetries than were read off it: {evidence.unread}."
         )
     if evidence.inexpressible:
-        yield f"Relations that no spec can say: {_listed(evidence.inexpressible)}."
+        yield f"Relations that no spec can say: {listed(evidence.inexpressible)}."
     if partly := [look.only for look in evidence.looked if look.only]:
-        yield f"Too many for all combinations, so that only some were tried: {_listed(partly)}."
+        yield f"Too many for all combinations, so that only some were tried: {listed(partly)}."
     if evidence.unasked:
-        yield f"Not asked, beyond the budget or the memory: {_listed(evidence.unasked)}."
-
-
-def _listed(names: Sequence[str], most: int = 6) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+        yield f"Not asked, beyond the budget or the memory: {listed(evidence.unasked)}."
 
 
 def _entry(one: Found) -> dict[str, Any]:

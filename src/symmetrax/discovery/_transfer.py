@@ -9,6 +9,7 @@ import jax
 from jaxtyping import Array, Key, PyTree
 
 from symmetrax._keys import check_key
+from symmetrax._text import listed
 from symmetrax.discovery._certify import symmetry_of
 from symmetrax.discovery._evidence import Evidence
 from symmetrax.discovery._find import carry_out
@@ -83,7 +84,7 @@ def transfer(
     result = carry_out(plan, loss, params, key, batch=batch, budget=budget)
     notes = list(carried.notes)
     if left := [one.name for one in known if one not in exact]:
-        notes.insert(0, f"Not carried, since they hold only approximately in the twin: {_listed(left)}.")
+        notes.insert(0, f"Not carried, since they hold only approximately in the twin: {listed(left)}.")
     made = {_made(one.group, one.symmetry.specs) for one in result}
     failed = [
         text
@@ -91,7 +92,7 @@ def transfer(
         if made.isdisjoint(_made(one.group, one.specs) for one in options)
     ]
     if failed:
-        notes.append(f"Carried, but certificates failed or were beyond the budget: {_listed(failed)}.")
+        notes.append(f"Carried, but certificates failed or were beyond the budget: {listed(failed)}.")
     # Nothing was searched for, so that nothing is known to be absent.
     absent = tuple(sorted(group.__name__ for group in groups))
     return dataclasses.replace(result, notes=(*result.notes, *notes), unfinished=absent)
@@ -114,12 +115,12 @@ class _Carry(Question):
         missing = [path for path in small if names.missing(path)]
         if len(missing) == len(small):
             raise ValueError(
-                f"No array of the large model answers to one of the twin: it has {_listed(list(shapes), 3)}, "
-                f"the twin {_listed(small, 3)}. Make both from one configuration, with the same names."
+                f"No array of the large model answers to one of the twin: it has {listed(list(shapes), 3)}, "
+                f"the twin {listed(small, 3)}. Make both from one configuration, with the same names."
             )
         twin = Twin(found, shapes, None if heads is None else (heads,) if isinstance(heads, int) else heads)
         spaces: dict[tuple, tuple[tuple[Carried, ...], str]] = {}
-        notes = [f"No array of the large model answers to {_listed(missing)}."] if missing else []
+        notes = [f"No array of the large model answers to {listed(missing)}."] if missing else []
         for k, one in enumerate(found):
             for choices in names.choices(one.symmetry.specs):
                 options: list[Carried] = []
@@ -161,7 +162,3 @@ def _made(group: AbstractGroup, specs: Iterable[str]) -> tuple:
 
 def _first(options: Sequence[Carried]) -> str:
     return next(iter(options[0].specs))
-
-
-def _listed(names: Sequence[str], most: int = 6) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

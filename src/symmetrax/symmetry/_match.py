@@ -14,6 +14,7 @@ from symmetrax._tree import leaf_names
 from symmetrax.groups._diagonal import Permutation
 from symmetrax.symmetry._align._search import Search
 from symmetrax.symmetry._align._slots import slots_of
+from symmetrax.symmetry._host import on_host
 from symmetrax.symmetry._network import NetworkSymmetry
 from symmetrax.symmetry._specs import offset_of
 
@@ -160,24 +161,13 @@ def _symmetries(symmetry: Any) -> tuple[list[NetworkSymmetry], bool]:
 
 def _numbers(what: str, tree: PyTree) -> dict[str, np.ndarray]:
     """The arrays of numbers with a fraction, by path, in double precision."""
-    found: dict[str, np.ndarray] = {}
-    for name, leaf in zip(leaf_names(tree), jax.tree.leaves(tree), strict=True):
-        if isinstance(leaf, Tracer):
-            raise TypeError(
-                f"`match` works on the host, but {name} in `{what}` is traced: call it outside of jax.jit, "
-                "jax.vmap and jax.grad."
-            )
-        if not jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.inexact):
-            continue
-        x = np.asarray(leaf)
-        x = x.astype(complex if np.iscomplexobj(x) else float)
-        if not np.all(np.isfinite(x)):
-            raise ValueError(
-                f"`match` needs finite numbers, but {name} in `{what}` has NaN or infinity: replace them, or "
-                "pass other parameters."
-            )
-        found[name] = x
-    return found
+
+    def is_fractional(name: str, leaf: Any) -> bool:
+        # A traced leaf is an error, whatever its numbers.
+        dtype = getattr(leaf, "dtype", type(leaf))
+        return isinstance(leaf, Tracer) or jnp.issubdtype(dtype, jnp.inexact)
+
+    return on_host("`match`", what, tree, is_fractional)
 
 
 def _check_alike(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:

@@ -4,16 +4,15 @@ import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
-from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
 from symmetrax._tree import leaf_names
 from symmetrax.groups._diagonal import Permutation
 from symmetrax.symmetry._along import along
+from symmetrax.symmetry._host import on_host
 from symmetrax.symmetry._network import NetworkSymmetry
 from symmetrax.symmetry._paths import check_present
 from symmetrax.symmetry._walk import Binding
@@ -268,23 +267,5 @@ def _blocks(symmetry: NetworkSymmetry, params: PyTree, target: PyTree) -> list[_
 
 def _on_host(symmetry: NetworkSymmetry, what: str, tree: PyTree) -> dict[str, np.ndarray]:
     """The arrays with specs, by name, in double precision; raises for arrays that cannot be matched."""
-    names = leaf_names(tree)
-    check_present(symmetry.specs, names)
-    found: dict[str, np.ndarray] = {}
-    for name, leaf in zip(names, jax.tree.leaves(tree), strict=True):
-        if name not in symmetry.specs:
-            continue
-        if isinstance(leaf, Tracer):
-            raise TypeError(
-                f"weight_matching works on the host, but {name} in `{what}` is traced: call it outside of "
-                "jax.jit, jax.vmap and jax.grad."
-            )
-        x = np.asarray(leaf)
-        x = x.astype(complex if np.iscomplexobj(x) else float)
-        if not np.all(np.isfinite(x)):
-            raise ValueError(
-                f"weight_matching needs finite numbers, but {name} in `{what}` has NaN or infinity: replace "
-                "them, or pass other parameters."
-            )
-        found[name] = x
-    return found
+    check_present(symmetry.specs, leaf_names(tree))
+    return on_host("weight_matching", what, tree, lambda name, leaf: name in symmetry.specs)

@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxtyping import PyTree
 
-from symmetrax.discovery._exports._places import spaces_of
+from symmetrax.discovery._exports._places import described, spaces_of
 from symmetrax.discovery._found import Found
 from symmetrax.groups._diagonal import Permutation
 from symmetrax.groups._matrices import GeneralLinear, Orthogonal
@@ -39,11 +39,6 @@ def permutation_specs(found: Iterable[Found], params: PyTree) -> list[dict[str, 
     specs = []
     for name, (group, places) in spaces_of(found, params).items():
         if isinstance(group, Permutation | Orthogonal | GeneralLinear):
-            plain = [place.to_json() | {"block": place.block} for place in places]
-            for place in plain:
-                del place["power"]
-            kind = type(group).__name__
-            specs.append(
-                {"space": name, "group": kind, "size": group.size, "per": dict(group.per), "places": plain}
-            )
+            plain = [place.to_json(power=False) | {"block": place.block} for place in places]
+            specs.append(described(name, group) | {"places": plain})
     return specs

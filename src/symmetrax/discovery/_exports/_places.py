@@ -79,8 +79,11 @@ class Place:
         own = {axis for axis, _ in self.indices.values()} | {self.axis}
         return math.prod(length for k, length in enumerate(self.shape) if k not in own) == 1
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns plain dicts, lists and numbers; `indices`, `element` and `offset` only if there are any."""
+    def to_json(self, *, power: bool = True) -> dict[str, Any]:
+        """Returns plain dicts, lists and numbers; `indices`, `element` and `offset` only if there are any.
+
+        Without `power` for groups whose elements are their own duals.
+        """
         made: dict[str, Any] = {
             "array": self.path,
             "axis": self.axis,
@@ -88,8 +91,9 @@ class Place:
             "sizes": [factor.length for factor in self.factors],
             "strides": [factor.stride for factor in self.factors],
             "names": [factor.name for factor in self.factors],
-            "power": int(self.power) if self.power == int(self.power) else self.power,
         }
+        if power:
+            made["power"] = int(self.power) if self.power == int(self.power) else self.power
         if self.indices:
             made["indices"] = {
                 name: {"axis": axis, "length": factor.length, "stride": factor.stride}
@@ -98,6 +102,16 @@ class Place:
         if self.element is not None:
             made["element"] = self.element if isinstance(self.element, int) else list(self.element)
         return made | ({"offset": self.offset} if self.offset else {})
+
+
+def described(space: str, group: AbstractGroup) -> dict[str, Any]:
+    """What an entry of an export says of a space, apart from its places.
+
+    >>> import symmetrax as sx
+    >>> described("p0", sx.groups.Permutation(4, per={"h": 2}))
+    {'space': 'p0', 'group': 'Permutation', 'size': 4, 'per': {'h': 2}}
+    """
+    return {"space": space, "group": type(group).__name__, "size": group.size, "per": dict(group.per)}
 
 
 def spaces_of(found: Iterable[Found], params: PyTree) -> dict[str, tuple[AbstractGroup, list[Place]]]:

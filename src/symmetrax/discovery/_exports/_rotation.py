@@ -5,8 +5,9 @@ from typing import Any
 
 from jaxtyping import PyTree
 
+from symmetrax._text import listed
 from symmetrax.discovery._exports._direction import sides
-from symmetrax.discovery._exports._places import Place, hidden, spaces_of
+from symmetrax.discovery._exports._places import Place, described, hidden, spaces_of
 from symmetrax.discovery._found import Found
 from symmetrax.groups._diagonal import AbstractGroup, Permutation, PositiveDiagonal, SignDiagonal
 from symmetrax.groups._matrices import GeneralLinear, Orthogonal
@@ -59,11 +60,7 @@ def rotation_sites(found: Iterable[Found], params: PyTree) -> dict[str, list[dic
 
 
 def _entry(name: str, group: AbstractGroup, places: Sequence[Place]) -> dict[str, Any]:
-    plain = [place.to_json() for place in places]
-    for place in plain:
-        del place["power"]
-    kind = type(group).__name__
-    return {"space": name, "group": kind, "size": group.size, "per": dict(group.per), "places": plain}
+    return described(name, group) | {"places": [place.to_json(power=False) for place in places]}
 
 
 def _axes(places: Sequence[Place]) -> set[tuple[str, int]]:
@@ -124,13 +121,9 @@ def _reason(name: str, spaces: _Spaces) -> str:
         gains = list(dict.fromkeys(gains))
         others = [path for path in vectors if path not in gains]
         # A gain that a tied embedding reads has no scales: it looks like a bias.
-        untie = f"; if a gain is among {_listed(others)}, untie what reads it" if others else ""
+        untie = f"; if a gain is among {listed(others)}, untie what reads it" if others else ""
         fold = "fold them into the matrices beside them"
-        return f"gains of norms, or their biases ({_listed(gains)}): {fold}{untie}"
+        return f"gains of norms, or their biases ({listed(gains)}): {fold}{untie}"
     if activation:
         return activation
     return "a function of single units, such as an activation, or gains that cannot be told from biases"
-
-
-def _listed(names: Sequence[str], most: int = 6) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

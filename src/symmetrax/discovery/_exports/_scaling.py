@@ -6,7 +6,7 @@ from typing import Any
 from jaxtyping import PyTree
 
 from symmetrax.discovery._exports._direction import layout_of, outputs, sides
-from symmetrax.discovery._exports._places import Place, spaces_of
+from symmetrax.discovery._exports._places import Place, described, spaces_of
 from symmetrax.discovery._found import Found
 from symmetrax.groups._diagonal import NonzeroDiagonal, PositiveDiagonal
 from symmetrax.groups._matrices import GeneralLinear
@@ -63,11 +63,8 @@ def scaling_pairs(found: Iterable[Found], params: PyTree) -> list[dict[str, Any]
         # Multiplied by s to the power 1 and -1 where the inverse group acts on the first side.
         turn = -1 if produce and produce[0].power < 0 else 1
         pairs.append(
-            {
-                "space": name,
-                "group": type(group).__name__,
-                "size": group.size,
-                "per": dict(group.per),
+            described(name, group)
+            | {
                 "matrix": isinstance(group, GeneralLinear),
                 "directed": directed,
                 "produce": [_turned(place, turn) for place in produce],
