@@ -1,5 +1,6 @@
 """The loop of a search: every question in turn, and a certificate for every candidate."""
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 
@@ -9,6 +10,7 @@ from symmetrax.discovery._found import Found
 from symmetrax.discovery._implied import follows
 from symmetrax.discovery._question import Question
 from symmetrax.discovery._spaces import Candidate, Refinement, Space
+from symmetrax.symmetry._network import NetworkSymmetry
 
 #: Outcomes of certificates, best first.
 OUTCOMES = (*HOLDS, "approximate", "wrong")
@@ -75,31 +77,32 @@ def _certify_together(
     candidates: Sequence[Sequence[Candidate]], evidence: Evidence, certify: Certifier
 ) -> None:
     """Certifies the first options of all candidates at once; where this fails, of either half, and so on."""
-    new = [options for options in candidates if _expressible(options[0], evidence)]
-    if len(new) > 1 and certify.available:
-        symmetries = [symmetry_of(*options[0].named(0), evidence.loss.given) for options in new]
-        certificate = certify(*symmetries)
-        if certificate.holds:
-            for options, symmetry in zip(new, symmetries, strict=True):
+    first = [_symmetry(options[0], evidence) for options in candidates]
+    symmetries = [symmetry for symmetry in first if symmetry is not None]
+    if len(symmetries) < 2 or not certify.available:
+        apart = candidates
+    elif (certificate := certify(*symmetries)).holds:
+        for options, symmetry in zip(candidates, first, strict=True):
+            if symmetry is not None:
                 _keep(options[0], Found(symmetry, certificate, options[0].gap), evidence)
-            return
-        half = len(new) // 2
-        _certify_together(new[:half], evidence, certify)
-        _certify_together(new[half:], evidence, certify)
+        # Of those whose first option is known, or cannot be expressed, others may be new.
+        apart = [options for options, symmetry in zip(candidates, first, strict=True) if symmetry is None]
     else:
-        for options in candidates:
-            _certify(options, evidence, certify)
+        half = len(candidates) // 2
+        _certify_together(candidates[:half], evidence, certify)
+        _certify_together(candidates[half:], evidence, certify)
+        apart = []
+    for options in apart:
+        _certify(options, evidence, certify)
 
 
-def _expressible(candidate: Candidate, evidence: Evidence) -> bool:
-    """Whether a candidate is new, and specs can express it."""
+def _symmetry(candidate: Candidate, evidence: Evidence) -> NetworkSymmetry | None:
+    """The symmetry of a candidate that is new; None if it is known, or if no spec can express it."""
     if isinstance(candidate, Space) and follows(candidate, _known(candidate, evidence)):
-        return False
-    try:
-        symmetry_of(*candidate.named(0), evidence.loss.given)
-    except ValueError:
-        return False
-    return True
+        return None
+    with contextlib.suppress(ValueError):
+        return symmetry_of(*candidate.named(0), evidence.loss.given)
+    return None
 
 
 def _certify(options: Sequence[Candidate], evidence: Evidence, certify: Certifier) -> None:

@@ -80,7 +80,7 @@ def follows(space: Space, known: Sequence[Space]) -> bool:
     """
     if isinstance(space.group, SignDiagonal):
         signs = [other for other in known if isinstance(other.group, SignDiagonal)]
-        if _spanned(_flips(space), [_flips(other) for other in signs]):
+        if _spanned(space.flips, [other.flips for other in signs]):
             return True
     # Signs on some copies of an axis are finer than the coordinates of any other space.
     if any(spec.copies is not None for spec in space.specs):
@@ -98,18 +98,6 @@ def follows(space: Space, known: Sequence[Space]) -> bool:
         alike.setdefault(type(other.group), []).append(other)
     # Each alone, then those on the same axes or of one kind together, then all of them.
     return any(_covers(spaces, space) for spaces in [*([other] for other in able), *alike.values(), able])
-
-
-def _flips(space: Space) -> frozenset[tuple]:
-    """What the signs of a space flip: entries of axes, each with the unit whose sign it has."""
-    found: set[tuple] = set()
-    for spec in space.specs:
-        site = spec.site
-        copies = range(site.copies) if spec.copies is None else spec.copies
-        for (index, unit, copy), place in np.ndenumerate(site.positions):
-            if copy in copies:
-                found ^= {(site.path, site.axis, site.lead, int(place), index * site.size + unit)}
-    return frozenset(found)
 
 
 def _spanned(target: frozenset[tuple], known: Sequence[frozenset[tuple]]) -> bool:

@@ -2,8 +2,11 @@
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
+
+import numpy as np
 
 from symmetrax.discovery._sites import Shape, Spec
 from symmetrax.discovery._spec_text import spec_text
@@ -48,6 +51,18 @@ class Space:
     def axes(self) -> frozenset[tuple[str, int]]:
         """The axes on which the space acts."""
         return frozenset((spec.site.path, spec.site.axis) for spec in self.specs)
+
+    @functools.cached_property
+    def flips(self) -> frozenset[tuple]:
+        """What its signs flip: entries of axes, each with the unit whose sign it has."""
+        found: set[tuple] = set()
+        for spec in self.specs:
+            site = spec.site
+            copies = range(site.copies) if spec.copies is None else spec.copies
+            for (index, unit, copy), place in np.ndenumerate(site.positions):
+                if copy in copies:
+                    found ^= {(site.path, site.axis, site.lead, int(place), index * site.size + unit)}
+        return frozenset(found)
 
     def named(self, number: int) -> tuple[dict[str, AbstractGroup], dict[str, str]]:
         """The space under its own name, and its specs in spec notation."""
