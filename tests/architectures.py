@@ -434,3 +434,15 @@ def gemma(p, tokens):
     gate, up = jnp.einsum("td,dcf->ctf", norm(x, p["n2"]), p["gate_up"])
     x = x + (jax.nn.gelu(gate) * up) @ p["down"]
     return said(norm(x, p["n3"]) @ p["embed"].T, tokens)
+
+
+@architecture(
+    {"lift": (1, 4), "gain": (4,), "bias": (4, 1), "out": (4, 1)},
+    rows,
+    [("PositiveDiagonal", 4, (), "gain lift"), ("Permutation", 4, (), "lift gain bias out")],
+)
+def fourier_gains(p, x):
+    """Channels in front of the axis that is transformed."""
+    spectrum = jnp.fft.rfft(x[:, None] * p["lift"].T) * p["gain"][:, None]
+    hidden = jax.nn.gelu(jnp.fft.irfft(spectrum, n=3) + p["bias"])
+    return apart(jnp.einsum("bct,co->bto", hidden, p["out"])[..., 0], x)

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 import symmetrax as sx
+from symmetrax.discovery._trace._laws import Laws, Operation
+from symmetrax.discovery._trace._rules import rule_of
+from symmetrax.discovery._trace._values import constant
 
 from .. import zoo
 from ..architectures import ARCHITECTURES
@@ -176,3 +179,9 @@ def test_signs_found_in_two_ways_are_told_once(name, float64):
     read = sx.find_symmetries(one.loss, one.params(), KEY, batch=one.batch(0), method="program")
     signs = [[x for x in each if isinstance(x.group, sx.groups.SignDiagonal)] for each in (found, read)]
     assert len(signs[0]) == len(signs[1])
+
+
+def test_a_fourier_transform_keeps_the_other_axes():
+    rule = rule_of("fft")
+    assert rule is not None
+    assert rule(Operation(Laws(), [constant((2, 5, 4))], {"fft_lengths": (4,)}, (2, 5, 3))).shape == (2, 5, 3)

@@ -14,6 +14,7 @@ from symmetrax.discovery._trace._values import (
     constant,
     data,
     opaque,
+    pin_axis,
 )
 
 
@@ -178,11 +179,8 @@ def _convolved(
 
 
 def _spatial_as_data(value: Value) -> Value:
-    if isinstance(value, Stacked):
-        return value.of([_spatial_as_data(part) for part in value.parts])
-    for axis in value.axes[2:]:
-        for factor in axis:
-            factor.pin()
+    for axis in range(2, len(value.shape)):
+        pin_axis(value, axis)
     return value
 
 

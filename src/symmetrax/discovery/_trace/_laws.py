@@ -17,7 +17,6 @@ from symmetrax.discovery._trace._values import (
     each,
     opaque,
     pin,
-    plains,
 )
 
 
@@ -84,7 +83,7 @@ class Laws:
 
     def added(self, values: Sequence[Value]) -> Value:
         """The sum, or a choice between arrays that must transform alike."""
-        there = [value for value in values if not _is_zero(value)]
+        there = [value for value in values if not value.zero]
         if not there:
             return values[0]
         total = there[0] if len(there) == 1 else self.together(there, self._add)
@@ -113,7 +112,7 @@ class Laws:
 
     def multiplied(self, first: Value, second: Value, *, power: int = 1) -> Value:
         """The product with the second array to a power: its charges are added."""
-        if _is_zero(first) or (_is_zero(second) and power > 0):
+        if first.zero or (second.zero and power > 0):
             return constant(first.shape, zero=True)
         return self.together([first, second], lambda place: self._multiply(place, power))
 
@@ -121,7 +120,7 @@ class Laws:
         """One of several arrays for every entry."""
         found = self.added(cases)
         counted = isinstance(found, Plain) and found.points
-        if which.shape != found.shape or _is_zero(found) or counted:
+        if which.shape != found.shape or found.zero or counted:
             return found
         return self.together([found, which], lambda place: self._multiply(place, 1))
 
@@ -262,10 +261,6 @@ class Operation(NamedTuple):
 
 #: What an operation makes of its inputs: a value, or several.
 Rule = Callable[[Operation], Any]
-
-
-def _is_zero(value: Value) -> bool:
-    return all(plain.zero for plain in plains(value))
 
 
 def _pinned(place: Sequence[Factor]) -> Factor:

@@ -14,7 +14,7 @@ from symmetrax.discovery._trace._values import (
     constant,
     data,
     opaque,
-    pin,
+    pin_axis,
     plains,
 )
 
@@ -170,16 +170,10 @@ def stack(op: Operation) -> Value:
 
 def _beside(laws: Laws, inputs: Sequence[Value], axis: int, shape: Sequence[int]) -> Value:
     """Arrays one behind the other along an axis of data transform alike along the others."""
-
-    def longer(value: Value) -> Value:
-        if isinstance(value, Stacked):
-            return value.of([longer(part) for part in value.parts])
-        return value.along(*value.axes[:axis], data(shape[axis]), *value.axes[axis + 1 :])
-
-    there = [value for value in inputs if not all(plain.zero for plain in plains(value))]
+    there = [value for value in inputs if not value.zero]
     if not there:
         return constant(shape, zero=True)
-    whole = laws.added([longer(value) for value in there])
+    whole = laws.added([longer(value, axis, shape[axis]) for value in there])
     counted = [value.points or (None,) for value in inputs if isinstance(value, Plain)]
     if (
         axis == len(shape) - 1 == len(inputs[0].shape) - 1
@@ -200,7 +194,6 @@ def pad(op: Operation) -> Value:
     (3, 2)
     """
     value, filling = op.inputs
-    zero = isinstance(filling, Plain) and filling.zero
     for axis, widths in enumerate(op.params["padding_config"]):
         low, high, inner = map(int, widths)
         if (low, high, inner) == (0, 0, 0):
@@ -209,7 +202,7 @@ def pad(op: Operation) -> Value:
         live = any(f.kind == "live" for plain in plains(value) for f in plain.axes[axis])
         stacked = isinstance(value, Stacked) and value.axis == axis
         if live or stacked:
-            if inner or low < 0 or high < 0 or not zero:
+            if inner or low < 0 or high < 0 or not filling.zero:
                 joined_data(value)
                 return opaque(op.shape)
             around = [(n, _zeros_like(value, axis, n)) for n in (low, high)]
@@ -249,9 +242,7 @@ def dynamic_slice(op: Operation) -> Value:
         joined_data(start)
     for axis, (old, new) in enumerate(zip(value.shape, op.shape, strict=True)):
         if old != new:
-            for plain in plains(value):
-                for factor in plain.axes[axis]:
-                    factor.pin()
+            pin_axis(value, axis)
             if isinstance(value, Stacked) and value.axis == axis:
                 joined_data(value)
                 return opaque(op.shape)
@@ -259,23 +250,21 @@ def dynamic_slice(op: Operation) -> Value:
     return value
 
 
-def along_data(axes_of: Callable[[dict[str, Any]], Sequence[int]], *, homogeneous: bool = False) -> Rule:
+def along_data(axes_of: Callable[[Operation], Sequence[int]], *, homogeneous: bool = False) -> Rule:
     """A rule that mixes entries along some axes, on which nothing may act then, and treats others alike.
 
-    >>> cumsum = along_data(lambda params: [params["axis"]])
+    >>> cumsum = along_data(lambda op: [op.params["axis"]])
     >>> cumsum(Operation(Laws(), [constant((2, 3))], {"axis": 0}, (2, 3))).axes[0][0].kind
     'data'
     """
 
     def rule(op: Operation) -> Value:
         value = op.inputs[0]
-        axes = axes_of(op.params)
+        axes = axes_of(op)
         if isinstance(value, Stacked) and value.axis in axes:
             return opaque(joined_data(value).shape)
-        for plain in plains(value):
-            for axis in axes:
-                pin(Plain((plain.axes[axis],)))
         for axis in axes:
+            pin_axis(value, axis)
             value = longer(value, axis, op.shape[axis])
         return op.laws.map(value, homogeneous=True) if homogeneous else value
 

@@ -132,8 +132,15 @@ def _clamp(op: Operation) -> Value:
     return op.laws.map(op.inputs[1])
 
 
-def _windows(params: dict[str, Any]) -> list[int]:
-    return [k for k, n in enumerate(params["window_dimensions"]) if n > 1 or params["window_strides"][k] > 1]
+def _windows(op: Operation) -> list[int]:
+    steps = op.params["window_strides"]
+    return [k for k, n in enumerate(op.params["window_dimensions"]) if n > 1 or steps[k] > 1]
+
+
+def _transformed(op: Operation) -> range:
+    """The axes of a Fourier transform: the last ones."""
+    rank = len(op.shape)
+    return range(rank - len(op.params["fft_lengths"]), rank)
 
 
 _RULES: dict[str, Rule] = {
@@ -169,13 +176,13 @@ _RULES: dict[str, Rule] = {
     "pad": pad,
     "gather": gather,
     "dynamic_slice": dynamic_slice,
-    "rev": along_data(lambda params: params["dimensions"]),
+    "rev": along_data(lambda op: op.params["dimensions"]),
     "top_k": top_k,
     **dict.fromkeys(("argmax", "argmin"), argmax),
     **dict.fromkeys(("scatter", "scatter-add"), scatter),
-    **dict.fromkeys(("cumsum", "cumlogsumexp"), along_data(lambda params: [params["axis"]])),
-    **dict.fromkeys(("cummax", "cummin"), along_data(lambda params: [params["axis"]], homogeneous=True)),
+    **dict.fromkeys(("cumsum", "cumlogsumexp"), along_data(lambda op: [op.params["axis"]])),
+    **dict.fromkeys(("cummax", "cummin"), along_data(lambda op: [op.params["axis"]], homogeneous=True)),
     "reduce_window_max": along_data(_windows, homogeneous=True),
     "reduce_window_sum": along_data(_windows),
-    "fft": along_data(lambda params: range(-len(params["fft_lengths"]), 0)),
+    "fft": along_data(_transformed),
 }

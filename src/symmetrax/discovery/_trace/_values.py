@@ -128,6 +128,10 @@ class Stacked:
     def live(self) -> bool:
         return any(part.live for part in self.parts)
 
+    @property
+    def zero(self) -> bool:
+        return all(part.zero for part in self.parts)
+
     def of(self, parts: "Sequence[Value]", axis: int | None = None) -> "Value":
         """Other arrays side by side in the same way, perhaps along another axis."""
         return dataclasses.replace(self, axis=self.axis if axis is None else axis, parts=tuple(parts))
@@ -176,6 +180,19 @@ def each(value: Value, function: Callable[[Plain], Plain]) -> Value:
     return value.of([each(part, function) for part in value.parts])
 
 
+def pin_axis(value: Value, axis: int) -> None:
+    """Lets nothing act along an axis.
+
+    >>> units = Node(3)
+    >>> pin_axis(Plain((data(2), (Factor(3, units),))), 1)
+    >>> units.pinned
+    True
+    """
+    for plain in plains(value):
+        for factor in plain.axes[axis]:
+            factor.pin()
+
+
 def pin(value: Value) -> None:
     """Lets nothing act on an array.
 
@@ -184,7 +201,5 @@ def pin(value: Value) -> None:
     >>> units.pinned
     True
     """
-    for plain in plains(value):
-        for axis in plain.axes:
-            for factor in axis:
-                factor.pin()
+    for axis in range(len(value.shape)):
+        pin_axis(value, axis)
