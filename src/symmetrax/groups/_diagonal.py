@@ -44,6 +44,8 @@ class AbstractGroup(eqx.Module):
     compact: ClassVar[bool] = False
     #: Whether all elements are diagonal matrices, so that two such groups on the same axis commute.
     diagonal: ClassVar[bool] = False
+    #: Whether the group contains rotations, along which a basis can be chosen: see `diagonalizing`.
+    rotates: ClassVar[bool] = False
 
     size: eqx.AbstractVar[int]
     per: eqx.AbstractVar[Per]
@@ -105,6 +107,21 @@ class AbstractGroup(eqx.Module):
             f"{self} has no powers that act as a group, got exponent {exponent}: its elements do not "
             "commute. Use a group of scalings, signs or scaled rotations, or remove the power."
         )
+
+    def diagonalizing(self, moment: Float[Array, "..."]) -> PyTree:
+        """The rotation q of the group for which q @ moment @ q.T is as diagonal as the group allows.
+
+        `moment` has shape (*per, size, size) and is symmetric. Without rotations, this is the identity.
+        """
+        return self.identity()
+
+    def multiply_squares(self, a: PyTree, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Multiplies mean squares of uncorrelated entries, of shape (*per, size, rest), as `a` moves entries.
+
+        Squares of all entries move like this under diagonal matrices and permutations; others mix them, and
+        only for uncorrelated entries are the new squares sums of the old ones, by squared matrix entries.
+        """
+        return self.multiply(self.squared(a), x)
 
     def squared(self, a: PyTree) -> PyTree:
         """The element that acts on squared entries as `a` acts on entries; for diagonals and permutations."""

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
 from symmetrax.groups._diagonal import AbstractGroup, Per, as_per, log_scales
+from symmetrax.groups._eigenvectors import eigenvectors
 from symmetrax.groups._exponentials import (
     exponential_pair,
     exponential_pair_or_nan,
@@ -21,6 +22,7 @@ class _AbstractRotation(AbstractGroup):
     """Orthogonal matrices: an element is an array q of shape (*per, size, size)."""
 
     compact: ClassVar[bool] = True
+    rotates: ClassVar[bool] = True
 
     @property
     def algebra(self) -> tuple[int, ...]:
@@ -44,6 +46,12 @@ class _AbstractRotation(AbstractGroup):
     def bounded(self, coordinates, bound):
         """Shortens long coordinates, which give no further elements and lose precision in their angles."""
         return shortened(coordinates, self.size)
+
+    def diagonalizing(self, moment):
+        return eigenvectors(moment)
+
+    def multiply_squares(self, a, x):
+        return jnp.matmul(a**2, x, precision="highest")
 
     def multiply(self, a, x):
         return jnp.matmul(a, x, precision="highest")
@@ -123,6 +131,13 @@ class Orthogonal(_AbstractRotation):
             return -self.identity()
         return self._embed(jax.random.orthogonal(key, self._free, self.lengths))
 
+    def diagonalizing(self, moment):
+        """With `fix="mean"`, diagonal up to the fixed vector, in the reflection that `exp` uses as well."""
+        if self.fix is None:
+            return eigenvectors(moment)
+        inside = self._reflected(moment)[..., :-1, :-1]
+        return self._embed(eigenvectors(inside))
+
     @property
     def _free(self) -> int:
         return self.size - (self.fix is not None)
@@ -132,13 +147,15 @@ class Orthogonal(_AbstractRotation):
 
     def _embed(self, q: Array) -> Array:
         """Embeds an orthogonal map of the fixed vector's complement in the whole space, by a reflection."""
-        # The reflection exchanges the normalized vector of ones and the last axis, which `whole` fixes.
         if self.fix is None:
             return q
-        whole = self.identity().astype(q.dtype).at[..., :-1, :-1].set(q)
+        return self._reflected(self.identity().astype(q.dtype).at[..., :-1, :-1].set(q))
+
+    def _reflected(self, matrix: Array) -> Array:
+        """The same map with the normalized vector of ones and the last axis exchanged."""
         normal = jnp.full(self.size, self.size**-0.5).at[-1].add(-1.0)
         reflection = jnp.eye(self.size) - 2 * jnp.outer(normal, normal) / jnp.sum(normal**2)
-        return self.compose(reflection, self.compose(whole, reflection)).astype(q.dtype)
+        return self.compose(reflection, self.compose(matrix, reflection)).astype(matrix.dtype)
 
 
 class ScaledRotation(AbstractGroup):
@@ -155,6 +172,7 @@ class ScaledRotation(AbstractGroup):
     """
 
     abelian: ClassVar[bool] = True
+    rotates: ClassVar[bool] = True
 
     per: Per = eqx.field(static=True, converter=as_per, default=())
     unit: bool = eqx.field(static=True, default=False)
@@ -221,6 +239,14 @@ class ScaledRotation(AbstractGroup):
             return self.exp(angles)
         return self.exp(jnp.concatenate([log_scales(scale, angles.shape), angles], axis=-1))
 
+    def diagonalizing(self, moment):
+        q = eigenvectors(moment)
+        return q[..., 0, 0], q[..., 1, 0]
+
+    def multiply_squares(self, a, x):
+        p, q = a[0][..., None] ** 2, a[1][..., None] ** 2
+        return jnp.stack([p * x[..., 0, :] + q * x[..., 1, :], q * x[..., 0, :] + p * x[..., 1, :]], axis=-2)
+
     def multiply(self, a, x):
         p, q = a[0][..., None], a[1][..., None]
         return jnp.stack([p * x[..., 0, :] - q * x[..., 1, :], q * x[..., 0, :] + p * x[..., 1, :]], axis=-2)
@@ -240,6 +266,8 @@ class GeneralLinear(AbstractGroup):
     >>> group.compose(g, group.inverse(g))[0].tolist()
     [[1.0, 0.0], [0.0, 1.0]]
     """
+
+    rotates: ClassVar[bool] = True
 
     size: int = eqx.field(static=True)
     per: Per = eqx.field(static=True, converter=as_per, default=())
@@ -315,6 +343,13 @@ class GeneralLinear(AbstractGroup):
         return jnp.matmul(q * stretch, r, precision="highest"), jnp.matmul(
             q / stretch, r, precision="highest"
         )
+
+    def diagonalizing(self, moment):
+        q = eigenvectors(moment)
+        return q, q
+
+    def multiply_squares(self, a, x):
+        return jnp.matmul(a[0] ** 2, x, precision="highest")
 
     def multiply(self, a, x):
         return jnp.matmul(a[0], x, precision="highest")

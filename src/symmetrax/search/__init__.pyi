@@ -1,3 +1,7 @@
+from ._basis import AbstractElementSearch as AbstractElementSearch
+from ._basis import Balanced as Balanced
+from ._basis import Eigenbasis as Eigenbasis
+from ._basis import RandomBasis as RandomBasis
 from ._closed_form import ClosedForm as ClosedForm
 from ._curves import CurvatureStep as CurvatureStep
 from ._levelset import AbstractPointSearch as AbstractPointSearch

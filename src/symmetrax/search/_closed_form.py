@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from symmetrax._tree import total
 from symmetrax.groups._matrices import GeneralLinear, ScaledRotation, product
 from symmetrax.objectives._base import Objective
-from symmetrax.search._energies import SCALINGS, Energies, stretches
+from symmetrax.search._energies import SCALINGS, Energies, placed, stretches
 from symmetrax.search._orbit import Orbit, reducible
 from symmetrax.search._searches import AbstractSearch
 from symmetrax.symmetry._base import AbstractLieSymmetry
@@ -84,7 +84,7 @@ class ClosedForm(AbstractSearch):
                 "use Ascent()."
             )
         shares = [
-            (exponent, _placed(square, binding, group.lengths))
+            (exponent, placed(square, binding, group.lengths))
             for binding, exponent, square in energies.share(space, parts)
         ]
         if isinstance(group, GeneralLinear):
@@ -267,13 +267,3 @@ def _total(shares: list[tuple[float, Array]], sign: int, shape: tuple[int, ...])
 def _kind(shares: list[tuple[float, Array]]) -> jnp.dtype:
     """The dtype in which energies are summed."""
     return total([jnp.zeros((), square.dtype) for _, square in shares]).dtype
-
-
-def _placed(square: Array, binding, lengths: tuple[int, ...]) -> Array:
-    """Places the squares of some copies of the group among those of all copies."""
-    index = binding.entry.index
-    if index is None:
-        return square
-    taken = index if isinstance(index, int) else slice(*index)
-    rest = square.shape[len(lengths) - isinstance(index, int) :]
-    return jnp.zeros((*lengths, *rest), square.dtype).at[taken].add(square)

@@ -178,7 +178,7 @@ def _reduce(symmetry: NetworkSymmetry, x: Array, bindings: tuple[Binding, ...]) 
         return _Block("squares", replicated(jnp.sum(squares(x), axis=free, keepdims=True)), bindings)
     x = replicated(x)
     if len(bindings) == 1 and isinstance(groups[0], GeneralLinear):
-        return _Block("gram", _gram(x, bindings[0]), bindings)
+        return _Block("gram", gram(x, bindings[0]), bindings)
     return _Block("whole", x, bindings)
 
 
@@ -187,7 +187,7 @@ def _unfold(kind: Kind, group: AbstractGroup, array: Array, binding: Binding) ->
     if kind == "gram":
         return array
     if isinstance(group, GeneralLinear):
-        return _gram(array, binding)
+        return gram(array, binding)
     energy = array if kind == "squares" else squares(array)
     if isinstance(group, ScaledRotation):
         energy = jnp.sum(energy, axis=binding.axis, keepdims=True)
@@ -196,7 +196,14 @@ def _unfold(kind: Kind, group: AbstractGroup, array: Array, binding: Binding) ->
     return jnp.sum(front.reshape(*front.shape[: len(axes)], -1), axis=-1)
 
 
-def _gram(x: Array, binding: Binding) -> Array:
+def gram(x: Array, binding: Binding) -> Array:
+    """The Gram matrices of an array along a bound axis, of shape (*indices, size, size).
+
+    >>> from symmetrax.symmetry._specs import Entry
+    >>> print(gram(jnp.array([[1.0, 2.0], [0.0, 1.0]]), Binding(Entry("h"), axis=0, indices=())))
+    [[5. 2.]
+     [2. 1.]]
+    """
     axes = (*binding.indices, binding.axis)
     front = jnp.moveaxis(widened(x), axes, range(len(axes)))
     flat = front.reshape(*front.shape[: len(axes)], -1)
@@ -204,6 +211,22 @@ def _gram(x: Array, binding: Binding) -> Array:
     if jnp.iscomplexobj(flat):
         flat = jnp.concatenate([flat.real, flat.imag], axis=-1)
     return jnp.einsum("...ir,...jr->...ij", flat, flat, precision="highest")
+
+
+def placed(square: Array, binding: Binding, lengths: tuple[int, ...]) -> Array:
+    """Places the squares, or Gram matrices, of some copies of a group among those of all copies.
+
+    >>> from symmetrax.symmetry._specs import Entry
+    >>> print(placed(jnp.array([5.0]), Binding(Entry("h", index=1), axis=0, indices=()), (2,)))
+    [[0.]
+     [5.]]
+    """
+    index = binding.entry.index
+    if index is None:
+        return square
+    taken = index if isinstance(index, int) else slice(*index)
+    rest = square.shape[len(lengths) - isinstance(index, int) :]
+    return jnp.zeros((*lengths, *rest), square.dtype).at[taken].add(square)
 
 
 def _logs(group: AbstractGroup, part: Array) -> Array:

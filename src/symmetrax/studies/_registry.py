@@ -39,6 +39,10 @@ EXPERIMENTS = {
         "coordinate-wise LSTM and RNNProp, with and without the tricks of their training, on digits",
         "symmetrax.studies.baselines",
     ),
+    "transformer-league": Experiment(
+        "does AdamW gain from teleports to an eigenbasis on transformers? against Muon, SOAP, ARO, controls",
+        "symmetrax.studies.transformer_league",
+    ),
     "objectives": Experiment(
         "which objective predicts what an optimizer gains from a rescaling of a network",
         "symmetrax.studies.objectives",

@@ -12,8 +12,13 @@ from symmetrax.groups._diagonal import AbstractGroup
 from symmetrax.symmetry._specs import Entry
 from symmetrax.symmetry._walk import Binding
 
+#: How an element multiplies arrays of shape (*per, size, rest): a group's `multiply` or `multiply_squares`.
+Multiply = Callable[[PyTree, Array], Array]
 
-def apply(group: AbstractGroup, element: PyTree, x: Array, binding: Binding) -> Array:
+
+def apply(
+    group: AbstractGroup, element: PyTree, x: Array, binding: Binding, multiply: Multiply | None = None
+) -> Array:
     """Multiplies the axis of `x` given by `binding` by the element, or by its dual or power.
 
     >>> import symmetrax as sx
@@ -21,7 +26,8 @@ def apply(group: AbstractGroup, element: PyTree, x: Array, binding: Binding) -> 
     >>> print(apply(sx.groups.PositiveDiagonal(2), jnp.array([2.0, 4.0]), jnp.ones((1, 2)), columns))
     [[0.5  0.25]]
     """
-    return along(binding, x, lambda flat: group.multiply(element_for(group, element, binding.entry), flat))
+    multiply = group.multiply if multiply is None else multiply
+    return along(binding, x, lambda flat: multiply(element_for(group, element, binding.entry), flat))
 
 
 def element_for(group: AbstractGroup, element: PyTree, entry: Entry) -> PyTree:

@@ -14,7 +14,7 @@ from symmetrax._keys import check_key
 from symmetrax._text import near_match
 from symmetrax._tree import leaf_names
 from symmetrax.groups._diagonal import AbstractGroup
-from symmetrax.symmetry._along import apply
+from symmetrax.symmetry._along import Multiply, apply
 from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition
 from symmetrax.symmetry._combine import combined, renamed, without
 from symmetrax.symmetry._expand import check_indices, expand_spaces, expand_specs
@@ -149,6 +149,18 @@ class NetworkSymmetry(AbstractLieSymmetry):
         squared = {name: group.squared(a[name]) for name, group in self.spaces.items()}
         return self._placed(squared, squares, self._linear)
 
+    def transport_mean_squares(self, a: dict[str, Any], squares: PyTree) -> PyTree:
+        """Carries mean squares of gradients to `act(a, params)`, as if their entries were uncorrelated.
+
+        Groups that mix entries multiply by the squares of their matrices: the mean squares that uncorrelated
+        gradients would have there. For scalings, signs and permutations it is `transport_squared_gradient`.
+        """
+
+        def move(spec: str, x: Array, a: dict[str, Any]) -> Array:
+            return self._linear(spec, x, a, lambda group: group.multiply_squares)
+
+        return self._placed(self.dual(a), squares, move)
+
     def shifted(self, params: PyTree) -> PyTree:
         """Parameters plus their offsets, in at least float32; the groups act linearly on this tree."""
 
@@ -163,13 +175,20 @@ class NetworkSymmetry(AbstractLieSymmetry):
         """Whether any spec has an offset, so that the action is linear only up to constants."""
         return any(map(offset_of, self.specs.values()))
 
-    def _linear(self, spec: str, x: Array, a: dict[str, Any]) -> Array:
+    def _linear(
+        self,
+        spec: str,
+        x: Array,
+        a: dict[str, Any],
+        multiply: Callable[[AbstractGroup], Multiply] = lambda group: group.multiply,
+    ) -> Array:
         """The linear part of the action on an array: moves tangents and, given duals, gradients."""
 
         def block(x: Array, bindings: tuple[Binding, ...]) -> Array:
             moved = x
             for binding in bindings:
-                moved = apply(self.spaces[binding.entry.name], a[binding.entry.name], moved, binding)
+                group = self.spaces[binding.entry.name]
+                moved = apply(group, a[binding.entry.name], moved, binding, multiply(group))
             return moved.astype(x.dtype)  # rounded once, after all spaces have acted
 
         return walk(spec, x, self.spaces, block)

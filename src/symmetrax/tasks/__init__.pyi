@@ -5,6 +5,11 @@ from ._families import make_family as make_family
 from ._groups import HiddenUnitFamily as HiddenUnitFamily
 from ._groups import ProductFamily as ProductFamily
 from ._groups import RotationFamily as RotationFamily
+from ._language import Architecture as Architecture
+from ._language import LanguageModel as LanguageModel
+from ._language import Text as Text
+from ._language import TextFamily as TextFamily
+from ._language import standard_library as standard_library
 from ._networks import MLP as MLP
 from ._plane import PlaneFamily as PlaneFamily
 from ._plane import SumOfSquares as SumOfSquares

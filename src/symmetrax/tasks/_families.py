@@ -9,6 +9,7 @@ from symmetrax._text import near_match
 from symmetrax.tasks._base import AbstractTaskFamily
 from symmetrax.tasks._data import Images, digits, mnist
 from symmetrax.tasks._groups import KINDS, group_family
+from symmetrax.tasks._language import ARCHITECTURES, TextFamily, standard_library
 from symmetrax.tasks._plane import (
     Kind,
     PlaneFamily,
@@ -71,6 +72,7 @@ _FAMILIES: dict[str, Callable[[str, bool], AbstractTaskFamily]] = {
     ),
     "mnist": _near_only(_mnist),
     "digits": _near_only(lambda name: ImageFamily(name, *digits())),
+    "language": _near_only(lambda name: TextFamily(name, standard_library(), ARCHITECTURES)),
 }
 
 
@@ -95,7 +97,8 @@ def make_family(name: str, *, far: bool = False) -> AbstractTaskFamily:
     "regression-20-gaussian" is the same with centered Gaussian weights and data. "digits" trains small
     classifiers on real images. "mnist" trains the 784-16-10-10 classifiers without biases of
     arXiv:2305.13404 by minibatches of 20, here with slope 0.1 below zero; its images are read, from the
-    folder SYMMETRAX_DATA or by a download, only when you make the family.
+    folder SYMMETRAX_DATA or by a download, only when you make the family. "language" trains two small
+    transformers on the source code of Python's standard library (see `LanguageModel`).
 
     "so-N", "torus-N", "scaling-N" and "permutation-N", for any size N, have the groups of these names:
     rotations in N dimensions, all or in planes of two coordinates (`RotationFamily`), scalings of N products

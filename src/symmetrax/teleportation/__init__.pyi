@@ -1,3 +1,6 @@
+from ._audit import Audit as Audit
+from ._audit import GaugeDependence as GaugeDependence
+from ._audit import audit as audit
 from ._guard import OUTCOMES as OUTCOMES
 from ._guard import Guard as Guard
 from ._online import OnlineState as OnlineState
@@ -9,3 +12,4 @@ from ._teleport import teleport as teleport
 from ._transform import TeleportedState as TeleportedState
 from ._transform import TeleportedTransformation as TeleportedTransformation
 from ._transform import teleported as teleported
+from ._transport import Carry as Carry

@@ -39,8 +39,9 @@ class Jump(NamedTuple):
 class TeleportStep(NamedTuple):
     """A teleport from `start` by the element exp(algebra): the jump, and how to transport vectors along it.
 
-    `due` is False if no teleport was scheduled; nothing moves then. Searches without a group have no
-    symmetry, no `exp` and no coordinates.
+    `due` is False if no teleport was scheduled; nothing moves then. If the element is known without
+    coordinates, `algebra` is the element and `exp` is None. Searches without a group have no symmetry, no
+    `exp` and no coordinates.
 
     >>> TeleportStep._fields
     ('symmetry', 'exp', 'start', 'batch', 'algebra', 'jump', 'due')
@@ -50,7 +51,7 @@ class TeleportStep(NamedTuple):
     exp: Callable[[Array], PyTree] | None
     start: PyTree
     batch: PyTree
-    algebra: Float[Array, "..."]
+    algebra: PyTree
     jump: Jump
     due: Bool[Array, ""]
 
@@ -62,15 +63,15 @@ class TeleportStep(NamedTuple):
     @property
     def element(self) -> PyTree:
         """The element that acted: the identity if the parameters stay."""
-        assert self.exp is not None
         # Select the coordinates, not the element: a rejected element may have no derivative.
-        return self.exp(self._made)
+        return self._made if self.exp is None else self.exp(self._made)
 
     def gradient(self, gradient: PyTree) -> PyTree:
         """Carries the gradient at `start` to the end of the teleport, bit-identical if nothing moved."""
         assert self.symmetry is not None
         carried = self.symmetry.transport_gradient(self.element, self.start, gradient, self.batch)
-        return unless(jnp.all(self._made == 0), gradient, carried)
+        nowhere = ~self.moved if self.exp is None else jnp.all(self._made == 0)
+        return unless(nowhere, gradient, carried)
 
     def velocity(self, velocity: PyTree, transport: Transport) -> PyTree:
         """Transports a velocity at `start` to the end of the teleport."""
@@ -85,9 +86,12 @@ class TeleportStep(NamedTuple):
         return select(self.moved, carried, velocity)
 
     @property
-    def _made(self) -> Float[Array, "..."]:
-        """The coordinates of the jump, or of the identity if the parameters stay."""
-        return jnp.where(self.moved, self.algebra, jnp.zeros_like(self.algebra))
+    def _made(self) -> PyTree:
+        """The coordinates (or the element) of the jump, or of the identity if the parameters stay."""
+        if self.exp is not None:
+            return jnp.where(self.moved, self.algebra, jnp.zeros_like(self.algebra))
+        assert self.symmetry is not None
+        return select(self.moved, self.algebra, self.symmetry.identity())
 
 
 def teleport_by(
@@ -132,6 +136,29 @@ def teleport_by(
         gradient=gradient,
     )
     return TeleportStep(symmetry, exp, params, batch, xi, jumped, jnp.asarray(due))
+
+
+def teleport_with(
+    symmetry: AbstractLieSymmetry,
+    element: PyTree,
+    params: PyTree,
+    batch: PyTree = None,
+    *,
+    guard: Guard | None,
+    value_fn: Callable[[PyTree], Float[Array, ""]] | None = None,
+    gradient: PyTree = None,
+) -> TeleportStep:
+    """Teleports `params` by an element that was found without coordinates, unless the guard rejects it.
+
+    >>> import jax.numpy as jnp, symmetrax as sx
+    >>> task, x = sx.tasks.booth(), jnp.array([5.0, -5.0])
+    >>> quarter = task.symmetry().exp(jnp.array([jnp.pi / 2]))
+    >>> step = teleport_with(task.symmetry(), quarter, x, guard=None)
+    >>> bool(jnp.isclose(task.loss(x + step.jump.displacement), task.loss(x)))
+    True
+    """
+    jumped = jump(symmetry, element, params, batch, guard=guard, value_fn=value_fn, gradient=gradient)
+    return TeleportStep(symmetry, None, params, batch, element, jumped, jnp.array(True))
 
 
 def teleport_to(

@@ -18,16 +18,21 @@ from symmetrax.discovery._report import Discovery
 from symmetrax.discovery._scope import GROUPS
 from symmetrax.groups._diagonal import AbstractGroup
 from symmetrax.objectives._base import Objective, squared_gradient_norm
+from symmetrax.search._basis import AbstractElementSearch
 from symmetrax.search._closed_form import ClosedForm, has_closed_form
 from symmetrax.search._levelset import AbstractPointSearch
 from symmetrax.search._orbit import Orbit, evaluations_needed
 from symmetrax.search._searches import AbstractSearch, Ascent
 from symmetrax.symmetry._base import AbstractLieSymmetry
+from symmetrax.symmetry._network import NetworkSymmetry
 from symmetrax.teleportation._guard import Guard
-from symmetrax.teleportation._step import TeleportStep, teleport_by, teleport_to
+from symmetrax.teleportation._step import TeleportStep, teleport_by, teleport_to, teleport_with
 
 #: A symmetry; None for searches that need none; or "auto" to find the symmetries of the loss.
 SymmetryChoice = AbstractLieSymmetry | None | Literal["auto"]
+
+#: A search for coordinates, for an element or for a point; None for the default search.
+SearchChoice = AbstractSearch | AbstractElementSearch | AbstractPointSearch | None
 
 #: Bound of the default search: no scale changes by more than exp(BOUND), regardless of the scale of the loss.
 BOUND = 0.5
@@ -70,7 +75,7 @@ def teleport(
     batch: PyTree = None,
     *,
     objective: Objective = squared_gradient_norm,
-    search: AbstractSearch | AbstractPointSearch | None = None,
+    search: SearchChoice = None,
     guard: GuardChoice = "default",
 ) -> tuple[PyTree, Teleport]:
     """Moves `params` along a symmetry to where `objective` is larger, at the same loss.
@@ -103,8 +108,9 @@ def teleport(
             raise ValueError(
                 "`teleport` moves parameters for one batch: pass data, not a function that draws some."
             )
-        found = discovered(loss, params, batch)
-        symmetry = found.joined(compact=False)
+        rotates = isinstance(search, AbstractElementSearch)
+        found = discovered(loss, params, batch, compact=rotates)
+        symmetry = found.joined(compact=rotates)
 
     def whole(w, batch):
         return explained(loss, eqx.combine(w, rest), batch)
@@ -139,10 +145,12 @@ def discovered(
     params: PyTree,
     batch: PyTree,
     groups: Sequence[type[AbstractGroup]] = GROUPS,
+    compact: bool = False,
 ) -> Discovery:
     """Finds the symmetries of a loss, of which at least one can be teleported along.
 
-    Raises ValueError inside compiled code, and if there is no such symmetry.
+    Raises ValueError inside compiled code, and if there is no such symmetry. Rotations change no norms, so
+    they count only with `compact`.
 
     >>> import jax.numpy as jnp
     >>> product = lambda w, batch: jnp.sum((w["a"] @ w["b"]) ** 2)
@@ -156,7 +164,7 @@ def discovered(
             "found.joined(compact=False)."
         )
     found = find_symmetries(loss, params, jax.random.key(0), batch=batch, groups=groups)
-    whole = found.joined(compact=False)
+    whole = found.joined(compact=compact)
     if whole is None or whole.zero().size == 0:
         more = (
             ""
@@ -197,7 +205,7 @@ class Teleporter(NamedTuple):
 
     symmetry: AbstractLieSymmetry | None
     objective: Objective
-    search: AbstractSearch | AbstractPointSearch
+    search: AbstractSearch | AbstractElementSearch | AbstractPointSearch
     guard: Guard | None
 
     @classmethod
@@ -205,7 +213,7 @@ class Teleporter(NamedTuple):
         cls,
         symmetry: AbstractLieSymmetry | None,
         objective: Objective = squared_gradient_norm,
-        search: AbstractSearch | AbstractPointSearch | None = None,
+        search: SearchChoice = None,
         guard: GuardChoice = "default",
     ) -> "Teleporter":
         """Returns the teleporter with all defaults filled in; see `teleport` for the arguments."""
@@ -219,12 +227,31 @@ class Teleporter(NamedTuple):
         batch: PyTree = None,
         gradient: PyTree = None,
         count: Int[Array, ""] | int = 0,
+        memory: PyTree = None,
     ) -> TeleportStep:
-        """Searches and teleports. `gradient` is the gradient at `params`, if already known."""
+        """Searches and teleports. `gradient` is the gradient at `params`, if already known.
+
+        `memory` is what an `AbstractElementSearch` remembers; by default the gradient at `params` alone.
+        """
         if isinstance(self.search, AbstractPointSearch):
             displacement = optax.tree.sub(self.search(value_fn, params, batch).params, params)
             return teleport_to(displacement, params, guard=self.guard, value_fn=value_fn)
         assert self.symmetry is not None  # guaranteed by check_search
+        if isinstance(self.search, AbstractElementSearch):
+            assert isinstance(self.symmetry, NetworkSymmetry)  # checked by the search
+            if memory is None:
+                gradient = jax.grad(value_fn)(params) if gradient is None else gradient
+                memory = self.watched(self.search.init(self.symmetry, params), gradient, 0)
+            element = self.search(memory, self.symmetry, params, count)
+            return teleport_with(
+                self.symmetry,
+                element,
+                params,
+                batch,
+                guard=self.guard,
+                value_fn=value_fn,
+                gradient=gradient,
+            )
         orbit = Orbit(value_fn, params, self.symmetry, batch, self.objective, gradient, count)
         return teleport_by(
             self.symmetry,
@@ -243,13 +270,38 @@ class Teleporter(NamedTuple):
         """
         if isinstance(self.search, AbstractPointSearch):
             return float(self.search.evaluations())
+        if isinstance(self.search, AbstractElementSearch):
+            return 0.0 if known else 1.0
         assert self.symmetry is not None  # guaranteed by check_search
         cost = self.search.evaluations(self.symmetry)
         return evaluations_needed(self.symmetry, self.objective, cost, known)
 
     def zero(self) -> Float[Array, "..."] | None:
-        """The coordinates of the identity; None for a search without a group."""
-        return None if self.symmetry is None else self.symmetry.zero()
+        """The coordinates of the identity; None for a search without coordinates."""
+        if self.symmetry is None or isinstance(self.search, AbstractElementSearch):
+            return None
+        return self.symmetry.zero()
+
+    def memory(self, params: PyTree) -> PyTree:
+        """What the search remembers before the first step: () unless it is an `AbstractElementSearch`."""
+        if not isinstance(self.search, AbstractElementSearch):
+            return ()
+        assert isinstance(self.symmetry, NetworkSymmetry)  # checked by the search
+        return self.search.init(self.symmetry, params)
+
+    def watched(self, memory: PyTree, gradient: PyTree, count: Int[Array, ""] | int) -> PyTree:
+        """The memory after the gradient of step `count`."""
+        if not isinstance(self.search, AbstractElementSearch):
+            return memory
+        assert isinstance(self.symmetry, NetworkSymmetry)
+        return self.search.watch(memory, self.symmetry, gradient, count)
+
+    def carried(self, memory: PyTree, element: PyTree) -> PyTree:
+        """The memory in the coordinates after a teleport by `element`."""
+        if not isinstance(self.search, AbstractElementSearch):
+            return memory
+        assert isinstance(self.symmetry, NetworkSymmetry)
+        return self.search.carry(memory, self.symmetry, element)
 
     @property
     def carries_gradients(self) -> bool:
@@ -259,9 +311,9 @@ class Teleporter(NamedTuple):
 
 def check_search(
     symmetry: AbstractLieSymmetry | None,
-    search: AbstractSearch | AbstractPointSearch | None,
+    search: SearchChoice,
     objective: Objective = squared_gradient_norm,
-) -> AbstractSearch | AbstractPointSearch:
+) -> AbstractSearch | AbstractElementSearch | AbstractPointSearch:
     """Returns the search, by default the closed form where it applies, else a scale-free ascent.
 
     Raises ValueError if there is nothing to search.
@@ -277,6 +329,9 @@ def check_search(
             "A search along a group needs a symmetry, got symmetry=None: pass one, or search with LevelSet() "
             "or NullSpace(), which need none."
         )
+    if isinstance(search, AbstractElementSearch):
+        search.check(symmetry)
+        return search
     if symmetry.zero().size == 0:
         raise ValueError(
             f"{type(symmetry).__name__} has no continuous part to search in: its groups are discrete. "

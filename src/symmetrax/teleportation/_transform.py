@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -25,30 +25,39 @@ from symmetrax.schedules._schedule import (
     settled,
     watched,
 )
+from symmetrax.search._basis import AbstractElementSearch
 from symmetrax.search._levelset import AbstractPointSearch
-from symmetrax.search._searches import AbstractSearch
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.symmetry._network import NetworkSymmetry
 from symmetrax.teleportation._guard import NOT_MEASURED, OUTCOMES
-from symmetrax.teleportation._step import Transport
 from symmetrax.teleportation._teleport import (
     GuardChoice,
+    SearchChoice,
     SymmetryChoice,
     Teleporter,
     check_auto,
     discovered,
     settled_guard,
 )
-from symmetrax.teleportation._transport import carry, check_movable, groups_carried, makers
+from symmetrax.teleportation._transport import (
+    Carry,
+    TransportChoice,
+    carry,
+    check_movable,
+    groups_carried,
+    makers,
+    settled_transport,
+)
 
 
 class TeleportedState(NamedTuple):
     """State of `teleported`: the step count, the inner state, the last teleport and counts of all outcomes.
 
-    `algebra` (zeros if no teleport was due, None for searches without a group), `loss_change` and `outcome`
-    are as in `Teleport`. `outcomes[code]` counts the teleports that ended with each code of `OUTCOMES`:
-    outcomes[0] were accepted, the others rejected. `evaluations` counts the gradients spent by all searches
-    so far, and `progress` is the memory of a `Plateau`. Read them with `optax.tree.get(state, "outcomes")`.
+    `algebra` (zeros if no teleport was due, None for searches without coordinates), `loss_change` and
+    `outcome` are as in `Teleport`. `outcomes[code]` counts the teleports that ended with each code of
+    `OUTCOMES`: outcomes[0] were accepted, the others rejected. `evaluations` counts the gradients spent by
+    all searches so far, `progress` is the memory of a `Plateau`, and `memory` that of an
+    `AbstractElementSearch`. Read them with `optax.tree.get(state, "outcomes")`.
 
     >>> TeleportedState._fields[:6]
     ('count', 'inner', 'algebra', 'loss_change', 'outcome', 'outcomes')
@@ -62,6 +71,7 @@ class TeleportedState(NamedTuple):
     outcomes: Int[Array, " codes"]
     evaluations: Float[Array, ""]
     progress: Progress
+    memory: PyTree = ()
 
 
 class TeleportedTransformation(optax.GradientTransformationExtraArgs):
@@ -89,10 +99,10 @@ def teleported(
     symmetry: SymmetryChoice = None,
     *,
     objective: Objective = squared_gradient_norm,
-    search: AbstractSearch | AbstractPointSearch | None = None,
+    search: SearchChoice = None,
     schedule: Schedule = None,
     guard: GuardChoice = "default",
-    transport: Transport = "keep",
+    transport: TransportChoice = "default",
     loss: Callable[[PyTree, PyTree], Float[Array, ""]] | None = None,
     batch: PyTree = None,
 ) -> TeleportedTransformation:
@@ -110,7 +120,9 @@ def teleported(
     as `every_n_steps(10)`, or a `Plateau`. `transport` determines how a teleport changes the inner
     optimizer's state: "keep" leaves it, "reset" reinitializes it, and "carry" moves it with the parameters
     (momentum like gradients; squares exactly for scalings, signs and permutations), raising ValueError for
-    state it does not know.
+    state it does not know; `Carry` has a choice for squares along rotations. The default is "keep", and
+    `Carry("mean")` for a search that returns an element, such as `Eigenbasis`: that chooses a basis for the
+    optimizer, whose state must then move there too.
 
     `update` needs the extra argument `value_fn` (optax's name for a function from params to loss), and
     `batch` for data-dependent actions; a `Plateau` reads the loss from `value` if you pass it. If `value_fn`
@@ -121,10 +133,11 @@ def teleported(
 
     With `symmetry="auto"`, `init` finds the symmetries outside compiled code from `loss(params, batch)`. You
     must then pass `loss` here, and `batch` (or a function of a key that draws one) if the loss needs data.
-    All exact symmetries except rotations are used together. With transport="carry", only groups along which
-    the state of `inner` can be carried are considered (scalings, if it holds squares). `optimizer.found` is
-    the `Discovery`, made once per structure of the parameters. It is not part of the state, which holds only
-    arrays: in a new process, call `init` before you restore a saved state.
+    All exact symmetries except rotations are used together (and with `Eigenbasis` rotations too). With
+    transport="carry", only groups along which the state of `inner` can be carried are considered (scalings,
+    if it holds squares). `optimizer.found` is the `Discovery`, made once per structure of the parameters. It
+    is not part of the state, which holds only arrays: in a new process, call `init` before you restore a
+    saved state.
 
     >>> import jax, jax.numpy as jnp, optax, symmetrax as sx
     >>> task = sx.tasks.booth(start=[5.0, -5.0])
@@ -186,10 +199,10 @@ class _Teleported:
     inner: optax.GradientTransformation
     symmetry: SymmetryChoice
     objective: Objective
-    search: AbstractSearch | AbstractPointSearch | None
+    search: SearchChoice
     schedule: Schedule
     guard: GuardChoice
-    transport: Transport
+    transport: TransportChoice
     loss: Callable[[PyTree, PyTree], Float[Array, ""]] | None
     batch: PyTree
     discoveries: list[_Discovered] = dataclasses.field(default_factory=list)
@@ -197,12 +210,10 @@ class _Teleported:
     given: Teleporter | None = dataclasses.field(init=False, default=None)
 
     def __post_init__(self):
-        if self.transport not in get_args(Transport):
-            names = ", ".join(get_args(Transport))
-            raise ValueError(f"`transport` must be one of {names}, got {self.transport!r}.")
+        object.__setattr__(self, "transport", settled_transport(self.transport, self.search))
         if not isinstance(self.inner, optax.GradientTransformation):
             raise TypeError(f"`teleported` wraps an optax optimizer, got {type(self.inner).__name__}.")
-        if self.transport == "carry":
+        if isinstance(self.transport, Carry):
             if isinstance(self.search, AbstractPointSearch):
                 raise ValueError(
                     "transport='carry' moves the state by a group element, and this search has none: use "
@@ -231,10 +242,12 @@ class _Teleported:
             self._discover(params, state)
         teleporter = self._along(params)
         symmetry = teleporter.symmetry
-        if self.transport == "carry" and isinstance(symmetry, NetworkSymmetry):
+        if isinstance(self.transport, Carry) and isinstance(symmetry, NetworkSymmetry):
             # Raise for state that cannot be carried now, not at the first teleport.
-            identity = symmetry.identity()
-            eqx.filter_eval_shape(lambda s: carry(s, symmetry, identity, params, inner=self.inner), state)
+            identity, squares = symmetry.identity(), self.transport.squares
+            eqx.filter_eval_shape(
+                lambda s: carry(s, symmetry, identity, params, inner=self.inner, squares=squares), state
+            )
         return TeleportedState(
             count=jnp.zeros((), int),
             inner=state,
@@ -244,6 +257,7 @@ class _Teleported:
             outcomes=jnp.zeros(len(OUTCOMES), int),
             evaluations=jnp.zeros(()),
             progress=beginning(),
+            memory=teleporter.memory(params),
         )
 
     def update(self, updates, state, params=None, *, value_fn=None, batch=None, **extra):
@@ -267,6 +281,7 @@ class _Teleported:
             progress = watched(self.schedule, progress, value)
         moves = due(self.schedule, state.count, progress)
         teleporter = self._along(params)
+        state = state._replace(memory=teleporter.watched(state.memory, gradient, state.count))
 
         def stay() -> _Moved:
             return self._stay(start, state)
@@ -292,14 +307,14 @@ class _Teleported:
 
     def _move(self, teleporter: Teleporter, start: _Start, state: TeleportedState) -> _Moved:
         """Teleports, and carries gradient and inner state to the end."""
-        step = teleporter(start.value, start.numbers, start.batch, start.gradient, state.count)
+        step = teleporter(start.value, start.numbers, start.batch, start.gradient, state.count, state.memory)
         displacement, loss_change, outcome = step.jump
         inner = state.inner
         if self.transport == "reset":
             inner = self._stepper.init(start.after(displacement))
-        elif self.transport == "carry" and teleporter.symmetry is not None:
-            params = start.whole(start.numbers)
-            inner = carry(inner, teleporter.symmetry, step.element, params, start.batch, self.inner)
+        elif isinstance(self.transport, Carry) and teleporter.symmetry is not None:
+            params, squares = start.whole(start.numbers), self.transport.squares
+            inner = carry(inner, teleporter.symmetry, step.element, params, start.batch, self.inner, squares)
         if teleporter.carries_gradients:
             gradient = step.gradient(start.gradient)
         else:
@@ -311,6 +326,7 @@ class _Teleported:
             outcome=outcome.astype(state.outcome.dtype),
             outcomes=state.outcomes.at[outcome].add(1),
             evaluations=state.evaluations + teleporter.evaluations(known=True),
+            memory=teleporter.carried(state.memory, step.element) if step.symmetry is not None else (),
         )
         return _Moved(displacement, gradient, recorded)
 
@@ -350,10 +366,12 @@ class _Teleported:
         structure = _structure(params)
         if all(found.structure != structure for found in self.discoveries):
             assert self.loss is not None  # checked when the optimizer was made
-            carries = self.transport == "carry"
-            groups = groups_carried(state, params, self.inner) if carries else GROUPS
-            found = discovered(self.loss, params, self.batch, groups)
-            teleporter = self._teleporter(found.joined(compact=False))
+            groups = GROUPS
+            if isinstance(self.transport, Carry):
+                groups = groups_carried(state, params, self.inner, self.transport.squares)
+            rotates = isinstance(self.search, AbstractElementSearch)
+            found = discovered(self.loss, params, self.batch, groups, compact=rotates)
+            teleporter = self._teleporter(found.joined(compact=rotates))
             self.discoveries.append(_Discovered(structure, found, teleporter))
 
 

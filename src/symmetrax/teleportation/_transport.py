@@ -1,9 +1,10 @@
 """Transport of an optimizer's state with the parameters, when these jump."""
 
+import dataclasses
 import functools
 import types
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal, get_args
 
 import equinox as eqx
 import jax
@@ -16,6 +17,7 @@ from symmetrax.discovery._certify import as_pattern
 from symmetrax.discovery._scope import GROUPS, MATRICES
 from symmetrax.groups._diagonal import AbstractGroup, PositiveDiagonal
 from symmetrax.groups._matrices import GeneralLinear
+from symmetrax.search._basis import AbstractElementSearch
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.symmetry._network import NetworkSymmetry
 from symmetrax.symmetry._shift import LogitShift
@@ -80,6 +82,56 @@ MISNAMED = {
 LINEAR = ("TraceState", "EmaState")
 
 
+#: How averages of squared gradients are moved along rotations and other groups that mix entries.
+Squares = Literal["exact", "mean", "keep"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Carry:
+    """Moves an optimizer's state with the parameters: transport="carry", with a choice for squares.
+
+    Averages of gradients move exactly. Averages of *squared* gradients determine the averages after a
+    teleport only along scalings, signs and permutations. Along groups that mix entries (rotations, general
+    linear groups), `squares="exact"` raises ValueError, "mean" moves them as if the entries were
+    uncorrelated, by the squares of the matrix entries, and "keep" leaves them unchanged there and moves them
+    exactly elsewhere.
+
+    >>> import jax.numpy as jnp, optax, symmetrax as sx
+    >>> params = {"a": jnp.ones((2, 3)), "b": jnp.ones((3, 2))}
+    >>> symmetry = sx.models.low_rank_symmetry(params, "a", "b")
+    >>> optimizer = sx.teleported(optax.adam(0.1), symmetry, transport=Carry("mean"))
+    >>> int(optimizer.init(params).count)
+    0
+    """
+
+    squares: Squares = "exact"
+
+    def __post_init__(self):
+        if self.squares not in get_args(Squares):
+            names = ", ".join(map(repr, get_args(Squares)))
+            raise ValueError(f"`squares` must be one of {names}, got {self.squares!r}.")
+
+
+#: What a teleport does to the state of the inner optimizer.
+TransportChoice = Literal["default", "keep", "carry", "reset"] | Carry
+
+
+def settled_transport(transport: TransportChoice, search: Any) -> Literal["keep", "reset"] | Carry:
+    """Resolves "default" and "carry". Raises ValueError for other names.
+
+    >>> settled_transport("carry", None), settled_transport("default", None)
+    (Carry(squares='exact'), 'keep')
+    """
+    match transport:
+        case "default":
+            return Carry("mean") if isinstance(search, AbstractElementSearch) else "keep"
+        case "carry":
+            return Carry()
+        case Carry() | "keep" | "reset":
+            return transport
+    raise ValueError(f"`transport` must be 'keep', 'carry', 'reset' or a Carry, got {transport!r}.")
+
+
 def carry(
     state: PyTree,
     symmetry: AbstractLieSymmetry,
@@ -87,12 +139,14 @@ def carry(
     params: PyTree,
     batch: PyTree = None,
     inner: optax.GradientTransformation | None = None,
+    squares: Squares = "exact",
 ) -> PyTree:
     """Returns the optimizer's state after the parameters moved from `params` to `act(element, params)`.
 
     Each part transforms according to its meaning, known from its optax field name: averages of gradients
     (`mu`, `trace`) by the inverse transpose, like gradients; averages of squared gradients (`nu`,
-    `sum_of_squares`) entry by entry, exact for scalings, signs and permutations; points like the parameters.
+    `sum_of_squares`) entry by entry, exact for scalings, signs and permutations, and as `squares` says for
+    groups that mix entries (see `Carry`); points like the parameters.
     Counts and hyperparameters stay unchanged. Raises ValueError for an unknown field, for squares under a
     group that mixes entries, and for averages of *steps*, which occur behind a dividing stage of a chain, as
     in the momentum of `optax.rmsprop`.
@@ -112,7 +166,7 @@ def carry(
     >>> print(trace["w1"], trace["w2"])
     [[0.5]] [[2.]]
     """
-    moves = _moves(symmetry, element, params, batch)
+    moves = _moves(symmetry, element, params, batch, squares)
     # The types of a state are not enough: several optimizers keep other quantities in a state of Adam's type.
     made_by = set() if inner is None else makers(inner)
     check_movable(made_by)
@@ -181,7 +235,7 @@ def _is_made_by(name: str, made_by: set[str]) -> bool:
 
 
 def _moves(
-    symmetry: AbstractLieSymmetry, element: PyTree, params: PyTree, batch: PyTree
+    symmetry: AbstractLieSymmetry, element: PyTree, params: PyTree, batch: PyTree, how: Squares
 ) -> dict[str, Callable[[PyTree], PyTree]]:
     """Returns how each kind of entry in an optimizer's state transforms under a jump."""
 
@@ -203,9 +257,19 @@ def _moves(
 
     gradients = whole(lambda tree: symmetry.transport_gradient(element, params, tree, batch))
     displacements = whole(lambda tree: symmetry.transport_tangent(element, params, tree, batch))
-    squares = whole(
-        lambda tree: _exact(symmetry, "squared gradients").transport_squared_gradient(element, tree)
-    )
+
+    def move_squares(tree: PyTree) -> PyTree:
+        if how == "exact" or not isinstance(symmetry, NetworkSymmetry):
+            return _exact(symmetry, "squared gradients").transport_squared_gradient(element, tree)
+        if how == "mean":
+            return symmetry.transport_mean_squares(element, tree)
+        unmixed = [name for name, group in symmetry.spaces.items() if not group.rotates]
+        if not unmixed:
+            return tree
+        part = {name: element[name] for name in unmixed}
+        return symmetry.only(*unmixed).transport_squared_gradient(part, tree)
+
+    squares = whole(move_squares)
     squared_displacements = whole(
         lambda tree: _exact(symmetry, "squared updates").transport_squared_tangent(element, tree)
     )
@@ -230,7 +294,7 @@ def _moves(
 
 
 def groups_carried(
-    state: PyTree, params: PyTree, inner: optax.GradientTransformation
+    state: PyTree, params: PyTree, inner: optax.GradientTransformation, squares: Squares = "exact"
 ) -> tuple[type[AbstractGroup], ...]:
     """Returns the groups known to `find_symmetries` along which `carry` can move this state.
 
@@ -252,7 +316,9 @@ def groups_carried(
         spec = " ".join(["g", *"_" * (len(shape) - 1)])
         symmetry = NetworkSymmetry({"g": group(shape[0])}, {as_pattern(name): spec}, params)
         eqx.filter_eval_shape(
-            lambda s, p: carry(s, symmetry, symmetry.identity(), p, inner=inner), state, params
+            lambda s, p: carry(s, symmetry, symmetry.identity(), p, inner=inner, squares=squares),
+            state,
+            params,
         )
 
     if not axes:

@@ -1,0 +1,67 @@
+"""The language models: text, architectures, and their symmetries."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import symmetrax as sx
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+SMALL = sx.tasks.Architecture(width=16, layers=2, heads=4, kv_heads=2, hidden=12, context=10)
+TEXT = sx.tasks.Text(np.arange(500) % 11, np.arange(400) % 7, "abcdefghijk")
+
+
+def task(**changes):
+    return sx.tasks.LanguageModel(TEXT, dataclasses.replace(SMALL, **changes), batch_size=4)
+
+
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+@pytest.mark.parametrize("normalized", [False, True])
+@pytest.mark.parametrize("gated", [False, True])
+def test_symmetries_hold(float64, positions, normalized, gated):
+    one = task(positions=positions, normalized=normalized, gated=gated)
+    params = jax.tree.map(lambda w: w.astype(float), one.init(jax.random.key(0)))
+    batch = one.batch(jax.random.key(1))
+    assert sx.verify(one.loss, params, one.symmetry(), jax.random.key(2), batch).outcome.startswith("exact")
+
+
+def test_no_letter_sees_those_that_follow(float64):
+    one = task(positions="rotary")
+    params, letters = one.init(jax.random.key(0)), jnp.arange(20).reshape(2, 10) % 11
+    changed = letters.at[:, 6].set(0)
+    before, after = one.logits(params, letters), one.logits(params, changed)
+    np.testing.assert_allclose(before[:, :6], after[:, :6], atol=1e-6)
+    assert not np.allclose(before[:, 6:], after[:, 6:], atol=1e-3)
+
+
+def test_rotary_positions_see_distances_only(float64):
+    one = task(positions="rotary", layers=1)
+    params = one.init(jax.random.key(0))
+    once, twice = jnp.array([[3, 1, 4]]), jnp.array([[3, 1, 4, 3, 1, 4]])
+    # A prefix does not change how the first letters look at each other.
+    np.testing.assert_allclose(one.logits(params, once), one.logits(params, twice)[:, :3], atol=1e-6)
+
+
+def test_training_text_and_test_text_do_not_meet():
+    text = sx.tasks.standard_library(modules=3)
+    assert len(text.test) == pytest.approx(0.1 * (len(text.train) + len(text.test)), abs=2)
+    assert max(text.train.max(), text.test.max()) < len(text.alphabet)
+    one = dataclasses.replace(task(), text=sx.tasks.Text(np.zeros(50, int), np.ones(50, int), "ab"))
+    assert not np.any(one.batch(jax.random.key(0)))
+
+
+def test_halves_give_about_the_same_loss():
+    one = task()
+    params, batch = one.init(jax.random.key(0)), one.batch(jax.random.key(1))
+    half = dataclasses.replace(one, dtype=jnp.bfloat16).loss(params, batch)
+    assert half.dtype == jnp.float32
+    np.testing.assert_allclose(half, one.loss(params, batch), rtol=0.02)
+
+
+def test_heads_that_do_not_divide_the_width():
+    with pytest.raises(ValueError, match="`heads` must divide `width`"):
+        sx.tasks.Architecture(width=10, heads=4)
