@@ -18,17 +18,9 @@ from symmetrax.studies.core._console import Reporter
 from symmetrax.studies.core._folder import RunFolder
 from symmetrax.studies.core._hand_made import descent
 from symmetrax.studies.core._meta_training import Budget, Validation
+from symmetrax.studies.core._run_facts import facts, learned_constant, learned_course, left_out, step_medians
 from symmetrax.studies.core._runner import run_study, show_study
-from symmetrax.studies.core._runs import (
-    Runs,
-    facts,
-    learned_constant,
-    learned_course,
-    left_out,
-    resumable,
-    run_many,
-    step_medians,
-)
+from symmetrax.studies.core._runs import Runs, resumable, run_many
 from symmetrax.tasks._families import make_family
 
 TINY = Networks(units=4, width=4, small_width=4)

@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Float
 
 from symmetrax.studies.core._console import number
-from symmetrax.studies.core._runs import Runs, step_medians
+from symmetrax.studies.core._run_facts import step_medians
+from symmetrax.studies.core._runs import Runs
 from symmetrax.studies.core._statistics import Interval, compare, summary, t_interval, verdict
 
 SOURCE = "arXiv:2504.15399, section 5.2"

@@ -10,7 +10,9 @@ from jaxtyping import Float
 from symmetrax.studies import plane
 from symmetrax.studies.core._console import Reporter, number, titled_table
 from symmetrax.studies.core._folder import RunFolder
-from symmetrax.studies.core._runner import OWN, Run
+from symmetrax.studies.core._match import Match
+from symmetrax.studies.core._played import OWN
+from symmetrax.studies.core._runner import Run
 from symmetrax.studies.core._runs import Runs
 from symmetrax.studies.core._statistics import LEVEL, intervals, log_ratios, verdict
 
@@ -186,7 +188,7 @@ def plane_gains(
     budget = dataclasses.replace(study.budget, runs=runs)
     size: dict[str, Any] = {"seed": seed, "seeds": seeds, "tasks": tasks, "budget": budget}
     small = dataclasses.replace(study, arms=arms, tests=None, **size)
-    played = Run(small, folder, reporter).play(family)
+    played = Match(Run(small, folder, reporter), family).played()
     losses = played.losses(OWN, played.steps)
     ratios = {name: log_ratios(losses[name], losses["vanilla"]) for name in names[1:]}
     found = intervals(ratios)
