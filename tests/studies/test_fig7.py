@@ -215,8 +215,10 @@ def test_every_claim_is_about_arms_there_are():
     for name in SPECS:
         names |= {control.name for control in controls(learned_arm(name, "uniform", TINY, 4))}
         names |= {f"gd-at-{name}", f"as-long-as-{name}"}
-    assert {name for claim in CLAIMS for name in claim[:2]} <= names
-    assert {pair for pairs in QUESTIONS.values() for pair in pairs} <= {claim[:2] for claim in CLAIMS}
+    assert {name for claim in CLAIMS for name in (claim.first, claim.second)} <= names
+    assert {pair for pairs in QUESTIONS.values() for pair in pairs} <= {
+        (claim.first, claim.second) for claim in CLAIMS
+    }
 
 
 def test_verdicts_are_at_both_epochs_and_say_who_was_still_improving():
