@@ -112,7 +112,7 @@ class Match:
         task = self.family.task(self.family.draw(jax.random.key(0)), self.family.shapes[0])
         runs: dict[str, Runs] = {}
         cards: dict[str, dict[str, Any]] = {}
-        watch = () if arm.counts is None else (arm.counts,)
+        watch = _watched(arm)
         for name, make in {arm.name: arm.make, **{c.name: c.rule(arm.make) for c in controls}}.items():
             for test, tasks_of in self.tests.items():
                 made: dict[str, Runs] = {}
@@ -146,6 +146,7 @@ class Match:
         for shape in family.shapes:
             place = arm.make, family.name, shape
             if place not in self._found:
+                size, parts = self._size(family)
                 self._found[place] = tune(
                     arms,
                     family,
@@ -153,8 +154,10 @@ class Match:
                     horizons=self.horizons,
                     tasks=tasks,
                     shape=shape,
-                    measure=self.study.measure if self.study.tuned_by else None,
+                    measure=self.study.measure,
                     by=self.study.tuned_by,
+                    watch=_watched(arm),
+                    block=(self.study.seeds, size // (parts or 1)),
                 )
             for steps, by_arm in self._found[place].items():
                 best[steps][shape] = by_arm[arm.name]
@@ -162,6 +165,12 @@ class Match:
 
     def _kept(self, ran: Runs) -> Runs:
         return ran if self.study.points is None else ran.at(self.study.points(self.horizons))
+
+    def _size(self, family: AbstractTaskFamily) -> tuple[int, int | None]:
+        """The number of unseen tasks of each seed, and of the parts in which they run."""
+        tasks, parts = self.study.tasks_on(family), self.study.parts
+        # Two parts time the second; an odd number of tasks runs twice.
+        return tasks, None if parts and tasks % parts else parts
 
     def roll_out(
         self,
@@ -177,15 +186,9 @@ class Match:
         `networks` may be a dict with those for each shape. `options` replace the study's own, of `run_many`.
         """
         study, keys = self.study, self.run.streams.test if keys is None else keys
-        given: dict[str, Any] = {
-            "steps": self.steps,
-            "tasks": study.tasks_on(family),
-            "watch": study.watch,
-            "measure": study.measure,
-            # Two parts time the second; an odd number of tasks runs twice.
-            "parts": None if study.parts and study.tasks_on(family) % study.parts else study.parts,
-        }
-        given |= options
+        tasks, parts = self._size(family)
+        given: dict[str, Any] = {"steps": self.steps, "tasks": tasks, "parts": parts}
+        given |= {"watch": study.watch, "measure": study.measure, **options}
         shapes = shapes or family.shapes
         by_shape = isinstance(networks, Mapping) and all(shape in networks for shape in shapes)
         return joined(
@@ -228,6 +231,11 @@ class Match:
         path = self.run.folder.path / "artifacts" / f"{arm.name if self.run.several else name}.safetensors"
         first = jax.tree.map(lambda x: x[0] if eqx.is_array(x) else x, trained.networks)
         save(first, path, training=training, evaluation=evaluation)
+
+
+def _watched(arm: Tuned) -> tuple[str, ...]:
+    """What runs of an arm record of its optimizer's state."""
+    return () if arm.counts is None else (arm.counts,)
 
 
 def _facts(ran: Runs, how: MakeTransform | None, extra: float | int) -> dict[str, Any]:
