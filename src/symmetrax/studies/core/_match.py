@@ -22,7 +22,7 @@ from symmetrax.studies.core._run_facts import due, facts
 from symmetrax.studies.core._runs import Runs, joined, resumable, run_many
 from symmetrax.studies.core._statistics import summary
 from symmetrax.studies.core._tuning import for_seeds, tune
-from symmetrax.tasks._base import AbstractTaskFamily
+from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
 
 if TYPE_CHECKING:  # the runner imports this
     from symmetrax.studies.core._runner import Run
@@ -109,7 +109,6 @@ class Match:
             if arm.anew or test == OWN
         }
         chosen = {test: _chosen(by) for test, by in best.items()}
-        task = self.family.task(self.family.draw(jax.random.key(0)), self.family.shapes[0])
         runs: dict[str, Runs] = {}
         cards: dict[str, dict[str, Any]] = {}
         watch = _watched(arm)
@@ -128,7 +127,7 @@ class Match:
                         made[str(hyper)] = self._kept(ran)
                         # Only at first: at the optimum a line search tries in vain.
                         trials = sum(np.mean(ran.recorded[x][..., : self.horizons[0]]) for x in watch)
-                        found = _facts(ran, None, float(arm.extra(task) + trials))
+                        found = _facts(ran, None, float(arm.extra(self._example) + trials))
                         _note(cards, name, test, found | {"hyperparameters": chosen.get(test, chosen[OWN])})
                     runs[_name(test, name, steps)] = made[str(hyper)]
         return runs, cards
@@ -165,6 +164,12 @@ class Match:
 
     def _kept(self, ran: Runs) -> Runs:
         return ran if self.study.points is None else ran.at(self.study.points(self.horizons))
+
+    @functools.cached_property
+    def _example(self) -> AbstractTask:
+        """A task of the family, compiled as a whole: to draw it op by op takes longer."""
+        drawn = eqx.filter_jit(lambda family, key: family.draw(key))(self.family, jax.random.key(0))
+        return self.family.task(drawn, self.family.shapes[0])
 
     def _size(self, family: AbstractTaskFamily) -> tuple[int, int | None]:
         """The number of unseen tasks of each seed, and of the parts in which they run."""
