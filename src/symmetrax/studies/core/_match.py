@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
@@ -234,7 +235,10 @@ class Match:
         evaluation["loss_median"] = did["loss_median"][-1]
         evaluation |= {f"test_{key}": float(np.mean(values)) for key, values in ran.measured.items()}
         path = self.run.folder.path / "artifacts" / f"{arm.name if self.run.several else name}.safetensors"
-        first = jax.tree.map(lambda x: x[0] if eqx.is_array(x) else x, trained.networks)
+        # On the host: on a device the slice of every shape is a program.
+        first = jax.tree.map(
+            lambda x: jnp.asarray(np.asarray(x)[0]) if eqx.is_array(x) else x, trained.networks
+        )
         save(first, path, training=training, evaluation=evaluation)
 
 

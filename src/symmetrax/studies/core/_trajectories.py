@@ -43,7 +43,10 @@ def paths(
         else:
             assert isinstance(arm, Learned)  # a control has no networks of its own
             network, _ = load(run.folder.path / "artifacts" / f"{name}.safetensors")
-            make, networks = arm.rule_for(steps), jax.tree.map(lambda x: jnp.asarray(x)[None], network)
+            make, networks = (
+                arm.rule_for(steps),
+                jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[None]), network),
+            )
             watch = ("algebra", "outcome", "previous") if arm.rule.teleports else ()
             first += [name] if arm.rule.order == "teleport-first" else []
         traces[name], _ = evaluate(make, networks, family, key, watch=watch, **options)
