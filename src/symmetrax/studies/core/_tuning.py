@@ -59,12 +59,17 @@ def tune(
     options: dict[str, Any] = {"steps": max(horizons), "shape": shape, "watch": watch, "measure": measure}
     for sharing in _sharing(arms):
         pairs = sorted({pair for arm in sharing for pair in itertools.product(arm.rates, arm.momenta)})
+        if len(pairs) == 1:  # nothing to choose
+            ((rate, momentum),) = pairs
+            for found in best.values():
+                found |= {arm.name: {"rate": rate, "momentum": momentum} for arm in sharing}
+            continue
         rates, momenta = (np.asarray(values, np.float32) for values in zip(*pairs, strict=True))
         points = {**for_seeds(sharing[0].fixed, len(pairs)), "rate": rates, "momentum": momenta}
         ran = _run_points(sharing[0].make, points, family, key, tasks, block, options)
         if by:
-            found = ran.measured[by]
-            finals = np.where(np.isfinite(found), found.astype(float), 1e300)  # between infinities lies NaN
+            last = ran.measured[by]
+            finals = np.where(np.isfinite(last), last.astype(float), 1e300)  # between infinities lies NaN
             scores = [np.quantile(finals, score, axis=1).tolist()] * len(horizons)
         else:
             first = ran.losses[..., 0]
