@@ -10,7 +10,7 @@ import pytest
 
 import symmetrax as sx
 from symmetrax.studies import classification
-from symmetrax.studies._classification_verdicts import ASKED, QUESTIONS, answers, judge
+from symmetrax.studies._classification_verdicts import CLAIMS, QUESTIONS, answers, judge
 from symmetrax.studies._classifiers import (
     CONTROLS,
     TRAINED,
@@ -180,7 +180,7 @@ def test_arms_are_built_as_they_are_named():
         assert arm.rule.transport == trains.transport, name
     assert {of for of, _ in CONTROLS.values()} <= set(TRAINED)
     known = set(with_controls(tuple(TRAINED)))
-    asked = {name for row in ASKED for name in row[:2]} | {
+    asked = {name for claim in CLAIMS for name in (claim.first, claim.second)} | {
         n for q in QUESTIONS.values() for p in q for n in p
     }
     assert asked <= known

@@ -18,17 +18,9 @@ from symmetrax.studies.core._console import Reporter
 from symmetrax.studies.core._folder import RunFolder
 from symmetrax.studies.core._hand_made import descent
 from symmetrax.studies.core._meta_training import Budget, Validation
+from symmetrax.studies.core._run_facts import facts, learned_constant, learned_course, left_out, step_medians
 from symmetrax.studies.core._runner import run_study, show_study
-from symmetrax.studies.core._runs import (
-    Runs,
-    facts,
-    learned_constant,
-    learned_course,
-    left_out,
-    resumable,
-    run_many,
-    step_medians,
-)
+from symmetrax.studies.core._runs import Runs, resumable, run_many
 from symmetrax.tasks._families import make_family
 
 TINY = Networks(units=4, width=4, small_width=4)
@@ -223,8 +215,10 @@ def test_every_claim_is_about_arms_there_are():
     for name in SPECS:
         names |= {control.name for control in controls(learned_arm(name, "uniform", TINY, 4))}
         names |= {f"gd-at-{name}", f"as-long-as-{name}"}
-    assert {name for claim in CLAIMS for name in claim[:2]} <= names
-    assert {pair for pairs in QUESTIONS.values() for pair in pairs} <= {claim[:2] for claim in CLAIMS}
+    assert {name for claim in CLAIMS for name in (claim.first, claim.second)} <= names
+    assert {pair for pairs in QUESTIONS.values() for pair in pairs} <= {
+        (claim.first, claim.second) for claim in CLAIMS
+    }
 
 
 def test_verdicts_are_at_both_epochs_and_say_who_was_still_improving():

@@ -16,8 +16,9 @@ from symmetrax.studies.core._console import Reporter
 from symmetrax.studies.core._correlations import CLOSEST, MEASURES, correlations, fisher_interval
 from symmetrax.studies.core._folder import RunFolder
 from symmetrax.studies.core._meta_training import Budget
+from symmetrax.studies.core._run_facts import due
 from symmetrax.studies.core._runner import run_study, show_study
-from symmetrax.studies.core._runs import due, run_many
+from symmetrax.studies.core._runs import run_many
 from symmetrax.studies.core._streams import Streams
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -14,7 +14,7 @@ import symmetrax as sx
 from symmetrax.cli import main
 from symmetrax.studies._registry import study_of
 from symmetrax.studies.core._digest import digest
-from symmetrax.studies.core._runs import due
+from symmetrax.studies.core._run_facts import due
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -163,7 +163,7 @@ def test_wide_networks_have_fewer_runs_and_all_seeds():
     assert max(width[0] for width in widths) == 512
     assert {len(width) for width in widths} >= {2, 8}
     (family,) = STUDY.made()
-    for own in (family, *transfer.tests(STUDY, family).values()):
+    for own in (family, *transfer.other_networks(STUDY, family).values()):
         assert STUDY.tasks_on(own) >= 2
         assert STUDY.tasks_on(own) % 2 == 0
         shapes = jax.eval_shape(own.task(()).init, jax.random.key(0))

@@ -7,8 +7,10 @@ import numpy as np
 from jaxtyping import Float
 
 from symmetrax.studies.core._console import number
-from symmetrax.studies.core._runs import Runs, step_medians
+from symmetrax.studies.core._run_facts import step_medians
+from symmetrax.studies.core._runs import Runs
 from symmetrax.studies.core._statistics import Interval, compare, summary, t_interval, verdict
+from symmetrax.studies.core._study import Claim
 
 SOURCE = "arXiv:2504.15399, section 5.2"
 CONTROL = "not in the paper: a control"
@@ -16,8 +18,8 @@ CONTROL = "not in the paper: a control"
 #: Arms that every other is compared with.
 REFERENCES = ("lr", "lr-tele", "lr-tele-momentum", "update", "whole-lr", "whole-lr-tele", "adam")
 
-#: (ours, theirs, claim, source): ours ends lower.
-ASKED = (
+#: Claims: the first arm ends lower than the second.
+_ROWS = (
     ("lr-tele", "lr", "teleports help a learned step size", CONTROL),
     ("lr-tele", "lr-tele-off", "they help at test: better than switched off", CONTROL),
     (
@@ -63,6 +65,7 @@ ASKED = (
     ("update-tele", "adam", "a learned update with teleports beats tuned Adam", CONTROL),
     ("whole-lr-tele-momentum", "adam", "algorithm 3 beats tuned Adam", CONTROL),
 )
+CLAIMS = tuple(Claim(*row) for row in _ROWS)
 
 #: A question, and the comparisons that must all come out for "yes"; the first is the plain one.
 QUESTIONS = {
@@ -145,10 +148,11 @@ def versus(group: dict[str, Any], ours: str, theirs: str) -> Interval | None:
 def judge(name: str, group: dict[str, Any]) -> list[dict[str, Any]]:
     """The verdicts of a group, by the loss on all training images."""
     rows = []
-    for ours, theirs, claim, source in ASKED:
+    for claim in CLAIMS:
+        ours, theirs = claim.first, claim.second
         interval = versus(group, ours, theirs)
         if interval is not None:
-            row = verdict(f"{name}: {claim} ({ours} against {theirs})", source, interval)
+            row = verdict(f"{name}: {claim.text} ({ours} against {theirs})", claim.source, interval)
             rows.append({**row, "group": name, "ours": ours, "theirs": theirs})
     return rows
 

@@ -28,7 +28,8 @@ from symmetrax.learned._update_rule import UpdateRule
 from symmetrax.studies.core._arm import Build, BuildJoint, Control, Learned, switched_off
 from symmetrax.studies.core._control_networks import AbstractControl, RandomDirection
 from symmetrax.studies.core._hand_made import MOMENTA, adam, descent
-from symmetrax.studies.core._runs import Runs, learned_constant
+from symmetrax.studies.core._run_facts import learned_constant
+from symmetrax.studies.core._runs import Runs
 from symmetrax.tasks._base import AbstractTask
 from symmetrax.tasks._data import Images, digits, mnist
 from symmetrax.tasks._supervised import Classification, ImageFamily, Widths

@@ -19,7 +19,8 @@ from symmetrax.learned._neurons import PerNeuronLSTM
 from symmetrax.learned._update_rule import UpdateRule
 from symmetrax.studies.core._arm import Build, BuildJoint, Control, Learned, switched_off
 from symmetrax.studies.core._control_networks import AbstractControl, Fixed, RandomDirection
-from symmetrax.studies.core._runs import Runs, learned_constant
+from symmetrax.studies.core._run_facts import learned_constant
+from symmetrax.studies.core._runs import Runs
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.tasks._regression import Action, RegressionFamily, Start
 from symmetrax.teleportation._guard import Guard

@@ -11,7 +11,8 @@ from jaxtyping import Array, PyTree
 from symmetrax.studies._fig7_arms import FIRST
 from symmetrax.studies.core._arm import Control, Tuned
 from symmetrax.studies.core._hand_made import descent
-from symmetrax.studies.core._runs import Runs, learned_constant, learned_course, left_out
+from symmetrax.studies.core._run_facts import learned_constant, learned_course, left_out
+from symmetrax.studies.core._runs import Runs
 from symmetrax.tasks._base import AbstractTask
 
 #: Learning rates that are tried; the published one is 3e-4.

@@ -10,56 +10,57 @@ from jaxtyping import Float
 from symmetrax.studies import plane
 from symmetrax.studies.core._console import Reporter, number, titled_table
 from symmetrax.studies.core._folder import RunFolder
-from symmetrax.studies.core._runner import OWN, Run
+from symmetrax.studies.core._match import Match
+from symmetrax.studies.core._played import OWN, judged
+from symmetrax.studies.core._runner import Run
 from symmetrax.studies.core._runs import Runs
-from symmetrax.studies.core._statistics import LEVEL, intervals, log_ratios, verdict
+from symmetrax.studies.core._statistics import LEVEL, intervals, log_ratios
+from symmetrax.studies.core._study import Claim
 
 FIGURE = "section 5.2, figure 7"
 BEFORE = "arXiv:2305.13404, learning to teleport"
 CONTROL = "not in the paper: a control"
 
-#: Claims: the first arm is better than the second.
+#: What the controls ask: the first arm is better than the second.
+_CONTROLS = (
+    ("lr-tele", "lr", "teleports help a learned step size"),
+    ("lr-tele", "lr-tele-off", "(lr, tele) needs its teleports at test"),
+    ("lr-tele", "lr-tele-random", "elements of (lr, tele) beat random ones of their size"),
+    ("lr-tele", "gd-at-lr-tele", "(lr, tele) beats gradient descent at its median step size"),
+    ("lr-tele", "lr-tele-constant", "(lr, tele) beats itself at its median step size"),
+    ("lr-tele", "as-long-as-lr-tele", "(lr, tele) beats gradient steps of its lengths"),
+    ("lr-tele", "warm", "(lr, tele) beats descent tuned after a first step at 1e-4"),
+    ("lr-momentum", "lr", "learned momentum helps without teleports"),
+    ("lr-momentum", "warm-momentum", "(lr, momentum) beats momentum tuned after such a step"),
+    ("lr-tele-momentum", "warm-momentum", "algorithm 3 beats momentum tuned after such a step"),
+    ("lr-tele-momentum", "lr-momentum", "teleports help beside learned momentum"),
+    ("lr-tele-momentum", "lr-tele-momentum-off", "algorithm 3 needs its teleports at test"),
+    ("lr-tele-momentum", "lr-tele-momentum-random", "elements of algorithm 3 beat random ones"),
+    ("lr-tele-momentum", "gd-at-lr-tele-momentum", "algorithm 3 beats descent at its median step"),
+    ("lr-tele-momentum", "lr-tele-momentum-constant", "algorithm 3 beats itself at its median step"),
+    ("lr-tele-momentum", "lr-tele-momentum-no-momentum", "algorithm 3 needs its momentum at test"),
+    ("lr-tele-momentum", "lr-tele-momentum-constant-momentum", "algorithm 3 beats its median momentum"),
+    ("lr-tele-momentum", "as-long-as-lr-tele-momentum", "algorithm 3 beats descent of its lengths"),
+    ("lr-tele-momentum", "as-printed", "algorithm 3 as repaired beats it as printed"),
+    ("lr-tele-momentum-output", "lr-tele-momentum", "2305.13404's action beats 2205.10637's in it"),
+    ("lr-tele-momentum-sized", "lr-tele-momentum", "elements of learned size beat size 0.01 in it"),
+    ("every-10", "lr-momentum", "a teleport every ten steps helps beside learned momentum"),
+    ("every-10-carry", "every-10", "carrying the velocity along beats keeping it"),
+    ("every-10-reset", "every-10", "resetting the velocity beats keeping it"),
+    ("every-10-reset", "every-10-reset-only-reset", "teleports with resets beat the resets alone"),
+    ("update-tele", "update-tele-off", "(update, tele) needs its teleports at test"),
+    ("update-tele", "update-tele-random", "elements of (update, tele) beat random ones"),
+    ("coordinates-neurons", "coordinates", "per-neuron teleports help a coordinate-wise update"),
+    ("coordinates-neurons", "coordinates-neurons-off", "per-neuron teleports help at test"),
+    ("coordinates-neurons", "coordinates-neurons-random", "per-neuron teleports beat random ones"),
+)
 CLAIMS = (
-    ("lr-tele-momentum", "lr-tele", "(lr, tele, momentum) beats (lr, tele)", FIGURE),
-    ("lr-tele-momentum", "gd-3e-4", "(lr, tele, momentum) beats gradient descent at 3e-4", FIGURE),
-    ("lr-tele", "gd-3e-4", "(lr, tele) beats gradient descent at 3e-4", BEFORE),
-    ("update-tele", "update", "(update, tele) beats (update)", BEFORE),
-    ("update", "lr-tele", "(update) beats (lr, tele)", BEFORE),
-    ("lr-tele", "lr", "teleports help a learned step size", CONTROL),
-    ("lr-tele", "lr-tele-off", "(lr, tele) needs its teleports at test", CONTROL),
-    ("lr-tele", "lr-tele-random", "elements of (lr, tele) beat random ones of their size", CONTROL),
-    ("lr-tele", "gd-at-lr-tele", "(lr, tele) beats gradient descent at its median step size", CONTROL),
-    ("lr-tele", "lr-tele-constant", "(lr, tele) beats itself at its median step size", CONTROL),
-    ("lr-tele", "as-long-as-lr-tele", "(lr, tele) beats gradient steps of its lengths", CONTROL),
-    ("lr-tele", "warm", "(lr, tele) beats descent tuned after a first step at 1e-4", CONTROL),
-    ("lr-momentum", "lr", "learned momentum helps without teleports", CONTROL),
-    ("lr-momentum", "warm-momentum", "(lr, momentum) beats momentum tuned after such a step", CONTROL),
-    ("lr-tele-momentum", "warm-momentum", "algorithm 3 beats momentum tuned after such a step", CONTROL),
-    ("lr-tele-momentum", "lr-momentum", "teleports help beside learned momentum", CONTROL),
-    ("lr-tele-momentum", "lr-tele-momentum-off", "algorithm 3 needs its teleports at test", CONTROL),
-    ("lr-tele-momentum", "lr-tele-momentum-random", "elements of algorithm 3 beat random ones", CONTROL),
-    ("lr-tele-momentum", "gd-at-lr-tele-momentum", "algorithm 3 beats descent at its median step", CONTROL),
-    ("lr-tele-momentum", "lr-tele-momentum-constant", "algorithm 3 beats itself at its median step", CONTROL),
-    ("lr-tele-momentum", "lr-tele-momentum-no-momentum", "algorithm 3 needs its momentum at test", CONTROL),
-    (
-        "lr-tele-momentum",
-        "lr-tele-momentum-constant-momentum",
-        "algorithm 3 beats its median momentum",
-        CONTROL,
-    ),
-    ("lr-tele-momentum", "as-long-as-lr-tele-momentum", "algorithm 3 beats descent of its lengths", CONTROL),
-    ("lr-tele-momentum", "as-printed", "algorithm 3 as repaired beats it as printed", CONTROL),
-    ("lr-tele-momentum-output", "lr-tele-momentum", "2305.13404's action beats 2205.10637's in it", CONTROL),
-    ("lr-tele-momentum-sized", "lr-tele-momentum", "elements of learned size beat size 0.01 in it", CONTROL),
-    ("every-10", "lr-momentum", "a teleport every ten steps helps beside learned momentum", CONTROL),
-    ("every-10-carry", "every-10", "carrying the velocity along beats keeping it", CONTROL),
-    ("every-10-reset", "every-10", "resetting the velocity beats keeping it", CONTROL),
-    ("every-10-reset", "every-10-reset-only-reset", "teleports with resets beat the resets alone", CONTROL),
-    ("update-tele", "update-tele-off", "(update, tele) needs its teleports at test", CONTROL),
-    ("update-tele", "update-tele-random", "elements of (update, tele) beat random ones", CONTROL),
-    ("coordinates-neurons", "coordinates", "per-neuron teleports help a coordinate-wise update", CONTROL),
-    ("coordinates-neurons", "coordinates-neurons-off", "per-neuron teleports help at test", CONTROL),
-    ("coordinates-neurons", "coordinates-neurons-random", "per-neuron teleports beat random ones", CONTROL),
+    Claim("lr-tele-momentum", "lr-tele", "(lr, tele, momentum) beats (lr, tele)", FIGURE),
+    Claim("lr-tele-momentum", "gd-3e-4", "(lr, tele, momentum) beats gradient descent at 3e-4", FIGURE),
+    Claim("lr-tele", "gd-3e-4", "(lr, tele) beats gradient descent at 3e-4", BEFORE),
+    Claim("update-tele", "update", "(update, tele) beats (update)", BEFORE),
+    Claim("update", "lr-tele", "(update) beats (lr, tele)", BEFORE),
+    *(Claim(*row, CONTROL) for row in _CONTROLS),
 )
 #: What is asked in the end, and the claims, by their arms, that bear on it.
 QUESTIONS = {
@@ -113,16 +114,15 @@ def verdicts(
     `at_cap` says how many meta-seeds of an arm were still improving where their training had to end.
     """
     rows = []
-    asked = [row for row in CLAIMS if row[0] in losses and row[1] in losses]
+    asked = [claim for claim in CLAIMS if claim.first in losses and claim.second in losses]
     for epoch in sorted({epochs[-1], *({29} & set(epochs))}):
         cut = {name: x[..., : epoch + 1] for name, x in losses.items()}
-        found = intervals({(a, b): log_ratios(cut[a], cut[b]) for a, b, _, _ in asked})
-        for a, b, text, source in asked:
-            row = verdict(f"{study}: {text}, at epoch {epoch}", source, found[a, b])
-            capped = [f"{at_cap[arm]} seeds of {arm}" for arm in (a, b) if at_cap.get(arm)]
+        for claim, row in zip(asked, judged(asked, cut, f"{study}: {{}}, at epoch {epoch}"), strict=True):
+            pair = claim.first, claim.second
+            capped = [f"{at_cap[arm]} seeds of {arm}" for arm in pair if at_cap.get(arm)]
             if capped:
                 row["why"] += f"; still improving when training ended: {', '.join(capped)}"
-            rows.append({**row, "arms": [a, b], "epoch": epoch})
+            rows.append({**row, "arms": [*pair], "epoch": epoch})
     return rows
 
 
@@ -186,7 +186,7 @@ def plane_gains(
     budget = dataclasses.replace(study.budget, runs=runs)
     size: dict[str, Any] = {"seed": seed, "seeds": seeds, "tasks": tasks, "budget": budget}
     small = dataclasses.replace(study, arms=arms, tests=None, **size)
-    played = Run(small, folder, reporter).play(family)
+    played = Match(Run(small, folder, reporter), family).played()
     losses = played.losses(OWN, played.steps)
     ratios = {name: log_ratios(losses[name], losses["vanilla"]) for name in names[1:]}
     found = intervals(ratios)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Key
 from symmetrax.objectives._landscape import Curvature, Sharpness, curvature, one_parameter_curve
 from symmetrax.search._orbit import Orbit
 from symmetrax.search._searches import AbstractSearch, Ascent
-from symmetrax.studies.core._race import Proposal
+from symmetrax.studies.core._race_programs import Proposal
 from symmetrax.symmetry._activation import ActivationGL
 from symmetrax.symmetry._base import AbstractLieSymmetry
 from symmetrax.tasks._data import FOLDER

@@ -25,9 +25,6 @@ MOVES = ("orthogonal", "steepest")
 SINGULAR = 1e-12
 #: Upper ends of the bins for the share of negative eigenvalues.
 BINS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0)
-#: Where on the ellipsoids of a convex quadratic points are drawn: uniformly in coordinates z = H^(1/2) x, in
-#: which level sets are spheres, uniformly in x, or there and then descended by ten steps of 1/(2 L).
-PLACES = ("uniform z", "uniform x", "descended")
 #: Directions along the level set of a convex quadratic, all toward larger gradients: Newton's orthogonal
 #: part, the rotation of z that raises the norm fastest, the direction in x that does, a random rotation of z.
 DIRECTIONS = ("orthogonal", "rotation", "steepest", "random")
@@ -202,6 +199,8 @@ def alignment(settings: Settings, seed: int, n: int) -> dict[str, Any]:
     drawn = random.normal(size=(settings.convex, n))
     turn = random.normal(size=(settings.convex, n))
     most = np.max(values, axis=1, keepdims=True)
+    # Uniform in coordinates z = H^(1/2) x, in which level sets are spheres, in x, and descended from there by
+    # ten steps of 1/(2 L).
     starts = {
         "uniform z": drawn / np.sqrt(values),
         "uniform x": drawn,

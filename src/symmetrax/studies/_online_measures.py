@@ -9,7 +9,8 @@ from jaxtyping import Array, Float, Key
 
 from symmetrax.studies._online_arms import ANEW, FIRST, ONLINE, PLAIN, Arm, OnlineArm, run_arm
 from symmetrax.studies._online_tasks import UNIT, Group
-from symmetrax.studies.core._runs import SOLVED, Runs, facts, run_many
+from symmetrax.studies.core._run_facts import facts
+from symmetrax.studies.core._runs import SOLVED, Runs, run_many
 from symmetrax.studies.core._shares import average, middle, share
 from symmetrax.studies.core._statistics import DIVERGED, compare
 from symmetrax.studies.core._tuning import for_seeds

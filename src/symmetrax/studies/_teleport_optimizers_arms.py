@@ -12,7 +12,8 @@ from optax.contrib import muon
 from symmetrax.objectives._base import GradientNorm
 from symmetrax.search._closed_form import ClosedForm
 from symmetrax.search._searches import Ascent
-from symmetrax.studies.core._race import Entry, Proposal, Same
+from symmetrax.studies.core._race import Entry
+from symmetrax.studies.core._race_programs import Proposal, Same
 from symmetrax.symmetry._activation import ActivationGL
 from symmetrax.tasks._data import FOLDER
 from symmetrax.tasks._supervised import Classification

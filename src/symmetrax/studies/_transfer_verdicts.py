@@ -8,6 +8,7 @@ from symmetrax.studies._classification_verdicts import seen_ends
 from symmetrax.studies.core._console import number, ratio_text, titled_table
 from symmetrax.studies.core._runs import Runs
 from symmetrax.studies.core._statistics import Interval, intervals, log_ratios, verdict
+from symmetrax.studies.core._study import Claim
 
 OURS = "what this library adds"
 #: Where a network differs from the one of training, and how it is said.
@@ -18,8 +19,8 @@ KINDS = {
     "data": "on other data",
 }
 
-#: (ours, theirs, claim): ours ends lower.
-ASKED = (
+#: Claims: the first arm ends lower than the second.
+_ROWS = (
     ("update-tele", "update", "teleports help a learned update"),
     ("update-tele", "update-tele-off", "teleports help it at test: better than switched off"),
     ("update-tele", "update-tele-random", "their direction helps: better than random elements"),
@@ -33,6 +34,7 @@ ASKED = (
     ("update", "adam", "a learned update beats Adam tuned on the network itself"),
     ("update-tele", "adam", "a learned update with teleports beats Adam tuned on the network itself"),
 )
+CLAIMS = tuple(Claim(*row, OURS) for row in _ROWS)
 
 #: What a table of ratios shows: arms against one of them.
 TABLES = {
@@ -51,7 +53,7 @@ QUESTIONS = {
 
 
 def pooled(rans: dict[Any, dict[str, Runs]]) -> dict[str, dict[str, Any]]:
-    """Every comparison of `ASKED`, over the networks of each kind, which count alike.
+    """Every comparison of `CLAIMS`, over the networks of each kind, which count alike.
 
     The number of a meta-seed is the median over networks of the median log ratio over its runs there.
     """
@@ -59,7 +61,7 @@ def pooled(rans: dict[Any, dict[str, Runs]]) -> dict[str, dict[str, Any]]:
     for kind in dict.fromkeys(target.kind for target in rans):
         mine = [ran for target, ran in rans.items() if target.kind == kind]
         ratios = {}
-        for ours, theirs, _ in ASKED:
+        for ours, theirs in ((claim.first, claim.second) for claim in CLAIMS):
             if all(ours in ran and theirs in ran for ran in mine):
                 each = [log_ratios(seen_ends(ran[ours]), seen_ends(ran[theirs])) for ran in mine]
                 ratios[f"{ours} / {theirs}"] = np.stack([np.median(one, axis=1) for one in each], axis=1)
@@ -71,10 +73,12 @@ def judge(pools: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """A verdict for every claim and every kind of network."""
     rows = []
     for kind, pool in pools.items():
-        for ours, theirs, claim in ASKED:
+        for claim in CLAIMS:
+            ours, theirs = claim.first, claim.second
             interval = _interval(pool, ours, theirs)
             if interval is not None:
-                row = verdict(f"{claim}, {KINDS[kind]} ({ours} against {theirs})", OURS, interval)
+                text = f"{claim.text}, {KINDS[kind]} ({ours} against {theirs})"
+                row = verdict(text, claim.source, interval)
                 rows.append({**row, "kind": kind, "ours": ours, "theirs": theirs})
     return rows
 
@@ -89,7 +93,7 @@ def answers(pools: dict[str, dict[str, Any]]) -> dict[str, str]:
     words = {}
     for kind, pool in pools.items():
         for question, rows in QUESTIONS.items():
-            found = [_interval(pool, *ASKED[row][:2]) for row in rows]
+            found = [_interval(pool, CLAIMS[row].first, CLAIMS[row].second) for row in rows]
             known = [interval for interval in found if interval is not None]
             if known:
                 words[f"{question}, {KINDS[kind]}?"] = _answer(known)

@@ -22,7 +22,8 @@ from symmetrax.studies.core._arm import Learned
 from symmetrax.studies.core._console import mean_text, number, titled_table
 from symmetrax.studies.core._means import judged
 from symmetrax.studies.core._panels import Curve, Panel, curve_panels
-from symmetrax.studies.core._runner import OWN, Run
+from symmetrax.studies.core._played import OWN
+from symmetrax.studies.core._runner import Run
 from symmetrax.studies.core._study import Study
 from symmetrax.tasks._base import AbstractTaskFamily
 

@@ -18,7 +18,8 @@ from symmetrax.studies.core._arm import Tuned
 from symmetrax.studies.core._artifacts import options_of, teleports_at
 from symmetrax.studies.core._console import Reporter, arms_table
 from symmetrax.studies.core._hand_made import adam
-from symmetrax.studies.core._runs import due, evaluate
+from symmetrax.studies.core._run_facts import due
+from symmetrax.studies.core._runs import evaluate
 from symmetrax.studies.core._statistics import compare, log_ratios, over_tasks
 from symmetrax.studies.core._streams import Streams
 from symmetrax.studies.core._tuning import tune

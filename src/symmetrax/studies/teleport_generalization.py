@@ -27,8 +27,9 @@ from symmetrax.studies._registry import EXPERIMENTS
 from symmetrax.studies.core._console import number, ratio_text, titled_table
 from symmetrax.studies.core._measurements import interval_panels
 from symmetrax.studies.core._panels import Curve, Panel, curve_panels
+from symmetrax.studies.core._played import judged
 from symmetrax.studies.core._race import Blocks, Entry, Trained, classifier, race
-from symmetrax.studies.core._runner import Run, judged
+from symmetrax.studies.core._runner import Run
 from symmetrax.studies.core._statistics import compare
 from symmetrax.studies.core._streams import Streams
 from symmetrax.studies.core._study import Claim, Study

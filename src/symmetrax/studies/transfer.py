@@ -68,7 +68,7 @@ def families(study: Study) -> list[AbstractTaskFamily]:
     return [_family(study.settings, study.settings.targets[0])]
 
 
-def tests(study: Study, family: AbstractTaskFamily) -> dict[str, AbstractTaskFamily]:
+def other_networks(study: Study, family: AbstractTaskFamily) -> dict[str, AbstractTaskFamily]:
     """The other networks."""
     others = study.settings.there()[1:]
     return {target.family: _family(study.settings, target) for target in others}
@@ -82,7 +82,8 @@ def tasks_of(study: Study, family: AbstractTaskFamily) -> int:
     """The number of unseen runs of each meta-seed on a network, an even one.
 
     >>> study = STUDIES["transfer"]
-    >>> {name: tasks_of(study, family) for name, family in list(tests(study, families(study)[0]).items())[:4]}
+    >>> networks = other_networks(study, families(study)[0])
+    >>> {name: tasks_of(study, family) for name, family in list(networks.items())[:4]}
     {'digits-8': 10, 'digits-32': 10, 'digits-128': 4, 'digits-512': 2}
     """
     target = next(target for target in study.settings.targets if target.family == family.name)
@@ -195,7 +196,7 @@ STUDIES = {
         name="transfer",
         title=EXPERIMENTS["transfer"].title,
         families=families,
-        tests=tests,
+        tests=other_networks,
         arms=arms,
         budget=Budget(steps=100, unroll=20, runs=160, chunk=20, remat=True),
         seeds=6,

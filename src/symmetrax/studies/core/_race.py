@@ -11,28 +11,24 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Key, PyTree
 
-from symmetrax._tree import safe_norm, select, squared_norm
-from symmetrax.metatrain._devices import spread
-from symmetrax.objectives._base import Objective, squared_gradient_norm
-from symmetrax.search._searches import AbstractSearch
-from symmetrax.studies.core._control_searches import RandomSigns
-from symmetrax.symmetry._base import AbstractLieSymmetry
+from symmetrax.studies.core._race_programs import (
+    HOWS,
+    TRANSPORTS,
+    Moved,
+    Proposal,
+    begin,
+    run_epoch,
+    teleports,
+    transport_and_step,
+)
 from symmetrax.tasks._data import Images, digits, mnist
 from symmetrax.tasks._supervised import Classification
-from symmetrax.teleportation._guard import Guard
-from symmetrax.teleportation._teleport import Teleporter, teleport
-from symmetrax.teleportation._transport import carry
-
-TRANSPORTS = ("keep", "carry", "reset")
-#: What the search found is taken, taken with random signs, or replaced by a random displacement.
-HOWS = ("found", "random", "pseudo")
 
 #: The initial weights of the published code: uniform within 1 / sqrt(inputs).
 UNIFORM = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=-1, out_axis=-2)
@@ -66,41 +62,6 @@ def classifier(data: str, widths: tuple[int, ...] = (16, 10), images: int = 8000
     return Classifier(train, test, widths, batch_size=20, slope=0.1, bias=False)
 
 
-class Same(eqx.Module):
-    """Makes the same objective for every teleport; equal ones share compiled programs, as closures do not.
-
-    >>> Same()(None, None) is squared_gradient_norm
-    True
-    """
-
-    objective: Objective = squared_gradient_norm
-
-    def __call__(self, key: Key[Array, ""] | None, batch: Any) -> Objective:
-        return self.objective
-
-
-class Proposal(eqx.Module):
-    """How one teleport is made: on `batch` fresh training images, `objective(key, batch)` is raised.
-
-    >>> import symmetrax as sx
-    >>> symmetry = classifier("digits").symmetry()
-    >>> Proposal(symmetry, sx.search.ClosedForm(), batch=200).evaluations_needed(20)
-    10.0
-    """
-
-    symmetry: AbstractLieSymmetry
-    search: AbstractSearch
-    batch: int = eqx.field(static=True)
-    objective: Callable[..., Objective] = Same()
-    guard: Guard = Guard(jump=jnp.inf, tolerance=1e-3)
-
-    def evaluations_needed(self, minibatch: int) -> float:
-        """Gradients of one teleport, each counted as gradients on a minibatch of this size."""
-        objective = self.objective(jax.random.key(0), None)
-        gradients = Teleporter.of(self.symmetry, objective, self.search).evaluations(known=False)
-        return gradients * self.batch / minibatch
-
-
 @dataclasses.dataclass(frozen=True)
 class Entry:
     """A training run for each seed: what happens before the first `teleports` steps of the teleports' epoch.
@@ -125,23 +86,6 @@ class Entry:
     def acts(self) -> int:
         """The number of steps before which something happens."""
         return 0 if self.move is None and self.transport == "keep" else self.teleports
-
-
-class Moved(NamedTuple):
-    """The record of one teleport: the objective before and after, relative changes of the loss on its own
-    batch and on held-out images, the length of the jump, the code of a rejection, and coordinates.
-
-    >>> Moved._fields[:2]
-    ('before', 'after')
-    """
-
-    before: Array
-    after: Array
-    drift: Array
-    fresh: Array
-    length: Array
-    outcome: Array
-    algebra: Array
 
 
 class Trained(NamedTuple):
@@ -238,7 +182,7 @@ class _Rollouts:
     def __init__(self, task, entries, keys, blocks, moves, make):
         self.task, self.entries, self.blocks, self.moves, self.make = task, entries, blocks, moves, make
         self.seeds, key = len(keys), np.asarray(jax.random.key_data(keys))
-        begun = blocks("begin", lambda part: _begin(task, part), key)
+        begun = blocks("begin", lambda part: begin(task, part), key)
         begun["state"] = jax.tree.map(np.asarray, jax.vmap(make(jnp.asarray(1.0)).init)(begun["params"]))
         begun["key"] = key
         self.now = jax.tree.map(lambda x: np.concatenate([x] * len(entries)), begun)
@@ -273,7 +217,7 @@ class _Rollouts:
                 continue
             inputs = jax.tree.map(lambda x: x[chosen], (self.now["params"], self.now["key"], hows))  # noqa: B023
             program = ("teleport", name, jax.tree.structure(move))
-            function = lambda part, move=move: _teleports(move, self.task, part, jnp.asarray(count))  # noqa: E731
+            function = lambda part, move=move: teleports(move, self.task, part, jnp.asarray(count))  # noqa: E731
             params, record = self._call(program, function, inputs, acting)
             for x, new in zip(*map(jax.tree.leaves, (there, params)), strict=True):
                 x[chosen] = new
@@ -294,13 +238,13 @@ class _Rollouts:
             **self._rate(late=True),
         }
         arguments = (jnp.asarray(epoch), jnp.asarray(count))
-        function = lambda part: _transported(self.make, self.task, part, *arguments)  # noqa: E731
+        function = lambda part: transport_and_step(self.make, self.task, part, *arguments)  # noqa: E731
         self.now |= self._call(("step", self.make), function, inputs, self.entries)
 
     def finish(self, epoch: int, first: int, *, late: bool) -> None:
         """Steps `first` and on of an epoch."""
         arguments = (jnp.asarray(epoch), jnp.asarray(first))
-        function = lambda part: _epoch(self.make, self.task, part, *arguments)  # noqa: E731
+        function = lambda part: run_epoch(self.make, self.task, part, *arguments)  # noqa: E731
         found = self._call(("epoch", self.make), function, {**self.now, **self._rate(late)}, self.entries)
         self.losses.append(found.pop("losses"))
         self.now |= found
@@ -319,109 +263,3 @@ class _Rollouts:
         )
         params = jax.tree.map(lambda x: x[own], self.now["params"])
         return Trained(train, held, accuracy, record, params, self.seconds[entry.name], gradients)
-
-
-@eqx.filter_jit
-def _begin(task, keys):
-    def one(key):
-        params = task.init(jax.random.wrap_key_data(key))
-        return {"params": params, "losses": _losses(task, params)}
-
-    return jax.lax.map(one, keys)
-
-
-@eqx.filter_jit
-def _epoch(make, task, rollouts, epoch, first):
-    """Steps `first` and on of an epoch, and the losses at its end."""
-
-    def one(rollout):
-        optimizer, order = make(rollout["rate"]), _order(task, rollout["key"], epoch)
-
-        def step(i, carried):
-            params, state = carried
-            return _step(optimizer, task, params, state, order[i])
-
-        params, state = jax.lax.fori_loop(first, len(order), step, (rollout["params"], rollout["state"]))
-        return {"params": params, "state": state, "losses": _losses(task, params)}
-
-    return spread(one, rollouts)
-
-
-@eqx.filter_jit
-def _transported(make, task, rollouts, epoch, count):
-    """The state after a teleport from `params` to `new`, and then step `count` of an epoch."""
-    symmetry = task.symmetry()
-
-    def one(rollout):
-        optimizer, state = make(rollout["rate"]), rollout["state"]
-        carried = carry(state, symmetry, symmetry.exp(rollout["algebra"]), rollout["params"])
-        state = select(rollout["transport"] == TRANSPORTS.index("carry"), carried, state)
-        reset = rollout["transport"] == TRANSPORTS.index("reset")
-        state = select(reset, optimizer.init(rollout["new"]), state)
-        order = _order(task, rollout["key"], epoch)
-        params, state = _step(optimizer, task, rollout["new"], state, order[count])
-        return {"params": params, "state": state}
-
-    return spread(one, rollouts)
-
-
-@eqx.filter_jit
-def _teleports(move: Proposal, task, rollouts, count):
-    # One device, one rollout after another: decompositions beside other products can block each other.
-    test = (jnp.asarray(task.test.pixels), jnp.asarray(task.test.labels))
-
-    def one(inputs):
-        params, data, how = inputs
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.wrap_key_data(data), 1_000_000), count)
-        images, signs, noise, drawn = jax.random.split(key, 4)
-        rows = jax.random.permutation(images, len(task.train.labels))[: move.batch]
-        batch = _rows(task, rows)
-        search = RandomSigns(move.search, signs, how == HOWS.index("random"))
-        there, info = teleport(
-            task.loss,
-            params,
-            move.symmetry,
-            batch,
-            objective=move.objective(drawn, batch),
-            search=search,
-            guard=move.guard,
-        )
-        jump = optax.tree.sub(there, params)
-        jump = select(how == HOWS.index("pseudo"), _as_long(noise, jump), jump)
-        there = optax.tree.add(params, jump)
-
-        def change(on):
-            return (task.loss(there, on) - task.loss(params, on)) / task.loss(params, on)
-
-        drift, fresh, length = change(batch), change(test), safe_norm(jump)
-        return there, Moved(info.before, info.after, drift, fresh, length, info.outcome, info.algebra)
-
-    return jax.lax.map(one, rollouts)
-
-
-def _as_long(key: Key[Array, ""], displacement: PyTree) -> PyTree:
-    """A random displacement in which every array is as long as in this one."""
-    noise = optax.tree.random_like(key, displacement)
-    return jax.tree.map(lambda x, d: x * jnp.sqrt(squared_norm(d) / squared_norm(x)), noise, displacement)
-
-
-def _order(task, key_data, epoch):
-    """The minibatches of an epoch: a fresh permutation, cut into rows."""
-    n, size = len(task.train.labels), task.batch_size
-    key = jax.random.fold_in(jax.random.wrap_key_data(key_data), epoch)
-    return jax.random.permutation(key, n)[: n // size * size].reshape(-1, size)
-
-
-def _rows(task, rows):
-    return jnp.asarray(task.train.pixels)[rows], jnp.asarray(task.train.labels)[rows]
-
-
-def _step(optimizer, task, params, state, rows):
-    gradient = jax.grad(task.loss)(params, _rows(task, rows))
-    updates, state = optimizer.update(gradient, state, params)
-    return optax.apply_updates(params, updates), state
-
-
-def _losses(task, params):
-    train = (jnp.asarray(task.train.pixels), jnp.asarray(task.train.labels))
-    return (task.loss(params, train), *task.held_out(params))

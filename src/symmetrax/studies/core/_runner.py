@@ -2,63 +2,22 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Key, PyTree
 
-from symmetrax.learned._artifact import save
-from symmetrax.learned._update_rule import UpdateRule
-from symmetrax.rollout._unroll import MakeTransform
-from symmetrax.studies.core._arm import Control, Learned, Tuned
-from symmetrax.studies.core._artifacts import usage
-from symmetrax.studies.core._choice import choose_arm, validation
+from symmetrax.studies.core._arm import Learned
 from symmetrax.studies.core._console import Reporter, arms_table, verdict_table
 from symmetrax.studies.core._folder import RunFolder
-from symmetrax.studies.core._meta_training import Budget, Trained, train
-from symmetrax.studies.core._runs import Runs, due, facts, joined, resumable, run_many
-from symmetrax.studies.core._statistics import compare, intervals, log_ratios, summary, verdict
+from symmetrax.studies.core._match import Match
+from symmetrax.studies.core._meta_training import Budget
+from symmetrax.studies.core._played import Played, choose, groups, verdicts
 from symmetrax.studies.core._streams import Streams
-from symmetrax.studies.core._study import Claim, Study
-from symmetrax.studies.core._tuning import for_seeds, tune
-from symmetrax.tasks._base import AbstractTaskFamily
+from symmetrax.studies.core._study import Study
 
-#: The test on the family that an arm was trained on; others have names.
-OWN = ""
-#: The test on tasks that arms are chosen on, which are not reported.
-VALIDATION = "validation"
 #: After so many runs compiled programs are dropped: hundreds are more memory maps than a process may have.
 PROGRAMS = 50
-
-
-class Played(NamedTuple):
-    """The runs of all arms on a family: `runs` by test, arm and horizon, and facts about each arm.
-
-    >>> Played._fields
-    ('runs', 'facts', 'horizons')
-    """
-
-    runs: dict[tuple[str, str, int], Runs]
-    facts: dict[str, dict[str, Any]]
-    horizons: tuple[int, ...]
-
-    @property
-    def steps(self) -> int:
-        """The last horizon."""
-        return max(self.horizons)
-
-    @property
-    def tests(self) -> list[str]:
-        """The names of the tests that are reported."""
-        return list(dict.fromkeys(test for test, _, _ in self.runs if test != VALIDATION))
-
-    def losses(self, test: str, steps: int) -> dict[str, Float[np.ndarray, "seeds tasks points"]]:
-        """The losses of every arm on a test, up to a horizon."""
-        asked = {arm: runs for (t, arm, h), runs in self.runs.items() if (t, h) == (test, steps)}
-        return {arm: runs.until(steps) for arm, runs in asked.items()}
 
 
 @dataclasses.dataclass
@@ -88,279 +47,9 @@ class Run:
         """Whether there are several families, so that their names are part of claims and files."""
         return len(self.study.made()) > 1
 
-    def play(self, family: AbstractTaskFamily) -> Played:
-        """Train or tune all arms on a family and run them; parts that an earlier process made are kept."""
-        match = Match(self, family)
-        runs: dict[tuple[str, str, int], Runs] = {}
-        cards: dict[str, dict[str, Any]] = {}
-        for arm in match.arms:
-            if isinstance(arm, Control):
-                continue  # with the arm that it is of
-            controls = [c for c in match.arms if isinstance(c, Control) and c.of == arm.name]
-
-            def compute(arm: Learned | Tuned = arm, controls: list[Control] = controls):
-                return (
-                    match.learned(arm, controls) if isinstance(arm, Learned) else match.tuned(arm, controls)
-                )
-
-            found, own = resumable(self.folder, f"{family.name}-{arm.name}", compute)
-            runs |= {_place(name): ran for name, ran in found.items()}
-            cards |= own
-        order = {arm.name: k for k, arm in enumerate(match.arms)}
-        runs = dict(sorted(runs.items(), key=lambda item: order[item[0][1]]))
-        return Played(runs, {arm.name: cards[arm.name] for arm in match.arms}, match.horizons)
-
     def budget(self, arm: Learned) -> Budget:
         """How long an arm is trained."""
         return dataclasses.replace(arm.budget or self.study.budget, seeds=self.study.seeds)
-
-    def groups(self, family: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The arms of `results.json` for every test and horizon, by the name of the group."""
-        played = self.played[family]
-        for test in played.tests:
-            for steps in played.horizons:
-                horizon = str(steps) if len(played.horizons) > 1 else ""
-                name = "-".join(part for part in (family, test, horizon) if part)
-                losses = played.losses(test, steps)
-                seeds, tasks, _ = next(iter(losses.values())).shape
-                arms = compare(losses, self.study.against, seeds * tasks)
-                for arm in arms:
-                    arms[arm] |= _scaled(_on(played.facts[arm], test), steps, played.steps)
-                    points = played.runs[test, arm, steps].points
-                    if points is not None:
-                        arms[arm]["points"] = [point for point in points if point <= steps]
-                yield name, arms
-
-    def choose(self, family: str) -> dict[str, Any] | None:
-        """The candidate that is chosen on a family, and those that it is chosen from, if there are any."""
-        played = self.played[family]
-        seen = {arm: played.runs.get((VALIDATION, arm, played.steps)) for arm in self.study.candidates}
-        seen = {arm: ran for arm, ran in seen.items() if ran is not None}
-        if not seen:
-            return None
-        horizons = self.study.judged or played.horizons
-        places = [next(iter(seen.values())).until(steps).shape[-1] - 1 for steps in horizons]
-        return {"arm": choose_arm({arm: r.losses for arm, r in seen.items()}, places), "of": list(seen)}
-
-    def verdicts(self, family: str) -> Iterator[dict[str, str]]:
-        """The outcomes of the claims about a family, at every horizon."""
-        played = self.played[family]
-        chosen = self.results.get("chosen", {}).get(family, {"arm": "{chosen}"})["arm"]
-        claims = [claim.about(chosen) for claim in self.study.claims_on(family)]
-        for steps in self.study.judged or played.horizons:
-            losses = played.losses(OWN, steps)
-            where = f" on {family}" if self.several else ""
-            where += f" after {steps} steps" if len(played.horizons) > 1 else ""
-            yield from judged(claims, losses, "{}" + where)
-
-
-def judged(
-    claims: Iterable[Claim],
-    losses: Mapping[str, Float[np.ndarray, "seeds tasks _"]],
-    form: str = "{}",
-    margin: float = 0.0,
-) -> Iterator[dict[str, str]]:
-    """The outcomes of claims whose arms are both there; `form` says where, around the text of a claim.
-
-    Arms may run for different numbers of steps: their last losses are compared. Where the whole interval of
-    the log ratio is within `margin` of zero, arms are as good as equal, and the claim is inconclusive.
-
-    >>> losses = {"a": np.ones((3, 4, 2)), "b": np.full((3, 4, 9), 2.0)}
-    >>> next(judged([Claim("a", "b", "a beats b")], losses, "{} on Booth"))["claim"]
-    'a beats b on Booth'
-    """
-    asked = [claim for claim in claims if claim.first in losses and claim.second in losses]
-    pairs = {(c.first, c.second): log_ratios(losses[c.first], losses[c.second]) for c in asked}
-    found = intervals(pairs)
-    for claim in asked:
-        interval = found[claim.first, claim.second]
-        row = verdict(form.format(claim.text), claim.source, interval, negative=claim.lower)
-        if max(abs(interval.low), abs(interval.high)) < margin:
-            row |= {"outcome": "inconclusive", "why": f"final losses are equal to {margin:.0%}"}
-        yield row
-
-
-class Match:
-    """A study's arms on one family: training and tuning them, and running them on all tests."""
-
-    def __init__(self, run: Run, family: AbstractTaskFamily):
-        self.run, self.study, self.family = run, run.study, family
-        self.arms = run.study.arms_on(family)
-        self.horizons = run.study.horizons_on(family)
-        self.steps = max(self.horizons)
-        self.tests = {OWN: family}
-        #: What `tune` found, by optimizer, name of the family, and shape.
-        self._found: dict[Any, dict[int, dict[str, dict[str, float]]]] = {}
-        if run.study.tests is not None:
-            self.tests |= run.study.tests(run.study, family)
-
-    def learned(self, arm: Learned, controls: Sequence[Control]) -> tuple[dict[str, Runs], dict[str, Any]]:
-        """Train an arm; run it and its controls."""
-        run = self.run
-        named = dataclasses.replace(
-            arm, name=f"{self.family.name}-{arm.name}", family=arm.family or self.family
-        )
-        trained = train(named, run.budget(arm), run.streams, run.folder, run.reporter)
-        run.reporter.note(f"run {named.name} and {len(controls)} controls on unseen tasks")
-        rule = arm.rule_for(self.steps)
-        shared = arm.wrapped is not Learned.wrapped  # with controls that teleport: one program is cheaper
-        if not shared and not (trained.networks.proposes_elements and len(due(rule, self.steps))):
-            rule = dataclasses.replace(rule, schedule=())  # the same, without the cost of a symmetry
-        plain = arm.wrapped(trained.networks)
-        uses: dict[str, tuple[MakeTransform, PyTree, float]] = {arm.name: (rule, plain, arm.extra)}
-        described: dict[str, dict[str, Any]] = {}
-        for control in controls:
-            changed = control.change(plain, functools.partial(self._seen, rule, plain, named.family))
-            described[control.name] = control.describe(changed)
-            extra = arm.extra if control.extra is None else control.extra
-            uses[control.name] = control.rule(rule), changed, extra
-        runs, cards = {}, {}
-        for name, (how, networks, extra) in uses.items():
-            tests: dict[str, tuple[AbstractTaskFamily, Any]] = {
-                test: (named.family if test == OWN else tasks_of, None)
-                for test, tasks_of in self.tests.items()
-            }
-            if name in self.study.candidates + self.study.validated:
-                tests[VALIDATION] = named.family, validation(run.streams)
-            for test, (tasks_of, keys) in tests.items():
-                ran = self.roll_out(how, networks, tasks_of, keys, look=self.study.look)
-                if test != VALIDATION:
-                    _note(cards, name, test, _facts(ran, how, extra))
-                runs |= dict.fromkeys((_name(test, name, steps) for steps in self.horizons), self._kept(ran))
-            own_card = {"networks_of": arm.name, "skipped_windows": trained.facts["skipped_windows"]}
-            cards[name] |= trained.facts if name == arm.name else own_card | described[name]
-        if arm.saved:
-            self._save(named, arm.name, trained, runs[_name(OWN, arm.name, self.steps)])
-        return runs, cards
-
-    def tuned(self, arm: Tuned, controls: Sequence[Control]) -> tuple[dict[str, Runs], dict[str, Any]]:
-        """Tune an arm for every horizon and shape, and run each choice; so do its controls, with the same."""
-        self.run.reporter.note(f"{self.family.name}: tune and run {arm.name}")
-        best = {
-            test: self._best(arm, tasks_of)
-            for test, tasks_of in self.tests.items()
-            if arm.anew or test == OWN
-        }
-        chosen = {test: _chosen(by) for test, by in best.items()}
-        task = self.family.task(self.family.draw(jax.random.key(0)), self.family.shapes[0])
-        runs: dict[str, Runs] = {}
-        cards: dict[str, dict[str, Any]] = {}
-        watch = () if arm.counts is None else (arm.counts,)
-        for name, make in {arm.name: arm.make, **{c.name: c.rule(arm.make) for c in controls}}.items():
-            for test, tasks_of in self.tests.items():
-                made: dict[str, Runs] = {}
-                for steps, hyper in best.get(test, best[OWN]).items():
-                    if str(hyper) not in made:
-                        same = {
-                            shape: for_seeds({**arm.fixed, **point}, self.study.seeds)
-                            for shape, point in hyper.items()
-                        }
-                        # Tests of other shapes have the hyperparameters of the first one.
-                        same |= {s: next(iter(same.values())) for s in tasks_of.shapes if s not in same}
-                        ran = self.roll_out(make, same, tasks_of, watch=watch)
-                        made[str(hyper)] = self._kept(ran)
-                        # Only at first: at the optimum a line search tries in vain.
-                        trials = sum(np.mean(ran.recorded[x][..., : self.horizons[0]]) for x in watch)
-                        found = _facts(ran, None, float(arm.extra(task) + trials))
-                        _note(cards, name, test, found | {"hyperparameters": chosen.get(test, chosen[OWN])})
-                    runs[_name(test, name, steps)] = made[str(hyper)]
-        return runs, cards
-
-    def _best(self, arm: Tuned, family: AbstractTaskFamily) -> dict[int, dict[Any, dict[str, float]]]:
-        """The hyperparameters of an arm on a family, by horizon and shape.
-
-        All arms of the same optimizer are tuned together, once.
-        """
-        best: dict[int, dict[Any, dict[str, float]]] = {steps: {} for steps in self.horizons}
-        arms = [other for other in self.arms if isinstance(other, Tuned) and other.make is arm.make]
-        tasks = self.study.tuning_tasks
-        if self.study.tasks_of is not None:
-            tasks = min(tasks, self.study.tasks_on(family))
-        for shape in family.shapes:
-            place = arm.make, family.name, shape
-            if place not in self._found:
-                self._found[place] = tune(
-                    arms,
-                    family,
-                    self.run.streams.tune,
-                    horizons=self.horizons,
-                    tasks=tasks,
-                    shape=shape,
-                    measure=self.study.measure if self.study.tuned_by else None,
-                    by=self.study.tuned_by,
-                )
-            for steps, by_arm in self._found[place].items():
-                best[steps][shape] = by_arm[arm.name]
-        return best
-
-    def _kept(self, ran: Runs) -> Runs:
-        return ran if self.study.points is None else ran.at(self.study.points(self.horizons))
-
-    def roll_out(
-        self,
-        make: MakeTransform,
-        networks: PyTree,
-        family: AbstractTaskFamily,
-        keys: Key[Array, " seeds"] | None = None,
-        shapes: tuple[Any, ...] = (),
-        **options: Any,
-    ) -> Runs:
-        """Run every seed's network on unseen tasks of a family, of all its shapes (or some) side by side.
-
-        `networks` may be a dict with those for each shape. `options` replace the study's own, of `run_many`.
-        """
-        study, keys = self.study, self.run.streams.test if keys is None else keys
-        given: dict[str, Any] = {
-            "steps": self.steps,
-            "tasks": study.tasks_on(family),
-            "watch": study.watch,
-            "measure": study.measure,
-            # Two parts time the second; an odd number of tasks runs twice.
-            "parts": None if study.parts and study.tasks_on(family) % study.parts else study.parts,
-        }
-        given |= options
-        shapes = shapes or family.shapes
-        by_shape = isinstance(networks, Mapping) and all(shape in networks for shape in shapes)
-        return joined(
-            [
-                run_many(make, networks[s] if by_shape else networks, family, keys, shape=s, **given)
-                for s in shapes
-            ]
-        )
-
-    def _seen(
-        self, rule: UpdateRule, networks: PyTree, family: AbstractTaskFamily, shape: Any = None
-    ) -> Runs:
-        """The runs of an arm on the training stream, from which controls take their constants."""
-        keys = jax.random.split(jax.random.fold_in(self.run.streams.tune, 2), self.study.seeds)
-        parts = max((self.study.parts or 1) // 2, 1)
-        tasks = max(self.study.tasks * parts // (self.study.parts or 1), 1)
-        only = {} if shape is None else {"shapes": (shape,)}
-        return self.roll_out(rule, networks, family, keys, tasks=tasks, parts=parts, **only)
-
-    def _save(self, arm: Learned, name: str, trained: Trained, ran: Runs) -> None:
-        """Write the network of the first meta-seed, with what it was trained on and how it did."""
-        budget = self.run.budget(arm)
-        steps = due(arm.rule, budget.steps)
-        training = {
-            "family": arm.family.name,
-            "arm": name,
-            "horizon": budget.steps,
-            "unroll": budget.unroll,
-            "runs": budget.runs,
-            "seed": self.study.seed,
-            "schedule": None if len(steps) == budget.steps else steps.tolist(),
-            "guarded": arm.rule.teleports and arm.rule.guard is not None,
-            "use": usage(arm.rule_for(self.steps)),
-            **({"stages": list(budget.stages)} if budget.stages else {}),
-        }
-        did = summary(ran.losses, ran.runs)
-        evaluation = {"runs": did["runs"], "diverged": did["diverged"], "steps": self.steps}
-        evaluation["loss_median"] = did["loss_median"][-1]
-        evaluation |= {f"test_{key}": float(np.mean(values)) for key, values in ran.measured.items()}
-        path = self.run.folder.path / "artifacts" / f"{arm.name if self.run.several else name}.safetensors"
-        first = jax.tree.map(lambda x: x[0] if eqx.is_array(x) else x, trained.networks)
-        save(first, path, training=training, evaluation=evaluation)
 
 
 def run_study(study: Study, folder: RunFolder, reporter: Reporter) -> dict[str, Any]:
@@ -371,11 +60,13 @@ def run_study(study: Study, folder: RunFolder, reporter: Reporter) -> dict[str, 
     run = Run(study, folder, reporter)
     programs = 0
     for family in study.made():
-        run.played[family.name] = played = run.play(family)
-        if (chosen := run.choose(family.name)) is not None:
+        run.played[family.name] = played = Match(run, family).played()
+        if (chosen := choose(study, played)) is not None:
             run.results.setdefault("chosen", {})[family.name] = chosen
-        run.results["groups"] |= {name: {"arms": arms} for name, arms in run.groups(family.name)}
-        run.results["verdicts"] += run.verdicts(family.name)
+        found = groups(study, family.name, played)
+        run.results["groups"] |= {name: {"arms": arms} for name, arms in found}
+        named, where = (chosen or {"arm": "{chosen}"})["arm"], f" on {family.name}" if run.several else ""
+        run.results["verdicts"] += verdicts(study, family.name, played, named, where)
         for test in played.tests:
             place = (family.name if run.several else "", test)
             kept = {arm: x.astype(np.float32) for arm, x in played.losses(test, played.steps).items()}
@@ -389,40 +80,6 @@ def run_study(study: Study, folder: RunFolder, reporter: Reporter) -> dict[str, 
     for figure in study.figures:
         figure(folder.path, run.results)
     return run.results
-
-
-def _facts(ran: Runs, how: MakeTransform | None, extra: float | int) -> dict[str, Any]:
-    """The entries of `results.json` for an arm beside its losses."""
-    found = facts(ran, how if isinstance(how, UpdateRule) else None)
-    found["gradient_evaluations"] *= 1.0 + extra
-    return found | {f"test_{name}": float(np.mean(values)) for name, values in ran.measured.items()}
-
-
-def _chosen(best: dict[int, dict[Any, dict[str, float]]]) -> dict[str, Any]:
-    """Hyperparameters as JSON, by horizon, and by shape if there are several."""
-    return {
-        str(steps): next(iter(by.values())) if len(by) == 1 else {str(s): x for s, x in by.items()}
-        for steps, by in best.items()
-    }
-
-
-def _note(cards: dict[str, dict[str, Any]], arm: str, test: str, found: dict[str, Any]) -> None:
-    """Add facts about an arm on a test; those on other tests than the first are apart."""
-    card = cards.setdefault(arm, {})
-    card |= found if test == OWN else {"tests": {**card.get("tests", {}), test: found}}
-
-
-def _on(card: dict[str, Any], test: str) -> dict[str, Any]:
-    """The facts about an arm on a test."""
-    own = {name: value for name, value in card.items() if name != "tests"}
-    return own if test == OWN else own | card["tests"][test]
-
-
-def _scaled(card: dict[str, Any], steps: int, all_steps: int) -> dict[str, Any]:
-    """The facts about an arm that ran `all_steps` steps, for the first `steps` of them."""
-    scaled = {name: card[name] * steps / all_steps for name in ("seconds", "gradient_evaluations")}
-    tuned = card.get("hyperparameters")
-    return {**card, **scaled, **({} if tuned is None else {"hyperparameters": tuned[str(steps)]})}
 
 
 def show_study(study: Study, results: dict[str, Any], reporter: Reporter) -> None:
@@ -446,12 +103,3 @@ def show_study(study: Study, results: dict[str, Any], reporter: Reporter) -> Non
         reporter.print(table)
     if results["verdicts"]:
         reporter.print(verdict_table(results["verdicts"]))
-
-
-def _name(test: str, arm: str, steps: int) -> str:
-    return f"{test}@{arm}@{steps}"
-
-
-def _place(name: str) -> tuple[str, str, int]:
-    test, arm, steps = name.split("@")
-    return test, arm, int(steps)

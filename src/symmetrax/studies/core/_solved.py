@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from symmetrax.studies.core._runner import Played
+from symmetrax.studies.core._played import Played
 from symmetrax.studies.core._statistics import intervals
 
 

@@ -1,8 +1,10 @@
 """Random streams: what is trained and tuned on, and what is reported, never meet."""
 
 import dataclasses
+import functools
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 
@@ -21,5 +23,10 @@ class Streams:
     @classmethod
     def of(cls, seed: int, seeds: int) -> "Streams":
         """The streams of an experiment with this many meta-seeds."""
-        train, tune, test = jax.random.split(jax.random.key(seed), 3)
-        return cls(train, tune, jax.vmap(lambda i: jax.random.fold_in(test, i))(jax.numpy.arange(seeds)))
+        return cls(*_keys(jax.random.key(seed), seeds))
+
+
+@functools.partial(jax.jit, static_argnames="seeds")
+def _keys(key: Key[Array, ""], seeds: int) -> tuple[Key[Array, ""], Key[Array, ""], Key[Array, " seeds"]]:
+    train, tune, test = jax.random.split(key, 3)
+    return train, tune, jax.vmap(lambda i: jax.random.fold_in(test, i))(jnp.arange(seeds))

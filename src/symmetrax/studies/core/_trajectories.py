@@ -1,15 +1,18 @@
 """What a picture of trajectories needs: points, updates, teleport arcs and level sets of a few tasks."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Key, PyTree
 
 from symmetrax.learned._artifact import load
 from symmetrax.rollout._unroll import Trace, draw_many
 from symmetrax.studies.core._arm import Learned, Tuned
+from symmetrax.studies.core._hand_made import symmetry_of
 from symmetrax.studies.core._runs import evaluate
 from symmetrax.tasks._base import AbstractTaskFamily
 
@@ -40,7 +43,10 @@ def paths(
         else:
             assert isinstance(arm, Learned)  # a control has no networks of its own
             network, _ = load(run.folder.path / "artifacts" / f"{name}.safetensors")
-            make, networks = arm.rule_for(steps), jax.tree.map(lambda x: jnp.asarray(x)[None], network)
+            make, networks = (
+                arm.rule_for(steps),
+                jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[None]), network),
+            )
             watch = ("algebra", "outcome", "previous") if arm.rule.teleports else ()
             first += [name] if arm.rule.order == "teleport-first" else []
         traces[name], _ = evaluate(make, networks, family, key, watch=watch, **options)
@@ -62,7 +68,7 @@ def trajectories(
     (task, 121) and `ARM.grid.loss` (task, 121, 121), indexed [task, y, x].
     """
     count = min(TASKS, tasks)
-    drawn = draw_many(family, tasks, key)
+    drawn = jax.tree.map(np.asarray, _drawn(family, tasks, key))
     some = [jax.tree.map(lambda x, i=i: x if tasks == 1 else x[..., i], drawn) for i in range(count)]
     arrays = {}
     for name, trace in traces.items():
@@ -76,9 +82,8 @@ def trajectories(
             # A refused teleport went nowhere, whatever its angle.
             taken = np.asarray(trace.watched["outcome"][0])[1:, None, :count] == 0
             angles = np.where(taken, np.asarray(trace.watched["algebra"][0])[1:, :, :count], 0.0)
-            arrays[f"{name}.arcs"] = arcs = np.stack(
-                [_arcs(family.task(some[i]), leaves[..., i], angles[..., i]) for i in range(count)]
-            )
+            at = (np.moveaxis(x, -1, 0) for x in (leaves, angles))
+            arrays[f"{name}.arcs"] = arcs = _of_each(_arcs, family, some, *at)
             starts, ends = (arcs[:, :, -1], ends) if name in first else (starts, arcs[:, :, 0])
         arrays[f"{name}.arrows"] = np.stack([starts, ends], axis=2)
     paths = {
@@ -98,17 +103,33 @@ def trajectories(
             np.stack([np.linspace(frame[name][k, 0], frame[name][k, 1], GRID) for frame in frames])
             for k in (0, 1)
         )
-        levels = np.stack([_levels(family.task(some[i]), x[i], y[i]) for i in range(count)])
-        arrays |= {f"{name}.grid.x": x, f"{name}.grid.y": y, f"{name}.grid.loss": levels}
+        arrays |= {
+            f"{name}.grid.x": x,
+            f"{name}.grid.y": y,
+            f"{name}.grid.loss": _of_each(_levels, family, some, x, y),
+        }
     return arrays
 
 
-def _arcs(task, starts: np.ndarray, angles: np.ndarray) -> np.ndarray:
+def _of_each(
+    function: Callable[..., Array], family: AbstractTaskFamily, drawn: list[PyTree], *along: np.ndarray
+) -> np.ndarray:
+    """A compiled function of every task, and of its entries of arrays."""
+    given = [jax.tree.map(jnp.asarray, entry) for entry in zip(drawn, *along, strict=True)]
+    return np.stack([np.asarray(function(family, *entry)) for entry in given])
+
+
+# Compiled as a whole: op by op each of these would be dozens of small programs.
+_drawn = eqx.filter_jit(draw_many)
+
+
+@eqx.filter_jit
+def _arcs(family: AbstractTaskFamily, drawn: PyTree, starts: Array, angles: Array) -> Array:
     """The path along the orbit from each point, at equal steps of the angle."""
-    symmetry = task.symmetry()
+    symmetry = symmetry_of(family.task(drawn))
     shares = jnp.linspace(0, 1, ARC)
     one = lambda x, xi: jax.vmap(lambda s: symmetry.act(symmetry.exp(s * xi), x))(shares)  # noqa: E731
-    return np.asarray(jax.vmap(one)(jnp.asarray(starts), jnp.asarray(angles)))
+    return jax.vmap(one)(starts, angles)
 
 
 def frames_of(paths: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -138,6 +159,6 @@ def _frame(points: np.ndarray) -> np.ndarray:
     return np.stack([middle - half, middle + half], axis=1)
 
 
-def _levels(task, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    grid = jnp.stack(jnp.meshgrid(jnp.asarray(x), jnp.asarray(y)), axis=-1)
-    return np.asarray(jax.vmap(jax.vmap(task.loss))(grid))
+@eqx.filter_jit
+def _levels(family: AbstractTaskFamily, drawn: PyTree, x: Array, y: Array) -> Array:
+    return jax.vmap(jax.vmap(family.task(drawn).loss))(jnp.stack(jnp.meshgrid(x, y), axis=-1))

@@ -4,18 +4,19 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from symmetrax.metatrain._devices import spread
-from symmetrax.rollout._unroll import MakeTransform, unroll_many
+from symmetrax.rollout._unroll import MakeTransform
 from symmetrax.studies.core._arm import Tuned
 from symmetrax.studies.core._runs import Runs, run_many
 from symmetrax.studies.core._statistics import DIVERGED, FLOOR
 from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
+
+#: Tuning may run so many times the tasks it needs, if it then shares the program that runs an arm.
+SPARE = 3
 
 
 def tune(
@@ -30,6 +31,8 @@ def tune(
     score: float = 0.5,
     measure: Callable[[AbstractTask, PyTree], dict[str, Array]] | None = None,
     by: str = "",
+    watch: tuple[str, ...] = (),
+    block: tuple[int, int] | None = None,
 ) -> dict[int, dict[str, dict[str, float]]]:
     """For every horizon and arm, the hyperparameters of the lowest median loss over `tasks` training tasks.
 
@@ -38,8 +41,10 @@ def tune(
     the lower mean of logarithms. `score` is another quantile than the median: the median is often lowest
     where just under half of the runs diverge, and on other tasks it may be more than half of them.
 
-    With `measure`, that of `run_many`, it is the median of what it calls `by` after the last horizon that is
-    the lowest, for instance of the loss on all data where steps see minibatches.
+    With `measure`, that of `run_many`, and `by` it is the median of what it calls `by` after the last horizon
+    that is the lowest, for instance of the loss on all data where steps see minibatches. `block` are the
+    numbers of seeds and tasks of a program that will run the arms with the same `watch` and `measure`: points
+    then go through that program, so many at a time, and nothing is compiled for tuning alone.
 
     >>> import jax, symmetrax as sx
     >>> from symmetrax.studies.core._hand_made import descent
@@ -49,30 +54,61 @@ def tune(
     {1: 0.05, 12: 0.05}
     """
     best: dict[int, dict[str, dict[str, float]]] = {steps: {} for steps in horizons}
+    if by:  # not the tasks on which validation or controls draw their numbers
+        key = jax.random.fold_in(jax.random.fold_in(key, 3), 0)
+    options: dict[str, Any] = {"steps": max(horizons), "shape": shape, "watch": watch, "measure": measure}
     for sharing in _sharing(arms):
-        make, fixed = sharing[0].make, {k: jnp.asarray(value) for k, value in sharing[0].fixed.items()}
         pairs = sorted({pair for arm in sharing for pair in itertools.product(arm.rates, arm.momenta)})
-        rates, momenta = (jnp.asarray(values) for values in zip(*pairs, strict=True))
-        points = {"rate": rates, "momentum": momenta}
-        if measure is None:
-            first, *losses = np.moveaxis(
-                np.asarray(_losses(make, points, fixed, family, key, (0, *horizons), tasks, shape)), 1, 0
-            )
-            scores = [_scores(there, first, floor, score) for there in losses]
-        else:
-            # Not the tasks on which validation or controls draw their numbers.
-            keys = jnp.repeat(jax.random.fold_in(key, 3)[None], len(pairs))
-            options: Any = {"steps": max(horizons), "tasks": tasks, "shape": shape, "watch": (), "parts": 1}
-            every = for_seeds(sharing[0].fixed, len(pairs)) | points
-            found = run_many(make, every, family, keys, measure=measure, **options).measured[by]
-            finals = np.where(np.isfinite(found), found.astype(float), 1e300)  # between infinities lies NaN
+        if len(pairs) == 1:  # nothing to choose
+            ((rate, momentum),) = pairs
+            for found in best.values():
+                found |= {arm.name: {"rate": rate, "momentum": momentum} for arm in sharing}
+            continue
+        rates, momenta = (np.asarray(values, np.float32) for values in zip(*pairs, strict=True))
+        points = {**for_seeds(sharing[0].fixed, len(pairs)), "rate": rates, "momentum": momenta}
+        ran = _run_points(sharing[0].make, points, family, key, tasks, block, options)
+        if by:
+            last = ran.measured[by]
+            finals = np.where(np.isfinite(last), last.astype(float), 1e300)  # between infinities lies NaN
             scores = [np.quantile(finals, score, axis=1).tolist()] * len(horizons)
+        else:
+            first = ran.losses[..., 0]
+            scores = [_scores(ran.losses[..., steps], first, floor, score) for steps in horizons]
         for steps, there in zip(horizons, scores, strict=True):
             quality: dict[Any, Any] = dict(zip(pairs, there, strict=True))
             for arm in sharing:
                 rate, momentum = min(itertools.product(arm.rates, arm.momenta), key=quality.__getitem__)
                 best[steps][arm.name] = {"rate": rate, "momentum": momentum}
     return best
+
+
+def _run_points(
+    make: MakeTransform,
+    points: Mapping[str, Any],
+    family: AbstractTaskFamily,
+    key: Key[Array, ""],
+    tasks: int,
+    block: tuple[int, int] | None,
+    options: Mapping[str, Any],
+) -> Runs:
+    """The runs of all points of a grid on the same tasks, a point in place of a seed."""
+    count = len(points["rate"])
+    size, together = block or (count, tasks)
+    if not tasks <= together <= SPARE * tasks:
+        size, together = count, tasks
+    found = []
+    for start in range(0, count, size):
+        own = np.minimum(np.arange(start, start + size), count - 1)  # the last point fills the last block
+        part = {name: jnp.asarray(np.asarray(x)[own]) for name, x in points.items()}
+        keys = jnp.broadcast_to(key, size)
+        found.append(run_many(make, part, family, keys, tasks=together, parts=None, timings=0, **options))
+    # Tasks depend on the key and their number alone: the first are those of fewer tasks.
+    losses = np.concatenate([ran.losses[:, :tasks] for ran in found])[:count]
+    measured = {
+        name: np.concatenate([ran.measured[name][:, :tasks] for ran in found])[:count]
+        for name in found[0].measured
+    }
+    return Runs(losses, {}, measured, sum(ran.seconds for ran in found))
 
 
 def tune_by_runs(
@@ -143,14 +179,3 @@ def _scores(
         ratios = losses / first
     means = np.mean(np.log(np.clip(ratios, FLOOR, DIVERGED)), axis=1)
     return list(zip(medians.tolist(), diverged.tolist(), means.tolist(), strict=True))
-
-
-@eqx.filter_jit
-def _losses(make, points, fixed, family, key, horizons, tasks, shape):
-    """Losses after each of `horizons` steps: points, horizons, tasks."""
-
-    def one(point):
-        losses = unroll_many(make, {**fixed, **point}, family, key, max(horizons), tasks, shape=shape).loss
-        return losses[jnp.asarray(horizons)].reshape(len(horizons), tasks)  # one task has no axis of its own
-
-    return spread(one, points)
