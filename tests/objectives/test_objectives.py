@@ -67,6 +67,7 @@ OBJECTIVES = {
     "sharpness": (sx.objectives.Sharpness(KEY, directions=3, radii=(0.1, 0.4)), 4),
     "curvature": (sx.objectives.Curvature(SYMMETRY, KEY, curves=4), 0.5),
     "small": (sx.objectives.NegativeParameterNorm(), 0),
+    "quantized": (sx.objectives.QuantizationError(3), 0),
     "lower": (sx.objectives.negate(sx.objectives.GradientNorm()), 1),
 }
 

@@ -13,3 +13,5 @@ from ._landscape import Curvature as Curvature
 from ._landscape import GuaranteedDecrease as GuaranteedDecrease
 from ._landscape import NegativeParameterNorm as NegativeParameterNorm
 from ._landscape import Sharpness as Sharpness
+from ._quantization import QuantizationError as QuantizationError
+from ._quantization import quantized as quantized

@@ -2,8 +2,10 @@ from ._basis import AbstractElementSearch as AbstractElementSearch
 from ._basis import Balanced as Balanced
 from ._basis import Eigenbasis as Eigenbasis
 from ._basis import RandomBasis as RandomBasis
+from ._best_basis import BestBasis as BestBasis
 from ._closed_form import ClosedForm as ClosedForm
 from ._curves import CurvatureStep as CurvatureStep
+from ._equalized import Equalized as Equalized
 from ._levelset import AbstractPointSearch as AbstractPointSearch
 from ._levelset import LevelSet as LevelSet
 from ._levelset import SearchResult as SearchResult

@@ -149,7 +149,9 @@ class Energies(eqx.Module):
             if block.kind == "squares":
                 logs = _logs(group, part)
                 logs = logs if binding.entry.index is None else logs[binding.taken]
-                array = array * jnp.exp(2 * self._exponent(binding) * _along(logs, binding, array.ndim))
+                array = array * jnp.exp(
+                    2 * self._exponent(binding) * broadcast_along(logs, binding, array.ndim)
+                )
             else:
                 element = group.exp(part)
                 array = apply(group, group.dual(element) if self.dual else element, array, binding)
@@ -234,8 +236,13 @@ def _logs(group: AbstractGroup, part: Array) -> Array:
     return part[..., :1] if isinstance(group, ScaledRotation) else part
 
 
-def _along(logs: Array, binding: Binding, ndim: int) -> Array:
-    """Broadcasts `logs`, whose axes are the axes of `binding`, to an array with `ndim` axes."""
+def broadcast_along(logs: Array, binding: Binding, ndim: int) -> Array:
+    """Broadcasts `logs`, whose axes are the axes of `binding`, to an array with `ndim` axes.
+
+    >>> from symmetrax.symmetry._specs import Entry
+    >>> broadcast_along(jnp.zeros(3), Binding(Entry("h"), axis=1, indices=()), 2).shape
+    (1, 3)
+    """
     # `binding.indices` are the axes that number copies of the group; they come first in `logs`, but anywhere
     # in the array.
     axes = (*binding.indices, binding.axis)
