@@ -61,17 +61,20 @@ class BestBasis(AbstractElementSearch):
     def __call__(self, memory, symmetry, params, count):
         keys = jax.random.split(jax.random.fold_in(self.key, count), self.samples)
 
-        def drawn(key):
-            return RandomBasis(key, self.largest)((), symmetry, params, 0)
-
         def value(element):
             return self.objective(_no_loss, symmetry.act(element, params))
 
-        # One at a time, and the best drawn again, so that a single copy of the parameters is in memory.
-        values = jax.lax.map(lambda key: value(drawn(key)), keys)
-        best = jnp.argmax(values)
+        def better(best, key):
+            element = RandomBasis(key, self.largest)((), symmetry, params, 0)
+            there = (value(element), element)
+            return select(there[0] > best[0], there, best), None
+
+        # One after another, so that a single copy of the moved parameters is in memory.
         here = symmetry.identity()
-        return select(values[best] > value(here), drawn(keys[best]), here)
+        start = jax.tree.map(jnp.asarray, (value(here), here))
+        kinds = jax.eval_shape(better, start, keys[0])[0]
+        start = jax.tree.map(lambda x, kind: x.astype(kind.dtype), start, kinds)
+        return jax.lax.scan(better, start, keys)[0][1]
 
 
 def _no_loss(params):

@@ -43,6 +43,10 @@ EXPERIMENTS = {
         "does AdamW gain from teleports to an eigenbasis on transformers? against Muon, SOAP, ARO, controls",
         "symmetrax.studies.transformer_league",
     ),
+    "quantization": Experiment(
+        "what rounding weights to few bits loses, and how much of it equalization and rotations win back",
+        "symmetrax.studies.quantization",
+    ),
     "objectives": Experiment(
         "which objective predicts what an optimizer gains from a rescaling of a network",
         "symmetrax.studies.objectives",
