@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from symmetrax.studies import quantization
 from symmetrax.studies._quantization_networks import _convolved, _folded, classifier
@@ -41,14 +42,28 @@ def test_it_rounds_every_network_at_every_point(tmp_path, capsys):
     assert len(results["verdicts"]) == 7
 
 
-def test_shares_are_parts_of_the_gap():
-    losses = {
-        ("full", ""): np.array([1.0, 2.0]),
-        ("plain", "tensor"): np.array([[2.0, 1.0001], [4.0, 2.5]]),
-        ("equalized", "tensor"): np.array([[1.5, 1.0], [5.0, 2.0]]),
-    }
-    shares = quantization._shares(losses)["equalized", "tensor"]
-    np.testing.assert_allclose(shares, [[0.5, np.nan], [-0.5, np.nan]])
+@pytest.mark.parametrize("seed", range(5))
+def test_ends_of_a_share_are_where_the_t_test_says_so(seed):
+    random = np.random.default_rng(seed)
+    gap, won = 1 + 0.2 * random.normal(size=5), 0.3 + random.normal(size=5)
+    found = quantization.share(won, gap)
+    assert found is not None
+    assert found["mean"] == pytest.approx(won.sum() / gap.sum())
+    for end in ("low", "high"):
+        assert scipy.stats.ttest_1samp(won - found[end] * gap, 0.0).pvalue == pytest.approx(0.05)
+    assert found["low"] < found["mean"] < found["high"]
+    assert quantization.share(won, gap - 1) is None
+
+
+def test_claims_about_gaps_that_may_be_none_are_not_decided():
+    full, settings = np.array([1.0, 2.0, 1.5]), quantization.Settings(bits=(4, 3), networks=("cnn",))
+    gaps = {"enough": ([1.0, 1.1, 0.9], "reproduced"), "too little": ([0.1, 0.1, -0.1], "inconclusive")}
+    for gap, outcome in gaps.values():
+        plain = full[:, None] + np.array([gap, gap]).T
+        losses = {("full", ""): full, ("plain", "tensor"): plain, ("equalized", "tensor"): plain - 0.5}
+        (found,) = quantization._verdicts(settings, {"cnn": losses})
+        assert found["outcome"] == outcome
+    assert found["why"] == "plain rounding costs too little to tell"
 
 
 def test_folded_normalization_does_the_same_as_that_of_all_images():

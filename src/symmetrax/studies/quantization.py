@@ -4,9 +4,9 @@ The rules: networks are trained briefly from several seeds; nothing is tuned. Ev
 nearest of 2^bits - 1 levels, with a scale for the whole matrix or for every output channel; activations and
 biases stay. The gap is the loss on unseen data of the rounded network minus that of the network itself. An
 arm first moves the parameters along the network's symmetry, which is certified to leave the logits as they
-are, and then rounds: its share is the part of the gap that it closes, 1 if it loses nothing, and negative if
-it loses more than plain rounding. Shares are reported where plain rounding costs every seed at least 1 % of
-its loss. Intervals are t-intervals over seeds.
+are, and then rounds. Its share is the part of the gap that it closes: 1 if it loses nothing, and negative if
+it loses more than plain rounding. Shares are ratios of means over seeds with Fieller's intervals, and are
+reported where the t-interval of the gap is above zero; elsewhere the interval of a ratio has no end.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import rich.table
+import scipy.stats
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from symmetrax.objectives._base import AbstractObjective
@@ -33,15 +34,12 @@ from symmetrax.studies.core._console import mean_text, titled_table
 from symmetrax.studies.core._measurements import interval_panels
 from symmetrax.studies.core._runner import Run
 from symmetrax.studies.core._shares import average
-from symmetrax.studies.core._statistics import Interval, verdict
+from symmetrax.studies.core._statistics import LEVEL, Interval, t_interval, verdict
 from symmetrax.studies.core._study import Study
 from symmetrax.tasks._language import ARCHITECTURES, Architecture
 
 PERS = ("tensor", "channel")
 ROTATED = ("random", "best", "best + equalized")
-
-#: The part of its loss that plain rounding must cost every seed, for shares of it to mean something.
-LEAST = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +80,7 @@ def analyse(run: Run) -> dict[str, Any]:
         "cnn, folded": lambda: classifier(settings.image_steps, normalized=True),
         "transformer": lambda: language_model(settings.architecture, settings.text_steps),
     }
-    networks, arrays, shares = {}, {}, {}
+    networks, arrays, known = {}, {}, {}
     for name in settings.networks:
         run.reporter.note(name)
         network = kinds[name]()
@@ -91,12 +89,12 @@ def analyse(run: Run) -> dict[str, Any]:
         losses = {key: np.stack([loss[key] for loss, _ in found]) for key in found[0][0]}
         changes = {arm: float(np.max([change[arm] for _, change in found])) for arm in found[0][1]}
         arrays |= {f"{name}.{'.'.join(key)}": values for key, values in losses.items()}
-        shares |= {(name, *key): values for key, values in _shares(losses).items()}
+        known[name] = losses
         networks[name] = _summary(settings, losses) | {"logit_change": changes}
         if not network.rotates:
             networks[name]["rotations"] = _rejection(network)
     run.folder.arrays("losses", arrays)
-    return {"networks": networks, "verdicts": list(_verdicts(settings, shares))}
+    return {"networks": networks, "verdicts": list(_verdicts(settings, known))}
 
 
 class ErrorOf(AbstractObjective):
@@ -196,36 +194,42 @@ class Rounding:
         return found, changes
 
 
-def _shares(losses: dict[tuple[str, str], np.ndarray]) -> dict[tuple[str, str], np.ndarray]:
-    """The shares of the gap that arms close, by seed and bits; NaN where the gap is too small for one."""
-    full, shares = losses["full", ""][:, None], {}
-    for (arm, per), values in losses.items():
-        if arm not in ("full", "plain"):
-            gap = losses["plain", per] - full
-            enough = np.all(gap >= LEAST * full, axis=0, keepdims=True)
-            shares[arm, per] = np.where(
-                enough, (losses["plain", per] - values) / np.where(enough, gap, 1.0), np.nan
-            )
-    return shares
+def share(won: Float[np.ndarray, " seeds"], gap: Float[np.ndarray, " seeds"]) -> dict[str, float] | None:
+    """The mean of `won` over that of `gap`, by seed, with Fieller's 95 % interval; None if that has no end.
+
+    It holds all ratios r for which the mean of won - r gap is not significantly different from zero.
+
+    >>> gap = np.array([1.0, 1.2, 0.8, 1.1])
+    >>> {key: round(value, 2) for key, value in share(gap / 2, gap).items()}
+    {'mean': 0.5, 'low': 0.5, 'high': 0.5}
+    """
+    if t_interval(gap)[0] <= 0:
+        return None
+    t = scipy.stats.t.ppf((1 + LEVEL) / 2, len(gap) - 1)
+    (vx, vxy), (_, vy) = np.cov(won, gap) * t**2 / len(gap)
+    x, y = np.mean(won), np.mean(gap)
+    # The ends are the roots of (x - r y)^2 = vx - 2 r vxy + r^2 vy.
+    lead, half, last = y**2 - vy, x * y - vxy, x**2 - vx
+    reach = np.sqrt(max(half**2 - lead * last, 0.0))
+    return {"mean": float(x / y), "low": float((half - reach) / lead), "high": float((half + reach) / lead)}
 
 
 def _summary(settings: Settings, losses: dict[tuple[str, str], np.ndarray]) -> dict[str, Any]:
-    """The loss, and by scales and bits the gap and all shares, as means with intervals."""
-    shares, full = _shares(losses), losses["full", ""]
-    return {"loss": average(full)} | {
-        per: {
-            str(bits): {
-                "gap": average(losses["plain", per][:, k] - full),
-                "shares": {
-                    arm: average(values[:, k])
-                    for (arm, other), values in shares.items()
-                    if other == per and np.all(np.isfinite(values[:, k]))
-                },
+    """The loss, and by scales and bits the gap and all shares, with intervals."""
+    full, summary = losses["full", ""], {"loss": average(losses["full", ""])}
+    for per in PERS:
+        plain, rows = losses["plain", per], {}
+        for k, bits in enumerate(settings.bits):
+            gap = plain[:, k] - full
+            found = {
+                arm: share(plain[:, k] - values[:, k], gap)
+                for (arm, other), values in losses.items()
+                if other == per and arm != "plain"
             }
-            for k, bits in enumerate(settings.bits)
-        }
-        for per in PERS
-    }
+            shares = {arm: entry for arm, entry in found.items() if entry is not None}
+            rows[str(bits)] = {"gap": average(gap), "shares": shares}
+        summary[per] = rows
+    return summary
 
 
 def _rejection(network: Network) -> str:
@@ -237,21 +241,23 @@ def _rejection(network: Network) -> str:
     raise AssertionError("The symmetry has rotations.")
 
 
-def _verdicts(settings: Settings, shares: dict[tuple[str, str, str], np.ndarray]) -> Iterator[dict[str, str]]:
+def _verdicts(
+    settings: Settings, losses: dict[str, dict[tuple[str, str], np.ndarray]]
+) -> Iterator[dict[str, str]]:
     k = settings.bits.index(JUDGED)
     for name, per, first, second, text, source in CLAIMS:
         if name not in settings.networks:
             continue
-        gain = shares[name, first, per][:, k]
-        gain = gain - shares[name, second, per][:, k] if second else gain
-        found = average(gain) if np.all(np.isfinite(gain)) else {"mean": 0.0, "low": -np.inf, "high": np.inf}
-        claim = f"{text} ({name}, {JUDGED} bits per {per})"
-        why = f"share of the gap {mean_text(found, '+.2f')}" + (f", beyond '{second}'" if second else "")
-        yield verdict(claim, source, Interval(**_as_interval(found)), negative=False) | {"why": why}
-
-
-def _as_interval(found: dict[str, float]) -> dict[str, float]:
-    return {"log_ratio": found["mean"], "low": found["low"], "high": found["high"]}
+        own, claim = losses[name], f"{text} ({name}, {JUDGED} bits per {per})"
+        gap = own["plain", per][:, k] - own["full", ""]
+        found = share(own[second or "plain", per][:, k] - own[first, per][:, k], gap)
+        if found is None:
+            nothing = Interval(0.0, -np.inf, np.inf)
+            yield verdict(claim, source, nothing) | {"why": "plain rounding costs too little to tell"}
+            continue
+        why = f"share of the gap {mean_text(found, '+.2f')}" + (f", beyond {second!r}" if second else "")
+        interval = Interval(found["mean"], found["low"], found["high"])
+        yield verdict(claim, source, interval, negative=False) | {"why": why}
 
 
 def tables(study: Study, results: dict[str, Any]) -> Iterator[rich.table.Table]:
