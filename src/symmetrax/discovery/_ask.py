@@ -81,6 +81,8 @@ def _certify_together(
     symmetries = [symmetry for symmetry in first if symmetry is not None]
     if len(symmetries) < 2 or not certify.available:
         apart = candidates
+    elif not certify.fits(*symmetries):
+        apart = _halves(candidates, evidence, certify)
     elif (certificate := certify(*symmetries)).holds:
         for options, symmetry in zip(candidates, first, strict=True):
             if symmetry is not None:
@@ -88,12 +90,19 @@ def _certify_together(
         # Of those whose first option is known, or cannot be expressed, others may be new.
         apart = [options for options, symmetry in zip(candidates, first, strict=True) if symmetry is None]
     else:
-        half = len(candidates) // 2
-        _certify_together(candidates[:half], evidence, certify)
-        _certify_together(candidates[half:], evidence, certify)
-        apart = []
+        apart = _halves(candidates, evidence, certify)
     for options in apart:
         _certify(options, evidence, certify)
+
+
+def _halves(
+    candidates: Sequence[Sequence[Candidate]], evidence: Evidence, certify: Certifier
+) -> list[Sequence[Candidate]]:
+    """Certifies either half together; nothing is left afterwards."""
+    half = len(candidates) // 2
+    _certify_together(candidates[:half], evidence, certify)
+    _certify_together(candidates[half:], evidence, certify)
+    return []
 
 
 def _symmetry(candidate: Candidate, evidence: Evidence) -> NetworkSymmetry | None:
@@ -120,6 +129,9 @@ def _certify(options: Sequence[Candidate], evidence: Evidence, certify: Certifie
         if not certify.available:
             what = f"the certificate of {candidate.group} ({evidence.scope.trials} evaluations)"
             evidence.leave_out(what, type(candidate.group))
+            continue
+        if not certify.fits(symmetry):
+            evidence.leave_out(f"the certificate of {candidate.group}, too large", type(candidate.group))
             continue
         tried.append((candidate, Found(symmetry, certify(symmetry), candidate.gap)))
         if tried[-1][1].certificate.holds:
