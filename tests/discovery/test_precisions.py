@@ -1,0 +1,89 @@
+"""No exact symmetry is false, whatever the precision of the parameters: an oracle of its own, far away."""
+
+import zlib
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import symmetrax as sx
+
+from .. import zoo
+from ..architectures import ARCHITECTURES
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
+
+KEY = jax.random.key(0)
+DTYPES = (jnp.bfloat16, jnp.float32, jnp.float64)
+
+
+def cast(tree, dtype):
+    """A tree with its numbers with a fraction in another precision."""
+    return jax.tree.map(lambda x: x.astype(dtype) if is_numbers(x) else x, tree)
+
+
+def is_numbers(leaf):
+    return eqx.is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def elsewhere(params, rng):
+    """Parameters far from the given ones; those that are positive stay so."""
+
+    def moved(leaf):
+        if not is_numbers(leaf):
+            return leaf
+        leaf = np.asarray(leaf, np.float64)
+        if np.all(leaf > 0):
+            return jnp.asarray(leaf * np.exp(rng.normal(size=leaf.shape) / 2))
+        return jnp.asarray(leaf + (np.sqrt(np.mean(leaf**2)) + 0.1) * rng.normal(size=leaf.shape))
+
+    return jax.tree.map(moved, params)
+
+
+def false_claims(loss, params, batches, found):
+    """The symmetries called exact under which the loss changes in double precision, and how much."""
+    rng = np.random.default_rng(zlib.crc32(str(found).encode()))
+    false = []
+    for fresh in batches:
+        there = elsewhere(params, rng)
+        here = float(loss(there, fresh))
+        # As large as what a wrong element does: the change under noise.
+        varies = abs(float(loss(elsewhere(there, rng), fresh)) - here) + 1e-3 * abs(here)
+        for number, one in enumerate(found.exact):
+            element = {name: g.sample(jax.random.key(number)) for name, g in one.symmetry.spaces.items()}
+            change = abs(float(loss(one.symmetry.act(element, there), fresh)) - here)
+            if not change <= 1e-8 * varies:
+                false.append((str(one.group), dict(one.symmetry.specs), change / varies))
+    return false
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_architectures_have_no_false_exact_symmetries(name, dtype):
+    one = ARCHITECTURES[name]
+    with jax.enable_x64(dtype == jnp.float64):
+        found = sx.find_symmetries(
+            one.loss,
+            cast(one.params, dtype),
+            KEY,
+            batch=lambda key: cast(one.batch(key), dtype),
+            method="program",
+        )
+    assert found.exact
+    with jax.enable_x64(True):
+        batches = [cast(one.batch(jax.random.key(number)), jnp.float64) for number in (11, 12)]
+        assert not false_claims(one.loss, cast(one.params, jnp.float64), batches, found)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", zoo.NAMES)
+def test_networks_of_the_zoo_have_no_false_exact_symmetries(name, dtype):
+    row = zoo.row(name)
+    with jax.enable_x64(dtype == jnp.float64):
+        params, batch = cast(row.params(), dtype), cast(row.batch(0), dtype)
+        found = sx.find_symmetries(row.loss, params, KEY, batch=batch, method="program")
+    with jax.enable_x64(True):
+        batches = [cast(row.batch(number), jnp.float64) for number in (11, 12)]
+        assert not false_claims(row.loss, cast(row.params(), jnp.float64), batches, found)
