@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from symmetrax.discovery._certify import HOLDS, Certifier, symmetry_of
+from symmetrax.discovery._cost import Cost
 from symmetrax.discovery._evidence import Evidence
 from symmetrax.discovery._found import Found
 from symmetrax.discovery._implied import follows
@@ -21,8 +22,11 @@ def ask(
     evidence: Evidence,
     certify: Certifier,
     progress: Callable[[str], None] | None = None,
+    cost: Cost | None = None,
 ) -> None:
     """Asks all questions in order, and adds everything that they reveal to the evidence.
+
+    With the foreseen `cost`, `progress` also shows how much time is left.
 
     Answers are computed one by one. Each sees the candidates that were certified before it, which is why
     questions about large groups should come first: what these imply need not be found again.
@@ -39,7 +43,15 @@ def ask(
     >>> [str(space.group) for space in evidence.spaces]
     ['Orthogonal(3)']
     """
-    start = time.perf_counter()
+    start, before = time.perf_counter(), evidence.loss.evaluations
+
+    def left(spent: float) -> str:
+        """The time left, judged from the evaluations so far."""
+        made = evidence.loss.evaluations
+        if cost is None or made == before:
+            return ""
+        rest = spent / (made - before) * max(0, cost.total - made)
+        return f", {'about' if cost.usual else 'at most'} {rest:.0f} s left"
 
     def tell(place: int, what: str) -> None:
         if progress is not None:
@@ -47,7 +59,7 @@ def ask(
             name = type(questions[place]).__name__
             progress(
                 f"question {place + 1} of {len(questions)} ({name}): {what}; {found} found, "
-                f"{evidence.loss.evaluations} evaluations, {spent:.0f} s"
+                f"{evidence.loss.evaluations} evaluations, {spent:.0f} s{left(spent)}"
             )
 
     for place, question in enumerate(questions):

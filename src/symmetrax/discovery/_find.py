@@ -127,7 +127,7 @@ def carry_out(
         # Before any question, so that all candidates are certified at the same points.
         certifier = Certifier(problem, certify, rng, trials=plan.scope.trials, most=plan.candidates)
         try:
-            ask(plan.questions, evidence, certifier, progress)
+            ask(plan.questions, evidence, certifier, progress, plan.cost)
         except KeyboardInterrupt:
             evidence.leave_out("what was left when you interrupted the search", *plan.scope.groups)
         searched = any(question.exhaustive for question in plan.questions)
