@@ -51,7 +51,7 @@ def test_all_arms_are_compared_on_the_same_starts(ran):
 
 def test_its_tables_and_pictures(ran, capsys):
     path, results = ran
-    show_study(TINY, path, results, Reporter())
+    show_study(TINY, results, Reporter())
     printed = capsys.readouterr().out
     assert "held-out loss after 10 steps" in printed
     assert (path / "transformer-league.png").stat().st_size > 10_000

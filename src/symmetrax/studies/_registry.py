@@ -127,6 +127,10 @@ EXPERIMENTS = {
         "balanced networks: how many learning rates train a badly scaled classifier",
         "symmetrax.studies.balancing",
     ),
+    "barrier": Experiment(
+        "the loss barrier between trained networks, matched by permutations alone and by all groups",
+        "symmetrax.studies.barrier",
+    ),
 }
 
 
