@@ -1,8 +1,8 @@
 """What teleports to an eigenbasis cost AdamW on transformers, by width: ratios of the time of a step.
 
-`python benchmarks/transformers.py` prints, for every width, the median over rebuilds of the ratio of 200 steps
-with two teleports to 200 steps without, alternating in one process, compile time apart. Everything is charged:
-second moments at every tenth step, eigenvectors, guard, and the transport of parameters and state.
+`python benchmarks/transformers.py` prints, for every width, the median over rebuilds of the ratio of 200
+steps with two teleports to 200 steps without, alternating in one process, compile time apart. Everything is
+charged: second moments at every tenth step, eigenvectors, guard, and the transport of parameters and state.
 """
 
 import argparse

@@ -135,8 +135,11 @@ class Eigenbasis(AbstractElementSearch):
     each array is divided by its trace and weighted by the array's number of entries: steps of Adam do not
     depend on the scale of a gradient either. With `balanced`, general linear groups and scalings first move
     to their balanced point, see `Balanced`; then the result of a low-rank factorization B A does not depend
-    on how it was split. A space of more than `largest` dimensions raises ValueError at `init`: eigenvectors
-    take O(size^3) operations, in sequences of `size` small ones (about half a second for 256 on a CPU).
+    on how it was split. `share` below 1 turns part of the way: to the eigenvectors of C with its entries off
+    the diagonal multiplied by `share`. With a `threshold`, a space turns only if the squares of these entries
+    are more than that share of all squares of C. A space of more than `largest` dimensions raises ValueError
+    at `init`: eigenvectors take O(size^3) operations, in sequences of `size` small ones (about half a second
+    for 256 on a CPU).
 
     The eigenvectors come from Jacobi's method, without LAPACK. A gradient that is not finite is not watched.
     Source: Shampoo's and SOAP's preconditioners (arXiv:1802.09568, arXiv:2409.11321) use such bases inside
@@ -158,6 +161,8 @@ class Eigenbasis(AbstractElementSearch):
     stride: int = eqx.field(static=True, default=1)
     balanced: bool = eqx.field(static=True, default=False)
     largest: int = eqx.field(static=True, default=1024)
+    share: float | Float[Array, ""] = 1.0
+    threshold: float | Float[Array, ""] = 0.0
 
     def __check_init__(self):
         if self.stride < 1:
@@ -195,12 +200,24 @@ class Eigenbasis(AbstractElementSearch):
 
     def __call__(self, memory, symmetry, params, count):
         if not self.balanced:
-            return symmetry.identity() | diagonalized(symmetry, memory)
+            return symmetry.identity() | diagonalized(symmetry, self._wanted(memory))
         balance = symmetry.exp(
             Balanced()(Orbit(_no_loss, params, symmetry, objective=NegativeParameterNorm()))
         )
-        rotation = diagonalized(symmetry, self.carry(memory, symmetry, balance))
+        rotation = diagonalized(symmetry, self._wanted(self.carry(memory, symmetry, balance)))
         return symmetry.compose(symmetry.identity() | rotation, balance)
+
+    def _wanted(self, memory: PyTree) -> PyTree:
+        """The moments whose eigenvectors are the basis, summed over sides."""
+
+        def wanted(moments: Array) -> Array:
+            moment = jnp.sum(moments, axis=0, keepdims=True)
+            diagonal = moment * jnp.eye(moment.shape[-1], dtype=moment.dtype)
+            off, whole = (jnp.sum(m**2, axis=(-1, -2), keepdims=True) for m in (moment - diagonal, moment))
+            share = jnp.where(off > self.threshold * whole, self.share, 0.0)
+            return (diagonal + share * (moment - diagonal)).astype(moment.dtype)
+
+        return jax.tree.map(wanted, memory)
 
     def carry(self, memory, symmetry, element):
         return {

@@ -43,6 +43,10 @@ EXPERIMENTS = {
         "does AdamW gain from teleports to an eigenbasis on transformers? against Muon, SOAP, ARO, controls",
         "symmetrax.studies.transformer_league",
     ),
+    "basis-policy": Experiment(
+        "can it be learned when to teleport to an eigenbasis, and how far? trained on tiny transformers",
+        "symmetrax.studies.basis_policy",
+    ),
     "objectives": Experiment(
         "which objective predicts what an optimizer gains from a rescaling of a network",
         "symmetrax.studies.objectives",
