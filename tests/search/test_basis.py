@@ -226,3 +226,5 @@ class TestErrors:
             sx.search.Eigenbasis(stride=0)
         with pytest.raises(ValueError, match="`decay` must be"):
             sx.search.Eigenbasis(decay=1.0)
+        with pytest.raises(ValueError, match=r"`share` must be between 0 and 1, got 1\.5"):
+            sx.search.Eigenbasis(share=1.5)

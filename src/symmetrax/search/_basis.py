@@ -169,6 +169,10 @@ class Eigenbasis(AbstractElementSearch):
             raise ValueError(f"`stride` counts steps and must be at least 1, got {self.stride}.")
         if not eqx.is_array(self.decay) and not 0 <= self.decay < 1:
             raise ValueError(f"`decay` must be at least 0 and below 1, got {self.decay}.")
+        for name in ("share", "threshold"):
+            value = getattr(self, name)
+            if not eqx.is_array(value) and not 0 <= value <= 1:
+                raise ValueError(f"`{name}` must be between 0 and 1, got {value}.")
 
     def check(self, symmetry):
         check_rotations(symmetry, self.largest)
