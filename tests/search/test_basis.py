@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import symmetrax as sx
-from symmetrax.search._basis import diagonalized, second_moments
+from symmetrax.search._moments import diagonalized, second_moments
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
