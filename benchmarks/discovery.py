@@ -90,8 +90,8 @@ def loss(heads: int, params: dict[str, Any], tokens: jax.Array) -> jax.Array:
     return -jnp.mean(jnp.take_along_axis(said[:-1], tokens[1:, None], axis=-1))
 
 
-def once(name: str) -> dict[str, float]:
-    """One search, in this process."""
+def once(name: str, memory: float | None = None) -> dict[str, float]:
+    """One search, in this process, with a bound on its memory in gigabytes."""
     size = SIZES[name]
     params, of = parameters(size), functools.partial(loss, size.heads)
 
@@ -99,8 +99,10 @@ def once(name: str) -> dict[str, float]:
         return jax.random.randint(key, (TIME,), 0, size.words)
 
     began = time.perf_counter()
-    found = sx.find_symmetries(of, params, jax.random.key(1), batch=batch, method="program")
+    bound = None if memory is None else memory * 1e9
+    found = sx.find_symmetries(of, params, jax.random.key(1), batch=batch, method="program", memory=bound)
     seconds = time.perf_counter() - began
+    gigabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     gradient, tokens = jax.jit(jax.grad(of)), batch(jax.random.key(2))
     times = []
     for _ in range(4):
@@ -124,7 +126,7 @@ def once(name: str) -> dict[str, float]:
         "evaluations": found.evaluations,
         "seconds": seconds,
         "gradients": seconds / statistics.median(times[1:]),
-        "gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+        "gigabytes": gigabytes,
     }
 
 
@@ -174,11 +176,12 @@ def main() -> None:
     parser.add_argument(
         "--scale", nargs="*", default=list(SIZES), metavar="SIZE", help="sizes (default: all)"
     )
+    parser.add_argument("--memory", type=float, metavar="GB", help="bound on each search (default: none)")
     parser.add_argument("--child", choices=SIZES, help="search once and print JSON")
     parser.add_argument("--zoo", action="store_true", help="print the table of docs/discovery.md")
     options = parser.parse_args()
     if options.child:
-        print(json.dumps(once(options.child)))
+        print(json.dumps(once(options.child, options.memory)))
         return
     if options.zoo:
         zoo()
@@ -187,6 +190,7 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name in options.scale or SIZES:
         command = [sys.executable, __file__, "--child", name]
+        command += [] if options.memory is None else ["--memory", str(options.memory)]
         runs = [
             json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
             for _ in range(options.runs)

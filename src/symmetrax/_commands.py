@@ -129,6 +129,7 @@ def _discover(
     trials: int = 3,
     method: Literal["auto", "program", "gradients"] = "auto",
     seconds: Annotated[float | None, _argument("SECONDS", "default: no limit")] = None,
+    memory: Annotated[float | None, _argument("GIGABYTES", "default: no limit")] = None,
     seed: int = 0,
     double: bool = False,
     json: Annotated[Path | None, _argument("FILE", "default: none is written")] = None,
@@ -147,6 +148,7 @@ def _discover(
         method: "program" reads the symmetries off the program of the loss, in about 20 evaluations;
             "gradients" searches for them; "auto" does both, unless there are more than 300,000 parameters.
         seconds: The time after which no further evaluation is started; skipped questions are reported.
+        memory: The memory in gigabytes that the search may take, besides 0.5 GB for Python and the compiler.
         seed: Seed of all random draws: other points, other transformations.
         double: Build the model in double precision too. The search uses double precision either way.
         json: A file to which to write all results as JSON; "-" is standard output, in which case everything
@@ -162,6 +164,7 @@ def _discover(
         trials=trials,
         method=method,
         seconds=seconds,
+        memory=memory,
         seed=checked_seed(seed),
         double=double,
         json=json,

@@ -11,7 +11,8 @@ import pytest
 import symmetrax as sx
 from symmetrax.discovery._double import DOUBLE, InDouble
 from symmetrax.discovery._evidence import Evidence
-from symmetrax.discovery._loss import Loss, noise_sizes
+from symmetrax.discovery._leaves import noise_sizes
+from symmetrax.discovery._loss import Loss
 from symmetrax.discovery._plan import Plan
 from symmetrax.discovery._scope import GROUPS
 from symmetrax.discovery._segments import Segments

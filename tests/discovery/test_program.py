@@ -80,6 +80,32 @@ def test_operations_without_a_rule_are_named_and_let_nothing_act_on_what_they_re
     assert {str(one.group) for one in found} >= {"PositiveDiagonal(5)", "Permutation(5)"}
 
 
+def test_a_cache_that_is_written_in_a_loop_keeps_the_groups_of_heads():
+    """Keys and values of one token after the other are written into arrays of zeros."""
+    params = {name: jax.random.normal(jax.random.fold_in(KEY, k), (4, 4)) for k, name in enumerate("qkvo")}
+
+    def loss(p, x):
+        def step(cache, token):
+            keys, values, at = cache
+            keys, values = (
+                jax.lax.dynamic_update_slice(old, (token @ p[name])[None], (at, 0))
+                for old, name in ((keys, "k"), (values, "v"))
+            )
+            weights = jax.nn.softmax(keys @ (token @ p["q"]))
+            return (keys, values, at + 1), (weights @ values) @ p["o"]
+
+        empty = jnp.zeros_like(x)
+        return jnp.mean((jax.lax.scan(step, (empty, empty, 0), x)[1] - jnp.roll(x, 1, 0)) ** 2)
+
+    found = sx.find_symmetries(
+        loss, params, KEY, batch=lambda key: jax.random.normal(key, (5, 4)), method="program"
+    )
+    assert listed(found) == {
+        ("GeneralLinear", 4, (), frozenset("qk")),
+        ("GeneralLinear", 4, (), frozenset("vo")),
+    }
+
+
 def test_an_index_needs_elements_that_differ():
     """The columns of a readout may be exchanged, but not in one row alone: two elements are few."""
     params = {"w": jnp.ones((4, 2))}
@@ -150,7 +176,7 @@ def test_symmetries_are_explained_in_words():
 
 def test_points_of_large_models_are_drawn_again_and_are_the_same(monkeypatch):
     kept = found_in("u_net")
-    monkeypatch.setattr("symmetrax.discovery._certify.KEPT", 0)
+    monkeypatch.setattr("symmetrax.discovery._memory.KEPT", 0)
     drawn = found_in("u_net")
     assert [dict(one.symmetry.specs) for one in drawn] == [dict(one.symmetry.specs) for one in kept]
     assert [one.certificate for one in drawn] == [one.certificate for one in kept]

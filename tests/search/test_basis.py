@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import symmetrax as sx
-from symmetrax.search._basis import diagonalized, second_moments
+from symmetrax.search._moments import diagonalized, second_moments
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -136,6 +136,27 @@ class TestEigenbasis:
         bad = {"a": params["a"].at[0, 0].set(jnp.nan), "b": params["b"]}
         assert np.array_equal(search.watch(memory, symmetry, bad, 1)["rank"], memory["rank"])
 
+    def test_turns_part_of_the_way_and_only_where_it_pays(self, float64):
+        loss, params = low_rank(0)
+        symmetry = sx.models.low_rank_symmetry(params, "a", "b")
+        whole = sx.search.Eigenbasis()
+        memory = whole.watch(whole.init(symmetry, params), symmetry, jax.grad(loss)(params), 0)
+        moment = np.asarray(memory["rank"].sum(axis=0))
+        off = moment - np.diag(np.diag(moment))
+
+        def turn(**options):
+            q, _ = sx.search.Eigenbasis(**options)(memory, symmetry, params, 0)["rank"]
+            return np.asarray(q)
+
+        shrunk = np.diag(np.diag(moment)) + 0.3 * off
+        moved = turn(share=0.3) @ shrunk @ turn(share=0.3).T
+        np.testing.assert_allclose(moved, np.diag(np.diag(moved)), atol=1e-14)
+        angles = [np.linalg.norm(turn(share=share) - np.eye(3)) for share in (0.0, 0.3, 1.0)]
+        assert angles[0] == 0 < angles[1] < angles[2]
+        share = np.sum(off**2) / np.sum(moment**2)
+        assert np.array_equal(turn(threshold=1.01 * share), np.eye(3))
+        np.testing.assert_array_equal(turn(threshold=0.99 * share), turn())
+
     def test_watches_at_every_stride(self):
         loss, params = low_rank(0)
         symmetry, search = sx.models.low_rank_symmetry(params, "a", "b"), sx.search.Eigenbasis(stride=3)
@@ -205,3 +226,5 @@ class TestErrors:
             sx.search.Eigenbasis(stride=0)
         with pytest.raises(ValueError, match="`decay` must be"):
             sx.search.Eigenbasis(decay=1.0)
+        with pytest.raises(ValueError, match=r"`share` must be between 0 and 1, got 1\.5"):
+            sx.search.Eigenbasis(share=1.5)

@@ -65,3 +65,23 @@ def test_halves_give_about_the_same_loss():
 def test_heads_that_do_not_divide_the_width():
     with pytest.raises(ValueError, match="`heads` must divide `width`"):
         sx.tasks.Architecture(width=10, heads=4)
+
+
+@pytest.mark.parametrize("positions", ["learned", pytest.param("rotary", marks=pytest.mark.slow)])
+def test_a_discovery_finds_the_symmetry_that_is_written(positions):
+    one = task(positions=positions, layers=1)
+    params = one.init(jax.random.key(0))
+    found = sx.find_symmetries(
+        one.loss, params, jax.random.key(1), batch=one.batch, method="program"
+    ).joined()
+
+    def spaces(symmetry):
+        def acted(name):
+            return frozenset(symmetry.only(name).specs)
+
+        return {
+            (type(group).__name__, group.size, group.lengths, acted(n))
+            for n, group in symmetry.spaces.items()
+        }
+
+    assert spaces(found) == spaces(one.symmetry())

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import symmetrax as sx
 
@@ -202,3 +203,38 @@ def test_a_state_that_cannot_be_carried_is_named_at_init():
     optimizer = sx.teleported(optax.novograd(0.1), symmetry, search=sx.search.Eigenbasis())
     with pytest.raises(ValueError, match="cannot move ScaleByNovogradState"):
         optimizer.init(params)
+
+
+@pytest.mark.parametrize("axes", [AxisType.Explicit, AxisType.Auto])
+def test_parameters_on_two_devices_move_as_on_one(axes):
+    random = np.random.default_rng(1)
+    x, y = (random.normal(size=(40, n)).astype(np.float32) for n in (8, 4))
+    params = {"a": jnp.asarray(PARAMS["a"][:, :6] @ random.normal(size=(6, 8)), jnp.float32)}
+    params["b"] = jnp.asarray(PARAMS["b"][:4], jnp.float32)
+    symmetry = sx.models.low_rank_symmetry(params, "a", "b")
+
+    def square(p):
+        return jnp.mean((jnp.einsum("br,or->bo", jnp.einsum("bi,ri->br", x, p["a"]), p["b"]) - y) ** 2)
+
+    optimizer = sx.teleported(optax.adamw(0.05), symmetry, search=sx.search.Eigenbasis(balanced=True))
+
+    @jax.jit
+    def run(params):
+        state = optimizer.init(params)
+        for _ in range(2):
+            updates, state = optimizer.update(jax.grad(square)(params), state, params, value_fn=square)
+            params = optax.apply_updates(params, updates)
+        return params, state.outcomes[0]
+
+    alone, _ = run(params)
+    mesh = jax.make_mesh((2,), ("d",), axis_types=(axes,))
+    places = {
+        "a": NamedSharding(mesh, PartitionSpec(None, "d")),
+        "b": NamedSharding(mesh, PartitionSpec("d")),
+    }
+    with jax.set_mesh(mesh):
+        split, accepted = run(jax.device_put(params, places))
+    assert int(accepted) == 2
+    for name, place in places.items():
+        np.testing.assert_allclose(split[name], alone[name], atol=2e-6)
+        assert split[name].sharding.is_equivalent_to(place, 2)

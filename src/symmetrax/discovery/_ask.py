@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from symmetrax.discovery._certify import HOLDS, Certifier, symmetry_of
+from symmetrax.discovery._cost import Cost
 from symmetrax.discovery._evidence import Evidence
 from symmetrax.discovery._found import Found
 from symmetrax.discovery._implied import follows
@@ -21,8 +22,11 @@ def ask(
     evidence: Evidence,
     certify: Certifier,
     progress: Callable[[str], None] | None = None,
+    cost: Cost | None = None,
 ) -> None:
     """Asks all questions in order, and adds everything that they reveal to the evidence.
+
+    With the foreseen `cost`, `progress` also shows how much time is left.
 
     Answers are computed one by one. Each sees the candidates that were certified before it, which is why
     questions about large groups should come first: what these imply need not be found again.
@@ -39,7 +43,15 @@ def ask(
     >>> [str(space.group) for space in evidence.spaces]
     ['Orthogonal(3)']
     """
-    start = time.perf_counter()
+    start, before = time.perf_counter(), evidence.loss.evaluations
+
+    def left(spent: float) -> str:
+        """The time left, judged from the evaluations so far."""
+        made = evidence.loss.evaluations
+        if cost is None or made == before:
+            return ""
+        rest = spent / (made - before) * max(0, cost.total - made)
+        return f", {'about' if cost.usual else 'at most'} {rest:.0f} s left"
 
     def tell(place: int, what: str) -> None:
         if progress is not None:
@@ -47,7 +59,7 @@ def ask(
             name = type(questions[place]).__name__
             progress(
                 f"question {place + 1} of {len(questions)} ({name}): {what}; {found} found, "
-                f"{evidence.loss.evaluations} evaluations, {spent:.0f} s"
+                f"{evidence.loss.evaluations} evaluations, {spent:.0f} s{left(spent)}"
             )
 
     for place, question in enumerate(questions):
@@ -81,6 +93,8 @@ def _certify_together(
     symmetries = [symmetry for symmetry in first if symmetry is not None]
     if len(symmetries) < 2 or not certify.available:
         apart = candidates
+    elif not certify.fits(*symmetries):
+        apart = _halves(candidates, evidence, certify)
     elif (certificate := certify(*symmetries)).holds:
         for options, symmetry in zip(candidates, first, strict=True):
             if symmetry is not None:
@@ -88,12 +102,19 @@ def _certify_together(
         # Of those whose first option is known, or cannot be expressed, others may be new.
         apart = [options for options, symmetry in zip(candidates, first, strict=True) if symmetry is None]
     else:
-        half = len(candidates) // 2
-        _certify_together(candidates[:half], evidence, certify)
-        _certify_together(candidates[half:], evidence, certify)
-        apart = []
+        apart = _halves(candidates, evidence, certify)
     for options in apart:
         _certify(options, evidence, certify)
+
+
+def _halves(
+    candidates: Sequence[Sequence[Candidate]], evidence: Evidence, certify: Certifier
+) -> list[Sequence[Candidate]]:
+    """Certifies either half together; nothing is left afterwards."""
+    half = len(candidates) // 2
+    _certify_together(candidates[:half], evidence, certify)
+    _certify_together(candidates[half:], evidence, certify)
+    return []
 
 
 def _symmetry(candidate: Candidate, evidence: Evidence) -> NetworkSymmetry | None:
@@ -120,6 +141,9 @@ def _certify(options: Sequence[Candidate], evidence: Evidence, certify: Certifie
         if not certify.available:
             what = f"the certificate of {candidate.group} ({evidence.scope.trials} evaluations)"
             evidence.leave_out(what, type(candidate.group))
+            continue
+        if not certify.fits(symmetry):
+            evidence.leave_out(f"the certificate of {candidate.group}, too large", type(candidate.group))
             continue
         tried.append((candidate, Found(symmetry, certify(symmetry), candidate.gap)))
         if tried[-1][1].certificate.holds:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,20 +12,17 @@ from jaxtyping import Array, Key
 
 from symmetrax.discovery._double import tolerances
 from symmetrax.discovery._draws import draw
-from symmetrax.discovery._loss import SPREAD, Leaves, Loss
+from symmetrax.discovery._leaves import Lazy, Leaves
+from symmetrax.discovery._loss import SPREAD, Loss
 from symmetrax.groups._diagonal import AbstractGroup
 from symmetrax.symmetry._dense import DenseAction
 from symmetrax.symmetry._network import NetworkSymmetry
-from symmetrax.symmetry._walk import walk
 
 #: Largest relative changes of the loss and of a gradient under a symmetry that is still called approximate.
 APPROXIMATE, APPROXIMATE_GRADIENT = 1e-2, 1e-1
 
 #: Noise of the points at which elements act, in rotation, relative to the size of each array.
 SPREADS = (SPREAD, 0.0, SPREAD / 5)
-
-#: Points of certificates and their gradients are kept if they take no more bytes than this.
-KEPT = 1 << 31
 
 #: Relative moves up to this size count as no move.
 UNMOVED = 1e-6
@@ -129,10 +127,9 @@ class Certifier:
         self._left = most
         self._tolerance, self._gradient_tolerance = tolerances(loss.precision)
         self._drawn: dict[tuple, list[Any]] = {}
+        self._held: list[AbstractGroup] = []
         self._elements_rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
         self.rough = False
-        size = sum(leaf.nbytes for leaf in loss.leaves.values())
-        self._keeps = 2 * trials * size <= KEPT
         self._trials = [self._trial(number) for number in range(trials)]
 
     def _trial(self, number: int) -> _Trial:
@@ -149,7 +146,7 @@ class Certifier:
                 break
             self.rough |= noise == 0
         lengths = {path: _norm([part]) for path, part in gradient.items()}
-        kept = (loss.placed(leaves), gradient) if self._keeps else None
+        kept = None if loss.lean else (loss.placed(leaves), gradient)
         return _Trial(noise, state, batch, other is not None, value, lengths, kept)
 
     def _point(self, noise: float, rng: np.random.Generator) -> Leaves:
@@ -167,7 +164,11 @@ class Certifier:
     @property
     def available(self) -> bool:
         """Whether another certificate is within the budget and within the maximum number."""
-        return self._left > 0 and self._loss.affords(len(self._trials) * (1 if self._keeps else 2))
+        return self._left > 0 and self._loss.affords(len(self._trials) * (2 if self._loss.lean else 1))
+
+    def fits(self, *symmetries: NetworkSymmetry) -> bool:
+        """Whether there is memory for random elements of all these symmetries at once."""
+        return self._loss.allows([next(iter(symmetry.spaces.values())) for symmetry in symmetries])
 
     def __call__(self, *symmetries: NetworkSymmetry) -> Certificate:
         """Measures how symmetries, whose specs name arrays by path, change the loss and its gradients.
@@ -182,28 +183,19 @@ class Certifier:
         drawn = self._all_elements(symmetries)
         for k, trial in enumerate(self._trials):
             leaves, here = self._at(trial)
-            moved, duals = dict(leaves), []
-            for symmetry, elements in zip(symmetries, drawn, strict=True):
-                element = {next(iter(symmetry.spaces)): elements[k]}
-                before = {path: np.asarray(moved[path]) for path in symmetry.specs}
-                after = DenseAction(symmetry, element).act(before, symmetry)
-                if trial.spread:  # without noise, arrays of zeros do not move
-                    steps = _norm(after[path] - before[path] for path in after)
-                    moves.append(steps / max(_norm(before.values()), 1e-300))
-                moved |= after
-                duals.append((symmetry, DenseAction(symmetry, symmetry.dual(element))))
-                del before, after  # of large models every copy counts
-            del leaves
-            value, gradient = self._loss.gradient(moved, trial.batch)
+            moved = _Moved(leaves, symmetries, [elements[k] for elements in drawn])
+            value, gradient = self._loss.gradient(moved.leaves, trial.batch)
+            if trial.spread:  # without noise, arrays of zeros do not move
+                moves += moved.distances()
             changes[trial.fresh].append(self._loss.apart(value, trial.value))
             lengths, gaps = dict(trial.lengths), {}
             # Arrays without a spec take part too: a spec that is missing shows in their gradients. One array
             # after the other, since all of them may be large.
             for path in residuals:
                 carried = np.asarray(here[path])
-                for symmetry, action in duals:
-                    if path in symmetry.specs:
-                        carried = walk(symmetry.specs[path], carried, symmetry.spaces, action)
+                for action in moved.duals:
+                    if path in action.symmetry.specs:
+                        carried = action.carry(path, carried)
                         lengths[path] = _norm([carried])
                 gaps[path] = _norm([gradient.pop(path) - carried])
             del here, moved  # before the point of the next trial is drawn
@@ -243,8 +235,38 @@ class Certifier:
     def _elements(self, group: AbstractGroup, kind: tuple, number: int) -> list[Any]:
         """Elements per trial; symmetries that are certified apart share them, since drawing takes time."""
         if (kind, number) not in self._drawn:
+            if not self._loss.allows([group, *self._held]):
+                self._drawn.clear()
+                self._held.clear()
+            self._held.append(group)
             self._drawn[kind, number] = [draw(group, self._elements_rng) for _ in self._trials]
         return self._drawn[kind, number]
+
+
+class _Moved:
+    """A point that several symmetries have moved, array by array, and how far each of them moved it."""
+
+    def __init__(self, leaves: Leaves, symmetries: Sequence[NetworkSymmetry], elements: Sequence[Any]):
+        named = [{next(iter(s.spaces)): x} for s, x in zip(symmetries, elements, strict=True)]
+        self.actions = [DenseAction(s, x) for s, x in zip(symmetries, named, strict=True)]
+        self.duals = [DenseAction(s, s.dual(x)) for s, x in zip(symmetries, named, strict=True)]
+        self._squares = np.zeros((len(self.actions), 2))
+        # Every array is read once, by the loss: a whole image beside the point would be another copy.
+        self.leaves = Lazy({path: partial(self._array, path, leaves) for path in leaves})
+
+    def _array(self, path: str, leaves: Leaves) -> np.ndarray:
+        x = np.asarray(leaves[path])
+        for number, action in enumerate(self.actions):
+            if path in action.symmetry.specs:
+                after = action.move(path, x)
+                self._squares[number] += _norm([after - x]) ** 2, _norm([x]) ** 2
+                x = after
+        return x
+
+    def distances(self) -> list[float]:
+        """The relative move by each of the symmetries, over all of its arrays."""
+        steps, sizes = np.sqrt(self._squares).T
+        return [*(steps / np.maximum(sizes, 1e-300))]
 
 
 def _kind(group: AbstractGroup) -> tuple:

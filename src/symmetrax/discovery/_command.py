@@ -32,6 +32,7 @@ def discover_from(
     trials: int,
     method: str,
     seconds: float | None,
+    memory: float | None,
     seed: int,
     double: bool,
     json: Path | None,
@@ -41,7 +42,7 @@ def discover_from(
     If the file is "-", the JSON goes to standard output and everything else to standard error.
 
     >>> options = {"heads": [], "budget": None, "trials": 3, "method": "auto"}
-    >>> options |= {"seconds": None, "seed": 0, "double": False, "json": None}
+    >>> options |= {"seconds": None, "memory": None, "seed": 0, "double": False, "json": None}
     >>> discover_from("my.models:small", ["Permutations"], **options)
     Traceback (most recent call last):
     ValueError: There is no group 'Permutations' to look for. Did you mean 'Permutation'? There are: ...
@@ -69,9 +70,8 @@ def discover_from(
         cost = discovery_cost(params, **asked)
         print(f"Evaluations of the loss: {cost}.", flush=True)
         key = jax.random.key(seed)
-        found = find_symmetries(
-            loss, params, key, batch=batch, budget=budget, seconds=seconds, progress=_tell, **asked
-        )
+        limits = {"budget": budget, "seconds": seconds, "memory": memory and memory * 1e9}
+        found = find_symmetries(loss, params, key, batch=batch, progress=_tell, **limits, **asked)
         print(f"\n{found}\n")
         if found.found:
             print(found.text)

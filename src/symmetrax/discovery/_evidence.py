@@ -38,7 +38,7 @@ class Evidence:
         #: Largest singular value or difference that counts as zero.
         self.threshold = threshold(loss.precision)
         self.measured = measure(loss, scope.places, rng, count=points, whole=kept)
-        self.products = Products(self.measured)
+        self.products = Products(self.measured, scope.share)
         # Without a gradient, every relation holds for an array, and none of them means anything.
         dark = {*self.measured.idle, *self.measured.steep}
         self.live = [place for place in scope.places if place.path not in dark]

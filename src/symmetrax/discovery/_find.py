@@ -31,6 +31,7 @@ def find_symmetries(
     trials: int = 3,
     method: str = "auto",
     seconds: float | int | None = None,
+    memory: float | int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Discovery:
     """Discovers the symmetries of a loss from its program and its gradients, and certifies each one.
@@ -61,12 +62,14 @@ def find_symmetries(
     number of random elements per certificate. `method` is "program" (about 20 evaluations, for models of any
     size), "gradients", or "auto": both, unless there are more than 300,000 parameters, for which the search
     with gradients is long. After so many `seconds` no further evaluation is started, but that in progress
-    ends. `progress` is called with a line for every question and certificate, for instance `print`. If you
+    ends. `memory` is the number of bytes that the arrays of the search may take at once, among them the
+    temporary ones of the compiled loss, but not Python, the compiler (together about 0.5 GB) and what you
+    pass. `progress` is called with a line for every question and certificate, for instance `print`. If you
     interrupt the search (Ctrl-C), it returns what is certified so far.
 
     **Returns** a `Discovery`; print it for a table, `discovery.text` is code that constructs the symmetries
     found. Raises ValueError if the loss is not a finite scalar, is random, or does not depend on `params`, if
-    there are no floating-point arrays, and if the budget is too small.
+    there are no floating-point arrays, and if the budget or the memory is too small.
 
     >>> import jax, jax.numpy as jnp
     >>> params = {"w": jnp.ones((4, 3)), "b": jnp.zeros(4), "out": jnp.ones((2, 4))}
@@ -80,7 +83,7 @@ def find_symmetries(
     Permutation(4) exact {'b': 'p1', 'out': '_ p1', 'w': 'p1 _'}
     """
     check_key(key)
-    plan = Plan.of(params, groups, heads, trials, method=method)
+    plan = Plan.of(params, groups, heads, trials, method=method, memory=memory)
     return carry_out(plan, loss, params, key, batch=batch, budget=budget, seconds=seconds, progress=progress)
 
 
@@ -110,6 +113,7 @@ def carry_out(
     """
     start = time.perf_counter()
     plan.afford(budget)
+    plan.memory.check(plan.scope.size)  # one copy at least; known exactly once the loss is compiled
     if seconds is not None and not seconds > 0:
         raise ValueError(f"`seconds` must be a positive number, or None for no limit; got {seconds}.")
     draw, certify = jax.random.split(key)
@@ -118,12 +122,12 @@ def carry_out(
     x64 = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
     with jax.enable_x64(True):
         until = None if seconds is None else start + seconds
-        problem = Loss(loss, params, draw, batch, budget, x64=x64, until=until)
+        problem = Loss(loss, params, draw, batch, budget, x64=x64, until=until, memory=plan.memory)
         evidence = Evidence(problem, plan.scope, rng, points=plan.cost.points, kept=plan.whole)
         # Before any question, so that all candidates are certified at the same points.
         certifier = Certifier(problem, certify, rng, trials=plan.scope.trials, most=plan.candidates)
         try:
-            ask(plan.questions, evidence, certifier, progress)
+            ask(plan.questions, evidence, certifier, progress, plan.cost)
         except KeyboardInterrupt:
             evidence.leave_out("what was left when you interrupted the search", *plan.scope.groups)
         searched = any(question.exhaustive for question in plan.questions)

@@ -5,16 +5,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from symmetrax.discovery._loss import Leaves
+from symmetrax.discovery._leaves import Leaves
+from symmetrax.discovery._memory import GATHERED
 from symmetrax.discovery._points import Measured, Point
 from symmetrax.discovery._relations import Columns
 from symmetrax.discovery._sites import Shape, Site
 
 #: Numbers of units and index values that are compared, and of pairs in total; more add no information.
 UNITS, BLOCKS, PAIRS = 6, 32, 400
-
-#: Maximum number of cached entries of whole-axis moments (512 MB); beyond it, only samples are computed.
-MOST_KEPT = 1 << 26
 
 #: Number of rows per column of a null space.
 ROWS = 1.5
@@ -55,7 +53,9 @@ def _spread_out(size: int, count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 class Products:
-    """Moments G W^T of all axes at all points, computed once each, as a whole, while memory allows.
+    """Moments G W^T of all axes at all points, computed once each, as a whole, up to `most` bytes.
+
+    Beyond them, only samples are computed.
 
     >>> point = Point({"w": np.eye(2)}, {"w": np.array([[1.0, 2.0], [3.0, 4.0]])})
     >>> products = Products(Measured([point], {}, {}, {}, (), ()))
@@ -63,8 +63,8 @@ class Products:
     [[[[1.0, 2.0], [3.0, 4.0]]]]
     """
 
-    def __init__(self, measured: Measured):
-        self.points = measured.points
+    def __init__(self, measured: Measured, most: int = GATHERED):
+        self.points, self._most = measured.points, most // 8
         self._size = 0
         self._kept: dict[tuple, np.ndarray] = {}
 
@@ -103,7 +103,7 @@ class Products:
         """Whether the moments of the whole axis at this many points are cached, or may be."""
         done = len(self._kept.get((site.path, site.axis, site.lead, "moments"), ()))
         each = site.length**2 * int(np.prod([length for _, length in site.lead]))
-        return count <= done or self._size + (count - done) * each <= MOST_KEPT
+        return count <= done or self._size + (count - done) * each <= self._most
 
     @staticmethod
     def _pair(point: Point, part: Callable[[Leaves], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

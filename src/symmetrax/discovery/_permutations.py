@@ -14,7 +14,8 @@ from symmetrax.discovery._cost import Cost
 from symmetrax.discovery._evidence import Evidence
 from symmetrax.discovery._found import Look
 from symmetrax.discovery._implied import implied
-from symmetrax.discovery._loss import Leaves, Loss
+from symmetrax.discovery._leaves import Leaves
+from symmetrax.discovery._loss import Loss
 from symmetrax.discovery._places import Place, matrix_sites, ordered
 from symmetrax.discovery._question import Answer, Question
 from symmetrax.discovery._relations import NEARLY, threshold

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from jaxtyping import PyTree
 
 from symmetrax.discovery._cost import Cost
+from symmetrax.discovery._memory import Memory, share_of
 from symmetrax.discovery._question import Question
 from symmetrax.discovery._questions import questions_of
 from symmetrax.discovery._scope import GROUPS, Scope
@@ -57,6 +58,7 @@ class Plan:
     whole: int
     candidates: int
     cost: Cost
+    memory: Memory
 
     @classmethod
     def of(
@@ -67,12 +69,13 @@ class Plan:
         trials: int,
         questions: Sequence[Question] | None = None,
         method: str = "auto",
+        memory: float | int | None = None,
     ) -> "Plan":
         """Plans a search of these parameters, with questions of your own or those of a method.
 
         Raises ValueError if the request makes no sense.
         """
-        scope = Scope.of(params, groups, heads, trials)
+        scope = Scope.of(params, groups, heads, trials, share_of(memory))
         questions = questions_of(method, scope) if questions is None else questions
         asked = tuple(question for question in questions if scope.wants(*question.finds))
         whole = max([0, *(question.kept(scope) for question in asked)])
@@ -84,7 +87,10 @@ class Plan:
         else:  # the points of certificates, and one certificate for each kind of candidates
             shared = Cost(points=1, certificates=trials * (1 + KINDS), usual=True)
         own = [question.cost(scope) for question in dict.fromkeys(asked)]  # what is asked twice, counts once
-        return cls(scope, asked, whole, candidates, sum(own, shared))
+        gathers = any(question.exhaustive for question in asked)
+        bound = None if memory is None else int(memory)
+        held = Memory(bound, scope.size, scope.largest, trials, whole, gathers)
+        return cls(scope, asked, whole, candidates, sum(own, shared), held)
 
     def afford(self, budget: int | None) -> None:
         """Raises ValueError if the budget does not cover the gradients that the whole search depends on."""

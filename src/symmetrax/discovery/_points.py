@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from symmetrax.discovery._loss import MOST_SCALES, SPREAD, Leaves, Loss
+from symmetrax.discovery._leaves import MOST_SCALES, Leaves, replaced
+from symmetrax.discovery._loss import SPREAD, Loss
 from symmetrax.discovery._places import Place
 from symmetrax.discovery._sites import Shape, Site, in_front
 
@@ -18,8 +19,8 @@ class Point:
     [1.0, 1.0]
     """
 
-    leaves: dict[str, np.ndarray]
-    gradient: dict[str, np.ndarray]
+    leaves: Leaves
+    gradient: Leaves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +85,9 @@ def measure(
     kept: list[Point] = []
     listed = [p for p in places if p.length * int(np.prod(p.leads)) <= MOST_SCALES]
     vectors = [p for p in listed if p.length * int(np.prod(p.leads)) == int(np.prod(p.shape))]
+    by_array: dict[str, list[Place]] = {}
+    for place in listed:
+        by_array.setdefault(place.path, []).append(place)
     products: list[list[np.ndarray]] = []
     slopes: list[list[np.ndarray]] = []
     lengths: list[np.ndarray] = []
@@ -94,23 +98,28 @@ def measure(
             break
         leaves, value, gradient = _generic_gradient(loss, rng)
         # The unit is chosen from a generic gradient: at `params` itself it may vanish.
-        if number == 0:
-            scale = loss.settle(leaves, gradient)
+        if number == 0 and (scale := loss.settle(leaves, gradient)) != 1.0:
             value, gradient = value * scale, {path: g * scale for path, g in gradient.items()}
-        product = {path: np.real(gradient[path] * leaves[path]) for path in leaves}
-        sizes = np.array([np.sum(np.square(terms)) for terms in product.values()])
         if number < whole:
+            leaves = dict(leaves)
             kept.append(Point(leaves, gradient))
+        sums: dict[Place, np.ndarray] = {}
+        sizes = []
+        for path in loss.given:  # one after the other: all products together are as large as the parameters
+            product = np.real(gradient[path] * leaves[path])
+            sizes.append(np.sum(np.square(product)))
+            sums |= {place: _along(place, product) for place in by_array.get(path, ())}
         values.append(value)
-        products.append([_along(place, product[place.path]) for place in listed])
+        products.append([sums[place] for place in listed])
         slopes.append([_along(place, np.real(gradient[place.path])) for place in vectors])
-        lengths.append(sizes)
+        lengths.append(np.array(sizes))
+        del gradient  # before the next is computed
     # The median: a single point where the loss is enormous must not set the scale.
     varies = float(np.median(np.abs(np.array(values) - loss.start)))
     loss.variation = varies if varies > 0 else 1.0
     idle, steep = _without_gradient(loss, leaves, values[-1], np.sqrt(np.max(lengths, axis=0)), rng)
     by_place = {place: np.stack([row[k] for row in products]) for k, place in enumerate(listed)}
-    by_path = dict(zip(loss.leaves, np.transpose(lengths), strict=True))
+    by_path = dict(zip(loss.given, np.transpose(lengths), strict=True))
     by_vector = {place: np.stack([row[k] for row in slopes]) for k, place in enumerate(vectors)}
     return Measured(kept, by_place, by_path, by_vector, idle, steep)
 
@@ -127,7 +136,7 @@ def more_points(loss: Loss, rng: np.random.Generator, count: int) -> list[Point]
     True
     """
     taken = (_generic_gradient(loss, rng) for _ in range(count))
-    return [Point(leaves, gradient) for leaves, _, gradient in taken]
+    return [Point(dict(leaves), gradient) for leaves, _, gradient in taken]
 
 
 def _generic_gradient(loss: Loss, rng: np.random.Generator) -> tuple[Leaves, float, Leaves]:
@@ -144,11 +153,11 @@ def _without_gradient(
     """The arrays with no effect on the loss, and those with an effect but no gradient."""
     # Relative to the array with the largest effect: a gradient of rounding errors is none.
     least = min(30 * loss.precision, 1e-4) * np.max(effects)
-    silent = [path for path, effect in zip(loss.leaves, effects, strict=True) if effect <= least]
+    silent = [path for path, effect in zip(loss.given, effects, strict=True) if effect <= least]
     other = loss.generic(rng)
 
     def matters(paths: Sequence[str]) -> bool:
-        there = loss.value(leaves | {path: other[path] for path in paths}, loss.batch)
+        there = loss.value(replaced(leaves, other, paths), loss.batch)
         return not abs(there - here) <= 100 * loss.precision * max(abs(here), abs(there), loss.variation)
 
     # Together first: in most models no silent array has an effect, and one loss shows it.
@@ -169,8 +178,8 @@ def _without_gradient(
 def _not_finite(loss: Loss, leaves: Leaves, value: float) -> str:
     """The error message for a loss without a finite gradient near the parameters; names the culprits."""
     blamed = []
-    for path, leaf in leaves.items():
-        alone, gradient = loss.gradient(loss.leaves | {path: leaf}, loss.batch)
+    for path in leaves:
+        alone, gradient = loss.gradient(replaced(loss.leaves, leaves, [path]), loss.batch)
         if not all(np.all(np.isfinite(part)) for part in (alone, *gradient.values())):
             blamed.append(path)
     who = f"noise on {', '.join(blamed)} alone is enough" if blamed else "no array alone is to blame"

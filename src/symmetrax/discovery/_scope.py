@@ -9,7 +9,8 @@ from jaxtyping import PyTree
 
 from symmetrax._tree import leaf_names
 from symmetrax.discovery._double import double_of
-from symmetrax.discovery._loss import is_searched
+from symmetrax.discovery._leaves import is_searched
+from symmetrax.discovery._memory import GATHERED
 from symmetrax.discovery._places import Place, places
 from symmetrax.groups._diagonal import AbstractGroup, Permutation, PositiveDiagonal, SignDiagonal
 from symmetrax.groups._matrices import GeneralLinear, Orthogonal, ScaledRotation
@@ -20,15 +21,13 @@ MATRICES = (GeneralLinear, Orthogonal, ScaledRotation)
 #: All groups that the search supports, in the order in which they are reported.
 GROUPS = (*MATRICES, PositiveDiagonal, SignDiagonal, Permutation)
 
-#: The memory limit in bytes for gradients that are kept, and their points.
-MEMORY = 1 << 29
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scope:
     """The axes of all arrays, and the request: which groups, which numbers of heads, how many trials.
 
-    `places` are the axes of the `arrays` arrays, which take `size` bytes in double precision.
+    `places` are the axes of the `arrays` arrays, which take `size` bytes in double precision, the largest of
+    them `largest`. Gradients that are kept, with their points, may take `share` bytes.
 
     >>> import jax.numpy as jnp
     >>> scope = Scope.of({"w": jnp.ones((4, 3)), "b": jnp.zeros(4)}, groups=[Permutation])
@@ -44,6 +43,8 @@ class Scope:
     groups: tuple[type[AbstractGroup], ...] = GROUPS
     heads: tuple[int, ...] | None = None
     trials: int = 3
+    largest: int = 0
+    share: int = GATHERED
 
     @classmethod
     def of(
@@ -52,6 +53,7 @@ class Scope:
         groups: type[AbstractGroup] | Sequence[type[AbstractGroup]] = GROUPS,
         heads: int | Sequence[int] | None = None,
         trials: int = 3,
+        share: int = GATHERED,
     ) -> "Scope":
         """Checks a request for these parameters. Raises ValueError if there is nothing to search."""
         searched = eqx.filter(params, is_searched)
@@ -63,9 +65,10 @@ class Scope:
             )
         # A scalar has no axis that a spec could name, so it is treated as a vector of length one.
         shapes = {name: leaf.shape or (1,) for name, leaf in zip(leaf_names(searched), leaves, strict=True)}
-        size = sum(leaf.size * double_of(leaf.dtype).itemsize for leaf in leaves)
+        sizes = [leaf.size * double_of(leaf.dtype).itemsize for leaf in leaves]
         chosen, at = _chosen_groups(groups, trials), places(shapes)
-        return cls(tuple(at), len(shapes), size, chosen, _chosen_heads(heads, at), trials)
+        by_heads = _chosen_heads(heads, at)
+        return cls(tuple(at), len(shapes), sum(sizes), chosen, by_heads, trials, max(sizes), share)
 
     @property
     def axes(self) -> list[Place]:
@@ -75,7 +78,7 @@ class Scope:
     @property
     def capacity(self) -> int:
         """How many gradients fit the memory, each with its point; never fewer than three."""
-        return max(3, MEMORY // (2 * self.size))
+        return max(3, self.share // (2 * self.size))
 
     def wants(self, *groups: type[AbstractGroup]) -> bool:
         """Whether any of these groups is searched for."""

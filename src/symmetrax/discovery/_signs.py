@@ -15,7 +15,8 @@ from symmetrax.discovery._double import tolerances
 from symmetrax.discovery._evidence import Evidence
 from symmetrax.discovery._found import Look
 from symmetrax.discovery._implied import implied
-from symmetrax.discovery._loss import Leaves, Loss
+from symmetrax.discovery._leaves import Leaves
+from symmetrax.discovery._loss import Loss
 from symmetrax.discovery._places import is_vector
 from symmetrax.discovery._question import Answer, Question
 from symmetrax.discovery._scope import Scope

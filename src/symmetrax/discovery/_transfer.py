@@ -14,7 +14,7 @@ from symmetrax.discovery._certify import symmetry_of
 from symmetrax.discovery._evidence import Evidence
 from symmetrax.discovery._find import carry_out
 from symmetrax.discovery._found import Found
-from symmetrax.discovery._loss import is_searched
+from symmetrax.discovery._leaves import is_searched
 from symmetrax.discovery._plan import Plan
 from symmetrax.discovery._question import Answer, Question
 from symmetrax.discovery._report import Discovery

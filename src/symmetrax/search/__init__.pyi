@@ -1,5 +1,5 @@
+from ._balanced import Balanced as Balanced
 from ._basis import AbstractElementSearch as AbstractElementSearch
-from ._basis import Balanced as Balanced
 from ._basis import Eigenbasis as Eigenbasis
 from ._basis import RandomBasis as RandomBasis
 from ._best_basis import BestBasis as BestBasis

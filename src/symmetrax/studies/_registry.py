@@ -47,6 +47,10 @@ EXPERIMENTS = {
         "what rounding weights to few bits loses, and how much of it equalization and rotations win back",
         "symmetrax.studies.quantization",
     ),
+    "basis-policy": Experiment(
+        "can it be learned when to teleport to an eigenbasis, and how far? trained on tiny transformers",
+        "symmetrax.studies.basis_policy",
+    ),
     "objectives": Experiment(
         "which objective predicts what an optimizer gains from a rescaling of a network",
         "symmetrax.studies.objectives",
@@ -130,6 +134,10 @@ EXPERIMENTS = {
     "balancing": Experiment(
         "balanced networks: how many learning rates train a badly scaled classifier",
         "symmetrax.studies.balancing",
+    ),
+    "barrier": Experiment(
+        "the loss barrier between trained networks, matched by permutations alone and by all groups",
+        "symmetrax.studies.barrier",
     ),
 }
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key
 from optax.contrib import MuonDimensionNumbers, muon
 
 from symmetrax.schedules._schedule import every_n_steps
@@ -220,6 +220,32 @@ def train(
     >>> len(train(MAIN[0], task, [], jax.random.split(jax.random.key(0), 1), 10, 1))
     0
     """
+    if not rates:
+        return []
+    run = held_out_program(arm, task, steps, points)
+    program = jax.jit(run).lower(keys[0], jnp.asarray(rates[0])).compile()
+    results = []
+    for rate in rates:
+        held, seconds = [], []
+        for key in keys:
+            start = time.perf_counter()
+            held.append(np.asarray(program(key, jnp.asarray(rate))))
+            seconds.append((time.perf_counter() - start) / (steps * arm.share))
+        results.append(Trained(np.stack(held), float(np.median(seconds))))
+    return results
+
+
+def held_out_program(
+    arm: Arm, task: LanguageModel, steps: int, points: int
+) -> Callable[[Key[Array, ""], Array], Float[Array, " points"]]:
+    """A function of a key and a learning rate that trains and returns held-out losses at `points` steps.
+
+    >>> from symmetrax.tasks._families import make_family
+    >>> task = make_family("language").task(())
+    >>> run = held_out_program(MAIN[0], task, steps=10, points=2)
+    >>> jax.eval_shape(run, jax.random.key(0), jnp.ones(())).shape
+    (2,)
+    """
     if arm.half:
         task = dataclasses.replace(task, dtype=jnp.bfloat16)
     steps = round(steps * arm.share)
@@ -247,15 +273,4 @@ def train(
         counts = jnp.arange(chunk * points).reshape(points, chunk)
         return jax.lax.scan(part, (params, optimizer.init(params)), counts)[1]
 
-    if not rates:
-        return []
-    program = jax.jit(run).lower(keys[0], jnp.asarray(rates[0])).compile()
-    results = []
-    for rate in rates:
-        held, seconds = [], []
-        for key in keys:
-            start = time.perf_counter()
-            held.append(np.asarray(program(key, jnp.asarray(rate))))
-            seconds.append((time.perf_counter() - start) / (chunk * points))
-        results.append(Trained(np.stack(held), float(np.median(seconds))))
-    return results
+    return run

@@ -22,7 +22,8 @@ from symmetrax.studies._registry import EXPERIMENTS
 from symmetrax.studies._transformer_arms import MAIN, MORE, Arm, Trained, train
 from symmetrax.studies.core._console import number, titled_table
 from symmetrax.studies.core._panels import Panel, curve_panels, losses
-from symmetrax.studies.core._runner import Run, judged
+from symmetrax.studies.core._played import judged
+from symmetrax.studies.core._runner import Run
 from symmetrax.studies.core._statistics import compare, t_interval
 from symmetrax.studies.core._streams import Streams
 from symmetrax.studies.core._study import Claim, Study
@@ -86,6 +87,8 @@ def analyse(run: Run) -> dict[str, Any]:
     groups, verdicts = {}, []
     for kind, arms in ran.items():
         groups[kind] = {"arms": _compared(arms, rates[kind])}
+        if "adamw-again" in arms:
+            groups[kind]["rule"] = decisions(arms["adamw"].held[:, -1], arms["adamw-again"].held[:, -1])
         named = {name: _as_losses(arm.held) for name, arm in arms.items()}
         for claim in CLAIMS:
             pair = _paired(named, (claim.first, claim.second))
@@ -146,7 +149,29 @@ def _difference(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
     return {"mean": float(np.mean(gaps)), "low": low, "high": high, "p": p}
 
 
-def tables(study: Study, results: dict[str, Any]) -> Iterator[rich.table.Table]:
+def decisions(ours: np.ndarray, theirs: np.ndarray, planted: float = 0.01) -> dict[str, float]:
+    """How often a one-sided paired t-test at 5 % prefers the first of two arms that differ in data alone.
+
+    Over all ways to exchange the two arms of each pair: `equal` as they are (false positives; 5 % are due),
+    and `planted` with the losses of the first arm lowered by that share.
+
+    >>> losses = np.array([1.0, 1.1, 0.9, 1.0, 1.05])
+    >>> decisions(losses, losses[::-1], planted=0.5)["planted"]
+    1.0
+    """
+    from scipy import stats
+
+    signs = 1 - 2 * (np.arange(2 ** len(ours))[:, None] >> np.arange(len(ours)) & 1)
+    middle, half = (ours + theirs) / 2, (ours - theirs) / 2
+    found = {}
+    for name, factor in (("equal", 1.0), ("planted", 1.0 - planted)):
+        gaps = factor * (middle + signs * half) - (middle - signs * half)
+        tests = stats.ttest_1samp(gaps, 0.0, axis=1, alternative="less")
+        found[name] = float(np.mean(tests.pvalue < 0.05))
+    return found
+
+
+def tables(study: Study, results: dict[str, Any]) -> Iterator[rich.table.Table | str]:
     """A table for each kind of model."""
     for kind, group in results["groups"].items():
         arms = group["arms"]
@@ -165,6 +190,9 @@ def tables(study: Study, results: dict[str, Any]) -> Iterator[rich.table.Table]:
                 f"{arm['seconds'] / arms['adamw']['seconds']:.2f}",
             )
         yield table
+        if "rule" in group:
+            equal, planted = (number(group["rule"][name]) for name in ("equal", "planted"))
+            yield f"{kind}: p < .05 in {equal:.1%} of equal arms, in {planted:.0%} where one is 1 % better"
 
 
 def _gap(arm: dict[str, Any], other: str) -> str:
@@ -178,7 +206,7 @@ def draw(folder: Path, results: dict[str, Any]) -> None:
     """Held-out loss over training, for the arms of both kinds and the other optimizers."""
     shown = ("adamw", "teleport", "random", "muon", "soap", "aro", "stream", "heads")
     panels = [
-        Panel(kind, losses(group["arms"], shown), "tenth of the steps", "held-out loss")
+        Panel(kind, losses(group["arms"], shown), "evaluation, at equal distances", "held-out loss")
         for kind, group in results["groups"].items()
     ]
     curve_panels(folder / "transformer-league.png", panels, title="AdamW in the eigenbasis, by teleports")

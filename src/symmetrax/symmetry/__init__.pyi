@@ -4,6 +4,7 @@ from ._base import AbstractLieSymmetry as AbstractLieSymmetry
 from ._base import AbstractSymmetry as AbstractSymmetry
 from ._base import Precondition as Precondition
 from ._diagnose import Suspect as Suspect
+from ._gained import Gained as Gained
 from ._gains import Folded as Folded
 from ._gains import fold_gains as fold_gains
 from ._geometry import conserved_quantities as conserved_quantities

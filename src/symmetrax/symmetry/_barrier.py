@@ -36,10 +36,8 @@ def barrier(loss: Callable[[PyTree], Array], a: PyTree, b: PyTree, *, points: in
     others = jax.tree.leaves(theirs)
     leaves, structure = jax.tree.flatten(ours)
 
-    @jax.jit
-    def at(t: Any, leaves: list[Any], others: list[Any]) -> Array:
-        mixed = [((1 - t) * x + t * y).astype(x.dtype) for x, y in zip(leaves, others, strict=True)]
-        return loss(eqx.combine(jax.tree.unflatten(structure, mixed), rest))
+    def at(t: float, leaves: list[Any], others: list[Any]) -> Array:
+        return _between(loss, structure, np.asarray(t), leaves, others, rest)
 
     places = np.linspace(0.0, 1.0, points)
     # The ends by themselves: 0 times what is not finite is not zero.
@@ -52,6 +50,21 @@ def barrier(loss: Callable[[PyTree], Array], a: PyTree, b: PyTree, *, points: in
     excess = values - (1 - places) * values[0] - places * values[-1]
     # Where the loss is not finite on the way, the barrier is infinite.
     return float(np.max(np.where(np.isfinite(excess), excess, np.inf)[1:-1], initial=0.0))
+
+
+# Outside of `barrier`, so that a loss is compiled once for all pairs of networks.
+@eqx.filter_jit
+def _between(
+    loss: Callable[[PyTree], Array],
+    structure: Any,
+    t: Any,
+    leaves: list[Any],
+    others: list[Any],
+    rest: PyTree,
+) -> Array:
+    """The loss at a point of the line."""
+    mixed = [((1 - t) * x + t * y).astype(x.dtype) for x, y in zip(leaves, others, strict=True)]
+    return loss(eqx.combine(jax.tree.unflatten(structure, mixed), rest))
 
 
 def _check_alike(ours: PyTree, theirs: PyTree) -> None:

@@ -11,7 +11,7 @@ from symmetrax.groups._matrices import GeneralLinear, ScaledRotation
 from symmetrax.symmetry._along import along, element_for
 from symmetrax.symmetry._network import NetworkSymmetry
 from symmetrax.symmetry._specs import Entry, offset_of
-from symmetrax.symmetry._walk import Binding
+from symmetrax.symmetry._walk import Binding, walk
 
 
 class DenseAction:
@@ -39,6 +39,15 @@ class DenseAction:
             path: (moved[path] - offset_of(symmetry.specs[path])).astype(x.dtype)
             for path, x in points.items()
         }
+
+    def move(self, path: str, x: np.ndarray) -> np.ndarray:
+        """Moves one array by the element, with its offset, as the specs of the symmetry say."""
+        offset = offset_of(spec := self.symmetry.specs[path])
+        return (walk(spec, x + offset if offset else x, self.symmetry.spaces, self) - offset).astype(x.dtype)
+
+    def carry(self, path: str, x: np.ndarray) -> np.ndarray:
+        """Moves a displacement of one array or, if the element is a dual, a gradient."""
+        return walk(self.symmetry.specs[path], x, self.symmetry.spaces, self)
 
     def multiply(self, entry: Entry, x: np.ndarray) -> np.ndarray:
         """Multiplies `x` of shape (indices, size, rest) as an entry says."""

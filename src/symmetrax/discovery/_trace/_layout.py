@@ -250,6 +250,31 @@ def dynamic_slice(op: Operation) -> Value:
     return value
 
 
+def dynamic_update_slice(op: Operation) -> Value:
+    """An array with another written into it, at places that are computed: a cache of keys, for instance.
+
+    Nothing acts on the axes along which only a part is written.
+
+    >>> inputs = [constant((6, 2), zero=True), opaque((1, 2)), opaque(()), opaque(())]
+    >>> dynamic_update_slice(Operation(Laws(), inputs, {}, (6, 2))).shape
+    (6, 2)
+    """
+    value, part, *starts = op.inputs
+    for start in starts:
+        joined_data(start)
+    for axis, (old, new) in enumerate(zip(value.shape, part.shape, strict=True)):
+        if old == new:
+            continue
+        for one in (value, part):
+            pin_axis(one, axis)
+        if any(isinstance(one, Stacked) and one.axis == axis for one in (value, part)):
+            joined_data(value)
+            joined_data(part)
+            return opaque(op.shape)
+        part = longer(part, axis, old)
+    return op.laws.added([value, part])
+
+
 def along_data(axes_of: Callable[[Operation], Sequence[int]], *, homogeneous: bool = False) -> Rule:
     """A rule that mixes entries along some axes, on which nothing may act then, and treats others alike.
 
