@@ -120,7 +120,7 @@ def analyse(run: Run) -> dict[str, Any]:
         Arm("adamw", adamw),
         Arm("every-50", Teleporting(search=Eigenbasis(stride=LOOK))),
         Arm("every-10", Teleporting(every=LOOK, search=Eigenbasis(stride=LOOK))),
-        Arm("policy", Teleporting(every=LOOK, search=Eigenbasis(stride=LOOK, **chosen))),
+        Arm("policy", Teleporting(every=LOOK, search=policy(jnp.asarray(z, jnp.float32)))),
     )
     task, held, seconds = LanguageModel(text, settings.larger), {}, {}
     for arm in arms:
