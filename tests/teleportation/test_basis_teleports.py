@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -203,6 +204,30 @@ def test_a_state_that_cannot_be_carried_is_named_at_init():
     optimizer = sx.teleported(optax.novograd(0.1), symmetry, search=sx.search.Eigenbasis())
     with pytest.raises(ValueError, match="cannot move ScaleByNovogradState"):
         optimizer.init(params)
+
+
+@pytest.mark.parametrize("squares", ["mean", "keep"])
+def test_centered_squares_are_never_less_than_those_of_the_mean(float64, squares):
+    """Gradients that are the same at every step: their variance is zero, up to rounding, in every basis."""
+    params, symmetry = low_rank()
+    inner = optax.rmsprop(1e-9, decay=0.5, centered=True)
+    search, transport = sx.search.RandomBasis(jax.random.key(1)), sx.teleportation.Carry(squares)
+    optimizer = sx.teleported(inner, symmetry, search=search, schedule=[20], transport=transport)
+    (params, state), _ = jax.jit(lambda p: scanned(optimizer, p, 21))(params)
+    assert int(state.outcomes[0]) == 1
+    for name, nu in state.inner[0].nu.items():
+        np.testing.assert_allclose(nu, state.inner[0].mu[name] ** 2, atol=1e-4)
+
+
+@pytest.mark.parametrize("other", [optax.adam, optax.contrib.adopt, optax.contrib.muon])
+def test_states_of_one_type_with_different_quantities_are_not_confused(other):
+    params, symmetry = low_rank()
+    both = optax.partition({"x": optax.adamax(0.1), "y": other(0.1)}, {"a": "x", "b": "y"})
+    optimizer = sx.teleported(both, symmetry, search=sx.search.Eigenbasis())
+    with pytest.raises(ValueError, match=r"cannot move ScaleByAdamState of .*adamax.* together"):
+        optimizer.init(params)
+    alone = optax.partition({"x": optax.adamax(0.1), "y": optax.sgd(0.1)}, {"a": "x", "b": "y"})
+    sx.teleported(alone, symmetry, search=sx.search.Eigenbasis()).init(params)
 
 
 @pytest.mark.parametrize("axes", [AxisType.Explicit, AxisType.Auto])
