@@ -230,6 +230,19 @@ def test_states_of_one_type_with_different_quantities_are_not_confused(other):
     sx.teleported(alone, symmetry, search=sx.search.Eigenbasis()).init(params)
 
 
+def test_the_state_of_another_search_is_named():
+    params, symmetry = low_rank()
+    optimizer = sx.teleported(optax.adam(0.1), symmetry, search=sx.search.Eigenbasis())
+    state, gradient = optimizer.init(params), jax.grad(loss)(params)
+    other = sx.teleported(optax.adam(0.1), symmetry)
+    without = sx.teleportation.TeleportedState(*state[:-1])
+    for old, new in ((without, optimizer), (other.init(params), optimizer), (state, other)):
+        with pytest.raises(ValueError, match=r"This state is not one of .*\(count=state.count"):
+            new.update(gradient, old, params, value_fn=loss)
+        whole = new.init(params)._replace(count=old.count, inner=old.inner)
+        assert int(new.update(gradient, whole, params, value_fn=loss)[1].count) == 1
+
+
 @pytest.mark.parametrize("axes", [AxisType.Explicit, AxisType.Auto])
 def test_parameters_on_two_devices_move_as_on_one(axes):
     random = np.random.default_rng(1)
