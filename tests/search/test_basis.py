@@ -234,6 +234,15 @@ class TestErrors:
                 lambda p, _: 0.0, jnp.ones(2), sx.tasks.booth().symmetry(), search=sx.search.Eigenbasis()
             )
 
+    def test_of_balancing_other_symmetries(self):
+        _, params = low_rank(0)
+        both = sx.models.low_rank_symmetry(params, "a", "b") | sx.symmetry.LogitShift("b", like=params)
+        with pytest.raises(ValueError, match="got Joined: balance along a NetworkSymmetry alone"):
+            sx.teleport(lambda p, _: 0.0, params, both, search=sx.search.Balanced())
+        offset = sx.NetworkSymmetry({"h": sx.groups.PositiveDiagonal(3)}, {"a": "h _ - 1"}, params)
+        with pytest.raises(ValueError, match=r"restrict it to the other spaces with symmetry\.only"):
+            sx.teleport(lambda p, _: 0.0, params, offset, search=sx.search.Balanced())
+
     def test_of_too_many_dimensions(self):
         params = {"a": jnp.ones((9, 12)), "b": jnp.ones((10, 9))}
         symmetry = sx.models.low_rank_symmetry(params, "a", "b")

@@ -199,11 +199,16 @@ def test_bfloat16_parameters_move_and_stay_bfloat16():
     assert state.memory["rank"].dtype == jnp.float32
 
 
-def test_a_state_that_cannot_be_carried_is_named_at_init():
+def test_a_state_that_cannot_be_carried_is_named_at_init(unchecked):
     params, symmetry = low_rank()
     optimizer = sx.teleported(optax.novograd(0.1), symmetry, search=sx.search.Eigenbasis())
     with pytest.raises(ValueError, match="cannot move ScaleByNovogradState"):
         optimizer.init(params)
+    flat = sx.teleported(optax.flatten(optax.adam(0.1)), symmetry, search=sx.search.Eigenbasis())
+    with pytest.raises(ValueError, match=r"ScaleByAdamState\.mu: .* array 'a' \(and 1 more\), which is not"):
+        flat.init(params)
+    with pytest.raises(TypeError, match=r"got MultiSteps: pass its \.gradient_transformation\(\)"):
+        sx.teleported(optax.MultiSteps(optax.adam(0.1), 2), symmetry)
 
 
 @pytest.mark.parametrize("squares", ["mean", "keep"])

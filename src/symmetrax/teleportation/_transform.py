@@ -212,7 +212,8 @@ class _Teleported:
     def __post_init__(self):
         object.__setattr__(self, "transport", settled_transport(self.transport, self.search))
         if not isinstance(self.inner, optax.GradientTransformation):
-            raise TypeError(f"`teleported` wraps an optax optimizer, got {type(self.inner).__name__}.")
+            hint = hasattr(self.inner, "gradient_transformation") * ": pass its .gradient_transformation()"
+            raise TypeError(f"`teleported` wraps an optax optimizer, got {type(self.inner).__name__}{hint}.")
         if isinstance(self.transport, Carry):
             if isinstance(self.search, AbstractPointSearch):
                 raise ValueError(

@@ -387,18 +387,11 @@ def _carried(
             kind = _kind(state, field, borrowed)
             if kind is None:
                 parts[field] = _carried(inside, start, moves, borrowed, path)
-            elif start is not None and (type(state).__name__, field) in SUMS:
-                # Only the accumulated part transforms; the initial constant is the same in all coordinates.
-                grown = moves[kind](optax.tree.sub(inside, start))
-                parts[field] = jax.tree.map(lambda x, x0: jnp.maximum(x + x0, 0), grown, start)
-            elif type(state).__name__ in CENTERED and kind == "squares":
-                # The variance moves as squares do; as they are, they could become less than mu^2.
-                square = jax.tree.map(_square, state.mu)
-                variance = jax.tree.map(lambda x, y: jnp.maximum(x - y, 0), inside, square)
-                there = jax.tree.map(_square, moves["gradients"](state.mu))
-                parts[field] = optax.tree.add(moves[kind](variance), there)
-            else:
-                parts[field] = moves[kind](inside)
+                continue
+            try:
+                parts[field] = _carried_field(state, field, start, moves, kind)
+            except ValueError as error:  # squares that a group mixes, or a tree unlike the parameters
+                raise ValueError(f"{path}: {error}") from None
         return type(state)(**parts)
     if isinstance(state, tuple | list):
         _check_chain(state)
@@ -418,6 +411,22 @@ def _carried(
         f"transport='carry' cannot move the unknown state {where}: it moves averages of gradients "
         f"({', '.join(GRADIENTS)}) and of squares ({', '.join(SQUARES)}). Use transport='keep' or 'reset'."
     )
+
+
+def _carried_field(state: Any, field: str, start: Any, moves: dict[str, Callable], kind: str) -> Any:
+    """Returns a field of a known kind, moved; `start` is its value before the first step, if known."""
+    inside, name = getattr(state, field), type(state).__name__
+    if start is not None and (name, field) in SUMS:
+        # Only the accumulated part transforms; the initial constant is the same in all coordinates.
+        grown = moves[kind](optax.tree.sub(inside, start))
+        return jax.tree.map(lambda x, x0: jnp.maximum(x + x0, 0), grown, start)
+    if name in CENTERED and kind == "squares":
+        # The variance moves as squares do; as they are, they could become less than mu^2.
+        square = jax.tree.map(_square, state.mu)
+        variance = jax.tree.map(lambda x, y: jnp.maximum(x - y, 0), inside, square)
+        there = jax.tree.map(_square, moves["gradients"](state.mu))
+        return optax.tree.add(moves[kind](variance), there)
+    return moves[kind](inside)
 
 
 def _check_chain(chain: tuple | list) -> None:
