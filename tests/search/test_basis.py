@@ -87,6 +87,25 @@ class TestMoments:
         for name in moments:
             np.testing.assert_allclose(carried[name], there[name], atol=1e-12)
 
+    def test_ignore_axes_that_turn_otherwise(self, float64):
+        random = np.random.default_rng(0)
+        params = {name: jnp.asarray(random.normal(size=(2, 4))) for name in "abc"}
+        specs = {"a": "r _", "b": "r^2 _", "c": "r^-1 _"}
+        symmetry = sx.NetworkSymmetry({"r": sx.groups.ScaledRotation(unit=True)}, specs, params)
+        element = symmetry.sample(jax.random.key(0))
+        there = second_moments(symmetry, symmetry.transport_gradient(element, params, params))
+        carried = sx.search.Eigenbasis().carry(second_moments(symmetry, params), symmetry, element)
+        np.testing.assert_allclose(carried["r"], there["r"], atol=1e-12)
+
+    def test_of_a_space_without_arrays_are_zero(self):
+        _, params = low_rank(0)
+        symmetry = sx.models.low_rank_symmetry(params, "a", "b")
+        both = symmetry | sx.NetworkSymmetry({"z": sx.groups.Orthogonal(5)}, {"b": "z _"}, params)
+        search, within = sx.search.Eigenbasis(), both.within({"a": params["a"]})
+        memory = search.watch(search.init(within, params), within, params, 0)
+        assert not np.any(memory["z"])
+        assert np.array_equal(search(memory, within, params, 0)["z"], np.eye(5))
+
 
 class TestEigenbasis:
     @pytest.mark.parametrize("positions", ["learned", "rotary"])
@@ -214,6 +233,15 @@ class TestErrors:
             sx.teleport(
                 lambda p, _: 0.0, jnp.ones(2), sx.tasks.booth().symmetry(), search=sx.search.Eigenbasis()
             )
+
+    def test_of_balancing_other_symmetries(self):
+        _, params = low_rank(0)
+        both = sx.models.low_rank_symmetry(params, "a", "b") | sx.symmetry.LogitShift("b", like=params)
+        with pytest.raises(ValueError, match="got Joined: balance along a NetworkSymmetry alone"):
+            sx.teleport(lambda p, _: 0.0, params, both, search=sx.search.Balanced())
+        offset = sx.NetworkSymmetry({"h": sx.groups.PositiveDiagonal(3)}, {"a": "h _ - 1"}, params)
+        with pytest.raises(ValueError, match=r"restrict it to the other spaces with symmetry\.only"):
+            sx.teleport(lambda p, _: 0.0, params, offset, search=sx.search.Balanced())
 
     def test_of_too_many_dimensions(self):
         params = {"a": jnp.ones((9, 12)), "b": jnp.ones((10, 9))}

@@ -62,7 +62,27 @@ def test_halves_give_about_the_same_loss():
     np.testing.assert_allclose(half, one.loss(params, batch), rtol=0.02)
 
 
+def test_positions_that_do_not_exist(unchecked):
+    with pytest.raises(ValueError, match="`positions` must be 'learned' or 'rotary', got 'rotray'"):
+        sx.tasks.Architecture(positions="rotray")
+
+
+def test_held_out_text_needs_no_particular_batch_size():
+    text = sx.tasks.Text(np.arange(60) % 7, np.arange(60) % 5, "abcdefg")
+    shape = sx.tasks.Architecture(width=4, layers=1, heads=1, kv_heads=1, hidden=2, context=5)
+    tasks = [sx.tasks.LanguageModel(text, shape, batch_size=size) for size in (16, 9)]
+    one, other = (task.held_out(task.init(jax.random.key(0))) for task in tasks)
+    np.testing.assert_allclose(one, other, rtol=1e-5)
+    short = sx.tasks.LanguageModel(sx.tasks.Text(np.arange(5), np.arange(5), "abcde"), shape)
+    with pytest.raises(ValueError, match="A window has 6 characters, and the text 5"):
+        short.batch(jax.random.key(0))
+
+
 def test_heads_that_do_not_divide_the_width():
+    with pytest.raises(ValueError, match="`heads` must be at least 1, got 0"):
+        sx.tasks.Architecture(heads=0)
+    with pytest.raises(ValueError, match="Rotary embeddings turn pairs of entries, and heads have 3"):
+        sx.tasks.Architecture(width=6, heads=2, kv_heads=2, positions="rotary")
     with pytest.raises(ValueError, match="`heads` must divide `width`"):
         sx.tasks.Architecture(width=10, heads=4)
 

@@ -82,11 +82,28 @@ def test_the_table_has_a_row_for_every_space(model):
     assert [line.split()[0] for line in lines] == ["space", "h", "r"]
 
 
+def test_steps_that_move_nothing_are_not_compared(model):
+    params, symmetry, _ = model
+    for optimizer in (optax.set_to_zero(), optax.sgd(jnp.nan)):
+        with pytest.raises(ValueError, match=r"1 steps have the length .* nothing to compare"):
+            dependence(optimizer, params, symmetry)
+    gathered = optax.MultiSteps(optax.sgd(1e-3), 2).gradient_transformation()
+    with pytest.raises(ValueError, match="take more `steps`"):
+        dependence(gathered, params, symmetry)
+    assert dependence(gathered, params, symmetry, steps=2)["h"] > 0.01
+
+
 def test_what_cannot_be_audited(model, unchecked):
     params, symmetry, units = model
     with pytest.raises(ValueError, match=r"needs a space with rotations, got Permutation\(5\)"):
         dependence(optax.sgd(1.0), params, units, elements="rotations")
     with pytest.raises(ValueError, match="`steps` must be at least 1, got 0"):
         dependence(optax.sgd(1.0), params, symmetry, steps=0)
+    shift = sx.symmetry.LogitShift("w2", like=params)
+    for other in (shift, symmetry | shift):
+        with pytest.raises(ValueError, match=f"needs a NetworkSymmetry, .* got {type(other).__name__}"):
+            dependence(optax.sgd(1.0), params, other)
+    with pytest.raises(ValueError, match="compiled code cannot"):
+        jax.jit(lambda p: dependence(optax.sgd(1.0), p, symmetry)["h"])(params)
     with pytest.raises(ValueError, match="`elements` must be"):
         dependence(optax.sgd(1.0), params, symmetry, elements="some")

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -198,11 +199,53 @@ def test_bfloat16_parameters_move_and_stay_bfloat16():
     assert state.memory["rank"].dtype == jnp.float32
 
 
-def test_a_state_that_cannot_be_carried_is_named_at_init():
+def test_a_state_that_cannot_be_carried_is_named_at_init(unchecked):
     params, symmetry = low_rank()
     optimizer = sx.teleported(optax.novograd(0.1), symmetry, search=sx.search.Eigenbasis())
     with pytest.raises(ValueError, match="cannot move ScaleByNovogradState"):
         optimizer.init(params)
+    flat = sx.teleported(optax.flatten(optax.adam(0.1)), symmetry, search=sx.search.Eigenbasis())
+    with pytest.raises(ValueError, match=r"ScaleByAdamState\.mu: .* array 'a' \(and 1 more\), which is not"):
+        flat.init(params)
+    with pytest.raises(TypeError, match=r"got MultiSteps: pass its \.gradient_transformation\(\)"):
+        sx.teleported(optax.MultiSteps(optax.adam(0.1), 2), symmetry)
+
+
+@pytest.mark.parametrize("squares", ["mean", "keep"])
+def test_centered_squares_are_never_less_than_those_of_the_mean(float64, squares):
+    """Gradients that are the same at every step: their variance is zero, up to rounding, in every basis."""
+    params, symmetry = low_rank()
+    inner = optax.rmsprop(1e-9, decay=0.5, centered=True)
+    search, transport = sx.search.RandomBasis(jax.random.key(1)), sx.teleportation.Carry(squares)
+    optimizer = sx.teleported(inner, symmetry, search=search, schedule=[20], transport=transport)
+    (params, state), _ = jax.jit(lambda p: scanned(optimizer, p, 21))(params)
+    assert int(state.outcomes[0]) == 1
+    for name, nu in state.inner[0].nu.items():
+        np.testing.assert_allclose(nu, state.inner[0].mu[name] ** 2, atol=1e-4)
+
+
+@pytest.mark.parametrize("other", [optax.adam, optax.contrib.adopt, optax.contrib.muon])
+def test_states_of_one_type_with_different_quantities_are_not_confused(other):
+    params, symmetry = low_rank()
+    both = optax.partition({"x": optax.adamax(0.1), "y": other(0.1)}, {"a": "x", "b": "y"})
+    optimizer = sx.teleported(both, symmetry, search=sx.search.Eigenbasis())
+    with pytest.raises(ValueError, match=r"cannot move ScaleByAdamState of .*adamax.* together"):
+        optimizer.init(params)
+    alone = optax.partition({"x": optax.adamax(0.1), "y": optax.sgd(0.1)}, {"a": "x", "b": "y"})
+    sx.teleported(alone, symmetry, search=sx.search.Eigenbasis()).init(params)
+
+
+def test_the_state_of_another_search_is_named():
+    params, symmetry = low_rank()
+    optimizer = sx.teleported(optax.adam(0.1), symmetry, search=sx.search.Eigenbasis())
+    state, gradient = optimizer.init(params), jax.grad(loss)(params)
+    other = sx.teleported(optax.adam(0.1), symmetry)
+    without = sx.teleportation.TeleportedState(*state[:-1])
+    for old, new in ((without, optimizer), (other.init(params), optimizer), (state, other)):
+        with pytest.raises(ValueError, match=r"This state is not one of .*\(count=state.count"):
+            new.update(gradient, old, params, value_fn=loss)
+        whole = new.init(params)._replace(count=old.count, inner=old.inner)
+        assert int(new.update(gradient, whole, params, value_fn=loss)[1].count) == 1
 
 
 @pytest.mark.parametrize("axes", [AxisType.Explicit, AxisType.Auto])

@@ -66,9 +66,12 @@ def check_balanced(symmetry: AbstractLieSymmetry) -> None:
     ValueError: Balancing needs a NetworkSymmetry without offsets in its specs, got Pullback: ...
     """
     if reducible(symmetry, NegativeParameterNorm()) is None:
+        mend = "balance along a NetworkSymmetry alone, then along the others"
+        if isinstance(symmetry, NetworkSymmetry):
+            mend = "restrict it to the other spaces with symmetry.only(...)"
         raise ValueError(
             f"Balancing needs a NetworkSymmetry without offsets in its specs, got {type(symmetry).__name__}: "
-            "restrict it to the other spaces with symmetry.only(...)."
+            f"{mend}."
         )
 
 

@@ -46,7 +46,8 @@ def second_moments(symmetry: NetworkSymmetry, gradient: PyTree) -> dict[str, Flo
     def collect(x: Array, bindings: tuple[Binding, ...]) -> Array:
         for binding in bindings:
             name = binding.entry.name
-            if name not in groups:
+            # Axes that move with a power of the element turn by other angles than the basis.
+            if name not in groups or binding.entry.power != 1:
                 continue
             moment = gram(_unit(replicated(x)), binding)
             trace = jnp.trace(moment, axis1=-2, axis2=-1)[..., None, None]
@@ -58,7 +59,13 @@ def second_moments(symmetry: NetworkSymmetry, gradient: PyTree) -> dict[str, Flo
         return x
 
     symmetry.visit(eqx.filter(gradient, eqx.is_inexact_array), collect)
-    return {name: jnp.stack(parts) / entries[name] for name, parts in sums.items()}
+    # A space may act on no array of this tree (`symmetry.within`).
+    return {
+        name: jnp.stack(sums[name]) / max(entries[name], 1)
+        if name in sums
+        else jnp.zeros((sides(group), *group.lengths, group.size, group.size))
+        for name, group in groups.items()
+    }
 
 
 def diagonalized(symmetry: NetworkSymmetry, moments: Mapping[str, Float[Array, "sides *per n n"]]) -> dict:

@@ -3,26 +3,32 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
 from symmetrax._extras import explained
-from symmetrax._tree import known_name, leaf_names
+from symmetrax._tree import leaf_names
 from symmetrax.groups._diagonal import NonzeroDiagonal
 from symmetrax.symmetry._network import NetworkSymmetry
-from symmetrax.symmetry._paths import arrays_at, match_paths, named_shapes
+from symmetrax.symmetry._paths import arrays_at, match_paths, named_shapes, with_arrays
+from symmetrax.symmetry._specs import written
+from symmetrax.teleportation._rounding import coarsest
 
-#: The largest relative change of the loss by folding that rounding explains, in float32.
+#: The largest relative change of the loss by folding that rounding explains, in float32. In half precision it
+#: is the machine precision.
 TOLERANCE = 1e-4
 
 
 class Folded(NamedTuple):
     """The result of `fold_gains`: the new parameters, and a mask of those that may still be trained.
 
-    `trainable` is a tree like the parameters, False at the gains, which are 1 now and must stay. Pass it to
-    `optax.masked` or `equinox.partition`, or leave the gains out of the model. `loss_change` is the relative
-    change of the loss, None if you passed none.
+    `trainable` is a tree like the parameters, True at the floating-point arrays other than the gains, which
+    are 1 now and must stay. Pass it to `equinox.partition`, or train with
+    `optax.partition({True: optimizer, False: optax.set_to_zero()}, trainable)`; `optax.masked` would add raw
+    gradients to the gains. `loss_change` is the relative change of the loss, None if you passed none.
 
     >>> Folded._fields
     ('params', 'trainable', 'loss_change')
@@ -49,12 +55,13 @@ def fold_gains(
     and W diag(g): this is a teleport along the scalings of the normalized stream, to the point where all its
     gains are 1. Without gains the stream can be rotated, so `residual_stream_symmetry` holds afterwards.
 
-    **Arguments:** `gains` maps the path of each gain to the paths of *all* matrices that read it; both may be
-    patterns with `{i}`. A gain is a vector or, for layers stacked along a first axis, a matrix whose readers
-    are stacked alike. `inputs` is the axis of the readers along which they read: -1 for (out, in), -2 for
-    (in, out). `biases` maps gains to the biases that are added after them; they scale along, so that the
-    readers see the same. `offset` is 1 for gains w that act as 1 + w. Pass `loss` (and `batch`): the loss
-    before and after then certifies that the function is the same.
+    **Arguments:** `gains` maps the path of each gain to the paths of *all* matrices that read it (or to a
+    single path); both may be patterns with `{i}`. A gain is a vector or, for layers stacked along a first
+    axis, a matrix whose readers are stacked alike. `inputs` is the axis of the readers along which they
+    read: -1 for (out, in), -2 for (in, out). `biases` maps gains to the biases that are added after them;
+    they scale along, so that the readers see the same. `offset` is 1 for gains w that act as 1 + w. Pass
+    `loss`, a function of the parameters and `batch`: the loss before and after then certifies that the
+    function is the same. Call this outside of compiled code, since gains that are zero raise an error.
 
     Gains that are zero somewhere cannot be moved; neither can gains that a matrix shared with another place
     reads (a head tied to the embedding), nor those of a normalization *after* a block, whose result is added
@@ -68,35 +75,74 @@ def fold_gains(
     >>> print(folded.params["gain"], folded.params["up"], folded.trainable)
     [1. 1.] [[2. 2.]] {'gain': False, 'up': True}
     """
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(params)):
+        raise ValueError("`fold_gains` looks at the gains, which compiled code cannot: call it outside.")
+    unknown = [pattern for pattern in biases or {} if pattern not in gains]
+    if unknown:
+        listed = ", ".join(gains)
+        raise ValueError(f"`biases` has the key {unknown[0]!r}, but `gains` has {listed}: use these.")
     arrays, specs = named_shapes(params), {}
     spaces: dict[str, NonzeroDiagonal] = {}
     element: dict[str, Array] = {}
-    folded: set[str] = set()
+    named: dict[str, str] = {}
+
+    def place(path: str, spec: str, what: str) -> None:
+        if path in specs:
+            raise ValueError(
+                f"{path} is listed twice, the second time as {what}: an array can absorb the gain of a "
+                "single normalization. List it once."
+            )
+        specs[path] = spec
+
     for pattern, readers in gains.items():
         for path, fields in match_paths(pattern, arrays).items():
-            space = f"gain{len(spaces)}"
             gain = _effective(path, arrays_at(params, [path])[path], offset)
-            stacked = {f"layer{len(spaces)}": len(gain)} if gain.ndim == 2 else {}
-            spaces[space], element[space] = NonzeroDiagonal(gain.shape[-1], stacked), 1 / gain
-            vector = " ".join([*stacked, space])
-            specs[path] = f"{vector} {'+' if offset < 0 else '-'} {abs(offset):g}" if offset else vector
-            folded.add(path)
+            again = path in named  # two patterns may name one gain, each with some of its readers
+            space = named.setdefault(path, f"gain{len(named)}")
+            stacked = {f"layers_of_{space}": len(gain)} if gain.ndim == 2 else {}
+            if not again:
+                spaces[space], element[space] = NonzeroDiagonal(gain.shape[-1], stacked), 1 / gain
+                place(path, written([*stacked, space], offset), "a gain")
             if biases and pattern in biases:
-                specs[biases[pattern].format(**fields)] = vector
-            for reader in (known_name(reader.format(**fields), arrays) for reader in readers):
-                if reader in specs:
-                    raise ValueError(
-                        f"{reader} is listed twice, the second time as a reader of {path}: a matrix can "
-                        "absorb the gain of a single normalization. List it once."
-                    )
-                rank = len(arrays[reader].shape) if reader in arrays else 2
-                entries = [*stacked, *["_"] * (rank - len(stacked))]
-                entries[inputs] = f"{space}*"
-                specs[reader] = " ".join(entries)
+                for bias in _matching(biases[pattern], fields, arrays):
+                    place(bias, written([*stacked, space]), f"the bias of {path}")
+            patterns = [readers] if isinstance(readers, str) else readers
+            for reader in (name for one in patterns for name in _matching(one, fields, arrays)):
+                axis = _read_axis(reader, arrays[reader].shape, path, gain.shape, inputs)
+                entries = [*stacked, *["_"] * (len(arrays[reader].shape) - len(stacked))]
+                entries[axis] = f"{space}*"
+                place(reader, " ".join(entries), f"a reader of {path}")
     there = NetworkSymmetry(spaces, specs, params).act(element, params)
-    trainable = [name not in folded for name in leaf_names(params)]
-    mask = jax.tree.unflatten(jax.tree.structure(params), trainable)
+    # Exactly, not up to the rounding of g (1 / g): a gain that is not quite 1 breaks the rotations.
+    ones = {path: jnp.full(arrays[path].shape, 1.0 - offset) for path in named}
+    there = with_arrays(there, ones) if ones else there
+    leaves, structure = jax.tree.flatten(params)
+    trainable = [
+        name not in named and eqx.is_inexact_array_like(leaf)
+        for name, leaf in zip(leaf_names(params), leaves, strict=True)
+    ]
+    mask = jax.tree.unflatten(structure, trainable)
     return Folded(there, mask, None if loss is None else _certified(loss, params, there, batch))
+
+
+def _matching(pattern: str, fields: Mapping[str, str], arrays: Mapping) -> list[str]:
+    """The arrays that a pattern names once the fields of its gain are filled in; other fields match any."""
+    for field, value in fields.items():
+        pattern = pattern.replace(f"{{{field}}}", value)
+    return [*match_paths(pattern, arrays)]
+
+
+def _read_axis(reader: str, shape: tuple, path: str, gain: tuple, inputs: int) -> int:
+    """The axis along which a matrix reads a gain; raises ValueError if their shapes do not fit."""
+    first = len(gain) - 1  # the axis of layers, if any, is none of the inputs
+    fits = -len(shape) <= inputs < len(shape) and shape[:first] == gain[:first]
+    axis = inputs % len(shape) if fits else 0
+    if not fits or axis < first or shape[axis] != gain[-1]:
+        raise ValueError(
+            f"{reader} of shape {shape} does not read {path} of shape {gain} along axis inputs={inputs}: "
+            "pass the axis of its inputs, counted from the end, such as inputs=-2 for matrices (in, out)."
+        )
+    return axis
 
 
 def _effective(path: str, gain: Array, offset: float) -> Array:
@@ -117,13 +163,24 @@ def _effective(path: str, gain: Array, offset: float) -> Array:
 
 def _certified(loss: Callable, params: PyTree, there: PyTree, batch: PyTree) -> Float[Array, ""]:
     """The relative change of the loss; raises ValueError if it is more than rounding."""
-    before, after = (explained(loss, tree, batch) for tree in (params, there))
+    before, after = (jnp.asarray(explained(loss, tree, batch)) for tree in (params, there))
+    if before.shape or not bool(jnp.isfinite(before)):
+        raise ValueError(
+            f"The loss must be a finite number to certify that folding does not change it, got "
+            f"{before if before.ndim == 0 else f'an array of shape {before.shape}'}."
+        )
     change = jnp.abs(after - before) / jnp.maximum(jnp.abs(before), jnp.finfo(before.dtype).tiny)
-    if not bool(change <= TOLERANCE):
+    numbers, rest = eqx.partition(params, eqx.is_inexact_array)
+
+    def value(w: PyTree) -> Array:
+        return jnp.asarray(explained(loss, eqx.combine(w, rest), batch))
+
+    if not bool(change <= TOLERANCE) and not bool(change <= coarsest(value, numbers)):
         raise ValueError(
             f"Folding the gains changed the loss from {float(before):.6g} to {float(after):.6g}: some matrix "
             "that reads a gain is not listed, or one that is listed is used elsewhere too (a head tied to "
             "the embedding), or a normalized result is added to the stream (post-norm), where nothing can "
-            "absorb its gain. List all readers, untie the head, or leave these gains out."
+            "absorb its gain. List all readers, untie the head, or leave these gains out; check `inputs`, "
+            "`biases` and `offset`."
         )
     return change

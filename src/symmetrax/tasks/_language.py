@@ -85,10 +85,20 @@ class Architecture:
     normalized: bool = False
 
     def __post_init__(self):
+        for name in ("width", "layers", "heads", "kv_heads", "hidden", "context"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.positions not in ("learned", "rotary"):
+            raise ValueError(f"`positions` must be 'learned' or 'rotary', got {self.positions!r}.")
         if self.width % self.heads or self.heads % self.kv_heads:
             raise ValueError(
                 f"`heads` must divide `width` and be a multiple of `kv_heads`, got width={self.width}, "
                 f"heads={self.heads}, kv_heads={self.kv_heads}."
+            )
+        if self.positions == "rotary" and self.size % 2:
+            raise ValueError(
+                f"Rotary embeddings turn pairs of entries, and heads have {self.size}: use an even `width` / "
+                "`heads`, or positions='learned'."
             )
 
     @property
@@ -151,6 +161,8 @@ class LanguageModel(AbstractTask):
     def _windows(self, text: np.ndarray, key: Key[Array, ""], count: int) -> Int[Array, "b n"]:
         """Random windows, one character longer than the context."""
         n = self.architecture.context + 1
+        if len(text) < n:
+            raise ValueError(f"A window has {n} characters, and the text {len(text)}: reduce `context`.")
         starts = jax.random.randint(key, (count, 1), 0, len(text) - n + 1)
         return jnp.asarray(text)[starts + jnp.arange(n)]
 
@@ -191,7 +203,7 @@ class LanguageModel(AbstractTask):
     def held_out(self, params: PyTree) -> Float[Array, ""]:
         """The loss on fixed windows of the held-out text."""
         windows = self._windows(self.text.test, jax.random.key(0), WINDOWS)
-        parts = windows.reshape(-1, self.batch_size, windows.shape[1])
+        parts = windows.reshape(-1, math.gcd(WINDOWS, self.batch_size), windows.shape[1])
         return jnp.mean(jax.lax.map(lambda part: self.loss(params, part), parts))
 
     def symmetry(self) -> NetworkSymmetry:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Float, Key, PyTree
 
 from symmetrax._extras import explained, updated
@@ -81,9 +82,9 @@ def audit(
     and Muon do not see rotations; Adam does. Almost all see scalings and general linear groups.
 
     **Arguments:** `optimizer` is any optax optimizer (given `value_fn`, `value` and `grad` where it takes
-    them), `loss(params, batch)` a scalar, and `symmetry` an exact one. `samples` elements are drawn for every
-    space from `key`, from the whole group, or with `elements="rotations"` only rotations, which spaces
-    without any then lack. Raises ValueError where there is nothing to draw.
+    them), `loss(params, batch)` a scalar, and `symmetry` an exact `NetworkSymmetry`. `samples` elements are
+    drawn for every space from `key`, from the whole group, or with `elements="rotations"` only rotations,
+    which spaces without any then lack. Raises ValueError where there is nothing to draw.
 
     **Returns** an `Audit`: a row for every space, with the values of every draw.
 
@@ -102,6 +103,13 @@ def audit(
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
     if elements not in ("all", "rotations"):
         raise ValueError(f"`elements` must be 'all' or 'rotations', got {elements!r}.")
+    if not isinstance(symmetry, NetworkSymmetry):
+        raise ValueError(
+            f"`audit` needs a NetworkSymmetry, whose spaces it goes through, got {type(symmetry).__name__}: "
+            "pass that part of the symmetry."
+        )
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, key, batch))):
+        raise ValueError("`audit` returns NumPy arrays, which compiled code cannot: call it outside.")
     spaces = {n: g for n, g in symmetry.spaces.items() if elements == "all" or g.rotates}
     if not spaces:
         has = ", ".join(map(str, symmetry.spaces.values()))
@@ -132,6 +140,12 @@ def audit(
 
     here, first, last = once(taken, constants, numbers, batch)
     length = safe_norm(optax.tree.sub(here, numbers))
+    if not (bool(length > 0) and bool(jnp.isfinite(length + last))):
+        raise ValueError(
+            f"The optimizer's {steps} steps have the length {float(length):.3g} and end at the loss "
+            f"{float(last):.6g}, so there is nothing to compare: audit where the gradient is neither zero "
+            "nor infinite, and take more `steps` if the optimizer collects gradients or warms up."
+        )
     rows = []
     for space, (name, group) in zip(jax.random.split(key, len(spaces)), spaces.items(), strict=True):
         apart, changes = [], []

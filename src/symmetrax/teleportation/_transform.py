@@ -212,7 +212,8 @@ class _Teleported:
     def __post_init__(self):
         object.__setattr__(self, "transport", settled_transport(self.transport, self.search))
         if not isinstance(self.inner, optax.GradientTransformation):
-            raise TypeError(f"`teleported` wraps an optax optimizer, got {type(self.inner).__name__}.")
+            hint = hasattr(self.inner, "gradient_transformation") * ": pass its .gradient_transformation()"
+            raise TypeError(f"`teleported` wraps an optax optimizer, got {type(self.inner).__name__}{hint}.")
         if isinstance(self.transport, Carry):
             if isinstance(self.search, AbstractPointSearch):
                 raise ValueError(
@@ -281,6 +282,7 @@ class _Teleported:
             progress = watched(self.schedule, progress, value)
         moves = due(self.schedule, state.count, progress)
         teleporter = self._along(params)
+        _check_memory(state, teleporter, params)
         state = state._replace(memory=teleporter.watched(state.memory, gradient, state.count))
 
         def stay() -> _Moved:
@@ -379,6 +381,17 @@ def _structure(params: PyTree) -> Any:
     """A key for the structure of parameters: tree structure, shapes and dtypes."""
     leaves, structure = jax.tree.flatten(params)
     return structure, [(jnp.shape(x), jnp.result_type(x)) if eqx.is_array_like(x) else x for x in leaves]
+
+
+def _check_memory(state: TeleportedState, teleporter: Teleporter, params: PyTree) -> None:
+    """Raises ValueError for the state of another search, with other coordinates or another memory."""
+    fresh = eqx.filter_eval_shape(lambda p: (teleporter.zero(), teleporter.memory(p)), params)
+    if jax.tree.structure((state.algebra, state.memory)) != jax.tree.structure(fresh):
+        raise ValueError(
+            f"This state is not one of {type(teleporter.search).__name__}: it has no memory that fits, as "
+            "when it was saved with another search. Keep what the optimizer remembers, by "
+            "optimizer.init(params)._replace(count=state.count, inner=state.inner)."
+        )
 
 
 def _sum(displacement, step):

@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from symmetrax._tree import leaf_names
 from symmetrax.discovery._certify import as_pattern
@@ -62,8 +62,12 @@ BORROWED = {
     "adopt": {"mu": "normalized", "nu": "squares"},
     "adamax": {"mu": "gradients", "nu": "absolute values"},
 }
+#: Optax functions that keep Adam's quantities in a state of Adam's type.
+ADAMS = ("adam", "nadam", "lamb", "yogi", "nadamw")
 #: Squares accumulated on top of a constant: the initial value of AdaGrad's and Yogi's accumulators.
 SUMS = (("ScaleByRssState", "sum_of_squares"), ("ScaleByAdamState", "nu"))
+#: States whose squares are used less the squares of their `mu`.
+CENTERED = ("ScaleByRStdDevState", "ScaleByRStdDevWithCountState")
 #: Optimizers whose state cannot be moved correctly, with the parts of optax that identify them, and why.
 UNMOVABLE = (
     (
@@ -170,7 +174,16 @@ def carry(
     # The types of a state are not enough: several optimizers keep other quantities in a state of Adam's type.
     made_by = set() if inner is None else makers(inner)
     check_movable(made_by)
-    borrowed = [fields for name, fields in BORROWED.items() if _is_made_by(name, made_by)]
+    alike = [name for name in BORROWED if _is_made_by(name, made_by)]
+    others = [name for name in ADAMS if _is_made_by(name, made_by)]
+    if len(alike) + bool(others) > 1:
+        # States of the same type do not tell which of them made which.
+        both = " and ".join([*alike, *others[:1]])
+        raise ValueError(
+            f"transport='carry' cannot move ScaleByAdamState of {both} together: they keep different "
+            "quantities in it. Use one of them, or transport='keep' or 'reset'."
+        )
+    borrowed = [BORROWED[name] for name in alike]
     return _carried(state, None if inner is None else inner.init(params), moves, borrowed, "state")
 
 
@@ -374,12 +387,11 @@ def _carried(
             kind = _kind(state, field, borrowed)
             if kind is None:
                 parts[field] = _carried(inside, start, moves, borrowed, path)
-            elif start is not None and (type(state).__name__, field) in SUMS:
-                # Only the accumulated part transforms; the initial constant is the same in all coordinates.
-                grown = moves[kind](optax.tree.sub(inside, start))
-                parts[field] = jax.tree.map(lambda x, x0: jnp.maximum(x + x0, 0), grown, start)
-            else:
-                parts[field] = moves[kind](inside)
+                continue
+            try:
+                parts[field] = _carried_field(state, field, start, moves, kind)
+            except ValueError as error:  # squares that a group mixes, or a tree unlike the parameters
+                raise ValueError(f"{path}: {error}") from None
         return type(state)(**parts)
     if isinstance(state, tuple | list):
         _check_chain(state)
@@ -399,6 +411,22 @@ def _carried(
         f"transport='carry' cannot move the unknown state {where}: it moves averages of gradients "
         f"({', '.join(GRADIENTS)}) and of squares ({', '.join(SQUARES)}). Use transport='keep' or 'reset'."
     )
+
+
+def _carried_field(state: Any, field: str, start: Any, moves: dict[str, Callable], kind: str) -> Any:
+    """Returns a field of a known kind, moved; `start` is its value before the first step, if known."""
+    inside, name = getattr(state, field), type(state).__name__
+    if start is not None and (name, field) in SUMS:
+        # Only the accumulated part transforms; the initial constant is the same in all coordinates.
+        grown = moves[kind](optax.tree.sub(inside, start))
+        return jax.tree.map(lambda x, x0: jnp.maximum(x + x0, 0), grown, start)
+    if name in CENTERED and kind == "squares":
+        # The variance moves as squares do; as they are, they could become less than mu^2.
+        square = jax.tree.map(_square, state.mu)
+        variance = jax.tree.map(lambda x, y: jnp.maximum(x - y, 0), inside, square)
+        there = jax.tree.map(_square, moves["gradients"](state.mu))
+        return optax.tree.add(moves[kind](variance), there)
+    return moves[kind](inside)
 
 
 def _check_chain(chain: tuple | list) -> None:
@@ -434,6 +462,11 @@ def _is_kept(leaf: Any) -> bool:
     if not eqx.is_array(leaf) or not eqx.is_inexact_array(leaf):
         return True
     return leaf.ndim == 0
+
+
+def _square(x: Array) -> Array:
+    """|x|^2, as optax averages it for complex gradients."""
+    return jnp.square(jnp.abs(x))
 
 
 def _is_hidden(part: Any) -> bool:
