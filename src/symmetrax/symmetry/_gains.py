@@ -10,12 +10,12 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
 from symmetrax._extras import explained
+from symmetrax._precision import coarsest
 from symmetrax._tree import leaf_names
 from symmetrax.groups._diagonal import NonzeroDiagonal
 from symmetrax.symmetry._network import NetworkSymmetry
 from symmetrax.symmetry._paths import arrays_at, match_paths, named_shapes, with_arrays
 from symmetrax.symmetry._specs import written
-from symmetrax.teleportation._rounding import coarsest
 
 #: The largest relative change of the loss by folding that rounding explains, in float32. In half precision it
 #: is the machine precision.
