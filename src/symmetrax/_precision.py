@@ -10,6 +10,9 @@ from jaxtyping import Array, PyTree
 
 from symmetrax._programs import programs_in
 
+#: Machine precision of float32 products on accelerators, by default.
+SHORT_PRODUCTS = {"gpu": 2.0**-10, "tpu": 2.0**-7}
+
 
 def coarsest(value_fn: Callable[[PyTree], Array], params: PyTree) -> float:
     """The coarsest machine precision of the floats through which `params` enter `value_fn(params)`.

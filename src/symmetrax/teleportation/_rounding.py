@@ -26,9 +26,6 @@ UNKNOWN = 80
 #: the loss itself.
 MOST = 0.1
 
-#: Machine precision of float32 products on accelerators, by default.
-SHORT_PRODUCTS = {"gpu": 2.0**-10, "tpu": 2.0**-7}
-
 
 def rounding(
     value_fn: Callable[[PyTree], Float[Array, ""]],
