@@ -49,10 +49,14 @@ def bound(value_fn: Callable, given: Mapping[str, Any]) -> Callable:
 def explained(loss: Callable, params: PyTree, *args: Any, **extra: Any) -> Any:
     """Returns loss(params, ...), with a clear error if it calls a part that was filtered out of the model.
 
+    A batch of None is not passed to a loss that takes parameters alone.
+
     >>> explained(lambda w: w["act"](1.0), {"act": None})
     Traceback (most recent call last):
     TypeError: The loss uses a part of the model that is None in `params`, since they were filtered. ...
     """
+    if args == (None,) and not extra and not takes_batch(loss):
+        args = ()
     try:
         return loss(params, *args, **extra)
     except (TypeError, AttributeError) as error:  # None was called, or an attribute of None was read
@@ -63,6 +67,21 @@ def explained(loss: Callable, params: PyTree, *args: Any, **extra: Any) -> Any:
             "The loss uses a part of the model that is None in `params`, since they were filtered. Put the "
             "model together again before it is called: lambda w: loss(eqx.combine(w, model))."
         ) from error
+
+
+def takes_batch(loss: Callable) -> bool:
+    """Whether a loss can be called with a batch after the parameters, as far as its signature tells.
+
+    >>> takes_batch(lambda params: 0.0), takes_batch(lambda params, batch: 0.0)
+    (False, True)
+    """
+    try:
+        inspect.signature(loss).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:  # not every callable has a signature
+        return True
+    return True
 
 
 def _parameters(value_fn: Callable) -> dict[str, bool]:

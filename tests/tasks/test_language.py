@@ -105,3 +105,9 @@ def test_a_discovery_finds_the_symmetry_that_is_written(positions):
         }
 
     assert spaces(found) == spaces(one.symmetry())
+
+
+def test_more_characters_than_the_context():
+    one = task()
+    with pytest.raises(ValueError, match="The model sees 10 characters, got 12"):
+        one.logits(one.init(jax.random.key(0)), jnp.zeros((1, 12), int))

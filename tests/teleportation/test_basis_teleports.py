@@ -281,3 +281,23 @@ def test_parameters_on_two_devices_move_as_on_one(axes):
     for name, place in places.items():
         np.testing.assert_allclose(split[name], alone[name], atol=2e-6)
         assert split[name].sharding.is_equivalent_to(place, 2)
+
+
+def test_a_gradient_that_is_missing_and_a_class_in_place_of_a_search(unchecked):
+    params, symmetry = low_rank()
+    optimizer = sx.teleported(optax.adam(0.1), symmetry, search=sx.search.Eigenbasis())
+    gradient = jax.grad(loss)(params) | {"a": None}
+    with pytest.raises(ValueError, match="The gradient of a is None: differentiate"):
+        optimizer.update(gradient, optimizer.init(params), params, value_fn=loss)
+    with pytest.raises(TypeError, match=r"got the class Eigenbasis: call it, Eigenbasis\(\)"):
+        sx.teleported(optax.adam(0.1), symmetry, search=sx.search.Eigenbasis)
+
+
+def test_losses_of_the_parameters_alone_are_losses():
+    params, symmetry = low_rank()
+    alone = lambda p: loss(p)  # noqa: E731
+    _, info = sx.teleport(alone, params, symmetry, search=sx.search.Balanced())
+    assert int(info.outcome) == 0
+    assert sx.verify(alone, params, symmetry, jax.random.key(0), trials=2).outcome == "exact"
+    rows = sx.teleportation.audit(optax.sgd(0.1), alone, params, symmetry, jax.random.key(0), samples=1)
+    assert len(rows) == 1

@@ -167,7 +167,12 @@ class LanguageModel(AbstractTask):
         return jnp.asarray(text)[starts + jnp.arange(n)]
 
     def logits(self, params: PyTree, letters: Int[Array, "b n"]) -> Float[Array, "b n letters"]:
-        """Unnormalized log-probabilities of the characters that follow."""
+        """Unnormalized log-probabilities of the characters that follow; at most `context` may be given."""
+        if letters.shape[1] > self.architecture.context:
+            raise ValueError(
+                f"The model sees {self.architecture.context} characters, got {letters.shape[1]}: pass fewer, "
+                "or make it with a larger `context`."
+            )
         a = self.architecture
         if self.dtype is not None:
             params = jax.tree.map(lambda w: w.astype(self.dtype), params)

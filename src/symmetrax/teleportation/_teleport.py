@@ -322,6 +322,10 @@ def check_search(
     >>> check_search(sx.tasks.booth().symmetry(), None)
     Ascent(rate=0.1, bound=0.5, normalized=True, monotone=True)
     """
+    if isinstance(search, type):
+        raise TypeError(
+            f"`search` must be a search, got the class {search.__name__}: call it, {search.__name__}()."
+        )
     if isinstance(search, AbstractPointSearch):
         return search
     if symmetry is None:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from symmetrax._extras import bound, one_program, updated
 from symmetrax._numbers import check_whole
-from symmetrax._tree import anywhere, select
+from symmetrax._tree import anywhere, leaf_names, select
 from symmetrax.discovery._report import Discovery
 from symmetrax.discovery._scope import GROUPS
 from symmetrax.objectives._base import Objective, squared_gradient_norm
@@ -274,6 +274,7 @@ class _Teleported:
         value_fn = bound(value_fn, extra)
         numbers, rest = eqx.partition(params, eqx.is_inexact_array)
         gradient = jax.tree.map(lambda w, g: None if w is None else g, numbers, updates, is_leaf=_is_none)
+        _check_gradients(numbers, gradient)
         start = _Start(numbers, gradient, rest, value_fn, batch)
 
         progress = state.progress
@@ -375,6 +376,18 @@ class _Teleported:
             found = discovered(self.loss, params, self.batch, groups, compact=rotates)
             teleporter = self._teleporter(found.joined(compact=rotates))
             self.discoveries.append(_Discovered(structure, found, teleporter))
+
+
+def _check_gradients(numbers: PyTree, gradient: PyTree) -> None:
+    """Raises ValueError if a parameter has None for a gradient, naming it."""
+    if jax.tree.structure(numbers) == jax.tree.structure(gradient):
+        return
+    missing = [name for name in leaf_names(numbers) if name not in set(leaf_names(gradient))]
+    if missing:
+        raise ValueError(
+            f"The gradient of {missing[0]} is None: differentiate the loss by all floating-point parameters, "
+            "or leave those that you don't train out of `params`."
+        )
 
 
 def _structure(params: PyTree) -> Any:
