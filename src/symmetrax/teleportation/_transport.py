@@ -133,7 +133,10 @@ def settled_transport(transport: TransportChoice, search: Any) -> Literal["keep"
             return Carry()
         case Carry() | "keep" | "reset":
             return transport
-    raise ValueError(f"`transport` must be 'keep', 'carry', 'reset' or a Carry, got {transport!r}.")
+    raise ValueError(
+        f"`transport` must be one of keep, carry, reset, got {transport!r}. Or pass a Carry, which says how "
+        "squares move."
+    )
 
 
 def carry(
