@@ -1,5 +1,7 @@
 """`teleported` with searches for a basis, against Adam in rotated coordinates written in NumPy."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -238,7 +240,8 @@ def test_states_of_one_type_with_different_quantities_are_not_confused(other):
 def test_the_state_of_another_search_is_named():
     params, symmetry = low_rank()
     optimizer = sx.teleported(optax.adam(0.1), symmetry, search=sx.search.Eigenbasis())
-    state, gradient = optimizer.init(params), jax.grad(loss)(params)
+    state: Any = optimizer.init(params)
+    gradient = jax.grad(loss)(params)
     other = sx.teleported(optax.adam(0.1), symmetry)
     without = sx.teleportation.TeleportedState(*state[:-1])
     for old, new in ((without, optimizer), (other.init(params), optimizer), (state, other)):
