@@ -17,7 +17,7 @@ from symmetrax.studies.core._console import Reporter
 from symmetrax.studies.core._costs import Group, Trials, compared
 from symmetrax.studies.core._folder import RunFolder
 from symmetrax.studies.core._recorded import Given, drawn, recorded
-from symmetrax.studies.core._runner import Run
+from symmetrax.studies.core._run import Run
 from symmetrax.studies.core._runs import run_many
 from symmetrax.studies.core._streams import Streams
 

@@ -9,6 +9,6 @@ from .core._control_networks import AbstractControl as AbstractControl
 from .core._control_networks import Fixed as Fixed
 from .core._control_networks import RandomDirection as RandomDirection
 from .core._meta_training import Budget as Budget
-from .core._runner import Run as Run
+from .core._run import Run as Run
 from .core._study import Claim as Claim
 from .core._study import Study as Study

@@ -11,7 +11,7 @@ from symmetrax.studies._fig7_hand import at_an_end, in_equal_seconds
 from symmetrax.studies.core._hand_made import descent
 from symmetrax.studies.core._match import Match
 from symmetrax.studies.core._played import OWN, Played
-from symmetrax.studies.core._runner import Run
+from symmetrax.studies.core._run import Run
 from symmetrax.studies.core._statistics import compare
 from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
 from symmetrax.tasks._regression import Regression, RegressionFamily

@@ -12,7 +12,7 @@ from symmetrax.studies.core._console import Reporter, number, titled_table
 from symmetrax.studies.core._folder import RunFolder
 from symmetrax.studies.core._match import Match
 from symmetrax.studies.core._played import OWN, judged
-from symmetrax.studies.core._runner import Run
+from symmetrax.studies.core._run import Run
 from symmetrax.studies.core._runs import Runs
 from symmetrax.studies.core._statistics import LEVEL, intervals, log_ratios
 from symmetrax.studies.core._study import Claim

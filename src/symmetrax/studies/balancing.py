@@ -19,7 +19,7 @@ from symmetrax.studies._balancing_measures import _checks, _compared, _train
 from symmetrax.studies._registry import EXPERIMENTS
 from symmetrax.studies.core._console import number, titled_table
 from symmetrax.studies.core._panels import Curve, Panel, curve_panels
-from symmetrax.studies.core._runner import Run
+from symmetrax.studies.core._run import Run
 from symmetrax.studies.core._runs import timed
 from symmetrax.studies.core._statistics import Interval, verdict
 from symmetrax.studies.core._study import Study

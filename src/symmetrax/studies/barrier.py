@@ -24,7 +24,7 @@ from symmetrax.studies._barrier_models import NETWORKS, Network, Params, trained
 from symmetrax.studies._registry import EXPERIMENTS
 from symmetrax.studies.core._console import titled_table
 from symmetrax.studies.core._measurements import interval_panels
-from symmetrax.studies.core._runner import Run
+from symmetrax.studies.core._run import Run
 from symmetrax.studies.core._shares import average
 from symmetrax.studies.core._statistics import Interval, verdict
 from symmetrax.studies.core._study import Study

@@ -35,7 +35,7 @@ from symmetrax.studies.core._folder import as_json
 from symmetrax.studies.core._hand_made import RATES
 from symmetrax.studies.core._meta_training import Budget
 from symmetrax.studies.core._played import OWN
-from symmetrax.studies.core._runner import Run
+from symmetrax.studies.core._run import Run
 from symmetrax.studies.core._runs import RECORDED
 from symmetrax.studies.core._study import Arm, Study
 from symmetrax.tasks._base import AbstractTaskFamily

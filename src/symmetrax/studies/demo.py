@@ -18,7 +18,8 @@ from symmetrax.studies.core._console import arms_table, number, titled_table
 from symmetrax.studies.core._folder import RunFolder
 from symmetrax.studies.core._panels import Panel, curve_panels, losses
 from symmetrax.studies.core._plane_figures import trajectories
-from symmetrax.studies.core._runner import Run, run_study
+from symmetrax.studies.core._run import Run
+from symmetrax.studies.core._runner import run_study
 from symmetrax.studies.core._study import Study
 from symmetrax.studies.core._trajectories import paths
 from symmetrax.tasks._families import make_family

@@ -23,7 +23,7 @@ from symmetrax.studies.core._console import mean_text, number, titled_table
 from symmetrax.studies.core._means import judged
 from symmetrax.studies.core._panels import Curve, Panel, curve_panels
 from symmetrax.studies.core._played import OWN
-from symmetrax.studies.core._runner import Run
+from symmetrax.studies.core._run import Run
 from symmetrax.studies.core._study import Study
 from symmetrax.tasks._base import AbstractTaskFamily
 

@@ -30,7 +30,7 @@ from symmetrax.studies._newton_measures import (
 )
 from symmetrax.studies._registry import EXPERIMENTS
 from symmetrax.studies.core._console import titled_table
-from symmetrax.studies.core._runner import Run
+from symmetrax.studies.core._run import Run
 from symmetrax.studies.core._study import Study
 
 SOURCE = "arXiv:2504.15399, "

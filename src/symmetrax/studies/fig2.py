@@ -26,7 +26,7 @@ from symmetrax.studies._turning_measures import (
     speed,
 )
 from symmetrax.studies.core._console import titled_table
-from symmetrax.studies.core._runner import Run
+from symmetrax.studies.core._run import Run
 from symmetrax.studies.core._study import Study
 
 QUARTER_TURN = np.array([[0.0, -1.0], [1.0, 0.0]])

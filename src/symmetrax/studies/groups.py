@@ -33,7 +33,7 @@ from symmetrax.studies.core._hand_made import adam, descent
 from symmetrax.studies.core._measurements import interval_panels, versus_table
 from symmetrax.studies.core._meta_training import Budget
 from symmetrax.studies.core._played import OWN
-from symmetrax.studies.core._runner import Run
+from symmetrax.studies.core._run import Run
 from symmetrax.studies.core._statistics import log_ratios
 from symmetrax.studies.core._study import Arm, Claim, Study
 from symmetrax.tasks._base import AbstractTaskFamily

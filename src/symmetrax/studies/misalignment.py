@@ -19,7 +19,7 @@ from symmetrax.studies.core._arm import Learned
 from symmetrax.studies.core._console import ratio_text, titled_table
 from symmetrax.studies.core._measurements import matrix_panels
 from symmetrax.studies.core._meta_training import Budget
-from symmetrax.studies.core._runner import Run
+from symmetrax.studies.core._run import Run
 from symmetrax.studies.core._statistics import DIVERGED, compare, finals, intervals, log_ratios, verdict
 from symmetrax.studies.core._study import Study
 from symmetrax.tasks._base import AbstractTaskFamily

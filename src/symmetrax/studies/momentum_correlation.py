@@ -37,8 +37,8 @@ from symmetrax.studies.core._measurements import ONLY, interval_panels
 from symmetrax.studies.core._meta_training import Budget
 from symmetrax.studies.core._panels import Curve, Panel, curve_panels
 from symmetrax.studies.core._played import OWN
+from symmetrax.studies.core._run import Run
 from symmetrax.studies.core._run_facts import due
-from symmetrax.studies.core._runner import Run
 from symmetrax.studies.core._study import Arm, Study
 from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
 

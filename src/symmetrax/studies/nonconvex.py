@@ -28,7 +28,7 @@ from symmetrax.studies._nonconvex_measures import (
 )
 from symmetrax.studies._registry import EXPERIMENTS
 from symmetrax.studies.core._console import number, titled_table
-from symmetrax.studies.core._runner import Run
+from symmetrax.studies.core._run import Run
 from symmetrax.studies.core._shares import share, share_text, share_verdict
 from symmetrax.studies.core._study import Study
 

@@ -23,7 +23,7 @@ from symmetrax.studies.core._console import number, titled_table
 from symmetrax.studies.core._measurements import interval_panels, versus_table
 from symmetrax.studies.core._panels import Curve, Panel, curve_panels
 from symmetrax.studies.core._played import judged
-from symmetrax.studies.core._runner import Run
+from symmetrax.studies.core._run import Run
 from symmetrax.studies.core._shares import share_text, share_verdict
 from symmetrax.studies.core._study import Claim, Study
 

@@ -22,7 +22,7 @@ from symmetrax.studies.core._hand_made import FromTheBest, adam, descent, oracle
 from symmetrax.studies.core._meta_training import Budget
 from symmetrax.studies.core._panels import Panel, curve_panels, losses
 from symmetrax.studies.core._plane_figures import trajectories
-from symmetrax.studies.core._runner import Run
+from symmetrax.studies.core._run import Run
 from symmetrax.studies.core._statistics import log_ratios, sign_verdict
 from symmetrax.studies.core._study import Arm, Claim, Study
 from symmetrax.studies.core._trajectories import paths

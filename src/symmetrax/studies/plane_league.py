@@ -29,7 +29,7 @@ from symmetrax.studies._registry import EXPERIMENTS
 from symmetrax.studies.core._measurements import interval_panels, versus_table
 from symmetrax.studies.core._meta_training import Budget
 from symmetrax.studies.core._panels import Panel, curve_panels, losses
-from symmetrax.studies.core._runner import Run
+from symmetrax.studies.core._run import Run
 from symmetrax.studies.core._solved import solutions
 from symmetrax.studies.core._study import Arm, Claim, Study
 from symmetrax.studies.misalignment import paper_arm

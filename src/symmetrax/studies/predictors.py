@@ -23,7 +23,7 @@ from symmetrax.studies.core._means import binned, judged
 from symmetrax.studies.core._measurements import interval_panels
 from symmetrax.studies.core._panels import Curve, Panel, curve_panels
 from symmetrax.studies.core._played import OWN, VALIDATION
-from symmetrax.studies.core._runner import Run
+from symmetrax.studies.core._run import Run
 from symmetrax.studies.core._study import Study
 from symmetrax.tasks._base import AbstractTaskFamily
 

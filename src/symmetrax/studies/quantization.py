@@ -32,7 +32,7 @@ from symmetrax.studies._quantization_networks import Network, classifier, langua
 from symmetrax.studies._registry import EXPERIMENTS
 from symmetrax.studies.core._console import mean_text, titled_table
 from symmetrax.studies.core._measurements import interval_panels
-from symmetrax.studies.core._runner import Run
+from symmetrax.studies.core._run import Run
 from symmetrax.studies.core._shares import average
 from symmetrax.studies.core._statistics import LEVEL, Interval, t_interval, verdict
 from symmetrax.studies.core._study import Study

@@ -29,7 +29,7 @@ from symmetrax.studies.core._measurements import interval_panels
 from symmetrax.studies.core._panels import Curve, Panel, curve_panels
 from symmetrax.studies.core._played import judged
 from symmetrax.studies.core._race import Blocks, Entry, Trained, classifier, race
-from symmetrax.studies.core._runner import Run
+from symmetrax.studies.core._run import Run
 from symmetrax.studies.core._statistics import compare
 from symmetrax.studies.core._streams import Streams
 from symmetrax.studies.core._study import Claim, Study

@@ -32,7 +32,7 @@ from symmetrax.studies.core._measurements import ONLY, interval_panels
 from symmetrax.studies.core._panels import Panel, curve_panels, losses
 from symmetrax.studies.core._played import judged
 from symmetrax.studies.core._race import Blocks, Trained, classifier, race
-from symmetrax.studies.core._runner import Run
+from symmetrax.studies.core._run import Run
 from symmetrax.studies.core._statistics import compare
 from symmetrax.studies.core._streams import Streams
 from symmetrax.studies.core._study import Claim, Study

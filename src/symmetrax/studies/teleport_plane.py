@@ -20,7 +20,7 @@ from symmetrax.studies._registry import EXPERIMENTS
 from symmetrax.studies._teleport_arms import FUNCTIONS, PlaneArm
 from symmetrax.studies._teleport_claims import PLANE_PANELS, draw_costs, plane_claims
 from symmetrax.studies.core._costs import Costed, Group, Trials, around, compared, copied, padded, tables
-from symmetrax.studies.core._runner import Run
+from symmetrax.studies.core._run import Run
 from symmetrax.studies.core._study import Study
 from symmetrax.tasks._plane import Kind, PlaneFamily
 

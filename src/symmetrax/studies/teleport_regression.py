@@ -18,7 +18,7 @@ from symmetrax.studies._registry import EXPERIMENTS
 from symmetrax.studies._teleport_arms import METHODS, NetworkArm
 from symmetrax.studies._teleport_claims import draw_costs, regression_claims, regression_panels
 from symmetrax.studies.core._costs import Costed, Group, Trials, around, compared, copied, padded, tables
-from symmetrax.studies.core._runner import Run
+from symmetrax.studies.core._run import Run
 from symmetrax.studies.core._study import Study
 from symmetrax.tasks._regression import RegressionFamily
 

@@ -28,7 +28,7 @@ from symmetrax.studies.core._hand_made import RATES, adam, descent
 from symmetrax.studies.core._measurements import ONLY, interval_panels
 from symmetrax.studies.core._meta_training import Budget
 from symmetrax.studies.core._panels import Curve, Panel, curve_panels
-from symmetrax.studies.core._runner import Run
+from symmetrax.studies.core._run import Run
 from symmetrax.studies.core._runs import RECORDED
 from symmetrax.studies.core._study import Arm, Study
 from symmetrax.tasks._base import AbstractTaskFamily

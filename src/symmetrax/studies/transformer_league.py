@@ -24,7 +24,7 @@ from symmetrax.studies._transformer_arms import MAIN, MORE, Arm, Trained, train
 from symmetrax.studies.core._console import number, titled_table
 from symmetrax.studies.core._panels import Panel, curve_panels, losses
 from symmetrax.studies.core._played import judged
-from symmetrax.studies.core._runner import Run
+from symmetrax.studies.core._run import Run
 from symmetrax.studies.core._statistics import compare, t_interval
 from symmetrax.studies.core._streams import Streams
 from symmetrax.studies.core._study import Claim, Study

@@ -14,7 +14,7 @@ from symmetrax.studies.core._arm import Tuned
 from symmetrax.studies.core._console import arms_table, number, ratio_text, titled_table
 from symmetrax.studies.core._played import judged
 from symmetrax.studies.core._recorded import OWN, Given
-from symmetrax.studies.core._runner import Run
+from symmetrax.studies.core._run import Run
 from symmetrax.studies.core._runs import Runs, run_many
 from symmetrax.studies.core._statistics import compare, intervals
 from symmetrax.studies.core._streams import Streams

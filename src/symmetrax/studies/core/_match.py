@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -19,20 +19,18 @@ from symmetrax.studies.core._artifacts import usage
 from symmetrax.studies.core._choice import validation
 from symmetrax.studies.core._meta_training import Trained, train
 from symmetrax.studies.core._played import OWN, VALIDATION, Played
+from symmetrax.studies.core._run import Run
 from symmetrax.studies.core._run_facts import due, facts
 from symmetrax.studies.core._runs import Runs, joined, resumable, run_many
 from symmetrax.studies.core._statistics import summary
 from symmetrax.studies.core._tuning import for_seeds, tune
 from symmetrax.tasks._base import AbstractTask, AbstractTaskFamily
 
-if TYPE_CHECKING:  # the runner imports this
-    from symmetrax.studies.core._runner import Run
-
 
 class Match:
     """A study's arms on one family: training and tuning them, and running them on all tests."""
 
-    def __init__(self, run: "Run", family: AbstractTaskFamily):
+    def __init__(self, run: Run, family: AbstractTaskFamily):
         self.run, self.study, self.family = run, run.study, family
         self.arms = run.study.arms_on(family)
         self.horizons = run.study.horizons_on(family)

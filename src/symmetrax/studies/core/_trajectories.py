@@ -1,7 +1,6 @@
 """What a picture of trajectories needs: points, updates, teleport arcs and level sets of a few tasks."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import equinox as eqx
 import jax
@@ -13,11 +12,9 @@ from symmetrax.learned._artifact import load
 from symmetrax.rollout._unroll import Trace, draw_many
 from symmetrax.studies.core._arm import Learned, Tuned
 from symmetrax.studies.core._hand_made import symmetry_of
+from symmetrax.studies.core._run import Run
 from symmetrax.studies.core._runs import evaluate
 from symmetrax.tasks._base import AbstractTaskFamily
-
-if TYPE_CHECKING:  # the runner imports what draws
-    from symmetrax.studies.core._runner import Run
 
 TASKS = 4
 ARC = 33
@@ -27,7 +24,7 @@ FAR = 4.0
 
 
 def paths(
-    run: "Run", family: AbstractTaskFamily, names: tuple[str, ...], steps: int | None = None
+    run: Run, family: AbstractTaskFamily, names: tuple[str, ...], steps: int | None = None
 ) -> dict[str, np.ndarray]:
     """The `trajectories` of some arms of a study on unseen tasks, by the networks of the first meta-seed."""
     arms = {arm.name: arm for arm in run.study.arms_on(family)}
