@@ -37,15 +37,15 @@ class AbstractElementSearch(eqx.Module):
     def check(self, symmetry: AbstractLieSymmetry) -> None:
         """Raises ValueError if the search has nothing to do, or too much, along this symmetry."""
 
-    @abstractmethod
     def init(self, symmetry: NetworkSymmetry, params: PyTree) -> PyTree:
-        """The memory before the first step."""
+        """The memory before the first step; by default there is none."""
+        return ()
 
-    @abstractmethod
     def watch(
         self, memory: PyTree, symmetry: NetworkSymmetry, gradient: PyTree, count: Int[Array, ""] | int
     ) -> PyTree:
         """The memory after the gradient of step `count`."""
+        return memory
 
     @abstractmethod
     def __call__(
@@ -143,7 +143,7 @@ class Eigenbasis(AbstractElementSearch):
         if not self.balanced:
             return symmetry.identity() | diagonalized(symmetry, self._wanted(memory))
         balance = symmetry.exp(
-            Balanced()(Orbit(_no_loss, params, symmetry, objective=NegativeParameterNorm()))
+            Balanced()(Orbit(no_loss, params, symmetry, objective=NegativeParameterNorm()))
         )
         rotation = diagonalized(symmetry, self._wanted(self.carry(memory, symmetry, balance)))
         return symmetry.compose(symmetry.identity() | rotation, balance)
@@ -185,12 +185,6 @@ class RandomBasis(AbstractElementSearch):
     def check(self, symmetry):
         check_rotations(symmetry, self.largest)
 
-    def init(self, symmetry, params):
-        return ()
-
-    def watch(self, memory, symmetry, gradient, count):
-        return memory
-
     def __call__(self, memory, symmetry, params, count):
         groups = rotating(symmetry)
         keys = jax.random.split(jax.random.fold_in(self.key, count), len(groups))
@@ -228,5 +222,11 @@ def check_rotations(symmetry: AbstractLieSymmetry, largest: int) -> None:
             )
 
 
-def _no_loss(params: PyTree) -> Array:
-    raise AssertionError("Balancing looks at parameters alone.")
+def no_loss(params: PyTree) -> Array:
+    """The loss given to objectives that look at parameters alone: calling it is a mistake.
+
+    >>> no_loss(jnp.ones(2))
+    Traceback (most recent call last):
+    AssertionError: The objective looks at parameters alone.
+    """
+    raise AssertionError("The objective looks at parameters alone.")

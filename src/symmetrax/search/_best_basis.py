@@ -8,7 +8,7 @@ from jaxtyping import Array, Key
 from symmetrax._keys import check_key
 from symmetrax._tree import select
 from symmetrax.objectives._base import Objective, cost_of
-from symmetrax.search._basis import AbstractElementSearch, RandomBasis, check_rotations
+from symmetrax.search._basis import AbstractElementSearch, RandomBasis, check_rotations, no_loss
 
 
 class BestBasis(AbstractElementSearch):
@@ -52,17 +52,11 @@ class BestBasis(AbstractElementSearch):
     def check(self, symmetry):
         check_rotations(symmetry, self.largest)
 
-    def init(self, symmetry, params):
-        return ()
-
-    def watch(self, memory, symmetry, gradient, count):
-        return memory
-
     def __call__(self, memory, symmetry, params, count):
         keys = jax.random.split(jax.random.fold_in(self.key, count), self.samples)
 
         def value(element):
-            return self.objective(_no_loss, symmetry.act(element, params))
+            return self.objective(no_loss, symmetry.act(element, params))
 
         def better(best, key):
             element = RandomBasis(key, self.largest)((), symmetry, params, 0)
@@ -75,7 +69,3 @@ class BestBasis(AbstractElementSearch):
         kinds = jax.eval_shape(better, start, keys[0])[0]
         start = jax.tree.map(lambda x, kind: x.astype(kind.dtype), start, kinds)
         return jax.lax.scan(better, start, keys)[0][1]
-
-
-def _no_loss(params):
-    raise AssertionError("The objective looks at parameters alone.")
