@@ -179,6 +179,48 @@ class AbstractLieSymmetry(AbstractSymmetry):
         return jnp.zeros(self.algebra)
 
 
+class AbstractConjugated(AbstractLieSymmetry):
+    """Abstract base class of symmetries that act with the elements of another, in other coordinates.
+
+    The group is that of `symmetry`; subclasses say how it acts.
+
+    >>> import symmetrax as sx
+    >>> issubclass(sx.symmetry.RescaledSymmetry, AbstractConjugated)
+    True
+    """
+
+    symmetry: eqx.AbstractVar[AbstractLieSymmetry]
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        return self.symmetry.reasons
+
+    @property
+    def algebra(self) -> tuple[int, ...]:
+        return self.symmetry.algebra
+
+    def identity(self) -> PyTree:
+        return self.symmetry.identity()
+
+    def compose(self, a: PyTree, b: PyTree) -> PyTree:
+        return self.symmetry.compose(a, b)
+
+    def inverse(self, a: PyTree) -> PyTree:
+        return self.symmetry.inverse(a)
+
+    def sample(self, key: Key[Array, ""]) -> PyTree:
+        return self.symmetry.sample(key)
+
+    def exp(self, coordinates: Float[Array, "..."]) -> PyTree:
+        return self.symmetry.exp(coordinates)
+
+    def jet(self, direction: Float[Array, "..."], t: Float[Array, ""]) -> PyTree:
+        return self.symmetry.jet(direction, t)
+
+    def bounded(self, coordinates: Float[Array, "..."], bound: float | Array) -> Float[Array, "..."]:
+        return self.symmetry.bounded(coordinates, bound)
+
+
 class Joined(AbstractLieSymmetry):
     """The combination `first | second`: an element is a pair (a, b) that acts as `a` after `b`.
 

@@ -6,14 +6,14 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import PyTree
 
 from symmetrax._tree import leaf_names
-from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition
+from symmetrax.symmetry._base import AbstractConjugated, AbstractLieSymmetry, Precondition
 from symmetrax.symmetry._paths import check_present, named_shapes
 
 
-class Gained(AbstractLieSymmetry):
+class Gained(AbstractConjugated):
     """A symmetry of a network without gains, transferred to one with gains, which stay where they are.
 
     If the units of a normalized stream are multiplied by gains before they are read, as g * rmsnorm(x) @ w,
@@ -73,31 +73,6 @@ class Gained(AbstractLieSymmetry):
     @property
     def reasons(self) -> tuple[str, ...]:
         return (*self.symmetry.reasons, "a gain is zero")
-
-    @property
-    def algebra(self) -> tuple[int, ...]:
-        return self.symmetry.algebra
-
-    def identity(self) -> PyTree:
-        return self.symmetry.identity()
-
-    def compose(self, a: PyTree, b: PyTree) -> PyTree:
-        return self.symmetry.compose(a, b)
-
-    def inverse(self, a: PyTree) -> PyTree:
-        return self.symmetry.inverse(a)
-
-    def sample(self, key: Key[Array, ""]) -> PyTree:
-        return self.symmetry.sample(key)
-
-    def exp(self, coordinates: Float[Array, "..."]) -> PyTree:
-        return self.symmetry.exp(coordinates)
-
-    def jet(self, direction: Float[Array, "..."], t: Float[Array, ""]) -> PyTree:
-        return self.symmetry.jet(direction, t)
-
-    def bounded(self, coordinates: Float[Array, "..."], bound: float | Array) -> Float[Array, "..."]:
-        return self.symmetry.bounded(coordinates, bound)
 
     def act(self, a: PyTree, params: PyTree, batch: PyTree = None) -> PyTree:
         folded = self.folded(params)

@@ -1,12 +1,12 @@
 """A symmetry in other units: every parameter scaled by its own number."""
 
 import optax
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import PyTree
 
-from symmetrax.symmetry._base import AbstractLieSymmetry, Precondition
+from symmetrax.symmetry._base import AbstractConjugated, AbstractLieSymmetry, Precondition
 
 
-class RescaledSymmetry(AbstractLieSymmetry):
+class RescaledSymmetry(AbstractConjugated):
     """A symmetry of `loss` transferred to `loss(params * scale)`: w -> act(a, w s) / s.
 
     `scale` is a tree like the parameters, without zeros, and products are entry by entry. A linear diagonal
@@ -31,35 +31,6 @@ class RescaledSymmetry(AbstractLieSymmetry):
     @property
     def linear(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.symmetry.linear
-
-    @property
-    def reasons(self) -> tuple[str, ...]:
-        return self.symmetry.reasons
-
-    @property
-    def algebra(self) -> tuple[int, ...]:
-        return self.symmetry.algebra
-
-    def identity(self) -> PyTree:
-        return self.symmetry.identity()
-
-    def compose(self, a: PyTree, b: PyTree) -> PyTree:
-        return self.symmetry.compose(a, b)
-
-    def inverse(self, a: PyTree) -> PyTree:
-        return self.symmetry.inverse(a)
-
-    def sample(self, key: Key[Array, ""]) -> PyTree:
-        return self.symmetry.sample(key)
-
-    def exp(self, coordinates: Float[Array, "..."]) -> PyTree:
-        return self.symmetry.exp(coordinates)
-
-    def jet(self, direction: Float[Array, "..."], t: Float[Array, ""]) -> PyTree:
-        return self.symmetry.jet(direction, t)
-
-    def bounded(self, coordinates: Float[Array, "..."], bound: float | Array) -> Float[Array, "..."]:
-        return self.symmetry.bounded(coordinates, bound)
 
     def act(self, a: PyTree, params: PyTree, batch: PyTree = None) -> PyTree:
         return optax.tree.div(self.symmetry.act(a, optax.tree.mul(params, self.scale), batch), self.scale)
